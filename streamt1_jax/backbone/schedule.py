@@ -1,0 +1,69 @@
+"""Few-step flow-matching schedule and the sinusoidal timestep features.
+
+All tables are built with numpy in float64 and cast once: computed in float32 the angles `t * w` are off by up to 4e-5.
+Source: Wan spec, section 1.3 (schedule, time embedding).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from streamt1_jax.config import ScheduleConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingSchedule:
+  """Static tables of one schedule; S is the number of denoising steps.
+
+  Attributes:
+    timesteps: [S] float64, on the 0..1000 scale, largest first.
+    sigmas: [S] float64 noise levels in (0, 1] of the same entries.
+    next_sigmas: [S] float64 noise level after each step; the last is 0.
+    features: [S, freq_dim] float32 sinusoids of `timesteps`.
+    context_features: [freq_dim] float32 sinusoids of the clean pass's timestep.
+  """
+
+  timesteps: np.ndarray
+  sigmas: np.ndarray
+  next_sigmas: np.ndarray
+  features: np.ndarray
+  context_features: np.ndarray
+
+
+def sigma_table(config: ScheduleConfig) -> np.ndarray:
+  """Noise levels of the training timesteps, `[num_train_timesteps]` float64, descending.
+
+  s_i = 1 - i / n,   sigma_i = shift * s_i / (1 + (shift - 1) * s_i),   t_i = n * sigma_i
+  """
+  s = 1.0 - np.arange(config.num_train_timesteps) / config.num_train_timesteps
+  return config.shift * s / (1.0 + (config.shift - 1.0) * s)
+
+
+def sigma_of(timesteps: np.ndarray, config: ScheduleConfig) -> np.ndarray:
+  """Noise level of the table entry nearest to each timestep; so t = 0 maps to the last, non-zero entry."""
+  sigmas = sigma_table(config)
+  table = config.num_train_timesteps * sigmas
+  distance = np.abs(table - np.asarray(timesteps, np.float64)[..., None])
+  return sigmas[np.argmin(distance, axis=-1)]
+
+
+def time_features(timesteps: np.ndarray, freq_dim: int) -> np.ndarray:
+  """Sinusoids `[..., freq_dim]` float32, `[cos(t w) | sin(t w)]` with w_i = 10000^(-2 i / freq_dim)."""
+  half = freq_dim // 2
+  w = 10000.0 ** (-np.arange(half) / half)
+  angles = np.asarray(timesteps, np.float64)[..., None] * w
+  return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+
+
+def denoising_schedule(config: ScheduleConfig, freq_dim: int) -> DenoisingSchedule:
+  """The tables of the sampler: entry s of `denoising_steps` is the training timestep at index n - s."""
+  index = config.num_train_timesteps - np.asarray(config.denoising_steps)
+  sigmas = sigma_table(config)[index]
+  timesteps = config.num_train_timesteps * sigmas
+  return DenoisingSchedule(
+    timesteps=timesteps,
+    sigmas=sigmas,
+    next_sigmas=np.append(sigmas[1:], 0.0),
+    features=time_features(timesteps, freq_dim),
+    context_features=time_features(np.asarray(config.context_timestep), freq_dim),
+  )
