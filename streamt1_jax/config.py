@@ -357,9 +357,9 @@ def _tiny() -> ModelConfig:
       dim=192, ffn_dim=768, num_heads=3, num_layers=8, freq_dim=64, text_dim=128, text_len=32
     ),
     codec=CodecConfig(
-      base_dim=128,
+      base_dim=72,
       dim_mult=(1, 1, 1),
-      num_res_blocks=1,
+      num_res_blocks=0,
       spatial_down=(False, False),
       temporal_down=(True, True),
       patch_size=8,
