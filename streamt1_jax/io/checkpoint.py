@@ -1,0 +1,350 @@
+"""Model checkpoints: one folder per model, one orbax item per part.
+
+  tiny/
+    config.json        format version, the whole ModelConfig, size and dtype of every part, provenance
+    tokenizer.model    sentencepiece model of the text encoder
+    backbone/          one part: an orbax checkpoint, and part.json with size and SHA-256 of its files
+    codec/
+    text/
+
+Orbax stores weights without a checksum over the values, and a flipped byte would load as a wrong weight. So
+every file is checked against part.json before orbax opens any of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from streamt1_jax.config import ConfigError, ModelConfig
+from streamt1_jax.io import config_json, manifest, part_files
+
+CONFIG_FILE = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class PartInfo:
+  """What `config.json` says about one part.
+
+  Attributes:
+    parameters: number of weights.
+    dtype: dtype of the stored weights; several names joined by "+" where they differ.
+  """
+
+  parameters: int
+  dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+  """The contents of `config.json`.
+
+  Attributes:
+    model: the model's configuration.
+    parts: per part (name of its folder) its size and dtype.
+    provenance: where the weights came from; any JSON object.
+  """
+
+  model: ModelConfig
+  parts: dict[str, PartInfo]
+  provenance: dict[str, Any]
+
+
+def save_params(directory: epath.PathLike, params: Any, *, dtype: Any = None) -> None:
+  """Writes one part of a model, replacing an earlier version of it; on failure the earlier version stays.
+
+  With several processes every one must call this, on a file system they share.
+
+  Args:
+    directory: folder of the part, such as `tiny/backbone`; its parents are made.
+    params: nested dict of arrays, or an `nnx.State`.
+    dtype: dtype to store floating weights in; None keeps each as it is.
+
+  Raises:
+    ConfigError: `directory` holds something else than a part; a weight is empty or not finite (or too large
+      for `dtype`); the file system refuses.
+  """
+  target = epath.Path(directory)
+  _require_replaceable(target)
+  leaves = {name: _to_storage(leaf, dtype) for name, leaf in _named_leaves(params).items()}
+  empty = [name for name, leaf in leaves.items() if leaf.size == 0]
+  if not leaves or empty:
+    what = f"{part_files.list_some(empty)} has size 0" if empty else "there are no weights"
+    raise ConfigError(f"cannot save {target}: {what}")
+  check_finite(leaves, f"the weights for {target}")
+  staging = target.parent / f".{target.name}.partial"
+  try:
+    _write_part(target, staging, leaves)
+  except OSError as error:
+    raise ConfigError(f"cannot write {target}: {part_files.first_line(error)}") from error
+  finally:
+    _on_first_process(lambda: staging.rmtree(missing_ok=True))
+
+
+def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = None) -> Any:
+  """Reads one part of a model.
+
+  Args:
+    directory: folder of the part.
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s. A leaf with a sharding
+      is restored to it, each process reading its own shards; one without becomes an uncommitted array on the
+      default device.
+    dtype: dtype of the floating leaves returned; None gives each the dtype of its abstract leaf, whatever was
+      stored.
+
+  Returns:
+    A tree of jax arrays with exactly the structure of `abstract_params`.
+
+  Raises:
+    ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored
+      leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
+  """
+  source = epath.Path(directory)
+  wanted = {
+    name: jax.ShapeDtypeStruct(
+      leaf.shape, _target_dtype(leaf.dtype, dtype), sharding=getattr(leaf, "sharding", None)
+    )
+    for name, leaf in _named_leaves(abstract_params).items()
+  }
+  try:
+    part_files.verify_files(source)
+    leaves = _restore(source, wanted)
+  except ConfigError:
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many types for one thing: unreadable files.
+    raise ConfigError(f"{source} cannot be read: {part_files.first_line(error)}") from error
+  check_finite(leaves, str(source))
+  arrays = [jnp.asarray(leaves[name]) for name in wanted]
+  return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
+
+
+def check_finite(params: Any, source: str) -> None:
+  """Raises ConfigError, naming `source` and the leaves, if a floating leaf of `params` holds NaN or Inf."""
+  floating = {
+    name: leaf for name, leaf in _named_leaves(params).items() if jnp.issubdtype(leaf.dtype, jnp.floating)
+  }
+  on_host = {name: leaf for name, leaf in floating.items() if isinstance(leaf, np.ndarray)}
+  on_device = {name: leaf for name, leaf in floating.items() if name not in on_host}
+  finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()} | _finite_on_device(on_device)
+  bad = [name for name in floating if not finite[name]]
+  if bad:
+    raise ConfigError(f"NaN or Inf in {source}: {part_files.list_some(bad)}")
+
+
+def model_config_to_dict(model: ModelConfig) -> dict[str, Any]:
+  """`model` as JSON values; every field is written, defaults included."""
+  return config_json.to_json_value(model)
+
+
+def model_config_from_dict(data: Any, where: str = "model") -> ModelConfig:
+  """The inverse of `model_config_to_dict`. Raises ConfigError for whatever does not fit."""
+  return config_json.from_json_value(ModelConfig, data, where)
+
+
+def save_config(
+  directory: epath.PathLike, model: ModelConfig, provenance: Mapping[str, Any] | None = None
+) -> None:
+  """Writes `config.json`; call it after `save_params`, for it lists the parts that are in `directory`.
+
+  Args:
+    directory: folder of the model; made if missing.
+    model: the model's configuration.
+    provenance: where the weights came from; anything `manifest.write_json` takes.
+
+  Raises:
+    ConfigError: a part's `part.json` is corrupt, `provenance` is not JSON, the file system refuses.
+  """
+  folder = epath.Path(directory)
+  try:
+    parts = {path.name: part_files.read_part_file(path) for path in _part_folders(folder)}
+    document = {
+      "format_version": part_files.FORMAT_VERSION,
+      "preset": model.name,
+      "model": model_config_to_dict(model),
+      "parts": {
+        name: {"parameters": part["parameters"], "dtype": part["dtype"]} for name, part in parts.items()
+      },
+      "provenance": dict(provenance or {}),
+    }
+    _on_first_process(lambda: manifest.write_json(folder / CONFIG_FILE, document))
+  except OSError as error:
+    raise ConfigError(f"cannot write {folder / CONFIG_FILE}: {part_files.first_line(error)}") from error
+
+
+def load_info(directory: epath.PathLike) -> CheckpointInfo:
+  """Everything in `config.json`. Raises ConfigError, naming the field, if one is missing, unknown or wrong."""
+  path = epath.Path(directory) / CONFIG_FILE
+  document = part_files.read_json_object(epath.Path(directory), CONFIG_FILE, "a model checkpoint")
+  fields = ("format_version", "preset", "model", "parts", "provenance")
+  part_files.require_version(document, path)
+  if set(document) != set(fields):
+    raise ConfigError(f"{path} must have exactly the fields {', '.join(fields)}; got {', '.join(document)}")
+  for field in ("parts", "provenance"):
+    if not isinstance(document[field], dict):
+      raise ConfigError(f"{path}: {field} must be an object")
+  model = model_config_from_dict(document["model"], f"{path}: model")
+  if document["preset"] != model.name:
+    raise ConfigError(f"{path}: preset is {document['preset']!r} but model.name is {model.name!r}")
+  parts = {
+    name: config_json.from_json_value(PartInfo, part, f"{path}: parts.{name}")
+    for name, part in document["parts"].items()
+  }
+  return CheckpointInfo(model, parts, document["provenance"])
+
+
+def load_config(directory: epath.PathLike) -> ModelConfig:
+  """The model's configuration from `config.json`. Raises ConfigError as `load_info` does."""
+  return load_info(directory).model
+
+
+def _named_leaves(params: Any) -> dict[str, Any]:
+  """Leaves by "/"-joined path; the trailing `.value` of an nnx variable is not part of a name."""
+  paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {
+    jax.tree_util.keystr(
+      tuple(key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)), simple=True, separator="/"
+    ): leaf
+    for path, leaf in paths_and_leaves
+  }
+
+
+def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Leaves by path as the nested dict orbax stores; list indices become string keys."""
+  tree: dict[str, Any] = {}
+  for name, leaf in leaves.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def _target_dtype(leaf_dtype: Any, dtype: Any) -> np.dtype:
+  return jnp.dtype(leaf_dtype if dtype is None or not jnp.issubdtype(leaf_dtype, jnp.floating) else dtype)
+
+
+def _to_storage(leaf: Any, dtype: Any) -> Any:
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return leaf.astype(_target_dtype(leaf.dtype, dtype))
+  # Host copies keep device names out of the checkpoint. Overflow becomes Inf, which check_finite reports.
+  array = np.asarray(leaf)
+  with np.errstate(over="ignore"):
+    return array.astype(_target_dtype(array.dtype, dtype))
+
+
+def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any]) -> None:
+  _on_first_process(lambda: _make_empty(staging))
+  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save(staging / target.name, _nested(leaves))
+
+  def publish():
+    written = staging / target.name
+    part_files.write_part_file(written, leaves)
+    if target.exists():
+      target.rename(staging / "replaced")
+    written.rename(target)
+
+  _on_first_process(publish)
+
+
+def _restore(source: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    stored = _named_leaves(_as_dict(checkpointer.metadata(source).item_metadata.tree))
+    _require_same_leaves(source, stored, wanted)
+    restore_args = _nested({name: _restore_args(leaf) for name, leaf in wanted.items()})
+    restored = checkpointer.restore(
+      source, ocp.args.PyTreeRestore(item=_nested(wanted), restore_args=restore_args)
+    )
+  return _named_leaves(restored)
+
+
+def _as_dict(metadata: Any) -> Any:
+  """Orbax describes a leaf by an object that is itself a pytree; only its shape and dtype are of interest."""
+  if isinstance(metadata, Mapping):
+    return {str(name): _as_dict(child) for name, child in metadata.items()}
+  return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype)
+
+
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+  if leaf.sharding is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+  return ocp.ArrayRestoreArgs(
+    restore_type=jax.Array, dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=True
+  )
+
+
+def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  problems = [f"{name} is missing" for name in wanted if name not in stored]
+  problems += [f"{name} is not in the model" for name in stored if name not in wanted]
+  for name in (name for name in wanted if name in stored):
+    found, expected = stored[name], wanted[name]
+    if tuple(found.shape) != tuple(expected.shape):
+      problems.append(f"{name} is {list(found.shape)}, the model has {list(expected.shape)}")
+    elif jnp.issubdtype(found.dtype, jnp.floating) != jnp.issubdtype(expected.dtype, jnp.floating):
+      problems.append(f"{name} is {found.dtype}, the model has {expected.dtype}")
+  if problems:
+    raise ConfigError(f"{source} does not fit the model: {part_files.list_some(problems, separator='; ')}")
+
+
+@jax.jit
+def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
+
+
+def _finite_on_device(leaves: dict[str, jax.Array]) -> dict[str, bool]:
+  return {name: bool(flag) for name, flag in _all_finite(leaves).items()} if leaves else {}
+
+
+def _require_replaceable(target: epath.Path) -> None:
+  if not target.exists() or (target / part_files.PART_FILE).is_file():
+    return
+  if not target.is_dir() or any(target.iterdir()):
+    raise ConfigError(f"{target} exists and is not a saved model part; it will not be replaced")
+
+
+def _part_folders(folder: epath.Path) -> list[epath.Path]:
+  if not folder.is_dir():
+    return []
+  return sorted(
+    path
+    for path in folder.iterdir()
+    if not path.name.startswith(".") and (path / part_files.PART_FILE).is_file()
+  )
+
+
+def _make_empty(folder: epath.Path) -> None:
+  folder.rmtree(missing_ok=True)
+  folder.mkdir(parents=True)
+
+
+def _on_first_process(action) -> None:
+  """Runs `action` on process 0 while the others wait for it."""
+  if jax.process_index() == 0:
+    action()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("streamt1_jax.io.checkpoint")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides warnings: those of orbax concern its own formats; what a user can act on becomes a ConfigError."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      yield
+  finally:
+    logging.set_verbosity(verbosity)

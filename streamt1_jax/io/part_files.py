@@ -1,0 +1,109 @@
+"""The files of a saved model part: sizes and checksums in part.json, checked before anything is restored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import config_json, manifest
+
+FORMAT_VERSION = 1
+PART_FILE = "part.json"
+_MAX_LISTED = 3
+
+
+def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
+  """Records in part.json what `leaves` are and which files (all those in `folder`) orbax made of them."""
+  part = {
+    "format_version": FORMAT_VERSION,
+    "parameters": sum(leaf.size for leaf in leaves.values()),
+    "dtype": "+".join(sorted({leaf.dtype.name for leaf in leaves.values()})),
+    "files": {
+      path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
+      for path in _files_below(folder)
+    },
+  }
+  manifest.write_json(folder / PART_FILE, part)
+
+
+def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
+  for entry in sorted(folder.iterdir()):
+    if entry.is_dir():
+      yield from _files_below(entry)
+    else:
+      yield entry
+
+
+def _sha256(path: epath.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_files(folder: epath.Path) -> None:
+  """Raises ConfigError naming the first file that is missing or has not the size and checksum recorded."""
+  for name, expected in read_part_file(folder)["files"].items():
+    path = folder / name
+    if not path.is_file():
+      raise ConfigError(f"{folder} is incomplete: {name} is missing")
+    size = path.stat().length
+    if size != expected["bytes"]:
+      raise ConfigError(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
+    if _sha256(path) != expected["sha256"]:
+      raise ConfigError(f"{path} is corrupt: its checksum is not the one recorded in {PART_FILE}")
+
+
+def read_part_file(folder: epath.Path) -> dict[str, Any]:
+  """The contents of part.json. Raises ConfigError if `folder` is not a saved part or the file is corrupt."""
+  part = read_json_object(folder, PART_FILE, "a saved model part")
+  path = folder / PART_FILE
+  require_version(part, path)
+  for field, field_type in (("parameters", int), ("dtype", str), ("files", dict)):
+    if not isinstance(part.get(field), field_type):
+      raise ConfigError(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
+  if not all(
+    isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in part["files"].values()
+  ):
+    raise ConfigError(f"{path} is corrupt: files need bytes and sha256")
+  return part
+
+
+def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]:
+  """The JSON object in file `name` of `folder`. Raises ConfigError, naming the `kind` of folder expected."""
+  if not folder.exists():
+    raise ConfigError(f"{folder} does not exist; expected the folder of {kind}")
+  if not folder.is_dir():
+    raise ConfigError(f"{folder} is a file; expected the folder of {kind}")
+  path = folder / name
+  if not path.is_file():
+    found = sorted(entry.name for entry in folder.iterdir())
+    raise ConfigError(f"{folder} is not {kind}: it has no {name} (found: {list_some(found) or 'nothing'})")
+  try:
+    document = config_json.parse_strict_json(path.read_text(), str(path))
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
+  if not isinstance(document, dict):
+    raise ConfigError(f"{path} must hold a JSON object")
+  return document
+
+
+def require_version(document: Mapping[str, Any], path: epath.Path) -> None:
+  """Raises ConfigError unless `document`, read from `path`, has the format version this program reads."""
+  version = document.get("format_version")
+  if version != FORMAT_VERSION or isinstance(version, bool):
+    raise ConfigError(f"{path}: format_version is {version!r}; this program reads {FORMAT_VERSION}")
+
+
+def list_some(names: Sequence[str], separator: str = ", ") -> str:
+  """The first few of `names`, and how many more there are."""
+  rest = len(names) - _MAX_LISTED
+  return separator.join(names[:_MAX_LISTED]) + (f"{separator}and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+  """Type and first line of an error, for a message of one line."""
+  lines = str(error).splitlines()
+  return f"{type(error).__name__}: {lines[0] if lines else ''}"
