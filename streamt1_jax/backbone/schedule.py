@@ -59,7 +59,8 @@ def denoising_schedule(config: ScheduleConfig, freq_dim: int) -> DenoisingSchedu
   """The tables of the sampler: entry s of `denoising_steps` is the training timestep at index n - s."""
   index = config.num_train_timesteps - np.asarray(config.denoising_steps)
   sigmas = sigma_table(config)[index]
-  timesteps = config.num_train_timesteps * sigmas
+  # The published sampler carries timesteps in float32 and builds their sinusoids from the rounded value.
+  timesteps = (config.num_train_timesteps * sigmas).astype(np.float32).astype(np.float64)
   return DenoisingSchedule(
     timesteps=timesteps,
     sigmas=sigmas,

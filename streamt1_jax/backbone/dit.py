@@ -1,0 +1,218 @@
+"""The causal Wan DiT: velocity of one chunk, given the memory.
+
+  latents [F, C, H, W] ── patches ── tokens [F, T/F, M] ── L blocks ── head ── velocity [F, C, H, W]
+                                        │
+     timestep features [F, freq_dim] ── modulation rows, one set per latent frame
+     text keys and values [L, A, X, D] ── cross-attention (computed once per prompt)
+     memory [L, R, A, T, D] ── self-attention (read only)
+
+Source: Wan spec, section 1.3. Everything is unbatched: one candidate, one chunk. `vmap` over candidates shares the memory.
+Blocks are stacked `[L, ...]` and scanned.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from streamt1_jax.backbone import attention, rope
+from streamt1_jax.config import BackboneConfig, ModelConfig
+from streamt1_jax.typing import Latents, TimeFeatures, Tokens
+
+
+class TextMemory(NamedTuple):
+  """Cross-attention keys and values of one prompt, each [L, A, X, D]."""
+
+  k: jax.Array
+  v: jax.Array
+
+
+class ChunkMemory(NamedTuple):
+  """Self-attention keys (rotated) and values of one chunk, each [L, A, T, D]."""
+
+  k: jax.Array
+  v: jax.Array
+
+
+class Attend(Protocol):
+  """Self-attention of one block, with whatever it can see: `(q, k, v, layer) -> [A, T, D]`."""
+
+  def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array) -> jax.Array: ...
+
+
+def layer_norm(x: jax.Array, eps: float) -> jax.Array:
+  """LayerNorm without affine parameters over the last axis, in float32; the result has x's dtype."""
+  y = x.astype(jnp.float32)
+  y = y - y.mean(axis=-1, keepdims=True)
+  y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
+  return y.astype(x.dtype)
+
+
+def _split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+  """[T, M] -> [A, T, D]."""
+  return x.reshape(x.shape[0], num_heads, -1).transpose(1, 0, 2)
+
+
+def _merge_heads(x: jax.Array) -> jax.Array:
+  """[A, T, D] -> [T, M]."""
+  return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+
+
+class RMSNorm(nnx.Module):
+  """x * rsqrt(mean(x^2) + eps) * scale over all channels, before the split into heads."""
+
+  def __init__(self, dim: int, eps: float):
+    self.scale = nnx.Param(jnp.ones(dim))
+    self.eps = eps
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
+    return y.astype(x.dtype) * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Projections(nnx.Module):
+  """The four linear layers and two norms of an attention; holds no attention itself."""
+
+  def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
+    self.query = nnx.Linear(config.dim, config.dim, rngs=rngs)
+    self.key = nnx.Linear(config.dim, config.dim, rngs=rngs)
+    self.value = nnx.Linear(config.dim, config.dim, rngs=rngs)
+    self.out = nnx.Linear(config.dim, config.dim, rngs=rngs)
+    self.query_norm = RMSNorm(config.dim, config.eps)
+    self.key_norm = RMSNorm(config.dim, config.eps)
+    self.num_heads = config.num_heads
+
+  def queries(self, x: jax.Array) -> jax.Array:
+    """[T, M] -> [A, T, D], normalised, not rotated."""
+    return _split_heads(self.query_norm(self.query(x)), self.num_heads)
+
+  def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[T, M] -> two [A, T, D]; keys normalised, not rotated."""
+    return (
+      _split_heads(self.key_norm(self.key(x)), self.num_heads),
+      _split_heads(self.value(x), self.num_heads),
+    )
+
+
+class Block(nnx.Module):
+  """One transformer block, written for the tokens of one chunk."""
+
+  def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
+    dim = config.dim
+    # Rows: shift, scale, gate of self-attention, then of the feed-forward layer.
+    self.modulation = nnx.Param(jax.random.normal(rngs.params(), (6, dim)) * dim**-0.5)
+    self.self_attention = Projections(config, rngs)
+    self.cross_norm = nnx.LayerNorm(dim, epsilon=config.eps, use_fast_variance=False, rngs=rngs)
+    self.cross_attention = Projections(config, rngs)
+    self.ffn_in = nnx.Linear(dim, config.ffn_dim, rngs=rngs)
+    self.ffn_out = nnx.Linear(config.ffn_dim, dim, rngs=rngs)
+    self.eps = config.eps
+
+  def modulation_rows(self, time: jax.Array) -> list[jax.Array]:
+    """Six arrays [F, 1, M] from the projected time embedding [F, 6, M]."""
+    return jnp.split(self.modulation[...][None] + time, 6, axis=1)
+
+  def qkv(self, x: Tokens, rows: list[jax.Array], cos: jax.Array, sin: jax.Array):
+    """Rotated queries and keys, and values, each [A, T, D]."""
+    y = (layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]).reshape(-1, x.shape[-1])
+    k, v = self.self_attention.keys_values(y)
+    return rope.rotate(self.self_attention.queries(y), cos, sin), rope.rotate(k, cos, sin), v
+
+  def after_attention(self, x: Tokens, attended: jax.Array, rows: list[jax.Array], text: TextMemory) -> Tokens:
+    """Residual of self-attention, cross-attention to the text `[A, X, D]`, feed-forward."""
+    x = x + self.self_attention.out(_merge_heads(attended)).reshape(x.shape) * rows[2]
+    q = self.cross_attention.queries(self.cross_norm(x).reshape(-1, x.shape[-1]))
+    x = x + self.cross_attention.out(_merge_heads(attention.attend(q, text.k, text.v))).reshape(x.shape)
+    y = layer_norm(x, self.eps) * (1 + rows[4]) + rows[3]
+    return x + self.ffn_out(jax.nn.gelu(self.ffn_in(y), approximate=True)) * rows[5]
+
+
+class CausalWanDiT(nnx.Module):
+  """Causal Wan DiT. Split it once (`nnx.split`), then merge inside the transformation that calls it."""
+
+  def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    c = config.backbone
+    patch_channels = c.latent_channels * c.patch_size**2
+    self.patch_embedding = nnx.Linear(patch_channels, c.dim, rngs=rngs)
+    self.text_in = nnx.Linear(c.text_dim, c.dim, rngs=rngs)
+    self.text_out = nnx.Linear(c.dim, c.dim, rngs=rngs)
+    self.time_in = nnx.Linear(c.freq_dim, c.dim, rngs=rngs)
+    self.time_out = nnx.Linear(c.dim, c.dim, rngs=rngs)
+    self.time_projection = nnx.Linear(c.dim, 6 * c.dim, rngs=rngs)
+    self.blocks = nnx.vmap(Block, in_axes=(None, 0))(c, rngs.fork(split=c.num_layers))
+    self.head_modulation = nnx.Param(jax.random.normal(rngs.params(), (2, c.dim)) * c.dim**-0.5)
+    self.head = nnx.Linear(c.dim, patch_channels, rngs=rngs)
+    self.config = c
+    self.grid = (config.latent_height // c.patch_size, config.latent_width // c.patch_size)
+
+  def embed_text(self, embeddings: jax.Array) -> jax.Array:
+    """Text encoder output `[X, E]`, zero rows after the prompt, to `[X, M]`; the zero rows become the bias path's value."""
+    return self.text_out(jax.nn.gelu(self.text_in(embeddings), approximate=True))
+
+  def text_memory(self, embeddings: jax.Array) -> TextMemory:
+    """Cross-attention keys and values of all blocks for text encoder output `[X, E]`; once per prompt."""
+    text = self.embed_text(embeddings)
+    graphdef, blocks = nnx.split(self.blocks)
+    project = lambda block: nnx.merge(graphdef, block).cross_attention.keys_values(text)
+    return TextMemory(*jax.lax.map(project, blocks))
+
+  def embed_time(self, features: TimeFeatures) -> tuple[jax.Array, jax.Array]:
+    """Time embedding `[F, M]` and its projection `[F, 6, M]` from sinusoids `[F, freq_dim]`."""
+    features = features.astype(self.time_in.kernel.dtype)
+    embedding = self.time_out(jax.nn.silu(self.time_in(features)))
+    return embedding, self.time_projection(jax.nn.silu(embedding)).reshape(features.shape[0], 6, -1)
+
+  def patchify(self, latents: Latents) -> Tokens:
+    """[F, C, H, W] -> [F, T / F, M]; a patch is flattened (row, column, channel), channel fastest."""
+    frames, channels = latents.shape[:2]
+    (rows, columns), p = self.grid, self.config.patch_size
+    patches = latents.reshape(frames, channels, rows, p, columns, p).transpose(0, 2, 4, 3, 5, 1)
+    return self.patch_embedding(patches.reshape(frames, rows * columns, -1))
+
+  def unpatchify(self, x: Tokens, time: jax.Array) -> Latents:
+    """Head: tokens and time embedding [F, M] -> [F, C, H, W]."""
+    shift, scale = jnp.split(self.head_modulation[...][None] + time[:, None], 2, axis=1)
+    x = self.head(layer_norm(x, self.config.eps) * (1 + scale) + shift)
+    (rows, columns), p = self.grid, self.config.patch_size
+    x = x.reshape(x.shape[0], rows, columns, p, p, -1).transpose(0, 5, 1, 3, 2, 4)
+    return x.reshape(x.shape[0], x.shape[1], rows * p, columns * p)
+
+  def rotary_tables(self) -> rope.RotaryTables:
+    return rope.rotary_tables(self.config.head_dim, self.config.max_frames, *self.grid)
+
+  def __call__(
+    self,
+    latents: Latents,
+    features: TimeFeatures,
+    first_frame: jax.Array,
+    text: TextMemory,
+    attend: Attend,
+  ) -> tuple[Latents, ChunkMemory]:
+    """Velocity of one chunk, and the keys and values it would leave in memory.
+
+    Args:
+      latents: [F, C, H, W] noisy chunk.
+      features: [F, freq_dim] sinusoids of the timestep of each latent frame.
+      first_frame: int32 scalar, absolute index of the chunk's first latent frame.
+      text: the prompt's cross-attention memory.
+      attend: self-attention, for example `attention.attend_with_memory` bound to a memory.
+
+    Returns:
+      velocity [F, C, H, W] float32, and the chunk's rotated keys and its values [L, A, T, D].
+    """
+    x = self.patchify(latents.astype(self.patch_embedding.kernel.dtype))
+    embedding, projected = self.embed_time(features)
+    cos, sin = rope.chunk_rotation(self.rotary_tables(), first_frame, latents.shape[0])
+    graphdef, blocks = nnx.split(self.blocks)
+
+    def step(x, inputs):
+      params, layer, text = inputs
+      block = nnx.merge(graphdef, params)
+      rows = block.modulation_rows(projected)
+      q, k, v = block.qkv(x, rows, cos, sin)
+      return block.after_attention(x, attend(q, k, v, layer), rows, text), ChunkMemory(k, v)
+
+    x, chunk = jax.lax.scan(step, x, (blocks, jnp.arange(self.config.num_layers), text))
+    return self.unpatchify(x, embedding).astype(jnp.float32), chunk

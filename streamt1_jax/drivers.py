@@ -1,0 +1,158 @@
+"""Two ways to run the same chunk step: `stream`, chunk by chunk from Python, and `rollout`, one XLA program.
+
+Survivors point to their parents, so a finished video is read backwards along its lineage (`lineage`): no beam ever carries
+its own past frames, and the state stays the same size however long the video is.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from streamt1_jax.chunk_step import Models, chunk_step, init_state
+from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.state import ChunkTrace, Condition, SearchState
+from streamt1_jax.typing import Params
+
+
+class SearchError(RuntimeError):
+  """A search that cannot go on: every candidate of a chunk is NaN or Inf."""
+
+
+class FinalBeams(NamedTuple):
+  """The surviving videos, best first by the last chunk's hybrid score.
+
+  Attributes:
+    latents: [K, num_chunks * F, C, H, W] float32.
+    frames: [K, num_frames, ...] decoded frames.
+    scores: [K] float32 video score of each whole video.
+    best: index of the best whole video; the earliest of equals.
+  """
+
+  latents: np.ndarray
+  frames: np.ndarray
+  scores: np.ndarray
+  best: int
+
+
+@functools.partial(
+  jax.jit, static_argnames=("models", "search", "first", "record"), donate_argnames=("state",)
+)
+def jitted_chunk_step(params, state, condition, models, search, *, first, record=False):
+  """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated."""
+  return chunk_step(params, state, condition, models, search, first=first, record=record)
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search"))
+def jitted_init_state(params, seed, models, search):
+  return init_state(models, params, search, seed)
+
+
+def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
+  """Raises ConfigError unless a video of `num_chunks` chunks can be searched."""
+  search.validate_for(models.config)
+  longest = models.config.backbone.max_frames // models.config.chunk_frames
+  if not 1 <= num_chunks <= longest:
+    raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {num_chunks}")
+
+
+def stream(
+  params: Params,
+  condition: Condition,
+  models: Models,
+  search: SearchConfig,
+  *,
+  num_chunks: int,
+  seed: int,
+  record: bool = False,
+) -> Iterator[ChunkTrace]:
+  """Yields the trace of every chunk as soon as it is searched.
+
+  Raises:
+    ConfigError: the length or the search does not fit the model.
+    SearchError: all candidates of a chunk are NaN or Inf. Chunks yielded before are good.
+  """
+  check_length(models, search, num_chunks)
+  state = jitted_init_state(params, seed, models, search)
+  for index in range(num_chunks):
+    state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
+    check_usable(trace, index, seed)
+    yield trace
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks", "record"))
+def _rollout(params, condition, seed, models, search, num_chunks, record):
+  step = functools.partial(chunk_step, models=models, search=search, record=record)
+  state, first = step(params, init_state(models, params, search, seed), condition, first=True)
+
+  def later(state: SearchState, _):
+    return step(params, state, condition, first=False)
+
+  _, rest = jax.lax.scan(later, state, length=num_chunks - 1)
+  return first, rest
+
+
+def rollout(
+  params: Params,
+  condition: Condition,
+  models: Models,
+  search: SearchConfig,
+  *,
+  num_chunks: int,
+  seed: int,
+  record: bool = False,
+) -> list[ChunkTrace]:
+  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`."""
+  check_length(models, search, num_chunks)
+  first, rest = _rollout(params, condition, seed, models, search, num_chunks, record)
+  traces = [first, *(jax.tree.map(lambda x, i=i: x[i], rest) for i in range(num_chunks - 1))]
+  for index, trace in enumerate(traces):
+    check_usable(trace, index, seed)
+  return traces
+
+
+def check_usable(trace: ChunkTrace, chunk_index: int, seed: int) -> None:
+  if not np.asarray(trace.candidates.usable).any():
+    raise SearchError(f"chunk {chunk_index}, seed {seed}: every candidate is NaN or Inf")
+
+
+def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:
+  """Which survivor of every chunk each final beam descends from.
+
+  Args:
+    survivors: per chunk [K] int, surviving candidates n = parent * B + i.
+    beam_size: B.
+
+  Returns:
+    [num_chunks, K] int; column k names, chunk by chunk, the survivor on final beam k's lineage.
+  """
+  path = [np.arange(len(survivors[-1]))]
+  for survivor in reversed(survivors[1:]):
+    path.append(np.asarray(survivor)[path[-1]] // beam_size)
+  return np.stack(path[::-1])
+
+
+@functools.partial(jax.jit, static_argnames=("models",))
+def _whole_video_scores(params, condition, frames, models):
+  def score(frames):
+    window = FrameWindow(frames[:-1], jnp.int32(frames.shape[0] - 1), frames[-1:])
+    info = CandidateInfo(condition.num_chunks - 1, jnp.int32(0))
+    return models.video_reward(params["video_reward"], condition.video_reward, window, info)
+
+  return jax.lax.map(score, frames)
+
+
+def final_beams(
+  params: Params, condition: Condition, models: Models, search: SearchConfig, traces: list[ChunkTrace]
+) -> FinalBeams:
+  """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does."""
+  path = lineage([np.asarray(t.survivor) for t in traces], search.beam_size)
+  join = lambda chunks: np.concatenate([np.asarray(c)[beam] for c, beam in zip(chunks, path)], axis=1)
+  latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
+  scores = np.asarray(_whole_video_scores(params, condition, frames, models))
+  ranked = np.where(np.isfinite(scores), scores, -np.inf)
+  return FinalBeams(latents=latents, frames=frames, scores=scores, best=int(np.argmax(ranked)))

@@ -1,0 +1,207 @@
+"""Memory Sinking: what leaves the attention window is discarded, averaged into the last sink, or kept as a new sink.
+
+  discard   the chunk is forgotten
+  ema       sink <- decay * sink + (1 - decay) * chunk, for the last sink             (Stream-T1, memory sinking)
+  append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
+
+A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not care, keys
+were rotated at their absolute frame when they were written, and the table says which slot is which. So an append moves no
+data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from streamt1_jax.backbone.attention import MemoryView
+from streamt1_jax.backbone.dit import ChunkMemory
+from streamt1_jax.backbone.rope import RotaryTables, shift_frames
+from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.reward_pruning import Flags
+
+NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)
+_NO_FRAME = jnp.iinfo(jnp.int32).max
+
+
+class SinkAccumulator(NamedTuple):
+  """The last sink in float32, [L, A, T, D] each, for memories in a narrower dtype: there `0.999 * x` rounds back to `x`."""
+
+  k: jax.Array
+  v: jax.Array
+
+
+class Memory(NamedTuple):
+  """One beam's attention memory; R slots of one chunk each.
+
+  Attributes:
+    k: [L, R, A, T, D] rotated keys.
+    v: [L, R, A, T, D] values.
+    frame: [R] int32, absolute index of the first latent frame in the slot.
+    is_sink: [R] bool.
+    flags: bool [R] each, how the chunk in the slot will be routed when it leaves the window.
+    count: int32 scalar, valid slots.
+    accumulator: the last sink in float32, or None where the memory's own dtype serves.
+  """
+
+  k: jax.Array
+  v: jax.Array
+  frame: jax.Array
+  is_sink: jax.Array
+  flags: Flags
+  count: jax.Array
+  accumulator: SinkAccumulator | None
+
+
+class Eviction(NamedTuple):
+  """What happened to one beam's memory before a chunk was generated.
+
+  Attributes:
+    route: int32 scalar: NOTHING, DISCARD, EMA, APPEND or APPEND_AT_MAXIMUM.
+    frame: int32 scalar, first latent frame of the chunk that left the window; -1 for NOTHING.
+    sink_frame: int32 scalar, first latent frame of the sink that took it in; -1 unless route is EMA or APPEND_AT_MAXIMUM.
+  """
+
+  route: jax.Array
+  frame: jax.Array
+  sink_frame: jax.Array
+
+
+def memory_slots(model: ModelConfig, search: SearchConfig) -> int:
+  """Slots a beam needs: the sinks at their maximum and the window, current chunk included."""
+  return search.max_sink_frames // model.chunk_frames + model.window_chunks
+
+
+def empty_memory(model: ModelConfig, search: SearchConfig, dtype: jnp.dtype) -> Memory:
+  c, slots = model.backbone, memory_slots(model, search)
+  chunk = (c.num_heads, model.chunk_tokens, c.head_dim)
+  cache = jnp.zeros((c.num_layers, slots, *chunk), dtype)
+  none = jnp.zeros(slots, bool)
+  narrow = search.sink_ema_dtype == "float32" and dtype != jnp.float32
+  accumulator = jnp.zeros((c.num_layers, *chunk), jnp.float32)
+  return Memory(
+    k=cache,
+    v=jnp.zeros_like(cache),
+    frame=jnp.full(slots, -1, jnp.int32),
+    is_sink=none,
+    flags=Flags(none, none),
+    count=jnp.int32(0),
+    accumulator=SinkAccumulator(accumulator, jnp.zeros_like(accumulator)) if narrow else None,
+  )
+
+
+def view(memory: Memory, trip_count: jax.Array) -> MemoryView:
+  return MemoryView(memory.k, memory.v, memory.count, trip_count)
+
+
+def _first_window_slot(memory: Memory) -> jax.Array:
+  in_window = _valid(memory) & ~memory.is_sink
+  return jnp.argmin(jnp.where(in_window, memory.frame, _NO_FRAME))
+
+
+def _last_sink_slot(memory: Memory) -> jax.Array:
+  return jnp.argmax(jnp.where(_valid(memory) & memory.is_sink, memory.frame, -1))
+
+
+def _valid(memory: Memory) -> jax.Array:
+  return jnp.arange(memory.frame.shape[0]) < memory.count
+
+
+def _slot(cache: jax.Array, slot: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_index_in_dim(cache, slot, 1, keepdims=False)
+
+
+def _with_slot(cache: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_index_in_dim(cache, value.astype(cache.dtype), slot, 1)
+
+
+def _choose_route(memory: Memory, leaving: jax.Array, model: ModelConfig, search: SearchConfig) -> jax.Array:
+  window = (_valid(memory) & ~memory.is_sink).sum()
+  sinks = (_valid(memory) & memory.is_sink).sum()
+  room = sinks < search.max_sink_frames // model.chunk_frames
+  ema, append = memory.flags.ema[leaving], memory.flags.append[leaving]
+  route = jnp.where(append, jnp.where(room, APPEND, APPEND_AT_MAXIMUM), jnp.where(ema, EMA, DISCARD))
+  return jnp.where(window < model.window_chunks, NOTHING, route).astype(jnp.int32)
+
+
+def mix(sink: jax.Array, chunk: jax.Array, decay: float) -> jax.Array:
+  """decay * sink + (1 - decay) * chunk, every product rounded to the sink's dtype as in the released code."""
+  product = lambda x, weight: (x.astype(jnp.float32) * weight).astype(sink.dtype)
+  return product(sink, decay) + product(chunk, 1.0 - decay)
+
+
+def _merge_into_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, tables: RotaryTables, decay: float):
+  """The sink after the EMA, in its own dtype. The leaving keys move to the sink's position: raw keys mix, not rotated ones."""
+  keys = shift_frames(_slot(memory.k, leaving), tables, memory.frame[sink] - memory.frame[leaving])
+  values = _slot(memory.v, leaving)
+  old = memory.accumulator or SinkAccumulator(_slot(memory.k, sink), _slot(memory.v, sink))
+  return old, SinkAccumulator(mix(old.k, keys, decay), mix(old.v, values, decay))
+
+
+def _update_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, merge: jax.Array, tables, decay: float) -> Memory:
+  """Writes the EMA into the sink's slot where `merge` (bool scalar) holds; touches no other slot."""
+  old, new = _merge_into_sink(memory, sink, leaving, tables, decay)
+  k = jnp.where(merge, new.k.astype(memory.k.dtype), _slot(memory.k, sink))
+  v = jnp.where(merge, new.v.astype(memory.v.dtype), _slot(memory.v, sink))
+  accumulator = memory.accumulator
+  if accumulator is not None:
+    accumulator = jax.tree.map(lambda new, old: jnp.where(merge, new, old), new, old)
+  return memory._replace(k=_with_slot(memory.k, sink, k), v=_with_slot(memory.v, sink, v), accumulator=accumulator)
+
+
+def _free(memory: Memory, slot: jax.Array, free: jax.Array) -> Memory:
+  """Where `free` (bool scalar) holds, empties a slot and moves the last valid one into it: valid slots stay a prefix."""
+  source = jnp.where(free, memory.count - 1, slot)
+  move = lambda cache: _with_slot(cache, slot, _slot(cache, source))
+  move_entry = lambda entries: entries.at[slot].set(entries[source])
+  return memory._replace(
+    k=move(memory.k),
+    v=move(memory.v),
+    frame=move_entry(memory.frame),
+    is_sink=move_entry(memory.is_sink),
+    flags=jax.tree.map(move_entry, memory.flags),
+    count=memory.count - free,
+  )
+
+
+def _label_sink(memory: Memory, slot: jax.Array, label: jax.Array) -> Memory:
+  """Where `label` (bool scalar) holds, the slot becomes the last sink; no data moves."""
+  accumulator = memory.accumulator
+  if accumulator is not None:
+    latest = lambda cache, old: jnp.where(label, _slot(cache, slot).astype(jnp.float32), old)
+    accumulator = SinkAccumulator(latest(memory.k, accumulator.k), latest(memory.v, accumulator.v))
+  is_sink = memory.is_sink.at[slot].set(memory.is_sink[slot] | label)
+  return memory._replace(is_sink=is_sink, accumulator=accumulator)
+
+
+def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
+  """Makes room for the next chunk: routes the oldest window chunk by the flags its scores gave it, if the window is full.
+
+  Written without branches, slot by slot: under `vmap` a branch would select between whole memories.
+  """
+  leaving, sink = _first_window_slot(memory), _last_sink_slot(memory)
+  route = _choose_route(memory, leaving, model, search)
+  merge = (route == EMA) | (route == APPEND_AT_MAXIMUM)
+  eviction = Eviction(
+    route=route,
+    frame=jnp.where(route == NOTHING, -1, memory.frame[leaving]),
+    sink_frame=jnp.where(merge, memory.frame[sink], -1),
+  )
+  memory = _update_sink(memory, sink, leaving, merge, tables, search.sink_ema_decay)
+  memory = _label_sink(memory, leaving, route == APPEND)
+  return _free(memory, leaving, merge | (route == DISCARD)), eviction
+
+
+def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: jax.Array, model: ModelConfig) -> Memory:
+  """Writes a chunk's keys and values `[L, A, T, D]` into the first empty slot; the first `sink_frames` are sinks."""
+  slot = memory.count
+  put = lambda entries, value: entries.at[slot].set(value)
+  memory = memory._replace(
+    k=_with_slot(memory.k, slot, chunk.k),
+    v=_with_slot(memory.v, slot, chunk.v),
+    frame=put(memory.frame, first_frame),
+    is_sink=put(memory.is_sink, False),
+    flags=Flags(put(memory.flags.ema, flags.ema), put(memory.flags.append, flags.append)),
+    count=memory.count + 1,
+  )
+  return _label_sink(memory, slot, first_frame < model.sink_frames)

@@ -1,0 +1,81 @@
+"""Stream-Scaled Noise Propagation: a candidate's starting noise is its parent's noise, fused with fresh noise.
+
+  eps_n = sigma * eps_parent + sqrt(1 - sigma^2) * eps_fresh                      (Stream-T1, noise propagation)
+
+With independent draws the fused noise has unit variance. In the released code candidate 0 of a beam draws its parent's fresh
+noise again, so its two terms are correlated and its variance is not one; `SearchConfig.first_candidate` chooses.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+# Released seed rule: distinct for up to 10 beams of 100 candidates.
+_SEED_PER_CHUNK = 1000
+_SEED_PER_BEAM = 100
+
+
+class NoiseDraws(NamedTuple):
+  """All random numbers of one candidate.
+
+  Attributes:
+    fresh: [F, C, H, W] noise before fusion.
+    renoise: [S - 1, F, C, H, W] noise added back between denoising steps.
+  """
+
+  fresh: jax.Array
+  renoise: jax.Array
+
+
+class DrawNoise(Protocol):
+  """Draws a candidate's noise from its seed (int32 scalar); pure, so that equal seeds give equal noise."""
+
+  def __call__(self, seed: jax.Array) -> NoiseDraws: ...
+
+
+def gaussian_noise(latent_shape: tuple[int, ...], num_steps: int) -> DrawNoise:
+  """Standard normal draws from `jax.random.key(seed)`."""
+
+  def draw(seed: jax.Array) -> NoiseDraws:
+    noise = jax.random.normal(jax.random.key(seed), (num_steps, *latent_shape))
+    return NoiseDraws(fresh=noise[0], renoise=noise[1:])
+
+  return draw
+
+
+def candidate_seeds(
+  base_seed: jax.Array,
+  parent_seed: jax.Array,
+  chunk_index: jax.Array,
+  *,
+  beam_size: int,
+  first_candidate: str,
+) -> jax.Array:
+  """Seeds of all candidates of one chunk.
+
+  The first chunk numbers its candidates from the base seed. Later, candidate i of beam k gets
+  `base + 1000 * chunk + 100 * k + i`, except that candidate 0 takes its parent's seed when `first_candidate` is "reuse".
+
+  Args:
+    base_seed: int32 scalar.
+    parent_seed: [K] int32, the seed each beam's last chunk was drawn from.
+    chunk_index: int32 scalar.
+    beam_size: candidates per beam, B.
+    first_candidate: "reuse" or "fresh".
+
+  Returns:
+    [K, B] int32.
+  """
+  beams = jnp.arange(parent_seed.shape[0])[:, None]
+  candidates = jnp.arange(beam_size)[None]
+  first_chunk = base_seed + beams * beam_size + candidates
+  later = base_seed + _SEED_PER_CHUNK * chunk_index + _SEED_PER_BEAM * beams + candidates
+  if first_candidate == "reuse":
+    later = later.at[:, 0].set(parent_seed)
+  return jnp.where(chunk_index == 0, first_chunk, later).astype(jnp.int32)
+
+
+def fuse_noise(parent: jax.Array, fresh: jax.Array, sigma: float) -> jax.Array:
+  """sigma * parent + sqrt(1 - sigma^2) * fresh, for `[F, C, H, W]` noises and sigma in (-1, 1)."""
+  return sigma * parent + (1.0 - sigma**2) ** 0.5 * fresh

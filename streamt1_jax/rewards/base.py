@@ -1,0 +1,72 @@
+"""What the search asks of a reward: pure functions over frames that are already on the device, per candidate.
+
+A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt alone is
+computed once per video by `init`. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from streamt1_jax.typing import Frames, Params
+
+
+class FrameWindow(NamedTuple):
+  """The sliding window of one candidate.
+
+  Attributes:
+    past: [P, H, W, 3] uint8 decoded frames of the lineage, oldest first, left-aligned; shared by all candidates of a beam.
+    num_past: int32 scalar, valid frames in `past`; what follows them means nothing.
+    chunk: [Q, H, W, 3] uint8, the candidate's own frames.
+  """
+
+  past: jax.Array
+  num_past: jax.Array
+  chunk: jax.Array
+
+  @property
+  def num_frames(self) -> jax.Array:
+    """int32 scalar, frames in the window."""
+    return self.num_past + self.chunk.shape[0]
+
+  def take(self, indices: jax.Array) -> jax.Array:
+    """Frames [N, H, W, 3] at window positions `indices` [N] in 0..num_frames - 1; copies nothing else."""
+    own = jnp.take(self.chunk, indices - self.num_past, axis=0, mode="clip")
+    if self.past.shape[0] == 0:
+      return own
+    earlier = jnp.take(self.past, indices, axis=0, mode="clip")
+    is_past = (indices < self.num_past).reshape(-1, *(1,) * (own.ndim - 1))
+    return jnp.where(is_past, earlier, own)
+
+
+class CandidateInfo(NamedTuple):
+  """Which candidate is judged.
+
+  Attributes:
+    chunk_index: int32 scalar.
+    candidate_index: int32 scalar in 0..beam_size * top_k - 1, order of generation.
+  """
+
+  chunk_index: jax.Array
+  candidate_index: jax.Array
+
+
+class ImageReward(Protocol):
+  """Short-term score: one candidate's chunk."""
+
+  def init(self, params: Params, prompt_features: Any) -> Any:
+    """Prompt-only work, once per video; the result reaches every call as `condition`."""
+
+  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
+    """Score of frames [Q, H, W, 3], float32 scalar, higher is better."""
+
+
+class VideoReward(Protocol):
+  """Long-term score: the sliding window that ends with one candidate's chunk."""
+
+  def init(self, params: Params, prompt_features: Any) -> Any:
+    """Prompt-only work, once per video; the result reaches every call as `condition`."""
+
+  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> jax.Array:
+    """Score of the window, float32 scalar, higher is better."""
