@@ -1,0 +1,245 @@
+"""Strict conversion of published checkpoints: a mapping table is data, and only this engine reads it.
+
+  rules + parameter shapes ── expand ──► name, shape and destination of every source tensor
+                                              │
+  source tensors ──────────────────────── compare ── every problem in one ConfigError
+                                              │
+                                   transform and stack ──► parameters       (convert)
+                                   slice and invert    ◄── parameters       (invert)
+
+A rule names a source tensor by a template, not by a pattern, so one declaration serves both directions, and
+the complete list of names exists before any tensor is read:
+
+  Rule("blocks.{layer}.attn.q.weight", "blocks.self_attn.query.kernel", LINEAR)
+
+reads one tensor per index of the leading axis of that parameter. Nothing is guessed and nothing is skipped:
+a tensor without a rule, or a parameter without a tensor, stops the conversion.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.convert.transforms import IDENTITY, Transform
+from streamt1_jax.typing import Params
+
+_LAYER = "{layer}"
+_LISTED = 20  # problems of one kind that are spelled out: the file of another model has thousands
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """Where one tensor of a checkpoint goes, or one tensor per layer.
+
+  Attributes:
+    source: name in the checkpoint. `{layer}` stands for 0, 1, ... along the leading axis of the parameter.
+    path: the parameter, as dotted keys of the nested dict (`nnx.to_pure_dict(nnx.state(module, nnx.Param))`).
+    transform: from the checkpoint's layout to the parameter's, of one layer if there are several.
+  """
+
+  source: str
+  path: str
+  transform: Transform = IDENTITY
+
+
+class _Slot(NamedTuple):
+  """Where one source tensor goes, and what it must look like."""
+
+  keys: tuple[Any, ...]
+  layer: int | None
+  transform: Transform
+  spec: jax.ShapeDtypeStruct
+
+  def __str__(self) -> str:
+    layer = "" if self.layer is None else f"[{self.layer}]"
+    return _dotted(self.keys) + layer
+
+
+class _Problems:
+  """What is wrong, by kind; reported together, so that a table or a file is repaired in one go."""
+
+  def __init__(self):
+    self._by_kind: dict[str, list[str]] = {}
+
+  def add(self, kind: str, lines: Iterable[str]) -> None:
+    self._by_kind.setdefault(kind, []).extend(lines)
+
+  def raise_if_any(self, summary: str) -> None:
+    found = {kind: lines for kind, lines in self._by_kind.items() if lines}
+    if not found:
+      return
+    report = [f"{summary}: " + ", ".join(f"{len(lines)} {kind}" for kind, lines in found.items())]
+    for kind, lines in found.items():
+      report += [f"  {kind}: {line}" for line in lines[:_LISTED]]
+      report += [f"  {kind}: and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
+    raise ConfigError("\n".join(report))
+
+
+def abstract_params(make_module: Callable[[], nnx.Module]) -> Params:
+  """Shapes and dtypes of a module's parameters, as a nested dict; no weight is allocated."""
+  return nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_module), nnx.Param))
+
+
+def source_specs(rules: Sequence[Rule], abstract_params: Params) -> dict[str, jax.ShapeDtypeStruct]:
+  """Name and shape of every tensor a checkpoint must hold; dtypes are those of the parameters.
+
+  Raises ConfigError if a parameter is written by no rule or by several, or a rule writes no parameter.
+  """
+  return {name: slot.spec for name, slot in _complete_slots(rules, _flatten(abstract_params)).items()}
+
+
+def check(
+  tensors: Mapping[str, Any], rules: Sequence[Rule], abstract_params: Params, ignore: Sequence[str] = ()
+) -> None:
+  """Raises the ConfigError that `convert` would raise; reads names, shapes and dtypes only."""
+  _checked_slots(tensors, rules, _flatten(abstract_params), ignore)
+
+
+def convert(
+  tensors: Mapping[str, np.ndarray],
+  rules: Sequence[Rule],
+  abstract_params: Params,
+  dtype: Any = None,
+  ignore: Sequence[str] = (),
+) -> Params:
+  """Converts a checkpoint to parameters.
+
+  Args:
+    tensors: the checkpoint; its arrays may be memory-mapped, and each is read once.
+    rules: the mapping table.
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s.
+    dtype: dtype of the floating parameters; None gives each the dtype of its leaf in `abstract_params`.
+    ignore: shell-style patterns ("critic.*") of names that may be present and are left out.
+
+  Returns:
+    Nested dict of numpy arrays with the keys and shapes of `abstract_params`.
+
+  Raises:
+    ConfigError: lists every name that is unknown, missing, misshapen or of the wrong kind of number, and
+      every parameter that is written by no rule or by several.
+  """
+  leaves = _flatten(abstract_params)
+  slots = _checked_slots(tensors, rules, leaves, ignore)
+  params = {keys: np.empty(leaf.shape, _target_dtype(leaf, dtype)) for keys, leaf in leaves.items()}
+  for name, slot in slots.items():
+    index = ... if slot.layer is None else slot.layer
+    params[slot.keys][index] = slot.transform.forward(np.asarray(tensors[name]))
+  return traverse_util.unflatten_dict(params)
+
+
+def invert(params: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+  """The checkpoint that `convert` turns into `params`: contiguous arrays of the same dtype.
+
+  Raises ConfigError if a parameter is written by no rule or by several, or a rule writes no parameter.
+  """
+  leaves = _flatten(params)
+  tensors = {}
+  for name, slot in _complete_slots(rules, leaves).items():
+    leaf = np.asarray(leaves[slot.keys])
+    layer = leaf if slot.layer is None else leaf[slot.layer]
+    tensors[name] = np.ascontiguousarray(slot.transform.inverse(layer))
+  return tensors
+
+
+def _complete_slots(rules: Sequence[Rule], leaves: Mapping[tuple, Any]) -> dict[str, _Slot]:
+  problems = _Problems()
+  slots = _expand(rules, leaves, problems)
+  problems.raise_if_any("the rules do not fit the model")
+  return slots
+
+
+def _checked_slots(
+  tensors: Mapping[str, Any], rules: Sequence[Rule], leaves: Mapping[tuple, Any], ignore: Sequence[str]
+) -> dict[str, _Slot]:
+  problems = _Problems()
+  slots = _expand(rules, leaves, problems)
+  _compare(tensors, slots, ignore, problems)
+  problems.raise_if_any("the checkpoint does not fit the model")
+  return slots
+
+
+def _expand(rules: Sequence[Rule], leaves: Mapping[tuple, Any], problems: _Problems) -> dict[str, _Slot]:
+  """Every source name with its slot; what is claimed twice keeps its first claim."""
+  paths = {_dotted(keys): keys for keys in leaves}
+  slots: dict[str, _Slot] = {}
+  sources: dict[str, str] = {}
+  for rule in rules:
+    if rule.path not in paths:
+      problems.add("rule without a parameter", [f"{rule.source} -> {rule.path}{_nearest(rule.path, paths)}"])
+      continue
+    if rule.path in sources:
+      problems.add("parameter with two rules", [f"{rule.path}: {sources[rule.path]} and {rule.source}"])
+      continue
+    sources[rule.path] = rule.source
+    for name, slot in _slots_of(rule, paths[rule.path], leaves[paths[rule.path]]).items():
+      if name in slots:
+        problems.add("name with two rules", [f"{name}: {slots[name]} and {slot}"])
+      slots.setdefault(name, slot)
+  problems.add("parameter without a rule", [path for path in paths if path not in sources])
+  return slots
+
+
+def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
+  stacked = _LAYER in rule.source
+  of_parameter = jax.ShapeDtypeStruct(leaf.shape[1:] if stacked else leaf.shape, leaf.dtype)
+  try:
+    spec = jax.eval_shape(rule.transform.inverse, of_parameter)
+  except (TypeError, ValueError) as error:
+    raise ConfigError(
+      f"{rule.transform} cannot produce {rule.path}, shape {list(leaf.shape)}: {error}"
+    ) from error
+  if not stacked:
+    return {rule.source: _Slot(keys, None, rule.transform, spec)}
+  return {
+    rule.source.replace(_LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec)
+    for layer in range(leaf.shape[0])
+  }
+
+
+def _compare(
+  tensors: Mapping[str, Any], slots: Mapping[str, _Slot], ignore: Sequence[str], problems: _Problems
+) -> None:
+  missing = [name for name in slots if name not in tensors]
+  ignored = {name for pattern in ignore for name in fnmatch.filter(tensors, pattern)}
+  unknown = [name for name in tensors if name not in slots and name not in ignored]
+  # A misspelt name is most likely a missing one. The search is slow, so only lines that are printed get it.
+  hints = {name: _nearest(name, missing or slots) for name in unknown[:_LISTED]}
+  problems.add("unknown", [name + hints.get(name, "") for name in unknown])
+  problems.add("missing", [f"{name} (for {slots[name]})" for name in missing])
+  for name in (name for name in slots if name in tensors):
+    found, wanted = tensors[name], slots[name].spec
+    if tuple(found.shape) != wanted.shape:
+      problems.add("misshapen", [f"{name} is {list(found.shape)}, expected {list(wanted.shape)}"])
+    if _is_floating(found) != _is_floating(wanted):
+      problems.add("wrongly typed", [f"{name} is {found.dtype}, expected a type like {wanted.dtype}"])
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+  matches = difflib.get_close_matches(name, list(known), n=1)
+  return f" (nearest: {matches[0]})" if matches else ""
+
+
+def _is_floating(array: Any) -> bool:
+  return jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def _target_dtype(leaf: Any, dtype: Any) -> np.dtype:
+  return jnp.dtype(dtype if dtype is not None and _is_floating(leaf) else leaf.dtype)
+
+
+def _dotted(keys: tuple[Any, ...]) -> str:
+  return ".".join(map(str, keys))
+
+
+def _flatten(params: Params) -> dict[tuple[Any, ...], Any]:
+  """Leaves by their keys; module lists have integer keys."""
+  pure = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
+  return traverse_util.flatten_dict(pure)
