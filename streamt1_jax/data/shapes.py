@@ -72,6 +72,12 @@ class Attributes(NamedTuple):
   background: int
 
 
+def attribute_names() -> dict[str, tuple[str, ...]]:
+  """For every field of `Attributes` the names its indices stand for."""
+  tables = (SIZES, COLORS, SHAPES, SPEEDS, DIRECTIONS, BACKGROUNDS)
+  return {field: tuple(table) for field, table in zip(Attributes._fields, tables, strict=True)}
+
+
 class Scene(NamedTuple):
   """Everything a clip depends on. All int32; a batch of scenes has leading axes on every field."""
 
@@ -154,20 +160,23 @@ def parse_caption(text: str) -> Attributes:
     raise ConfigError(f"not a caption of the shapes world: {text!r}; expected for example {example!r}")
   words = match.groupdict()
   return Attributes(
-    *(None if words[field] is None else names.index(words[field]) for field, names in _names().items())
+    *(
+      None if words[field] is None else names.index(words[field])
+      for field, names in attribute_names().items()
+    )
   )
 
 
 @functools.cache
 def all_scenes() -> tuple[Attributes, ...]:
   """The 1152 attribute combinations, in a fixed order."""
-  choices = [range(len(names)) for names in _names().values()]
+  choices = [range(len(names)) for names in attribute_names().values()]
   return tuple(Attributes(*indices) for indices in itertools.product(*choices))
 
 
 def split_of(attributes: Attributes) -> str:
   """The split of complete attributes, one of `SPLITS`: a hash of their names, so it never changes."""
-  words = " ".join(names[index] for names, index in zip(_names().values(), attributes, strict=True))
+  words = " ".join(names[index] for names, index in zip(attribute_names().values(), attributes, strict=True))
   bucket = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % _HASH_BUCKETS
   return {0: "tune", 1: "test"}.get(bucket, "train")
 
@@ -213,15 +222,10 @@ def _palette(table: dict[str, tuple[int, int, int]]) -> jax.Array:
   return jnp.asarray(list(table.values()), jnp.float32) / 255.0
 
 
-def _names() -> dict[str, list[str]]:
-  tables = (SIZES, COLORS, SHAPES, SPEEDS, DIRECTIONS, BACKGROUNDS)
-  return {field: list(table) for field, table in zip(Attributes._fields, tables, strict=True)}
-
-
 @functools.cache
 def _caption_pattern() -> re.Pattern[str]:
   size, color, shape, speed, direction, background = (
-    f"(?P<{field}>{'|'.join(names)})" for field, names in _names().items()
+    f"(?P<{field}>{'|'.join(names)})" for field, names in attribute_names().items()
   )
   return re.compile(
     f"a (?:{size} )?{color} {shape} moves (?:{speed} )?{direction} over a {background} background"

@@ -1,0 +1,45 @@
+"""Lists of prompts in text files."""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+
+
+def load_prompts(path: str | os.PathLike[str]) -> list[str]:
+  """Prompts of a UTF-8 text file: one a line, stripped; blank lines are skipped.
+
+  Args:
+    path: of the file; also a path of a cloud bucket that `etils.epath` can open.
+
+  Returns:
+    The prompts in the order of the file, repetitions included.
+
+  Raises:
+    ConfigError: if the file is missing, has no prompt, or has a line that is not UTF-8 or holds control
+      characters; the message names the file and the line.
+  """
+  file = epath.Path(path)
+  if not file.is_file():
+    raise ConfigError(f"prompt file {path} does not exist or is not a file")
+  lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+  prompts = [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
+  prompts = [prompt for prompt in prompts if prompt]
+  if not prompts:
+    raise ConfigError(f"prompt file {path} has no prompt in its {len(lines)} lines")
+  return prompts
+
+
+def _decode(line: bytes, path: str | os.PathLike[str], number: int) -> str:
+  try:
+    prompt = line.decode().strip()
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{path}, line {number}: not UTF-8 text (byte {error.start + 1})") from error
+  # A binary file given by mistake is often valid UTF-8 in its first lines.
+  unprintable = next((character for character in prompt if character < " " and character != "\t"), None)
+  if unprintable is not None:
+    raise ConfigError(f"{path}, line {number}: control character {unprintable!r}")
+  return prompt
