@@ -87,6 +87,12 @@ def test_leaves_are_restored_to_their_sharding(saved, params):
   chex.assert_trees_all_equal(loaded["blocks"]["kernel"], params["blocks"]["kernel"].astype(jnp.bfloat16))
 
 
+def test_paths_may_be_relative(tmp_path, params, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  checkpoint.save_params("tiny/backbone", params)
+  chex.assert_trees_all_equal(checkpoint.load_params("tiny/backbone", _abstract(params)), params)
+
+
 def test_sharded_arrays_can_be_saved(tmp_path):
   mesh = jax.make_mesh((8,), ("model",))
   values = jax.device_put(jnp.arange(16.0), jax.NamedSharding(mesh, jax.P("model")))

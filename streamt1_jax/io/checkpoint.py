@@ -183,7 +183,7 @@ def save_config(
 
 
 def load_info(directory: epath.PathLike) -> CheckpointInfo:
-  """Everything in `config.json`. Raises ConfigError, naming the field, if one is missing, unknown or wrong."""
+  """Everything in `config.json`. Raises ConfigError, naming the field, if one is missing or wrong."""
   path = epath.Path(directory) / CONFIG_FILE
   document = part_files.read_json_object(epath.Path(directory), CONFIG_FILE, "a model checkpoint")
   fields = ("format_version", "preset", "model", "parts", "provenance")
@@ -247,7 +247,7 @@ def _to_storage(leaf: Any, dtype: Any) -> Any:
 def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any]) -> None:
   _on_first_process(lambda: _make_empty(staging))
   with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save(staging / target.name, _nested(leaves))
+    checkpointer.save((staging / target.name).resolve(), _nested(leaves))
 
   def publish():
     written = staging / target.name
@@ -261,11 +261,12 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
 
 def _restore(source: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
   with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    stored = _named_leaves(_as_dict(checkpointer.metadata(source).item_metadata.tree))
+    absolute = source.resolve()  # Orbax takes no relative path.
+    stored = _named_leaves(_as_dict(checkpointer.metadata(absolute).item_metadata.tree))
     _require_same_leaves(source, stored, wanted)
     restore_args = _nested({name: _restore_args(leaf) for name, leaf in wanted.items()})
     restored = checkpointer.restore(
-      source, ocp.args.PyTreeRestore(item=_nested(wanted), restore_args=restore_args)
+      absolute, ocp.args.PyTreeRestore(item=_nested(wanted), restore_args=restore_args)
     )
   return _named_leaves(restored)
 

@@ -1,4 +1,4 @@
-"""Configuration dataclasses to and from JSON values, strictly: nothing missing, unknown or of another type."""
+"""Configuration dataclasses to and from JSON values, strictly: nothing missing, unknown or mistyped."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
   """The instance of the dataclass `config_type` that `value` describes.
 
   Args:
-    config_type: a dataclass whose fields are int, float, bool, str, Literal, tuples of those, other dataclasses,
-      or one of these or None.
+    config_type: a dataclass whose fields are int, float, bool, str, Literal, tuples of those, other
+      dataclasses, or one of these or None.
     value: what `to_json_value` gave, or what JSON made of it.
     where: file and field that `value` came from; begins every message.
 

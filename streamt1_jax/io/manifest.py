@@ -19,32 +19,26 @@ import numpy as np
 from etils import epath
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "streamt1_jax")
 
 
 def write_json(path: epath.PathLike, data: Any) -> None:
-  """Writes `data` as strict JSON beside `path`, then renames it: a reader sees the old or the new, never half.
+  """Writes `data` as strict JSON; a reader sees the old file or the new one, never half of one.
 
   Args:
     path: the file; its parent folders are made.
-    data: nested mappings with string keys, lists, tuples, strings, numbers, bools, None, dataclasses, paths, numpy
-      or jax arrays. NaN and infinities, which JSON cannot hold, become null.
+    data: nested mappings with string keys, lists, tuples, strings, numbers, bools, None, dataclasses, paths,
+      numpy or jax arrays. NaN and infinities, which JSON cannot hold, become null.
 
   Raises:
     ConfigError: `data` holds something else; nothing is written.
     OSError: the file system refuses; an earlier file stays.
   """
-  target = epath.Path(path)
   text = json.dumps(_plain(data, "data"), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-  target.parent.mkdir(parents=True, exist_ok=True)
-  staging = target.parent / f".{target.name}.partial"
-  try:
-    staging.write_text(text)
-    staging.replace(target)
-  finally:
-    staging.unlink(missing_ok=True)
+  atomic.replace_bytes(path, text.encode())
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -81,8 +75,8 @@ def environment() -> dict[str, Any]:
   """Versions and devices of this process.
 
   Returns:
-    `versions` (name to version: python and the packages that decide the numbers), `platform` (cpu, gpu or tpu),
-    `device_kind`, `device_count` (over all processes), `process_count`, `machine` (system and architecture).
+    `versions` (name to version, of what decides the numbers), `platform` ("cpu", "gpu" or
+    "tpu"), `device_kind`, `device_count` and `process_count` (whole run), `machine` (system, architecture).
   """
   versions = {"python": platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}

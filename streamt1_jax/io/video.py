@@ -1,0 +1,182 @@
+"""Videos as H.264 in MP4, and contact sheets as PNG: what a person looks at.
+
+Scores never go through these files: rewards see the frames on the device.
+"""
+
+from __future__ import annotations
+
+import fractions
+import io
+
+import av
+import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from etils import epath
+from PIL import Image, ImageDraw, ImageFont
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic
+
+_BACKGROUND = 24
+_LABEL_COLOR = (220, 220, 220)
+
+
+def write_video(
+  path: epath.PathLike, frames: np.ndarray, fps: float, *, scale: int = 1, constant_rate_factor: int = 12
+) -> None:
+  """Writes an H.264 MP4 (yuv420p, BT.709: what every player shows); the file appears whole or not at all.
+
+  H.264 stores colour at half resolution: an odd height or width is made even by repeating the last row or
+  column, and small frames keep sharp colours only with a `scale` of 2 or more.
+
+  Args:
+    path: the file, ending in ".mp4"; its parent folders are made.
+    frames: uint8 `[T, H, W, 3]`, RGB, T at least 1.
+    fps: frames per second, positive.
+    scale: every pixel becomes a square of this many pixels on a side.
+    constant_rate_factor: x264's quality, 0 (best) to 51.
+
+  Raises:
+    ConfigError: an argument is out of range.
+    OSError: the file system refuses; an earlier file stays.
+  """
+  frames = np.asarray(frames)
+  _require_frames(frames)
+  if epath.Path(path).suffix != ".mp4":
+    raise ConfigError(f"a video file must end in .mp4, got {str(path)!r}")
+  if not (np.isfinite(fps) and fps > 0):
+    raise ConfigError(f"fps must be positive, got {fps}")
+  if not 0 <= constant_rate_factor <= 51:
+    raise ConfigError(f"constant_rate_factor must be in 0..51, got {constant_rate_factor}")
+  enlarged = _enlarge(frames, scale)
+  height, width = enlarged.shape[1:3]
+  padded = np.pad(enlarged, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+  atomic.replace_bytes(path, _encode(padded, fps, constant_rate_factor))
+
+
+def read_video(path: epath.PathLike) -> tuple[np.ndarray, float]:
+  """All frames of a video file.
+
+  Args:
+    path: a file of any format FFmpeg reads.
+
+  Returns:
+    Frames, uint8 `[T, H, W, 3]`, RGB; and frames per second.
+
+  Raises:
+    ConfigError: the file is missing, not a video, or incomplete.
+  """
+  source = epath.Path(path)
+  if not source.is_file():
+    raise ConfigError(f"{source} does not exist or is not a file; expected a video")
+  try:
+    with av.open(io.BytesIO(source.read_bytes())) as container:
+      stream = container.streams.video[0]
+      frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+      fps, expected = stream.average_rate, stream.frames
+  except (av.error.FFmpegError, IndexError) as error:
+    raise ConfigError(f"{source} is not a readable video: {error}") from error
+  if not frames or fps is None or (expected and len(frames) != expected):
+    raise ConfigError(f"{source} is incomplete: {len(frames)} frames of {expected or 'an unknown number'}")
+  return np.stack(frames), float(fps)
+
+
+def contact_sheet(
+  frames: np.ndarray, fps: float, *, columns: int = 4, rows: int = 2, scale: int = 1, gap: int = 4
+) -> np.ndarray:
+  """Evenly spaced frames, first and last included, in reading order with the time in seconds under each.
+
+  Args:
+    frames: uint8 `[T, H, W, 3]`, RGB, T at least 1.
+    fps: frames per second, positive.
+    columns: frames side by side.
+    rows: rows of frames; fewer where the video has not `columns * rows` frames.
+    scale: every pixel becomes a square of this many pixels on a side.
+    gap: pixels between frames and around the sheet.
+
+  Returns:
+    uint8 `[rows, columns, 3]` in pixels, RGB.
+
+  Raises:
+    ConfigError: an argument is out of range.
+  """
+  frames = np.asarray(frames)
+  _require_frames(frames)
+  if columns < 1 or rows < 1 or gap < 0 or not fps > 0:
+    raise ConfigError(
+      f"columns, rows and fps must be positive, gap not negative; got {columns}, {rows}, {fps}, {gap}"
+    )
+  count = min(columns * rows, len(frames))
+  indices = np.linspace(0, len(frames) - 1, count).round().astype(int)
+  pictures = _enlarge(frames[indices], scale)
+  labels = [f"{index / fps:.2f} s" for index in indices]
+  return _lay_out(pictures, labels, min(columns, count), gap)
+
+
+def write_png(path: epath.PathLike, image: np.ndarray) -> None:
+  """Writes `image`, uint8 `[H, W, 3]`, RGB; the file appears whole or not at all.
+
+  Raises:
+    ConfigError: `image` is not such an array.
+    OSError: the file system refuses; an earlier file stays.
+  """
+  image = np.asarray(image)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
+    raise ConfigError(f"an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+  atomic.replace_bytes(path, buffer.getvalue())
+
+
+def _require_frames(frames: np.ndarray) -> None:
+  if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
+    raise ConfigError(
+      f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}"
+    )
+
+
+def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
+  if not isinstance(scale, (int, np.integer)) or scale < 1:
+    raise ConfigError(f"scale must be a positive integer, got {scale!r}")
+  return frames.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _encode(frames: np.ndarray, fps: float, constant_rate_factor: int) -> bytes:
+  buffer = io.BytesIO()
+  with av.open(buffer, mode="w", format="mp4") as container:
+    stream = container.add_stream(
+      "libx264",
+      rate=fractions.Fraction(fps).limit_denominator(1001),
+      options={"crf": str(constant_rate_factor), "preset": "medium"},
+    )
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    # Untagged files are shown with another matrix by some players than by others, which shifts every colour.
+    context = stream.codec_context
+    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    for frame in frames:
+      picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+      yuv = picture.reformat(
+        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+      )
+      container.mux(stream.encode(yuv))
+    container.mux(stream.encode())
+  return buffer.getvalue()
+
+
+def _lay_out(pictures: np.ndarray, labels: list[str], columns: int, gap: int) -> np.ndarray:
+  font = ImageFont.load_default(size=11)
+  boxes = [font.getbbox(label) for label in labels]
+  label_height = max(bottom for _, _, _, bottom in boxes) + 3
+  height, width = pictures.shape[1:3]
+  step_x = max(width, max(int(np.ceil(right)) for _, _, right, _ in boxes)) + gap
+  step_y = height + label_height + gap
+  rows = -(-len(pictures) // columns)
+  sheet = Image.new("RGB", (gap + columns * step_x, gap + rows * step_y), (_BACKGROUND,) * 3)
+  draw = ImageDraw.Draw(sheet)
+  for index, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+    x, y = gap + (index % columns) * step_x, gap + (index // columns) * step_y
+    sheet.paste(Image.fromarray(picture), (x, y))
+    draw.text((x, y + height + 1), label, fill=_LABEL_COLOR, font=font)
+  return np.asarray(sheet)

@@ -1,0 +1,167 @@
+"""Videos on disk: what is written is what is seen, and a failed write leaves nothing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic, video
+
+
+def _moving_disc(frames=24, height=64, width=64):
+  """A red disc that moves right over dark blue, one pixel per frame."""
+  y, x = np.mgrid[:height, :width]
+  inside = [((x - 12 - t) ** 2 + (y - 30) ** 2)[..., None] < 100 for t in range(frames)]
+  red, blue = np.array([220, 40, 30], np.uint8), np.array([20, 30, 90], np.uint8)
+  return np.stack([np.where(mask, red, blue) for mask in inside]).astype(np.uint8)
+
+
+def _psnr(a, b):
+  error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+  return 10 * np.log10(255**2 / error)
+
+
+@pytest.mark.parametrize(("scale", "least"), [(1, 30.0), (4, 38.0)])
+def test_round_trip(tmp_path, scale, least):
+  frames = _moving_disc()
+  video.write_video(tmp_path / "clips" / "disc.mp4", frames, 16, scale=scale)
+  loaded, fps = video.read_video(tmp_path / "clips" / "disc.mp4")
+  enlarged = np.kron(frames, np.ones((1, scale, scale, 1), np.uint8))
+  assert loaded.dtype == np.uint8
+  assert loaded.shape == enlarged.shape
+  assert fps == 16.0
+  assert _psnr(loaded, enlarged) > least
+  assert [path.name for path in (tmp_path / "clips").iterdir()] == ["disc.mp4"]
+
+
+@pytest.mark.parametrize(
+  "color", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (90, 120, 40)]
+)
+def test_colors_survive(tmp_path, color):
+  frames = np.full((3, 32, 32, 3), color, np.uint8)
+  video.write_video(tmp_path / "flat.mp4", frames, 8)
+  loaded, _ = video.read_video(tmp_path / "flat.mp4")
+  # Eight-bit YCbCr in the range 16..235 is coarser than RGB: two neighbouring levels may share a code.
+  assert np.abs(loaded.astype(int) - frames).max() <= 3
+
+
+@pytest.mark.parametrize("fps", [1, 23.976, 29.97, 60])
+def test_frame_rate(tmp_path, fps):
+  video.write_video(tmp_path / "clip.mp4", _moving_disc(5), fps)
+  loaded, found = video.read_video(tmp_path / "clip.mp4")
+  assert len(loaded) == 5
+  assert found == pytest.approx(fps, abs=1e-3)
+
+
+def test_one_frame(tmp_path):
+  video.write_video(tmp_path / "clip.mp4", _moving_disc(1), 16)
+  assert len(video.read_video(tmp_path / "clip.mp4")[0]) == 1
+
+
+def test_odd_sizes_repeat_the_last_row_and_column(tmp_path):
+  # Grey, so that halved colour resolution costs nothing and the position of every pixel is what is measured.
+  frames = _moving_disc(4, height=33, width=47)[..., :1].repeat(3, axis=-1)
+  video.write_video(tmp_path / "odd.mp4", frames, 16)
+  loaded, _ = video.read_video(tmp_path / "odd.mp4")
+  assert loaded.shape == (4, 34, 48, 3)
+  assert _psnr(loaded, np.pad(frames, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")) > 38
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"frames": np.zeros((4, 8, 8, 3), np.float32)}, "uint8"),
+    ({"frames": np.zeros((0, 8, 8, 3), np.uint8)}, "T at least 1"),
+    ({"frames": np.zeros((4, 8, 8), np.uint8)}, r"\[4, 8, 8\]"),
+    ({"fps": 0}, "fps must be positive"),
+    ({"fps": float("nan")}, "fps must be positive"),
+    ({"scale": 0}, "scale must be a positive integer"),
+    ({"scale": 1.5}, "scale must be a positive integer"),
+    ({"constant_rate_factor": 52}, "0..51"),
+    ({"path": "clip.avi"}, "must end in .mp4"),
+  ],
+)
+def test_wrong_arguments_write_nothing(tmp_path, change, message):
+  arguments = {"path": "clip.mp4", "frames": _moving_disc(2), "fps": 16} | change
+  with pytest.raises(ConfigError, match=message):
+    video.write_video(tmp_path / arguments.pop("path"), **arguments)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_write_keeps_the_earlier_file(tmp_path, monkeypatch):
+  path = tmp_path / "clip.mp4"
+  video.write_video(path, _moving_disc(3), 16)
+  before = path.read_bytes()
+
+  def full(self, content):
+    self.touch()
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(type(atomic.epath.Path(path)), "write_bytes", full)
+  with pytest.raises(OSError, match="No space left"):
+    video.write_video(path, _moving_disc(5), 16)
+  assert path.read_bytes() == before
+  assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("keep", [0, 40, 0.5, 0.95])
+def test_truncated_videos_are_refused(tmp_path, keep):
+  path = tmp_path / "clip.mp4"
+  video.write_video(path, np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8), 16)
+  content = path.read_bytes()
+  path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+  with pytest.raises(ConfigError, match="clip.mp4"):
+    video.read_video(path)
+
+
+def test_a_missing_or_foreign_file_is_no_video(tmp_path):
+  (tmp_path / "notes.mp4").write_text("these are notes " * 100)
+  for name in ("absent.mp4", "notes.mp4"):
+    with pytest.raises(ConfigError, match=name):
+      video.read_video(tmp_path / name)
+
+
+def test_contact_sheet_shows_evenly_spaced_frames():
+  frames = np.stack([np.full((20, 40, 3), 40 + 20 * t, np.uint8) for t in range(10)])
+  sheet = video.contact_sheet(frames, 16, columns=2, rows=2, scale=2, gap=4)
+  height = (sheet.shape[0] - 4) // 2
+  assert sheet.dtype == np.uint8
+  assert sheet.shape[1] == 4 + 2 * (80 + 4)
+  for index, (row, column) in zip((0, 3, 6, 9), np.ndindex(2, 2), strict=True):
+    y, x = 4 + row * height, 4 + column * 84
+    assert (sheet[y : y + 40, x : x + 80] == 40 + 20 * index).all()
+    label = sheet[y + 40 : y + height - 4, x : x + 80]
+    assert label.max() > 150
+
+
+def test_contact_sheet_of_a_short_video_has_no_empty_cells():
+  frames = _moving_disc(3)
+  sheet = video.contact_sheet(frames, 16, columns=5, rows=4)
+  assert sheet.shape[1] == 4 + 3 * 68
+
+
+def test_contact_sheet_labels_fit_under_tiny_frames():
+  """Frames narrower than their time stamps are set apart, so that no stamp covers the next."""
+  sheet = video.contact_sheet(_moving_disc(4, height=8, width=8), 16, columns=4, rows=1)
+  label_row = sheet[12:].max(axis=(0, 2)) > 100
+  starts = np.flatnonzero(np.diff(np.concatenate([[0], label_row.astype(int)])) == 1)
+  assert len(starts) >= 4
+  assert sheet.shape[1] > 4 * 20
+
+
+@pytest.mark.parametrize("change", [{"columns": 0}, {"rows": 0}, {"scale": 0}, {"gap": -1}, {"fps": 0}])
+def test_contact_sheet_refuses(change):
+  with pytest.raises(ConfigError):
+    video.contact_sheet(_moving_disc(3), **({"fps": 16} | change))
+
+
+def test_png_is_lossless(tmp_path):
+  image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
+  video.write_png(tmp_path / "sheets" / "noise.png", image)
+  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheets" / "noise.png")), image)
+
+
+def test_png_refuses_other_arrays(tmp_path):
+  with pytest.raises(ConfigError, match="uint8"):
+    video.write_png(tmp_path / "x.png", np.zeros((4, 4)))
+  assert list(tmp_path.iterdir()) == []
