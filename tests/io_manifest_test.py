@@ -97,7 +97,7 @@ def test_environment_is_json_and_names_what_runs(tmp_path):
 
 
 def test_peak_memory_is_in_bytes():
-  """An interpreter with JAX in it takes tens of megabytes and far less than a terabyte: kibibytes would not."""
+  """More than an array just filled, and less than a terabyte: neither kibibytes nor bits."""
   block = np.ones(2**26, np.uint8)
   assert block.nbytes < manifest.peak_rss_bytes() < 2**40
 

@@ -86,7 +86,7 @@ def save_params(directory: epath.PathLike, params: Any, *, dtype: Any = None) ->
   staging = target.parent / f".{target.name}.partial"
   try:
     _write_part(target, staging, leaves)
-  except OSError as error:
+  except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError.
     raise ConfigError(f"cannot write {target}: {part_files.first_line(error)}") from error
   finally:
     _on_first_process(lambda: staging.rmtree(missing_ok=True))
