@@ -1,0 +1,55 @@
+"""Lets the noise of a first chunk say what its caption leaves open, so that one denoising step can already commit to it.
+
+At sigma = 1 the input of the model is pure noise, and the best prediction of a video whose start position is unknown is the
+average over all positions: a ghost. A model that is sampled in four steps cannot afford that. So noise and clip are drawn
+together: the start cell is read off the noise, and where the caption omits size or speed, the noise is reflected until it
+says the clip's size or speed. Both are functions of standard normal noise with the right marginals, so at sampling time plain
+noise is all that is needed. (Minibatch optimal-transport couplings do the same by assignment.)
+
+The noise of one first chunk is `[F, C, H, W]` with F >= 3; the frame is divided into 4 x 4 cells, one per start position.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from streamt1_jax.data.shapes import START_POSITIONS
+
+_CELLS = 4
+_SIZE_FRAME, _SPEED_FRAME = 1, 2
+
+
+def start_index(noise: jax.Array) -> jax.Array:
+  """Row of `START_POSITIONS` (int32 scalar) that the noise chooses: the cell whose sum over the first latent frame is largest."""
+  channels, height, width = noise.shape[1:]
+  cells = noise[0].reshape(channels, _CELLS, height // _CELLS, _CELLS, width // _CELLS).sum(axis=(0, 2, 4))
+  # START_POSITIONS runs over x first: row-major in (x, y).
+  assert tuple(START_POSITIONS[1]) == (8, 24)
+  return jnp.argmax(cells.T.reshape(-1)).astype(jnp.int32)
+
+
+def _bit(noise: jax.Array, frame: int) -> jax.Array:
+  return (noise[frame].sum() > 0).astype(jnp.int32)
+
+
+def size_index(noise: jax.Array) -> jax.Array:
+  """Size (int32 scalar, 0 or 1) that the noise chooses when the caption names none."""
+  return _bit(noise, _SIZE_FRAME)
+
+
+def speed_index(noise: jax.Array) -> jax.Array:
+  """Speed (int32 scalar, 0 or 1) that the noise chooses when the caption names none."""
+  return _bit(noise, _SPEED_FRAME)
+
+
+def _reflect(noise: jax.Array, frame: int, bit: jax.Array) -> jax.Array:
+  """Mirrors one frame's noise at the hyperplane of zero mean if it says the other bit; standard normal stays standard normal."""
+  mirrored = noise[frame] - 2.0 * noise[frame].mean()
+  return noise.at[frame].set(jnp.where(_bit(noise, frame) == bit, noise[frame], mirrored))
+
+
+def couple(
+  noise: jax.Array, size: jax.Array, speed: jax.Array, omit_size: jax.Array, omit_speed: jax.Array
+) -> jax.Array:
+  """Noise `[F, C, H, W]` that says `size` and `speed` (int32 scalars) where the caption omits them (bool scalars)."""
+  noise = jnp.where(omit_size, _reflect(noise, _SIZE_FRAME, size), noise)
+  return jnp.where(omit_speed, _reflect(noise, _SPEED_FRAME, speed), noise)
