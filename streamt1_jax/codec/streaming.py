@@ -1,0 +1,47 @@
+"""The Wan VAE decoder as the search sees it: latents in, quantised frames out, state explicit."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from streamt1_jax.codec.vae import quantize_frames
+from streamt1_jax.config import CodecConfig
+from streamt1_jax.typing import Frames, Latents, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingDecoder:
+  """Implements `codec.base.Codec`.
+
+  Attributes:
+    graphdef: graph definition of a `VideoDecoder`; its parameters are the `params` of every method.
+    config: the codec's sizes.
+    latent_size: rows and columns of the latent.
+  """
+
+  graphdef: nnx.GraphDef
+  config: CodecConfig
+  latent_size: tuple[int, int]
+
+  def init_state(self, params: Params) -> Any:
+    dtype = jax.tree.leaves(params)[0].dtype
+    return nnx.merge(self.graphdef, params).init_state(*self.latent_size, dtype)
+
+  def decode(self, params: Params, latents: Latents, state: Any, *, first: bool) -> tuple[Frames, Any]:
+    latents = latents.astype(jax.tree.leaves(params)[0].dtype)
+    frames, state = nnx.merge(self.graphdef, params).decode_step(latents, state, first)
+    return quantize_frames(frames), state
+
+  def frame_shape(self) -> tuple[int, ...]:
+    height, width = self.latent_size
+    return (height * self.config.spatial_stride, width * self.config.spatial_stride, 3)
+
+  def num_frames(self, latent_frames: int, *, first: bool) -> int:
+    stride = self.config.temporal_stride
+    return 1 + stride * (latent_frames - 1) if first else stride * latent_frames
+
+  def frame_dtype(self) -> jnp.dtype:
+    return jnp.dtype(jnp.uint8)

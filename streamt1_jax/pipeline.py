@@ -1,0 +1,227 @@
+"""From a checkpoint folder and a prompt to a searched video.
+
+  pipeline = Pipeline.load("checkpoints/tiny")
+  video = pipeline.generate("a red circle moves left over a dark blue background", seconds=5, seed=0)
+  video.save("outputs/circle.mp4")
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+
+from streamt1_jax import drivers
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.chunk_step import Models
+from streamt1_jax.codec.streaming import StreamingDecoder
+from streamt1_jax.codec.vae import VideoCodec, VideoDecoder
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.io.checkpoint import load_config, load_params
+from streamt1_jax.io.video import write_video
+from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.rewards.base import ImageReward, VideoReward
+from streamt1_jax.rewards.coherence import TemporalCoherence
+from streamt1_jax.rewards.quality import ImageQuality
+from streamt1_jax.state import ChunkTrace, Condition
+from streamt1_jax.text import encode_prompt
+from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.text.umt5 import UMT5Encoder
+from streamt1_jax.typing import Params
+
+TOKENIZER_FILE = "tokenizer.model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+  """A searched video.
+
+  Attributes:
+    frames: [T, height, width, 3] uint8.
+    fps: frames per second.
+    latents: [num_latent_frames, C, H, W] float32.
+    score: video score of the whole video.
+    beams: all surviving videos; this one is `beams.best`.
+    traces: what every chunk left behind.
+  """
+
+  frames: np.ndarray
+  fps: int
+  latents: np.ndarray
+  score: float
+  beams: drivers.FinalBeams
+  traces: list[ChunkTrace]
+
+  def save(self, path: epath.PathLike) -> None:
+    """Writes an H.264 mp4; small videos are enlarged by whole pixels so that they can be watched."""
+    write_video(path, self.frames, self.fps, scale=display_scale(self.frames.shape[1]))
+
+
+def display_scale(height: int) -> int:
+  """Whole factor that brings a small frame to about 256 rows."""
+  return max(1, 256 // height)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+  """A loaded model.
+
+  Attributes:
+    models: static half of the chunk step.
+    params: weights of backbone, codec and rewards, by name.
+    text: graph definition of the text encoder.
+    text_params: its weights.
+    tokenizer: its tokenizer.
+  """
+
+  models: Models
+  params: Params
+  text: nnx.GraphDef
+  text_params: Params
+  tokenizer: Tokenizer
+
+  @classmethod
+  def load(
+    cls,
+    directory: epath.PathLike = "checkpoints/tiny",
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    image_reward: ImageReward | None = None,
+    video_reward: VideoReward | None = None,
+  ) -> "Pipeline":
+    """Reads a checkpoint folder.
+
+    Args:
+      directory: folder with `config.json`, `backbone/`, `codec/`, `text/` and `tokenizer.model`.
+      dtype: dtype of weights and activations.
+      image_reward: scores chunks; prompt-free image quality by default.
+      video_reward: scores windows; prompt-free temporal coherence by default.
+
+    Raises:
+      ConfigError: the folder is missing, foreign, damaged or of another model; the message names the file.
+    """
+    directory = epath.Path(directory)
+    config = load_config(directory)
+    if config.codec is None or config.text is None:
+      raise ConfigError(f"{directory}: preset {config.name!r} has no codec or no text encoder, so it cannot make videos")
+    backbone, backbone_params = _restore(directory / "backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)), dtype)
+    _, codec_params = _restore(directory / "codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)), dtype)
+    decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
+    text, text_params = _restore(directory / "text", lambda: UMT5Encoder(config.text, nnx.Rngs(0)), dtype)
+    models = Models(
+      config=config,
+      backbone=backbone,
+      codec=StreamingDecoder(decoder, config.codec, (config.latent_height, config.latent_width)),
+      image_reward=image_reward or ImageQuality(),
+      video_reward=video_reward or TemporalCoherence(),
+      draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
+    )
+    params = {"backbone": backbone_params, "codec": codec_params["decoder"], "image_reward": {}, "video_reward": {}}
+    tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
+    return cls(models, params, text, text_params, tokenizer)
+
+  @property
+  def config(self) -> ModelConfig:
+    return self.models.config
+
+  def num_chunks(self, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
+    """Chunks of a video of a given length; `seconds` is rounded to the nearest whole chunk (5 s are 21 latent frames).
+
+    Raises ConfigError for a length that is not positive or, in latent frames, no whole number of chunks.
+    """
+    chunk, codec = self.config.chunk_frames, self.models.codec
+    if (seconds is None) == (num_latent_frames is None):
+      raise ConfigError("give either seconds or num_latent_frames")
+    if num_latent_frames is not None:
+      if num_latent_frames <= 0 or num_latent_frames % chunk:
+        raise ConfigError(f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}")
+      return num_latent_frames // chunk
+    if not 0 < seconds < float("inf"):
+      raise ConfigError(f"seconds must be positive, got {seconds}")
+    stride = codec.num_frames(1, first=False)
+    return max(1, round((seconds * self.config.fps / stride + 1 - 1 / stride) / chunk))
+
+  def condition(self, prompt: str, num_chunks: int) -> Condition:
+    """Everything that depends on the prompt alone.
+
+    Raises ConfigError for an empty prompt; a prompt over the token limit is cut with a warning.
+    """
+    if not prompt.strip():
+      raise ConfigError("the prompt is empty")
+    text_len = self.config.backbone.text_len
+    embeddings = encode_prompt(self.text, self.text_params, self.tokenizer, prompt, text_len)
+    return Condition(
+      text=_text_memory(self.params["backbone"], embeddings, self.models),
+      image_reward=self.models.image_reward.init(self.params["image_reward"], embeddings),
+      video_reward=self.models.video_reward.init(self.params["video_reward"], embeddings),
+      num_chunks=jnp.int32(num_chunks),
+    )
+
+  def stream(self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int) -> Iterator[ChunkTrace]:
+    """Yields every chunk as soon as it is searched; see `drivers.stream`."""
+    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed)
+
+  def assemble(self, condition: Condition, search: SearchConfig, traces: list[ChunkTrace]) -> Video:
+    """The best of the surviving videos."""
+    beams = drivers.final_beams(self.params, condition, self.models, search, traces)
+    best = beams.best
+    return Video(
+      frames=beams.frames[best],
+      fps=self.config.fps,
+      latents=beams.latents[best],
+      score=float(beams.scores[best]),
+      beams=beams,
+      traces=traces,
+    )
+
+  def generate(
+    self,
+    prompt: str,
+    *,
+    seconds: float | None = None,
+    num_latent_frames: int | None = None,
+    search: SearchConfig | None = None,
+    seed: int = 0,
+    on_chunk: Callable[[ChunkTrace], None] | None = None,
+  ) -> Video:
+    """Searches one video.
+
+    Args:
+      prompt: what to show.
+      seconds: length; or
+      num_latent_frames: length in latent frames. 5 seconds if neither is given.
+      search: how to search; `SearchConfig.released()` by default.
+      seed: base seed, int32.
+      on_chunk: called with every chunk's trace.
+
+    Raises:
+      ConfigError: bad input.
+      SearchError: every candidate of a chunk is NaN or Inf.
+    """
+    search = search or SearchConfig.released()
+    if seconds is None and num_latent_frames is None:
+      seconds = 5.0
+    num_chunks = self.num_chunks(seconds=seconds, num_latent_frames=num_latent_frames)
+    condition = self.condition(prompt, num_chunks)
+    traces = []
+    for trace in self.stream(condition, search, num_chunks=num_chunks, seed=seed):
+      traces.append(trace)
+      if on_chunk is not None:
+        on_chunk(trace)
+    return self.assemble(condition, search, traces)
+
+
+def _restore(directory: epath.Path, build: Callable[[], nnx.Module], dtype: jnp.dtype) -> tuple[nnx.GraphDef, Params]:
+  """Graph definition of a module and its weights as a nested dict; nothing is allocated but the weights."""
+  graphdef, abstract = nnx.split(nnx.eval_shape(build), nnx.Param)
+  return graphdef, load_params(directory, nnx.to_pure_dict(abstract), dtype)
+
+
+@functools.partial(jax.jit, static_argnames="models")
+def _text_memory(backbone: Params, embeddings: jax.Array, models: Models):
+  embeddings = embeddings.astype(jax.tree.leaves(backbone)[0].dtype)
+  return nnx.merge(models.backbone, backbone).text_memory(embeddings)
