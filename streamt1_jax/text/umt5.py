@@ -92,7 +92,7 @@ class UMT5Encoder(nnx.Module):
 
   def __init__(self, config: TextConfig, rngs: nnx.Rngs):
     self.token_embedding = nnx.Param(rngs.params.normal((config.vocab_size, config.dim)))
-    self.blocks = nnx.vmap(Block, in_axes=(None, 0))(config, rngs.fork(split=config.num_layers))
+    self.blocks = nnx.vmap(Block, in_axes=(None, 0))(config, rngs.split(config.num_layers))
     self.final_norm = nnx.RMSNorm(config.dim, epsilon=config.eps, rngs=rngs)
 
   def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
