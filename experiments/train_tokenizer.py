@@ -7,7 +7,8 @@ rules; the stock lower-casing table of sentencepiece would make the file a hundr
 
   python -m experiments.train_tokenizer --output=checkpoints/tiny/tokenizer.model
 
-One second on one CPU core. Nothing is random: the same captions give the same bytes.
+Result: 64 pieces in 1999 bytes, the longest caption is 13 tokens; one second on one CPU core. Nothing is
+random: the same captions and version of sentencepiece give the same bytes.
 """
 
 import io

@@ -194,9 +194,12 @@ class TestTokenizer:
 
   def test_shipped_model_is_what_the_experiment_trains(self):
     captions = train_tokenizer.captions()
-    assert train_tokenizer.train(captions) == MODEL.read_bytes()
     tokenizer = make_tokenizer(preset("tiny").text.max_len)
-    assert tokenizer.vocab_size <= preset("tiny").text.vocab_size
+    trained = Tokenizer(train_tokenizer.train(captions), tokenizer.max_len)
+    # Not the bytes: scores may differ in the last digit between machines.
+    assert trained.vocab_size == tokenizer.vocab_size <= preset("tiny").text.vocab_size
+    for prompt in (*captions[::37], "The quick brown fox jumps over 13 lazy dogs."):
+      np.testing.assert_array_equal(trained(prompt).ids, tokenizer(prompt).ids)
     for word in {word for caption in captions for word in caption.split()}:
       assert tokenizer.pieces(word) == ["▁" + word]
 
