@@ -354,7 +354,7 @@ def _tiny() -> ModelConfig:
   return ModelConfig(
     name="tiny",
     backbone=BackboneConfig(
-      dim=192, ffn_dim=768, num_heads=3, num_layers=8, freq_dim=64, text_dim=128, text_len=32
+      dim=192, ffn_dim=768, num_heads=2, num_layers=6, freq_dim=64, text_dim=128, text_len=32
     ),
     codec=CodecConfig(
       base_dim=72,

@@ -10,3 +10,7 @@ import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_addoption(parser):
+  parser.addoption("--golden_dir", default=None, help="Folder of recorded search traces; tests/golden by default.")

@@ -141,7 +141,7 @@ class CausalWanDiT(nnx.Module):
     self.time_in = nnx.Linear(c.freq_dim, c.dim, rngs=rngs)
     self.time_out = nnx.Linear(c.dim, c.dim, rngs=rngs)
     self.time_projection = nnx.Linear(c.dim, 6 * c.dim, rngs=rngs)
-    self.blocks = nnx.vmap(Block, in_axes=(None, 0))(c, rngs.fork(split=c.num_layers))
+    self.blocks = nnx.vmap(Block, in_axes=(None, 0))(c, rngs.split(c.num_layers))
     self.head_modulation = nnx.Param(jax.random.normal(rngs.params(), (2, c.dim)) * c.dim**-0.5)
     self.head = nnx.Linear(c.dim, patch_channels, rngs=rngs)
     self.config = c

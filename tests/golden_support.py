@@ -1,0 +1,195 @@
+"""Reads recorded traces (tests/golden/README.md) and sets up the search that should reproduce them."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from streamt1_jax.backbone import rope
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.chunk_step import Models
+from streamt1_jax.codec.base import LatentCodec
+from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
+from streamt1_jax.convert import wan_dit
+from streamt1_jax.noise_propagation import NoiseDraws
+from streamt1_jax.state import Condition
+
+
+def load(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path) as arrays:
+    return dict(arrays)
+
+
+def read_config(arrays: dict) -> dict:
+  return json.loads(str(arrays["config_json"]))
+
+
+def model_config(recorded: dict) -> ModelConfig:
+  """ModelConfig of a file's `config_json`."""
+  m = recorded["model"]
+  case = recorded.get("case", {})
+  return ModelConfig(
+    name="golden",
+    backbone=BackboneConfig(
+      dim=m["dim"],
+      ffn_dim=m["ffn_dim"],
+      num_heads=m["num_heads"],
+      num_layers=m["num_layers"],
+      freq_dim=m["freq_dim"],
+      text_dim=m["text_dim"],
+      text_len=m["text_len"],
+      latent_channels=m["in_dim"],
+      patch_size=m["patch_size"][-1],
+      eps=m["eps"],
+    ),
+    codec=None,
+    text=None,
+    latent_height=recorded.get("latent_h", case.get("latent_h")),
+    latent_width=recorded.get("latent_w", case.get("latent_w")),
+    chunk_frames=case.get("num_frame_per_block", 3),
+    schedule=ScheduleConfig(
+      denoising_steps=tuple(case.get("denoising_step_list", (1000, 750, 500, 250))),
+      shift=recorded.get("timestep_shift", case.get("timestep_shift")),
+      context_timestep=float(case.get("context_noise", 0)),
+    ),
+    local_attention_frames=m["local_attn_size"],
+    sink_frames=m["sink_size"],
+  )
+
+
+def search_config(recorded: dict) -> SearchConfig:
+  case = recorded["case"]
+  return SearchConfig.released(
+    beam_size=case["beam_size"],
+    top_k=case["top_k"],
+    noise_sigma=case["noise_fusion_sigma"],
+    short_threshold=case["short_threshold"],
+    long_threshold=case["long_threshold"],
+    fusion_cap=case["short_score_fusion_threshold"],
+    sliding_window=case["sliding_window_size"],
+    max_sink_frames=recorded["model"]["max_sink_size"],
+    sink_ema_decay=recorded["ema_alpha"],
+  )
+
+
+def load_backbone(folder: pathlib.Path, model: ModelConfig) -> tuple[nnx.GraphDef, dict]:
+  params = wan_dit.convert(load(folder / "weights.npz"), model)
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))))
+  return graphdef, jax.tree.map(jnp.asarray, params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatentImageReward:
+  """a_s * tanh(g_s * (mean(x * P) - m_s)) of a chunk of latents."""
+
+  pattern: np.ndarray
+  constants: dict
+
+  def __call__(self, params, condition, chunk, info):
+    c = self.constants
+    return c["a_s"] * jnp.tanh(c["g_s"] * ((chunk * self.pattern[None]).mean() - c["m_s"]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LatentVideoReward:
+  """a_l * tanh(g_l * (m - m_l)) - b_l * d: a time-weighted match with Q, less the mean change between frames."""
+
+  pattern: np.ndarray
+  constants: dict
+
+  def __call__(self, params, condition, window, info):
+    c, count = self.constants, window.num_frames
+    index = jnp.arange(window.past.shape[0] + window.chunk.shape[0])
+    frames = window.take(jnp.minimum(index, count - 1))
+    valid = index < count
+    match = (frames * self.pattern[None]).mean(axis=(1, 2, 3))
+    m = jnp.where(valid, (index + 1) / count * match, 0.0).sum() / count
+    change = jnp.abs(frames[1:] - frames[:-1]).mean(axis=(1, 2, 3))
+    d = jnp.where(valid[1:], change, 0.0).sum() / (count - 1)
+    return c["a_l"] * jnp.tanh(c["g_l"] * (m - c["m_l"])) - c["b_l"] * d
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScriptedReward:
+  """A table [chunk, candidate]."""
+
+  table: np.ndarray
+
+  def __call__(self, params, condition, frames, info):
+    return jnp.asarray(self.table, jnp.float32)[info.chunk_index, info.candidate_index]
+
+
+def recorded_noise(arrays: dict):
+  """Draws the recorded noise of a seed."""
+
+  def draw(seed):
+    row = jnp.argmax(jnp.asarray(arrays["noise_seed"], jnp.int32) == seed)
+    return NoiseDraws(jnp.asarray(arrays["fresh_noise"])[row], jnp.asarray(arrays["renoise"])[row])
+
+  return draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One recorded search: `video_reward` is the formula of the final scores, also where the search itself was scripted."""
+
+  arrays: dict
+  model: ModelConfig
+  search: SearchConfig
+  models: Models
+  params: dict
+  condition: Condition
+  seed: int
+  num_chunks: int
+  video_reward: LatentVideoReward
+
+
+def load_case(path: pathlib.Path) -> Case:
+  arrays = load(path)
+  recorded = read_config(arrays)
+  model = model_config(recorded)
+  graphdef, backbone = load_backbone(path.parent, model)
+  video_reward = LatentVideoReward(arrays["reward_Q"], recorded["reward"])
+  if recorded["reward_kind"] == "scripted":
+    rewards = ScriptedReward(arrays["script_short"]), ScriptedReward(arrays["script_long"])
+  else:
+    rewards = LatentImageReward(arrays["reward_P"], recorded["reward"]), video_reward
+  frame = (model.backbone.latent_channels, model.latent_height, model.latent_width)
+  models = Models(model, graphdef, LatentCodec(frame), *rewards, recorded_noise(arrays))
+  text = jax.jit(lambda p, e: nnx.merge(graphdef, p).text_memory(e))(backbone, jnp.asarray(arrays["prompt_embeds"][0]))
+  num_chunks = arrays["x0"].shape[0]
+  return Case(
+    arrays=arrays,
+    model=model,
+    search=search_config(recorded),
+    models=models,
+    params={"backbone": backbone, "codec": {}, "image_reward": {}, "video_reward": {}},
+    condition=Condition(text, (), (), jnp.int32(num_chunks)),
+    seed=recorded["case"]["seed"],
+    num_chunks=num_chunks,
+    video_reward=video_reward,
+  )
+
+
+def raw_keys(keys: np.ndarray, first_frame: int, model: ModelConfig) -> np.ndarray:
+  """Undoes our storage of keys [L, A, T, D]: the rotation at `first_frame`, the pair order and the head-major layout.
+
+  Returns [L, T, A, D], as recorded. Written with numpy's complex numbers, apart from the code under test.
+  """
+  config = model.backbone
+  time, height, width = rope.axis_pairs(config.head_dim)
+  rows, columns = model.latent_height // config.patch_size, model.latent_width // config.patch_size
+  frame, row, column = np.meshgrid(
+    first_frame + np.arange(model.chunk_frames), np.arange(rows), np.arange(columns), indexing="ij"
+  )
+  angle = lambda position, pairs: position.reshape(-1, 1) * 10000.0 ** (-np.arange(pairs) / pairs)
+  angles = np.concatenate([angle(frame, time), angle(row, height), angle(column, width)], axis=1)
+  half = config.head_dim // 2
+  turned = keys[..., :half].astype(np.float64) + 1j * keys[..., half:]
+  raw = turned * np.exp(-1j * angles)
+  interleaved = np.stack([raw.real, raw.imag], axis=-1).reshape(keys.shape)
+  return interleaved.transpose(0, 2, 1, 3)
