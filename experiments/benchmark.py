@@ -1,0 +1,168 @@
+"""Measures a whole search: work per second, against the machine's own matrix-product rate in the same run.
+
+  python -m experiments.benchmark --preset=bench_mid --beam_size=2 --top_k=2 --chunks=7
+
+prints one JSON line. Random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is
+the search itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards that
+the search really makes and the keys that are really visible.
+"""
+
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from streamt1_jax import drivers
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.chunk_step import Models
+from streamt1_jax.codec.base import LatentCodec
+from streamt1_jax.config import ModelConfig, SearchConfig, preset
+from streamt1_jax.io.manifest import CompileCounter, peak_rss_bytes
+from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.state import Condition
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("preset", "bench_mid", "Model preset.")
+flags.DEFINE_integer("beam_size", 2, "Candidates per beam.")
+flags.DEFINE_integer("top_k", 2, "Beams.")
+flags.DEFINE_integer("chunks", 7, "Chunks of the video.")
+flags.DEFINE_integer("max_sink_frames", 9, "Latent frames the sinks may grow to.")
+flags.DEFINE_integer("repeats", 2, "Timed searches; the fastest counts.")
+flags.DEFINE_bool("append_always", False, "Route every chunk to a new sink: the largest memory.")
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+
+
+class ConstantReward:
+  """Scores everything 0; ties go to the first candidate."""
+
+  def __call__(self, params, condition, frames, info):
+    return jnp.float32(0.0)
+
+
+class AlternatingReward:
+  """Image scores that rise and video scores that fall, so that every chunk is flagged as a new sink."""
+
+  def __init__(self, slope: float):
+    self.slope = slope
+
+  def __call__(self, params, condition, frames, info):
+    return self.slope * info.chunk_index.astype(jnp.float32)
+
+
+def build(model: ModelConfig, search: SearchConfig) -> tuple[Models, dict, Condition]:
+  """Random weights in the flag's dtype, and a random prompt."""
+  dtype = jnp.dtype(FLAGS.dtype)
+  graphdef, params = nnx.split(CausalWanDiT(model, nnx.Rngs(0)), nnx.Param)
+  backbone = jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(params))
+  rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if FLAGS.append_always else (ConstantReward(),) * 2
+  frame = model.latent_shape[1:]
+  draw = gaussian_noise(model.latent_shape, len(model.schedule.denoising_steps))
+  models = Models(model, graphdef, LatentCodec(frame), *rewards, draw)
+  embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
+  text = nnx.merge(graphdef, backbone).text_memory(embeddings)
+  params = {"backbone": backbone, "codec": {}, "image_reward": {}, "video_reward": {}}
+  return models, params, Condition(text, (), (), jnp.int32(FLAGS.chunks))
+
+
+def forward_flop(model: ModelConfig, visible_chunks: float) -> float:
+  """FLOP of one forward of one chunk with cached text, when so many chunks are visible, its own included."""
+  c, tokens = model.backbone, model.chunk_tokens
+  # Self-attention has four square projections, cross-attention two: its keys and values are cached.
+  linear = 2 * tokens * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
+  self_attention = 4 * tokens * visible_chunks * tokens * c.dim
+  cross_attention = 4 * tokens * c.text_len * c.dim
+  patches = 2 * 2 * tokens * c.latent_channels * c.patch_size**2 * c.dim
+  time = 2 * model.chunk_frames * (c.freq_dim * c.dim + c.dim**2 + 6 * c.dim**2)
+  return c.num_layers * (linear + self_attention + cross_attention) + patches + time
+
+
+def search_flop(model: ModelConfig, search: SearchConfig, visible: list[np.ndarray]) -> float:
+  """FLOP of a search; `visible[chunk]` [K] is how many chunks each beam's candidates saw, their own included."""
+  steps = len(model.schedule.denoising_steps)
+  total = 0.0
+  for chunks in visible:
+    total += sum(search.beam_size * steps * forward_flop(model, n) for n in chunks)
+    total += sum(forward_flop(model, n) for n in chunks)
+  return total
+
+
+def gemm_tflops(dtype: jnp.dtype, size: int = 2048, seconds: float = 1.0) -> float:
+  """Best rate of a square matrix product on this machine, now."""
+  a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  product = jax.jit(lambda a, b: a @ b)
+  jax.block_until_ready(product(a, a))
+  best, until = 0.0, time.perf_counter() + seconds
+  while time.perf_counter() < until:
+    began = time.perf_counter()
+    jax.block_until_ready(product(a, a))
+    best = max(best, 2 * size**3 / (time.perf_counter() - began) / 1e12)
+  return best
+
+
+def run_search(models: Models, params: dict, condition: Condition, search: SearchConfig) -> list[np.ndarray]:
+  """One search; returns how many chunks every beam saw, chunk by chunk."""
+  state = drivers.jitted_init_state(params, 0, models, search)
+  counts = []
+  for index in range(FLAGS.chunks):
+    state, _ = drivers.jitted_chunk_step(params, state, condition, models, search, first=index == 0)
+    # A copy, since the next step takes the state's buffers; waiting keeps one chunk in flight.
+    counts.append(np.array(state.beams.memory.count))
+  jax.block_until_ready(state)
+  return counts
+
+
+def live_bytes() -> int:
+  """Bytes of all live arrays."""
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
+def temporary_bytes(models: Models, params: dict, condition: Condition, search: SearchConfig) -> int:
+  """Bytes of the compiled step's temporaries, by XLA's own account."""
+  state = jax.eval_shape(lambda: drivers.jitted_init_state(params, 0, models, search))
+  lowered = drivers.jitted_chunk_step.lower(params, state, condition, models, search, first=False)
+  return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def main(_) -> None:
+  model = preset(FLAGS.preset)
+  search = SearchConfig.released(
+    beam_size=FLAGS.beam_size, top_k=FLAGS.top_k, max_sink_frames=FLAGS.max_sink_frames
+  )
+  models, params, condition = build(model, search)
+  drivers.check_length(models, search, FLAGS.chunks)
+  began = time.perf_counter()
+  run_search(models, params, condition, search)
+  warm_up = time.perf_counter() - began
+  rates, times = [gemm_tflops(jnp.dtype(FLAGS.dtype))], []
+  with CompileCounter() as compilations:
+    for _ in range(FLAGS.repeats):
+      began = time.perf_counter()
+      visible = run_search(models, params, condition, search)
+      times.append(time.perf_counter() - began)
+  rates.append(gemm_tflops(jnp.dtype(FLAGS.dtype)))
+  seconds, flop = min(times), search_flop(model, search, visible)
+  tflops, gemm = flop / seconds / 1e12, max(rates)
+  report = {
+    "preset": FLAGS.preset,
+    "candidates": search.num_candidates,
+    "chunks": FLAGS.chunks,
+    "seconds": seconds,
+    "compile_seconds": warm_up - seconds,
+    "model_tflop": flop / 1e12,
+    "tflops": tflops,
+    "gemm_tflops": gemm,
+    "gemm_fraction": tflops / gemm,
+    "compilations_after_warmup": compilations.count,
+    "peak_rss_bytes": peak_rss_bytes(),
+    "live_bytes": live_bytes(),
+    "temporary_bytes": temporary_bytes(models, params, condition, search),
+  }
+  print(json.dumps(report))
+
+
+if __name__ == "__main__":
+  app.run(main)

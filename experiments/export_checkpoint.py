@@ -1,0 +1,50 @@
+"""Puts trained parts together into a checkpoint folder that `experiments.generate` takes.
+
+  python -m experiments.export_checkpoint --codec_dir=runs/vae/params --dit_dir=runs/dit/params --output=checkpoints/tiny
+"""
+
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+from absl import app, flags
+from etils import epath
+from flax import nnx
+
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import preset
+from streamt1_jax.io.checkpoint import load_params, save_config, save_params
+from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.text.umt5 import UMT5Encoder
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("preset", "tiny", "Model preset of all parts.")
+flags.DEFINE_string("codec_dir", None, "What train_vae wrote to params/.", required=True)
+flags.DEFINE_string("dit_dir", None, "What train_dit wrote to params/.", required=True)
+flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
+flags.DEFINE_string("output", None, "Checkpoint folder.", required=True)
+flags.DEFINE_string("dtype", "float16", "Dtype of the stored weights.")
+
+
+def main(_) -> None:
+  model, output = preset(FLAGS.preset), epath.Path(FLAGS.output)
+  abstract = lambda build: nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
+  codec = abstract(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0)))
+  with ocp.StandardCheckpointer() as checkpointer:
+    parts = {"codec": checkpointer.restore(epath.Path(FLAGS.codec_dir).resolve(), codec)}
+  dit = epath.Path(FLAGS.dit_dir)
+  parts["backbone"] = load_params(dit / "backbone", abstract(lambda: CausalWanDiT(model, nnx.Rngs(0))))
+  parts["text"] = load_params(dit / "text", abstract(lambda: UMT5Encoder(model.text, nnx.Rngs(0))))
+  for name, params in parts.items():
+    save_params(output / name, params, dtype=FLAGS.dtype)
+    print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params))} parameters")
+  tokenizer = pathlib.Path(FLAGS.tokenizer)
+  if tokenizer.resolve() != (pathlib.Path(FLAGS.output) / TOKENIZER_FILE).resolve():
+    shutil.copyfile(tokenizer, output / TOKENIZER_FILE)
+  save_config(output, model, {"trained_by": "experiments.train_vae, experiments.train_dit", "data": "shapes world, train split"})
+
+
+if __name__ == "__main__":
+  app.run(main)
