@@ -5,8 +5,8 @@
   frame ── colour variance ──────── spread: how much does it show?
 
 A ghost, a blurred or ragged outline and noise all spread the same amount of edge over more pixels, so
-*concentration* sees them all; it is Hoyer's sparseness (Hoyer 2004, equation 1) and ignores contrast. Contrast alone
-would be easy to please, and so would concentration (erase half of the picture): the weights balance the two.
+*concentration* sees them all; it is Hoyer's sparseness (Hoyer 2004) and ignores contrast. Contrast alone would be
+easy to please, and so would concentration (erase half of the picture): the weights balance the two.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ class ImageQuality:
 
     concentration_weight * concentration + strength_weight * log(strength) + spread_weight * log(spread).
 
-  Clean frames, of the shapes world or photographs, score 0.5 to 1. Typical losses: ghosts 0.2 to 1, half-erased
-  shapes 0.1 to 0.6, blur 0.2 to 0.9, noise 0.3 to 2, half the contrast 0.6, an empty frame more than 2. The weights
-  were fitted to pairs of a clean and a corrupted frame, then scaled by 0.3. Comparable between candidates of one
-  prompt only: texture and small subjects lower it.
+  Clean frames score about 0.5 to 1. Typical losses: ghosts 0.2 to 1, half-erased shapes 0.1 to 0.6, blur 0.2 to
+  0.9, noise 0.3 to 2, half the contrast 0.6 to 0.9, an empty frame more than 2. The weights were fitted to pairs of
+  a clean and a corrupted frame, then scaled by 0.3. Comparable between candidates of one prompt only: texture and
+  small subjects lower it.
 
   Attributes:
     concentration_weight: weight of the sparseness, in [0, 1], of the local range.
@@ -63,15 +63,15 @@ class ImageQuality:
 
 
 def local_range(frame: jax.Array) -> jax.Array:
-  """[H - 2, W - 2] largest minus smallest value in every 3 x 3 neighbourhood of [H, W, 3], as a norm over channels."""
+  """[H - 2, W - 2] largest minus smallest value in every 3 x 3 neighbourhood of [H, W, 3]; norm over channels."""
   difference = _of_neighbours(jnp.maximum, frame) - _of_neighbours(jnp.minimum, frame)
   return jnp.linalg.norm(difference, axis=-1)
 
 
 def concentration(edges: jax.Array) -> jax.Array:
-  """Hoyer's sparseness (sqrt(n) - |x|_1 / |x|_2) / (sqrt(n) - 1): 0 if all are equal, 1 if only one is not zero.
+  """Hoyer's sparseness (sqrt(n) - |x|_1 / |x|_2) / (sqrt(n) - 1) of n values.
 
-  Taken as 0 for values that are all zero.
+  0 if all are equal (also if all are zero), 1 if only one is not zero.
   """
   root = edges.size**0.5
   norm = jnp.linalg.norm(edges.reshape(-1))
