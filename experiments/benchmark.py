@@ -2,9 +2,10 @@
 
   python -m experiments.benchmark --preset=bench_mid --beam_size=2 --top_k=2 --chunks=7
 
-prints one JSON line. Random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is
-the search itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards that
-the search really makes and the keys that are really visible.
+prints one JSON line. Random weights, latents instead of frames, and rewards that cost nothing, so that what is
+measured is
+the search itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the
+forwards that the search really makes and the keys that are really visible.
 """
 
 import json
@@ -129,9 +130,7 @@ def temporary_bytes(models: Models, params: dict, condition: Condition, search: 
 
 def main(_) -> None:
   model = preset(FLAGS.preset)
-  search = SearchConfig.released(
-    beam_size=FLAGS.beam_size, top_k=FLAGS.top_k, max_sink_frames=FLAGS.max_sink_frames
-  )
+  search = SearchConfig.released(beam_size=FLAGS.beam_size, top_k=FLAGS.top_k, max_sink_frames=FLAGS.max_sink_frames)
   models, params, condition = build(model, search)
   drivers.check_length(models, search, FLAGS.chunks)
   began = time.perf_counter()

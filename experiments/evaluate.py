@@ -3,9 +3,10 @@
   python -m experiments.evaluate --split=test --num_captions=64 --search=none
   python -m experiments.evaluate --split=test --num_captions=64 --search=none --seconds=30
 
-prints one JSON line: the share of videos for which every verdict holds, over the whole video (5 s) or window by window (30 s).
-Captions of the split "tune" are for choosing anything at all; those of "test" are for reporting. `--reconstruct` judges true
-clips after a trip through the VAE instead: what the decoder can reach at best.
+prints one JSON line: the share of videos for which every verdict holds, over the whole video (5 s) or window by
+window (30 s).
+Captions of the split "tune" are for choosing anything at all; those of "test" are for reporting. `--reconstruct`
+judges true clips after a trip through the VAE instead: what the decoder can reach at best.
 """
 
 import json
@@ -45,7 +46,9 @@ def reconstructed_videos(checkpoint: str, pipeline: Pipeline, captions: list[str
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0))), nnx.Param)
   codec = nnx.merge(graphdef, load_params(f"{checkpoint}/codec", nnx.to_pure_dict(abstract), jnp.float32))
   indices = jnp.arange(1 + config.codec.temporal_stride * (length - 1))
-  through = jax.jit(lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1))))
+  through = jax.jit(
+    lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1)))
+  )
   rng = np.random.default_rng(FLAGS.seed)
   for caption in captions:
     start = jnp.asarray(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
@@ -78,11 +81,15 @@ def main(_) -> None:
   checkpoint = common.find_checkpoint(FLAGS.checkpoint) if hasattr(common, "find_checkpoint") else FLAGS.checkpoint
   pipeline = Pipeline.load(checkpoint)
   captions = shapes.held_out_captions(FLAGS.split, FLAGS.num_captions, FLAGS.seed)
-  make = reconstructed_videos(checkpoint, pipeline, captions) if FLAGS.reconstruct else generated_videos(pipeline, captions)
+  make = (
+    reconstructed_videos(checkpoint, pipeline, captions) if FLAGS.reconstruct else generated_videos(pipeline, captions)
+  )
   videos = list(make)
   if FLAGS.contact_sheet:
     write_sheet(FLAGS.contact_sheet, videos[:16])
-  print(json.dumps({"split": FLAGS.split, "captions": len(captions), "seconds": FLAGS.seconds} | judge(videos, captions)))
+  print(
+    json.dumps({"split": FLAGS.split, "captions": len(captions), "seconds": FLAGS.seconds} | judge(videos, captions))
+  )
 
 
 if __name__ == "__main__":

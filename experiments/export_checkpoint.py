@@ -1,6 +1,6 @@
 """Puts trained parts together into a checkpoint folder that `experiments.generate` takes.
 
-  python -m experiments.export_checkpoint --codec_dir=runs/vae/params --dit_dir=runs/dit/params --output=checkpoints/tiny
+python -m experiments.export_checkpoint --codec_dir=runs/vae/params --dit_dir=runs/dit/params --output=checkpoints/tiny
 """
 
 import pathlib
@@ -43,7 +43,9 @@ def main(_) -> None:
   tokenizer = pathlib.Path(FLAGS.tokenizer)
   if tokenizer.resolve() != (pathlib.Path(FLAGS.output) / TOKENIZER_FILE).resolve():
     shutil.copyfile(tokenizer, output / TOKENIZER_FILE)
-  save_config(output, model, {"trained_by": "experiments.train_vae, experiments.train_dit", "data": "shapes world, train split"})
+  save_config(
+    output, model, {"trained_by": "experiments.train_vae, experiments.train_dit", "data": "shapes world, train split"}
+  )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
-"""Trains the tiny causal DiT and its text encoder on the shapes world, by teacher forcing at the four sampling timesteps.
+"""Trains the tiny causal DiT and its text encoder on the shapes world, by teacher forcing at the four sampling
+timesteps.
 
-  python -m experiments.train_dit --flagfile=experiments/flagfiles/train_dit.flags --codec_dir=runs/vae/params --run_dir=runs/dit
+  python -m experiments.train_dit --flagfile=experiments/flagfiles/train_dit.flags --codec_dir=runs/vae/params
+  --run_dir=runs/dit
 
 Every batch has two parts, each with the velocity loss |v - (noise - x0)|^2 of flow matching:
 
-* whole clips of 7 chunks, each chunk noisy at one of the four timesteps, with the clean chunks it will see when streaming
+* whole clips of 7 chunks, each chunk noisy at one of the four timesteps, with the clean chunks it will see when
+streaming
   (first sink, window, now and then an older chunk in the place of an appended sink), and with frame positions up to the
   longest video, so that long rollouts meet no position they were not trained on;
-* many first chunks alone, which are the hard part: nothing in the context says what to draw. Their noise at sigma = 1 is
+* many first chunks alone, which are the hard part: nothing in the context says what to draw. Their noise at sigma = 1
+is
   coupled to the clip (`streamt1_jax.data.noise_coupling`).
 
-Captions leave out size and speed now and then. Muon on the blocks' matrices, Adam on the rest, exponential moving average.
+Captions leave out size and speed now and then. Muon on the blocks' matrices, Adam on the rest, exponential moving
+average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (final averages), `loss.csv`, `loss.png`,
 `metrics.json`, `latents.npz` (the encoded clips, made once).
@@ -57,7 +62,9 @@ flags.DEFINE_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks
 flags.DEFINE_float("adam_learning_rate", 1.5e-3, "Peak learning rate of everything else (Adam).")
 flags.DEFINE_float("decay_fraction", 0.35, "Share of the run, at its end, over which the learning rate falls to zero.")
 flags.DEFINE_float("ema_decay", 0.998, "Decay of the weights' moving average.")
-flags.DEFINE_multi_float("sigma_weights", [0.4, 0.3, 0.2, 0.1], "How often first chunks train at each of the four timesteps.")
+flags.DEFINE_multi_float(
+  "sigma_weights", [0.4, 0.3, 0.2, 0.1], "How often first chunks train at each of the four timesteps."
+)
 flags.DEFINE_integer("checkpoint_every", 200, "Steps between checkpoints.")
 flags.DEFINE_integer("log_every", 20, "Steps between rows of the loss curve.")
 flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
@@ -145,8 +152,8 @@ def build_dataset(model: ModelConfig, codec, cache: epath.Path) -> Dataset:
 def draw_first_frames(key: jax.Array, model: ModelConfig) -> jax.Array:
   """[7] first latent frame of every chunk. Half of the clips continue much later than their first chunk.
 
-  The world repeats every 16 latent frames, so a delay of 48 or 96 frames is the true continuation; other delays teach the
-  model not to rely on the sink for motion.
+  The world repeats every 16 latent frames, so a delay of 48 or 96 frames is the true continuation; other delays teach
+  the model not to rely on the sink for motion.
   """
   kind_key, delay_key = jax.random.split(key)
   longest = 120 // model.chunk_frames - CHUNKS
@@ -158,7 +165,7 @@ def draw_first_frames(key: jax.Array, model: ModelConfig) -> jax.Array:
 
 
 def draw_visible(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Chunks that each chunk sees besides itself: sink, window, and sometimes an older one; [7, 4] indices and validity."""
+  """What each chunk sees besides itself: sink, window, sometimes an older one; [7, 4] indices and validity."""
   older_key, use_key = jax.random.split(key)
   chunk = jnp.arange(CHUNKS)
   oldest_window = chunk - WINDOW
@@ -190,9 +197,7 @@ def draw_batch(key: jax.Array, data: Dataset, model: ModelConfig) -> Batch:
   noise = jax.random.normal(next(keys), (first_chunks, *model.latent_shape))
   noise = jax.vmap(noise_coupling.couple)(noise, attributes[:, 0], attributes[:, 3], omit_size, omit_speed)
   start = jax.vmap(noise_coupling.start_index)(noise)
-  step = jax.random.choice(
-    next(keys), len(FLAGS.sigma_weights), (first_chunks,), p=jnp.asarray(FLAGS.sigma_weights)
-  )
+  step = jax.random.choice(next(keys), len(FLAGS.sigma_weights), (first_chunks,), p=jnp.asarray(FLAGS.sigma_weights))
   # Only the first step sees the noise that chose the clip; later ones see noise drawn afresh, as the sampler's are.
   fresh = jax.random.normal(next(keys), noise.shape)
   return Batch(
@@ -231,9 +236,7 @@ def loss_terms(backbone: CausalWanDiT, text: UMT5Encoder, batch: Batch, key, sch
   def clip(noisy, context, step, frame, ids, key):
     visible, valid = draw_visible(key)
     memory = text_memory(ids)
-    return clip_velocity(
-      backbone, noisy, context, features[step], context_features, frame, memory, visible, valid
-    )
+    return clip_velocity(backbone, noisy, context, features[step], context_features, frame, memory, visible, valid)
 
   visible_keys = jax.random.split(visible_key, batch.clean.shape[0])
   flow = jax.vmap(clip)(noisy, context, batch.clip_step, batch.clip_frame, batch.clip_tokens, visible_keys)
@@ -258,12 +261,18 @@ def make_optimizer() -> optax.GradientTransformation:
   def schedule(peak: float) -> optax.Schedule:
     decay = int(FLAGS.steps * FLAGS.decay_fraction)
     warmup = min(100, FLAGS.steps // 10)
-    pieces = [optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak), optax.cosine_decay_schedule(peak, decay)]
+    pieces = [
+      optax.linear_schedule(0.0, peak, warmup),
+      optax.constant_schedule(peak),
+      optax.cosine_decay_schedule(peak, decay),
+    ]
     return optax.join_schedules(pieces, [warmup, max(warmup, FLAGS.steps - decay)])
 
   def dimensions(params):
     matrix = optax.contrib.MuonDimensionNumbers(1, 2)
-    is_block_matrix = lambda path, p: any(getattr(k, "key", None) == "blocks" for k in path) and path[-1].key == "kernel"
+    is_block_matrix = lambda path, p: (
+      any(getattr(k, "key", None) == "blocks" for k in path) and path[-1].key == "kernel"
+    )
     return jax.tree_util.tree_map_with_path(lambda path, p: matrix if is_block_matrix(path, p) else None, params)
 
   muon = optax.contrib.muon(

@@ -5,7 +5,8 @@
   x0     ── decode ── image reward, video reward ── hybrid score          every candidate
   top-k over all candidates ── gather beams ── clean pass ── commit       winners only
 
-Functions are written for one beam or one candidate; `chunk_step` vmaps them. The memory is shared by a beam's candidates.
+Functions are written for one beam or one candidate; `chunk_step` vmaps them. The memory is shared by a beam's
+candidates.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ class Models:
 
 
 class Winner(NamedTuple):
-  """What a surviving candidate brings into its beam: latents, noise and seed, scores, flags, frames and decoder state."""
+  """What a surviving candidate brings into its beam."""
 
   latents: jax.Array
   noise: jax.Array
@@ -143,13 +144,6 @@ def denoise(models: Models, params: Params, noise, renoise, first_frame, text: T
   return x0
 
 
-def _scores(models: Models, params, condition: Condition, chunk, window: FrameWindow, info: CandidateInfo):
-  """Image and video score of one candidate, float32 scalars."""
-  short = models.image_reward(params["image_reward"], condition.image_reward, chunk, info)
-  long = models.video_reward(params["video_reward"], condition.video_reward, window, info)
-  return short.astype(jnp.float32), long.astype(jnp.float32)
-
-
 def _append_latents(latents: jax.Array, chunk: Latents, chunk_index: jax.Array) -> jax.Array:
   """Adds a chunk to the left-aligned window [W, F, C, H, W]; when it is full the oldest chunk leaves."""
   window = latents.shape[0]
@@ -157,66 +151,115 @@ def _append_latents(latents: jax.Array, chunk: Latents, chunk_index: jax.Array) 
   return jax.lax.dynamic_update_index_in_dim(latents, chunk, jnp.minimum(chunk_index, window - 1), 0)
 
 
-def _scores_from_scratch(models: Models, params, condition, latents, chunk, chunk_index, info):
-  """Scores of one candidate whose chunk and window are decoded anew, each as a video of its own."""
-  decode = lambda z: models.codec.decode(params["codec"], z, models.codec.init_state(params["codec"]), first=True)[0]
-  frames = decode(chunk)
-  window = _append_latents(latents, chunk, chunk_index)
-  chunks = jnp.minimum(chunk_index + 1, window.shape[0])
-  valid = models.codec.num_frames(chunks * models.config.chunk_frames, first=True)
-  decoded = decode(window.reshape(-1, *window.shape[2:]))
-  num_past = valid - frames.shape[0]
-  newest = jax.lax.dynamic_slice_in_dim(decoded, num_past, frames.shape[0])
-  return _scores(models, params, condition, frames, FrameWindow(decoded, num_past, newest), info)
-
-
 def _append_frames(past: jax.Array, num_past: jax.Array, chunk: jax.Array) -> jax.Array:
-  """Adds a chunk's frames behind the valid ones of the left-aligned window [P, ...]; what does not fit leaves in front."""
+  """Adds a chunk's frames behind the valid ones of the left-aligned window [P, ...]; the surplus leaves in front."""
   joined = jnp.concatenate([past, jnp.zeros_like(chunk)])
   joined = jax.lax.dynamic_update_slice_in_dim(joined, chunk, num_past, 0)
   surplus = jnp.maximum(num_past + chunk.shape[0] - past.shape[0], 0)
   return jax.lax.dynamic_slice_in_dim(joined, surplus, past.shape[0])
 
 
-def _evict(models: Models, search: SearchConfig, beam: Beam):
-  memory, eviction = memory_sinking.evict(beam.memory, models.rotary, models.config, search)
-  return beam._replace(memory=memory), eviction
-
-
-def _commit(models, params, search, condition, chunk_index, num_past, beam: Beam, winner: Winner, memory_view) -> Beam:
-  """Clean pass of one winner at the context timestep, and everything its beam remembers of it."""
-  first_frame = chunk_index * models.config.chunk_frames
-  _, chunk = velocity(
-    models, params, winner.latents, models.schedule.context_features, first_frame, condition.text, memory_view
-  )
-  return Beam(
-    memory=memory_sinking.commit(beam.memory, chunk, winner.flags, first_frame, models.config),
-    noise=winner.noise,
-    seed=winner.seed,
-    history=reward_pruning.extend_history(beam.history, winner.short, winner.long),
-    past=_append_frames(beam.past, num_past, winner.frames),
-    codec=winner.codec,
-    latents=None if beam.latents is None else _append_latents(beam.latents, winner.latents, chunk_index),
-  )
-
-
 def _views(beams: Beam) -> attention.MemoryView:
-  """The beams' memories as attention reads them; the trip count is common to all, so that the slot loop stays unbatched."""
+  """The beams' memories as attention reads them, with a common trip count: the slot loop stays unbatched."""
   return memory_sinking.view(beams.memory, beams.memory.count.max())
 
 
 def _gather_beams(beams: Beam, parents: jax.Array) -> Beam:
   """The beams at `parents` [K]; the only place where memories are copied."""
-  axes = beam_axes(beams)
   pick = lambda axis, part: jax.tree.map(lambda leaf: jnp.take(leaf, parents, axis=axis), part)
-  return jax.tree.map(pick, axes, beams, is_leaf=lambda x: isinstance(x, int))
+  return jax.tree.map(pick, beam_axes(beams), beams, is_leaf=lambda x: isinstance(x, int))
 
 
-def _draw(models: Models, search: SearchConfig, seed: jax.Array, parent_noise: jax.Array, *, first: bool):
-  """A candidate's starting noise and its later draws."""
-  draws = models.draw_noise(seed)
-  noise = draws.fresh if first else noise_propagation.fuse_noise(parent_noise, draws.fresh, search.noise_sigma)
-  return noise, draws.renoise
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """What is common to all beams and candidates of one chunk; every method is written for one of them."""
+
+  models: Models
+  search: SearchConfig
+  params: Params
+  condition: Condition
+  chunk_index: jax.Array
+  num_past: jax.Array
+  first: bool
+
+  @property
+  def first_frame(self) -> jax.Array:
+    return self.chunk_index * self.models.config.chunk_frames
+
+  def evict(self, beam: Beam) -> tuple[Beam, memory_sinking.Eviction]:
+    memory, eviction = memory_sinking.evict(beam.memory, self.models.rotary, self.models.config, self.search)
+    return beam._replace(memory=memory), eviction
+
+  def sample(self, seed: jax.Array, parent_noise: jax.Array, view: attention.MemoryView) -> tuple[jax.Array, jax.Array]:
+    """Fused noise [F, C, H, W] and every x0 [S, F, C, H, W] of one candidate."""
+    draws = self.models.draw_noise(seed)
+    sigma = self.search.noise_sigma
+    noise = draws.fresh if self.first else noise_propagation.fuse_noise(parent_noise, draws.fresh, sigma)
+    text = self.condition.text
+    return noise, denoise(self.models, self.params, noise, draws.renoise, self.first_frame, text, view)
+
+  def decode(self, latents: Latents, codec: Any) -> tuple[jax.Array, Any]:
+    """Frames and decoder state of a stream that goes on with `latents`."""
+    return self.models.codec.decode(self.params["codec"], latents, codec, first=self.first)
+
+  def decode_from_scratch(self, latents: jax.Array) -> jax.Array:
+    codec, params = self.models.codec, self.params["codec"]
+    return codec.decode(params, latents, codec.init_state(params), first=True)[0]
+
+  def scores(self, chunk: jax.Array, window: FrameWindow, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Image and video score of candidate `index`, float32 scalars."""
+    models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
+    short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
+    long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
+    return short.astype(jnp.float32), long.astype(jnp.float32)
+
+  def judge_streamed(self, latents: Latents, index: jax.Array, past: jax.Array, codec: Any):
+    """Scores, frames and decoder state of one candidate; its window is made of frames that are decoded already."""
+    frames, codec = self.decode(latents, codec)
+    return *self.scores(frames, FrameWindow(past, self.num_past, frames), index), frames, codec
+
+  def judge_from_scratch(self, latents: Latents, index: jax.Array, window: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Scores of one candidate whose chunk and window are decoded anew, each as a video of its own."""
+    frames = self.decode_from_scratch(latents)
+    window = _append_latents(window, latents, self.chunk_index)
+    chunks = jnp.minimum(self.chunk_index + 1, window.shape[0])
+    valid = self.models.codec.num_frames(chunks * self.models.config.chunk_frames, first=True)
+    decoded = self.decode_from_scratch(window.reshape(-1, *window.shape[2:]))
+    num_past = valid - frames.shape[0]
+    newest = jax.lax.dynamic_slice_in_dim(decoded, num_past, frames.shape[0])
+    return self.scores(frames, FrameWindow(decoded, num_past, newest), index)
+
+  def judge(self, beams: Beam, latents: jax.Array):
+    """Scores all candidates `latents [K, B, F, C, H, W]`.
+
+    Returns:
+      Image scores and video scores [K, B]; frames and decoder states [K, B, ...] of the continued streams, both None
+      when rewards decode from scratch: then only winners are decoded.
+    """
+    index = jnp.arange(self.search.num_candidates).reshape(latents.shape[:2])
+    if self.search.reward_decode == "scratch":
+      judge = jax.vmap(jax.vmap(self.judge_from_scratch, in_axes=(0, 0, None)))
+      return *judge(latents, index, beams.latents), None, None
+    judge = jax.vmap(jax.vmap(self.judge_streamed, in_axes=(0, 0, None, None)))
+    return judge(latents, index, beams.past, beams.codec)
+
+  def flags(self, short: jax.Array, long: jax.Array, history: reward_pruning.ScoreHistory) -> reward_pruning.Flags:
+    return reward_pruning.route_flags(short, long, history, self.search)
+
+  def commit(self, beam: Beam, winner: Winner, view: attention.MemoryView) -> Beam:
+    """Clean pass of one winner at the context timestep, and everything its beam remembers of it."""
+    features, text = self.models.schedule.context_features, self.condition.text
+    _, chunk = velocity(self.models, self.params, winner.latents, features, self.first_frame, text, view)
+    window = None if beam.latents is None else _append_latents(beam.latents, winner.latents, self.chunk_index)
+    return Beam(
+      memory=memory_sinking.commit(beam.memory, chunk, winner.flags, self.first_frame, self.models.config),
+      noise=winner.noise,
+      seed=winner.seed,
+      history=reward_pruning.extend_history(beam.history, winner.short, winner.long),
+      past=_append_frames(beam.past, self.num_past, winner.frames),
+      codec=winner.codec,
+      latents=window,
+    )
 
 
 def chunk_step(
@@ -243,39 +286,37 @@ def chunk_step(
   Returns:
     State after the chunk, and its trace.
   """
-  axes, per_beam = beam_axes(state.beams), functools.partial(jax.vmap, in_axes=0)
-  chunk_index, size = state.chunk_index, search.beam_size
-  first_frame = chunk_index * models.config.chunk_frames
+  step = _Step(models, search, params, condition, state.chunk_index, state.num_past, first)
+  axes = beam_axes(state.beams)
+  beams, eviction = jax.vmap(step.evict, in_axes=(axes,), out_axes=(axes, 0))(state.beams)
 
-  beams, eviction = jax.vmap(functools.partial(_evict, models, search), in_axes=(axes,), out_axes=(axes, 0))(state.beams)
   seed = noise_propagation.candidate_seeds(
-    state.base_seed, beams.seed, chunk_index, beam_size=size, first_candidate=search.first_candidate
+    state.base_seed,
+    beams.seed,
+    state.chunk_index,
+    beam_size=search.beam_size,
+    first_candidate=search.first_candidate,
   )
-
-  draw = functools.partial(_draw, models, search, first=first)
-  noise, renoise = per_beam(jax.vmap(draw, in_axes=(0, None)))(seed, beams.noise)
-  sample = lambda noise, renoise, view: denoise(models, params, noise, renoise, first_frame, condition.text, view)
-  sample = jax.vmap(jax.vmap(sample, in_axes=(0, 0, None)), in_axes=(0, 0, _VIEW_AXES))
-  x0 = sample(noise, renoise, _views(beams))
+  sample = jax.vmap(jax.vmap(step.sample, in_axes=(0, None, None)), in_axes=(0, 0, _VIEW_AXES))
+  noise, x0 = sample(seed, beams.noise, _views(beams))
   latents = x0[:, :, -1]
 
-  frames, codec, short, long = _judge(params, state._replace(beams=beams), condition, models, search, latents, first)
-  weight = reward_pruning.fusion_weight(chunk_index, condition.num_chunks, search.fusion_cap)
+  short, long, frames, codec = step.judge(beams, latents)
+  weight = reward_pruning.fusion_weight(state.chunk_index, condition.num_chunks, search.fusion_cap)
   hybrid = reward_pruning.hybrid_score(short, long, weight)
-  flag = lambda short, long, history: reward_pruning.route_flags(short, long, history, search)
-  flags = per_beam(jax.vmap(flag, in_axes=(0, 0, None)))(short, long, beams.history)
+  flags = jax.vmap(jax.vmap(step.flags, in_axes=(0, 0, None)))(short, long, beams.history)
   usable = jnp.isfinite(latents).all(axis=(2, 3, 4, 5)) & jnp.isfinite(short) & jnp.isfinite(long)
-
   survivor, score = reward_pruning.prune(hybrid.reshape(-1), usable.reshape(-1), search.top_k)
+
   candidates = Winner(latents, noise, seed, short, long, flags, frames, codec)
   winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
-  beams = _gather_beams(beams, survivor // size)
-  if frames is None:
-    decode = functools.partial(models.codec.decode, params["codec"], first=first)
-    winners = winners._replace(**dict(zip(("frames", "codec"), jax.vmap(decode)(winners.latents, beams.codec))))
+  beams = _gather_beams(beams, survivor // search.beam_size)
+  if winners.frames is None:
+    decoded, codec = jax.vmap(step.decode)(winners.latents, beams.codec)
+    winners = winners._replace(frames=decoded, codec=codec)
+  commit = jax.vmap(step.commit, in_axes=(axes, 0, _VIEW_AXES), out_axes=axes)
+  beams = commit(beams, winners, _views(beams))
 
-  finish = functools.partial(_commit, models, params, search, condition, chunk_index, state.num_past)
-  finish = jax.vmap(finish, in_axes=(axes, 0, _VIEW_AXES), out_axes=axes)
   trace = ChunkTrace(
     candidates=CandidateTrace(seed, short, long, hybrid, usable, flags),
     eviction=eviction,
@@ -286,29 +327,4 @@ def chunk_step(
     steps={"noise": noise, "x0": x0} if record else None,
   )
   num_past = jnp.minimum(state.num_past + winners.frames.shape[1], past_capacity(models, search))
-  return SearchState(chunk_index + 1, state.base_seed, num_past, finish(beams, winners, _views(beams))), trace
-
-
-def _judge(params, state: SearchState, condition, models: Models, search: SearchConfig, latents, first: bool):
-  """Decodes and scores all candidates `latents [K, B, F, C, H, W]`.
-
-  Returns:
-    Frames [K, B, Q, ...] and decoder states [K, B, ...] of the continued streams (both None when rewards decode from
-    scratch: then only winners are decoded), image scores [K, B], video scores [K, B].
-  """
-  beams, size = state.beams, search.beam_size
-  index = jnp.arange(search.num_candidates).reshape(search.top_k, size)
-  if search.reward_decode == "scratch":
-
-    def from_scratch(latents, index, window):
-      info = CandidateInfo(state.chunk_index, index)
-      return _scores_from_scratch(models, params, condition, window, latents, state.chunk_index, info)
-
-    return None, None, *jax.vmap(jax.vmap(from_scratch, in_axes=(0, 0, None)))(latents, index, beams.latents)
-
-  def streamed(latents, index, past, codec):
-    frames, codec = models.codec.decode(params["codec"], latents, codec, first=first)
-    window = FrameWindow(past, state.num_past, frames)
-    return frames, codec, *_scores(models, params, condition, frames, window, CandidateInfo(state.chunk_index, index))
-
-  return jax.vmap(jax.vmap(streamed, in_axes=(0, 0, None, None)))(latents, index, beams.past, beams.codec)
+  return SearchState(state.chunk_index + 1, state.base_seed, num_past, beams), trace

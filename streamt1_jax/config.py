@@ -5,7 +5,8 @@ Every size here is static: it is part of what XLA compiles. Two kinds of object:
 * `ModelConfig` describes a model as it was trained (backbone, codec, text encoder, schedule, attention window).
 * `SearchConfig` describes one test-time search over it (candidates, beams, noise, pruning, sinks).
 
-Units: a *latent frame* is one time step of the VAE's latent; a *chunk* is `chunk_frames` latent frames; a *token* is one
+Units: a *latent frame* is one time step of the VAE's latent; a *chunk* is `chunk_frames` latent frames; a *token* is
+  one
 patch of a latent frame.
 """
 
@@ -83,7 +84,7 @@ class CodecConfig:
   Attributes:
     base_dim: channels of the first stage.
     dim_mult: channel multiplier per stage.
-    num_res_blocks: residual blocks per encoder stage (the decoder has one more).
+    num_res_blocks: residual blocks per encoder stage (the decoder has one more); 0 only if all stages have one width.
     spatial_down: per stage transition, whether height and width halve (encoder order).
     temporal_down: per stage transition, whether time halves (encoder order).
     latent_channels: channels of the latent.
@@ -107,6 +108,10 @@ class CodecConfig:
     _require(
       len(self.spatial_down) == stages and len(self.temporal_down) == stages,
       f"spatial_down and temporal_down need one entry per stage transition ({stages})",
+    )
+    _require(
+      self.num_res_blocks > 0 or set(self.dim_mult) == {1},
+      f"num_res_blocks 0 needs a dim_mult of ones, got {self.dim_mult}",
     )
     _require(
       len(self.latent_mean) == len(self.latent_std) == self.latent_channels,
@@ -176,7 +181,7 @@ class ScheduleConfig:
       f"denoising_steps must be strictly decreasing and not empty, got {steps}",
     )
     _require(
-      0 < steps[-1] and steps[0] <= self.num_train_timesteps,
+      steps[-1] > 0 and steps[0] <= self.num_train_timesteps,
       f"denoising_steps must lie in 1..{self.num_train_timesteps}, got {steps}",
     )
 
@@ -194,7 +199,8 @@ class ModelConfig:
     latent_width: columns of the latent, likewise.
     chunk_frames: latent frames generated together.
     schedule: denoising schedule.
-    local_attention_frames: latent frames a query can see before any sink is appended (first sink, window and its own chunk).
+    local_attention_frames: latent frames a query can see before any sink is appended (first sink, window and its own
+      chunk).
     sink_frames: latent frames at the start of the video that never leave the memory.
     fps: pixel frames per second of the decoded video.
   """
@@ -219,7 +225,9 @@ class ModelConfig:
     )
     for field in ("local_attention_frames", "sink_frames"):
       value = getattr(self, field)
-      _require(value > 0 and value % chunk == 0, f"{field} must be a positive multiple of the chunk ({chunk}), got {value}")
+      _require(
+        value > 0 and value % chunk == 0, f"{field} must be a positive multiple of the chunk ({chunk}), got {value}"
+      )
     _require(
       self.local_attention_frames >= self.sink_frames + 2 * chunk,
       f"local_attention_frames {self.local_attention_frames} leaves no room beside the sinks ({self.sink_frames}) "
@@ -269,8 +277,8 @@ class SearchConfig:
       `sliding_window - 1`.
     sink_ema_dtype: "compute" mixes sinks in the memory's dtype (released code: in bfloat16 the decay is lost);
       "float32" accumulates in float32.
-    reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each candidate's
-      chunk and window anew, as the released code does.
+    reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each
+      candidate's chunk and window anew, as the released code does.
   """
 
   beam_size: int = 2
@@ -353,9 +361,7 @@ def _wan_1_3b() -> ModelConfig:
 def _tiny() -> ModelConfig:
   return ModelConfig(
     name="tiny",
-    backbone=BackboneConfig(
-      dim=192, ffn_dim=768, num_heads=2, num_layers=6, freq_dim=64, text_dim=128, text_len=32
-    ),
+    backbone=BackboneConfig(dim=192, ffn_dim=768, num_heads=2, num_layers=6, freq_dim=64, text_dim=128, text_len=32),
     codec=CodecConfig(
       base_dim=72,
       dim_mult=(1, 1, 1),

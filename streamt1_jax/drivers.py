@@ -1,7 +1,7 @@
 """Two ways to run the same chunk step: `stream`, chunk by chunk from Python, and `rollout`, one XLA program.
 
-Survivors point to their parents, so a finished video is read backwards along its lineage (`lineage`): no beam ever carries
-its own past frames, and the state stays the same size however long the video is.
+Survivors point to their parents, so a finished video is read backwards along its lineage (`lineage`): no beam ever
+carries its own past frames, and the state stays the same size however long the video is.
 """
 
 import functools
@@ -39,9 +39,7 @@ class FinalBeams(NamedTuple):
   best: int
 
 
-@functools.partial(
-  jax.jit, static_argnames=("models", "search", "first", "record"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("models", "search", "first", "record"), donate_argnames=("state",))
 def jitted_chunk_step(params, state, condition, models, search, *, first, record=False):
   """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated."""
   return chunk_step(params, state, condition, models, search, first=first, record=record)

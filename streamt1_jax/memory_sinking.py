@@ -4,9 +4,10 @@
   ema       sink <- decay * sink + (1 - decay) * chunk, for the last sink             (Stream-T1, memory sinking)
   append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
 
-A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not care, keys
-were rotated at their absolute frame when they were written, and the table says which slot is which. So an append moves no
-data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last one.
+A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not
+care, keys
+were rotated at their absolute frame when they were written, and the table says which slot is which. So an append
+moves no data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last one.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ _NO_FRAME = jnp.iinfo(jnp.int32).max
 
 
 class SinkAccumulator(NamedTuple):
-  """The last sink in float32, [L, A, T, D] each, for memories in a narrower dtype: there `0.999 * x` rounds back to `x`."""
+  """The last sink in float32, [L, A, T, D] each. A narrower memory needs it: there `0.999 * x` rounds to `x`."""
 
   k: jax.Array
   v: jax.Array
@@ -59,7 +60,8 @@ class Eviction(NamedTuple):
   Attributes:
     route: int32 scalar: NOTHING, DISCARD, EMA, APPEND or APPEND_AT_MAXIMUM.
     frame: int32 scalar, first latent frame of the chunk that left the window; -1 for NOTHING.
-    sink_frame: int32 scalar, first latent frame of the sink that took it in; -1 unless route is EMA or APPEND_AT_MAXIMUM.
+    sink_frame: int32 scalar, first latent frame of the sink that took it in; -1 unless route is EMA or
+      APPEND_AT_MAXIMUM.
   """
 
   route: jax.Array
@@ -131,7 +133,7 @@ def mix(sink: jax.Array, chunk: jax.Array, decay: float) -> jax.Array:
 
 
 def _merge_into_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, tables: RotaryTables, decay: float):
-  """The sink after the EMA, in its own dtype. The leaving keys move to the sink's position: raw keys mix, not rotated ones."""
+  """The sink before and after the EMA. The leaving keys first move to the sink's position: raw keys mix."""
   keys = shift_frames(_slot(memory.k, leaving), tables, memory.frame[sink] - memory.frame[leaving])
   values = _slot(memory.v, leaving)
   old = memory.accumulator or SinkAccumulator(_slot(memory.k, sink), _slot(memory.v, sink))
@@ -150,7 +152,7 @@ def _update_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, merge: jax
 
 
 def _free(memory: Memory, slot: jax.Array, free: jax.Array) -> Memory:
-  """Where `free` (bool scalar) holds, empties a slot and moves the last valid one into it: valid slots stay a prefix."""
+  """Where `free` (bool scalar) holds, moves the last valid slot into this one: valid slots stay a prefix."""
   source = jnp.where(free, memory.count - 1, slot)
   move = lambda cache: _with_slot(cache, slot, _slot(cache, source))
   move_entry = lambda entries: entries.at[slot].set(entries[source])
@@ -175,7 +177,8 @@ def _label_sink(memory: Memory, slot: jax.Array, label: jax.Array) -> Memory:
 
 
 def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
-  """Makes room for the next chunk: routes the oldest window chunk by the flags its scores gave it, if the window is full.
+  """Makes room for the next chunk: routes the oldest window chunk by the flags its scores gave it, if the window is
+  full.
 
   Written without branches, slot by slot: under `vmap` a branch would select between whole memories.
   """

@@ -2,7 +2,8 @@
 
   eps_n = sigma * eps_parent + sqrt(1 - sigma^2) * eps_fresh                      (Stream-T1, noise propagation)
 
-With independent draws the fused noise has unit variance. In the released code candidate 0 of a beam draws its parent's fresh
+With independent draws the fused noise has unit variance. In the released code candidate 0 of a beam draws its
+parent's fresh
 noise again, so its two terms are correlated and its variance is not one; `SearchConfig.first_candidate` chooses.
 """
 
@@ -55,7 +56,8 @@ def candidate_seeds(
   """Seeds of all candidates of one chunk.
 
   The first chunk numbers its candidates from the base seed. Later, candidate i of beam k gets
-  `base + 1000 * chunk + 100 * k + i`, except that candidate 0 takes its parent's seed when `first_candidate` is "reuse".
+  `base + 1000 * chunk + 100 * k + i`, except that candidate 0 takes its parent's seed when `first_candidate` is
+  "reuse".
 
   Args:
     base_seed: int32 scalar.

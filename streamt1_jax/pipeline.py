@@ -1,8 +1,8 @@
 """From a checkpoint folder and a prompt to a searched video.
 
-  pipeline = Pipeline.load("checkpoints/tiny")
-  video = pipeline.generate("a red circle moves left over a dark blue background", seconds=5, seed=0)
-  video.save("outputs/circle.mp4")
+pipeline = Pipeline.load("checkpoints/tiny")
+video = pipeline.generate("a red circle moves left over a dark blue background", seconds=5, seed=0)
+video.save("outputs/circle.mp4")
 """
 
 import dataclasses
@@ -107,7 +107,9 @@ class Pipeline:
     directory = epath.Path(directory)
     config = load_config(directory)
     if config.codec is None or config.text is None:
-      raise ConfigError(f"{directory}: preset {config.name!r} has no codec or no text encoder, so it cannot make videos")
+      raise ConfigError(
+        f"{directory}: preset {config.name!r} has no codec or no text encoder, so it cannot make videos"
+      )
     backbone, backbone_params = _restore(directory / "backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)), dtype)
     _, codec_params = _restore(directory / "codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)), dtype)
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
@@ -138,7 +140,9 @@ class Pipeline:
       raise ConfigError("give either seconds or num_latent_frames")
     if num_latent_frames is not None:
       if num_latent_frames <= 0 or num_latent_frames % chunk:
-        raise ConfigError(f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}")
+        raise ConfigError(
+          f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}"
+        )
       return num_latent_frames // chunk
     if not 0 < seconds < float("inf"):
       raise ConfigError(f"seconds must be positive, got {seconds}")

@@ -2,8 +2,8 @@
 
   hybrid = a * short + (1 - a) * long,   a = min(chunk * F / (video - F), cap)      (Stream-T1, reward pruning)
 
-`short` judges the chunk alone, `long` a sliding window that ends with it. Early on there is little past to judge by the image
-score alone, so the weight of `short` grows with the chunk index up to a cap.
+`short` judges the chunk alone, `long` a sliding window that ends with it. Early on there is little past to judge by
+the image score alone, so the weight of `short` grows with the chunk index up to a cap.
 
   up   = short - baseline > short_threshold      a chunk better than its lineage's usual: worth remembering
   drop = previous long - long > long_threshold   the window became less coherent: a change of scene
@@ -80,8 +80,8 @@ def route_flags(short: jax.Array, long: jax.Array, history: ScoreHistory, search
 def prune(scores: jax.Array, usable: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
   """The best `top_k` of all candidates, best first; of equal scores the earlier candidate wins.
 
-  A candidate that is not usable (NaN or Inf in its latents or scores) never survives: where fewer than `top_k` are usable the
-  best one fills the remaining beams. If none is usable the indices mean nothing and the caller must stop.
+  A candidate that is not usable (NaN or Inf in its latents or scores) never survives: where fewer than `top_k` are
+  usable the best one fills the remaining beams. If none is usable the indices mean nothing and the caller must stop.
 
   Args:
     scores: [N] float32.

@@ -19,8 +19,8 @@ class Beam(NamedTuple):
     history: scores so far.
     past: [P, ...] decoded frames of the sliding window, oldest first, left-aligned.
     codec: decoder state.
-    latents: [W, F, C, H, W] latents of the sliding window's last W chunks, oldest first, left-aligned; None unless rewards
-      decode from scratch.
+    latents: [W, F, C, H, W] latents of the sliding window's last W chunks, oldest first, left-aligned; None unless
+      rewards decode from scratch.
   """
 
   memory: Memory

@@ -7,8 +7,8 @@
   A  attention heads              D  channels of a head            E  width of the text encoder
   P  decoded past frames kept for the video reward                 Q  pixel frames of a chunk
 
-An unbatched function is written for one candidate or one beam; `vmap` adds B and K in front. The exception is the memory's
-keys and values, which keep L in front of K so that a scan over blocks never transposes them.
+An unbatched function is written for one candidate or one beam; `vmap` adds B and K in front. The exception is the
+memory's keys and values, which keep L in front of K so that a scan over blocks never transposes them.
 """
 
 from typing import Any, TypeAlias

@@ -135,7 +135,7 @@ def recorded_noise(arrays: dict):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One recorded search: `video_reward` is the formula of the final scores, also where the search itself was scripted."""
+  """One recorded search; `video_reward` is the formula of the final scores, also where the search was scripted."""
 
   arrays: dict
   model: ModelConfig

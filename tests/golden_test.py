@@ -1,7 +1,8 @@
-"""Replays recorded searches of the released implementation: `pytest tests/golden_test.py --golden_dir=DIR` for another folder.
+"""Replays recorded searches of the released implementation: `pytest tests/golden_test.py --golden_dir=DIR` for
+another folder.
 
-Tolerances are the recording's own (tests/golden/README.md): latents, x0, keys and values 5e-5, scores 1e-4, fused noise 1e-6,
-everything discrete exact.
+Tolerances are the recording's own (tests/golden/README.md): latents, x0, keys and values 5e-5, scores 1e-4, fused
+noise 1e-6, everything discrete exact.
 """
 
 import dataclasses
@@ -105,18 +106,18 @@ def _check_eviction(case, block, trace, memory_before):
     if start < 0:
       assert sink_frame == -1
       continue
-    sinks = [memory_before.frame[beam][s] for s in _ordered_slots(memory_before, beam) if memory_before.is_sink[beam][s]]
+    sinks = [
+      memory_before.frame[beam][s] for s in _ordered_slots(memory_before, beam) if memory_before.is_sink[beam][s]
+    ]
     first = sinks.index(sink_frame) * case.model.chunk_tokens
     assert (first, first + case.model.chunk_tokens) == (start, end)
   assert (z["query_start_frame"][block] == block * chunk).all()
 
 
 def _check_visible_frames(case, block, state):
-  """Key frames of every candidate, survivors or not: what its parent's memory holds after the eviction, and its own chunk."""
+  """Key frames of every candidate, survivors or not: its parent's memory after the eviction, and its own chunk."""
   axes = beam_axes(state.beams).memory
-  evict = functools.partial(
-    memory_sinking.evict, tables=case.models.rotary, model=case.model, search=case.search
-  )
+  evict = functools.partial(memory_sinking.evict, tables=case.models.rotary, model=case.model, search=case.search)
   memory, _ = jax.vmap(evict, in_axes=(axes,), out_axes=(axes, 0))(state.beams.memory)
   chunk = case.model.chunk_frames
   for n, recorded in enumerate(case.arrays["key_frames"][block]):
@@ -295,7 +296,12 @@ def test_text_memory(units_file):
 
 @pytest.mark.parametrize(
   ("source", "result", "start"),
-  [("rope_x", "rope_start0", 0), ("rope_x", "rope_start7", 7), ("rope_x", "rope_start500", 500), ("rope9_x", "rope9_start21", 21)],
+  [
+    ("rope_x", "rope_start0", 0),
+    ("rope_x", "rope_start7", 7),
+    ("rope_x", "rope_start500", 500),
+    ("rope9_x", "rope9_start21", 21),
+  ],
 )
 def test_rope(units_file, source, result, start):
   z = golden.load(units_file)

@@ -4,9 +4,10 @@ Softmax does not care about the order of the keys, and partial softmaxes merge e
 
   o = sum_i exp(m_i - m) * acc_i / sum_i exp(m_i - m) * l_i,   m = max_i m_i
 
-so a chunk attends to itself, then folds over the valid slots, one dense product each. The number of slots is data, not shape:
-empty slots cost nothing and a growing memory compiles once. Under `vmap` over candidates the slots stay unbatched and the
-candidates become rows of the same product.
+so a chunk attends to itself, then folds over the valid slots, one dense product each. The number of slots is data,
+not shape:
+empty slots cost nothing and a growing memory compiles once. Under `vmap` over candidates the slots stay unbatched and
+the candidates become rows of the same product.
 """
 
 from typing import NamedTuple

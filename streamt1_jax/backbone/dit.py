@@ -6,7 +6,8 @@
      text keys and values [L, A, X, D] ── cross-attention (computed once per prompt)
      memory [L, R, A, T, D] ── self-attention (read only)
 
-Source: Wan spec, section 1.3. Everything is unbatched: one candidate, one chunk. `vmap` over candidates shares the memory.
+Source: Wan spec, section 1.3. Everything is unbatched: one candidate, one chunk. `vmap` over candidates shares the
+  memory.
 Blocks are stacked `[L, ...]` and scanned.
 """
 
@@ -148,7 +149,7 @@ class CausalWanDiT(nnx.Module):
     self.grid = (config.latent_height // c.patch_size, config.latent_width // c.patch_size)
 
   def embed_text(self, embeddings: jax.Array) -> jax.Array:
-    """Text encoder output `[X, E]`, zero rows after the prompt, to `[X, M]`; the zero rows become the bias path's value."""
+    """Text encoder output `[X, E]` to `[X, M]`; zero rows after the prompt become what the biases make of zero."""
     return self.text_out(jax.nn.gelu(self.text_in(embeddings), approximate=True))
 
   def text_memory(self, embeddings: jax.Array) -> TextMemory:

@@ -1,10 +1,13 @@
 """Three-axis rotary position embedding, in a layout without strided access.
 
-A head's channels form pairs; pair j is a complex number turned by `position * 10000^(-2 j / d_axis)`. The pairs are split
+A head's channels form pairs; pair j is a complex number turned by `position * 10000^(-2 j / d_axis)`. The pairs are
+split
 between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, time takes the rest (Wan spec, section 1.3).
 
-Published weights interleave a pair's two numbers (2j, 2j + 1). Here the first numbers of all pairs come first and the second
-numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the columns of the
+Published weights interleave a pair's two numbers (2j, 2j + 1). Here the first numbers of all pairs come first and the
+second
+numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the columns
+of the
 query and key projections once (`to_halves`); attention scores do not change, since queries and keys are permuted alike.
 """
 
@@ -53,7 +56,8 @@ def rotary_tables(head_dim: int, max_frames: int, rows: int, columns: int) -> Ro
 
 
 def chunk_rotation(tables: RotaryTables, first_frame: jax.Array, num_frames: int) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of every token of `num_frames` consecutive frames, each `[num_frames * frame_tokens, head_dim / 2]`.
+  """Cosine and sine of every token of `num_frames` consecutive frames, each `[num_frames * frame_tokens, head_dim /
+  2]`.
 
   `first_frame` is the absolute index of the first frame, an int32 scalar in 0..max_frames - num_frames.
   """

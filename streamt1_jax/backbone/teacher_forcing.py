@@ -4,8 +4,8 @@
                                                         │ gathered by `visible`
   noisy chunks ── same blocks, own timesteps ────── attention to visible clean chunks and to itself
 
-The result of a noisy chunk equals that of streaming with the clean chunks committed to memory (tested), so a model trained
-here is sampled by `chunk_step` as it is.
+The result of a noisy chunk equals that of streaming with the clean chunks committed to memory (tested), so a model
+trained here is sampled by `chunk_step` as it is.
 """
 
 import jax

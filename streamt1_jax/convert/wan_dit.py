@@ -1,6 +1,7 @@
 """Mapping tables of the causal DiT: Wan's names, diffusers' names, and peft adapters.
 
-Source: Wan spec, sections 1.2 and 1.7. 825 tensors and 1,418,996,800 parameters at full size, under either set of names.
+Source: Wan spec, sections 1.2 and 1.7. 825 tensors and 1,418,996,800 parameters at full size, under either set of
+  names.
 """
 
 from collections.abc import Mapping
@@ -76,7 +77,9 @@ def wan_rules(config: BackboneConfig) -> list[Rule]:
     rules += _linear(f"blocks.{{layer}}.{source}", f"blocks.{path}")
   for attention, short in _ATTENTIONS.items():
     for path, source in _PROJECTIONS.items():
-      rules += _linear(f"blocks.{{layer}}.{short}.{source}", f"blocks.{attention}.{path}", _channels(config, attention, path))
+      rules += _linear(
+        f"blocks.{{layer}}.{short}.{source}", f"blocks.{attention}.{path}", _channels(config, attention, path)
+      )
     for path in ("query", "key"):
       source = f"blocks.{{layer}}.{short}.norm_{_PROJECTIONS[path]}.weight"
       rules.append(Rule(source, f"blocks.{attention}.{path}_norm.scale", _channels(config, attention, path)))
@@ -123,7 +126,9 @@ def convert(tensors: Mapping[str, np.ndarray], model: ModelConfig, dtype: Any = 
 
 def lora_rules(config: BackboneConfig) -> list[Rule]:
   """The table for a peft adapter on the ten linear layers of every block."""
-  targets = {f"{a}.{p}": f"{_ATTENTIONS[a]}.{_PROJECTIONS[p]}" for a in _ATTENTIONS for p in _PROJECTIONS} | _FEED_FORWARD
+  targets = {
+    f"{a}.{p}": f"{_ATTENTIONS[a]}.{_PROJECTIONS[p]}" for a in _ATTENTIONS for p in _PROJECTIONS
+  } | _FEED_FORWARD
   rules = []
   for path, source in targets.items():
     source = f"{_PEFT}blocks.{{layer}}.{source}"

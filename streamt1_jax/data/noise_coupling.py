@@ -1,12 +1,17 @@
-"""Lets the noise of a first chunk say what its caption leaves open, so that one denoising step can already commit to it.
+"""Lets the noise of a first chunk say what its caption leaves open, so that one denoising step can already commit to
+it.
 
-At sigma = 1 the input of the model is pure noise, and the best prediction of a video whose start position is unknown is the
-average over all positions: a ghost. A model that is sampled in four steps cannot afford that. So noise and clip are drawn
-together: the start cell is read off the noise, and where the caption omits size or speed, the noise is reflected until it
-says the clip's size or speed. Both are functions of standard normal noise with the right marginals, so at sampling time plain
-noise is all that is needed. (Minibatch optimal-transport couplings do the same by assignment.)
+At sigma = 1 the input of the model is pure noise, and the best prediction of a video whose start position is unknown
+is the
+average over all positions: a ghost. A model that is sampled in four steps cannot afford that. So noise and clip are
+drawn
+together: the start cell is read off the noise, and where the caption omits size or speed, the noise is reflected
+  until it
+says the clip's size or speed. Both are functions of standard normal noise with the right marginals, so at sampling
+time plain noise is all that is needed. (Minibatch optimal-transport couplings do the same by assignment.)
 
-The noise of one first chunk is `[F, C, H, W]` with F >= 3; the frame is divided into 4 x 4 cells, one per start position.
+The noise of one first chunk is `[F, C, H, W]` with F >= 3; the frame is divided into 4 x 4 cells, one per start
+position.
 """
 
 import jax
@@ -19,7 +24,7 @@ _SIZE_FRAME, _SPEED_FRAME = 1, 2
 
 
 def start_index(noise: jax.Array) -> jax.Array:
-  """Row of `START_POSITIONS` (int32 scalar) that the noise chooses: the cell whose sum over the first latent frame is largest."""
+  """Row of `START_POSITIONS` (int32 scalar) that the noise chooses: the cell with the largest sum in frame 0."""
   channels, height, width = noise.shape[1:]
   cells = noise[0].reshape(channels, _CELLS, height // _CELLS, _CELLS, width // _CELLS).sum(axis=(0, 2, 4))
   # START_POSITIONS runs over x first: row-major in (x, y).
@@ -42,7 +47,7 @@ def speed_index(noise: jax.Array) -> jax.Array:
 
 
 def _reflect(noise: jax.Array, frame: int, bit: jax.Array) -> jax.Array:
-  """Mirrors one frame's noise at the hyperplane of zero mean if it says the other bit; standard normal stays standard normal."""
+  """Mirrors one frame's noise at the plane of zero mean if it says the other bit; it stays standard normal."""
   mirrored = noise[frame] - 2.0 * noise[frame].mean()
   return noise.at[frame].set(jnp.where(_bit(noise, frame) == bit, noise[frame], mirrored))
 

@@ -1,6 +1,7 @@
 """What the search asks of a reward: pure functions over frames that are already on the device, per candidate.
 
-A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt alone is
+A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt
+alone is
 computed once per video by `init`. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
 """
 
@@ -16,7 +17,8 @@ class FrameWindow(NamedTuple):
   """The sliding window of one candidate.
 
   Attributes:
-    past: [P, H, W, 3] uint8 decoded frames of the lineage, oldest first, left-aligned; shared by all candidates of a beam.
+    past: [P, H, W, 3] uint8 decoded frames of the lineage, oldest first, left-aligned; shared by all candidates of a
+      beam.
     num_past: int32 scalar, valid frames in `past`; what follows them means nothing.
     chunk: [Q, H, W, 3] uint8, the candidate's own frames.
   """
