@@ -1,14 +1,14 @@
 """Trains the tiny causal video VAE on the shapes world.
 
-  /opt/venv/bin/python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae
 
-Clips are rendered on the fly. The latent is made easy for a diffusion model: a small KL term, and noise of up to a tenth of
-the latent's standard deviation before decoding, so that the decoder forgives the errors of a sampler. After the last step
-the latent's mean and standard deviation are folded into the two pointwise layers around it, so that the saved model's
-latents have mean 0 and standard deviation 1 in every channel.
+Clips are rendered on the fly. The latent is made easy for a diffusion model: a small KL term, and noise of up
+to a tenth of the latent's standard deviation before decoding, so that the decoder forgives the errors of a
+sampler. After the last step the latent's mean and standard deviation are folded into the two pointwise layers
+around it, so that the saved model's latents have mean 0 and standard deviation 1 in every channel.
 
-Written to `run_dir`: `checkpoints/` (to resume; the last is kept), `params/` (the final weights), `metrics.json`,
-`latent_statistics.json` (before folding), `loss.csv`, `loss.png`, `reconstructions.png`.
+Written to `run_dir`: `checkpoints/` (to resume; the last is kept), `params/` (the final weights),
+`metrics.json`, `latent_statistics.json` (before folding), `loss.csv`, `loss.png`, `reconstructions.png`.
 """
 
 import csv
@@ -33,7 +33,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
 flags.DEFINE_string("preset", "tiny", "Model preset whose codec is trained.")
 flags.DEFINE_integer("steps", 3600, "Optimiser steps.")
-flags.DEFINE_integer("batch_size", 4, "Clips of the first length in a batch; longer clips come in proportionally fewer.")
+flags.DEFINE_integer(
+  "batch_size", 4, "Clips of the first length in a batch; longer clips come in proportionally fewer."
+)
 flags.DEFINE_multi_integer("clip_frames", [17, 33], "Lengths of the clips, taken in turn.")
 flags.DEFINE_float("muon_learning_rate", 0.05, "Peak learning rate of the convolution kernels (Muon).")
 flags.DEFINE_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).")
@@ -138,7 +140,11 @@ def train(graphdef, params, run_dir: epath.Path):
 def log_row(run_dir: epath.Path, step: int, terms: dict[str, jax.Array], seconds_per_step: float) -> None:
   row = {"step": step, **{name: float(value) for name, value in terms.items()}}
   row["psnr"] = -10.0 * np.log10(row["mse"] / 4.0)
-  print("  ".join(f"{name} {value:.5g}" for name, value in row.items()), f" {seconds_per_step:.3f} s/step", flush=True)
+  print(
+    "  ".join(f"{name} {value:.5g}" for name, value in row.items()),
+    f" {seconds_per_step:.3f} s/step",
+    flush=True,
+  )
   path = run_dir / "loss.csv"
   is_new = not path.exists()
   with path.open("a") as file:
@@ -173,7 +179,7 @@ def latent_statistics(graphdef, params, clips: jax.Array) -> tuple[jax.Array, ja
 
 
 def evaluate(graphdef, params, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
-  """PSNR in dB (of the mean squared error, and of each clip on average) and the reconstructions in [-1, 1]."""
+  """PSNR in dB (of the mean error, and per clip on average and at worst), and the frames in [-1, 1]."""
   codec = nnx.merge(graphdef, params)
   frames = jax.lax.map(lambda clip: codec.decoder.decode(codec.encoder.encode(clip)), clips, batch_size=8)
   errors = jnp.square(0.5 * (frames - clips)).mean(axis=(1, 2, 3, 4))
@@ -191,9 +197,10 @@ def plot_curve(run_dir: epath.Path) -> None:
   from matplotlib import pyplot
 
   with (run_dir / "loss.csv").open() as file:
-    rows = list(csv.DictReader(file))
+    # A resumed run repeats the steps after its checkpoint; the later row of a step counts.
+    psnr = {int(row["step"]): float(row["psnr"]) for row in csv.DictReader(file)}
   figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-  axes.plot([int(row["step"]) for row in rows], [float(row["psnr"]) for row in rows])
+  axes.plot(list(psnr), list(psnr.values()))
   axes.set(xlabel="step", ylabel="training PSNR (dB), noisy latents", title="tiny video VAE")
   figure.savefig(run_dir / "loss.png", dpi=120)
 

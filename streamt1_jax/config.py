@@ -84,7 +84,7 @@ class CodecConfig:
   Attributes:
     base_dim: channels of the first stage.
     dim_mult: channel multiplier per stage.
-    num_res_blocks: residual blocks per encoder stage (the decoder has one more); 0 only if all stages have one width.
+    num_res_blocks: residual blocks per encoder stage (the decoder has one more); 0 if all widths are equal.
     spatial_down: per stage transition, whether height and width halve (encoder order).
     temporal_down: per stage transition, whether time halves (encoder order).
     latent_channels: channels of the latent.

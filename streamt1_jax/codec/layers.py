@@ -1,7 +1,8 @@
 """Layers of the causal video VAE, each an explicit-state stream: `layer(x, history) -> (y, history)`.
 
-`x` is `[T, H, W, C]`: any number of frames that follow the frames already seen. A history is the tail of past inputs that
-the next call needs, zeros at the start of a stream, so its shape never changes. Source: Wan VAE spec, sections 2.2 and 2.3.
+`x` is `[T, H, W, C]`: any number of frames that follow the frames already seen. A history is the tail of past
+inputs that the next call needs, zeros at the start of a stream, so its shape never changes. Source: Wan VAE
+spec, sections 2.2 and 2.3.
 """
 
 import jax
@@ -24,14 +25,12 @@ def _sum_of_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def _volume(x: jax.Array, kernel: jax.Array) -> jax.Array:
   padding = [(0, 0), (1, 1), (1, 1)]
-  y = jax.lax.conv_general_dilated(
-    x[None], kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-  )
+  y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
   return y[0]
 
 
 class CausalConv(nnx.Module):
-  """3x3x3 convolution that sees the current frame and the two before it; zero padding of one pixel in space."""
+  """3x3x3 convolution that sees the current frame and the two before it, and one pixel of zeros around."""
 
   def __init__(self, in_dim: int, out_dim: int, *, rngs: nnx.Rngs):
     self.kernel = nnx.Param(_lecun_normal(rngs.params(), (3, 3, 3, in_dim, out_dim)))
@@ -48,7 +47,7 @@ class CausalConv(nnx.Module):
 
 
 class TimeConv(nnx.Module):
-  """3x1x1 convolution over time. It looks back `3 - stride` frames, and at `stride` new ones for every output."""
+  """3x1x1 convolution over time: every output sees `stride` new frames and the `3 - stride` before them."""
 
   def __init__(self, in_dim: int, out_dim: int, stride: int, *, rngs: nnx.Rngs):
     self.stride = stride
@@ -151,8 +150,9 @@ class MiddleBlock(nnx.Module):
 class Downsample(nnx.Module):
   """Halves space, time, both or neither.
 
-  In space: a 3x3 convolution of stride 2, zero-padded by one pixel on the right and at the bottom only. In time: the first
-  frame of a stream passes unchanged; after that every two frames and the one before them become one.
+  In space: a 3x3 convolution of stride 2, zero-padded by one pixel on the right and at the bottom only. In
+  time: the first frame of a stream passes unchanged; after that every two frames and the one before them
+  become one.
   """
 
   def __init__(self, dim: int, spatial: bool, temporal: bool, *, rngs: nnx.Rngs):
@@ -180,9 +180,9 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
   """Doubles time, space, both or neither, in this order.
 
-  In time: the first latent frame of a stream passes unchanged and never enters the time convolution's history; every other
-  frame becomes two. In space: nearest neighbour, then a 3x3 convolution that halves the channels; without a spatial step
-  there is no such convolution and the channels stay.
+  In time: the first latent frame of a stream passes unchanged and never enters the time convolution's
+  history; every other frame becomes two. In space: nearest neighbour, then a 3x3 convolution that halves the
+  channels; without a spatial step there is no such convolution and the channels stay.
   """
 
   def __init__(self, dim: int, spatial: bool, temporal: bool, *, rngs: nnx.Rngs):

@@ -1,15 +1,16 @@
 """The causal Wan video VAE as two explicit-state streams.
 
-  frames [T, height, width, 3] ── encode_step ── latents [F, C, h, w] ── decode_step ── frames [T, height, width, 3]
+  frames [T, height, width, 3] ── encode_step ── latents [F, C, h, w] ── decode_step ── frames
                                       │                                     │
                           stream state in and out               stream state in and out
 
-The first step of a stream turns 1 + r (F - 1) frames into F latent frames (r is the temporal stride, 4 for Wan 2.1), every
-later step r F frames into F. Streaming is exact: however a video is cut into steps, the result is that of a single first
-step with all of it. A stream state is a PyTree of arrays whose shapes never change; streams cannot disturb one another.
+The first step of a stream turns 1 + r (F - 1) frames into F latent frames (r is the temporal stride, 4 for
+Wan 2.1), every later step r F frames into F. Streaming is exact: however a video is cut into steps, the
+result is that of a single first step with all of it. A stream state is a PyTree of arrays whose shapes never
+change; streams cannot disturb one another.
 
-Everything is unbatched: `vmap` for a batch. Computation is in the dtype of parameters and inputs. Source: Wan VAE spec,
-section 2; `patch_size` as in Wan 2.2.
+Everything is unbatched: `vmap` for a batch. Computation is in the dtype of parameters and inputs. Source: Wan
+VAE spec, section 2; `patch_size` as in Wan 2.2.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -18,7 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from streamt1_jax.codec.layers import CausalConv, ChannelNorm, Downsample, MiddleBlock, ResidualBlock, Upsample
+from streamt1_jax.codec.layers import (
+  CausalConv,
+  ChannelNorm,
+  Downsample,
+  MiddleBlock,
+  ResidualBlock,
+  Upsample,
+)
 from streamt1_jax.config import CodecConfig, ConfigError
 from streamt1_jax.typing import Latents
 
@@ -33,7 +41,10 @@ class Moments(NamedTuple):
 
 
 def patchify(frames: jax.Array, patch: int) -> jax.Array:
-  """Space to depth, `[T, height, width, 3] -> [T, height/p, width/p, 3 p p]`, channels ordered (colour, column, row)."""
+  """Space to depth, `[T, height, width, 3]` to `[T, height / p, width / p, 3 p p]`.
+
+  Rows run fastest among the channels, then columns, then colours.
+  """
   count, height, width, colors = frames.shape
   x = frames.reshape(count, height // patch, patch, width // patch, patch, colors)
   return x.transpose(0, 1, 3, 5, 4, 2).reshape(count, height // patch, width // patch, -1)
@@ -90,7 +101,10 @@ class VideoEncoder(nnx.Module):
     self.quant = nnx.Linear(2 * config.latent_channels, 2 * config.latent_channels, rngs=rngs)
 
   def init_state(self, height: int, width: int, dtype: jnp.dtype = jnp.float32) -> StreamState:
-    """State before the first frame. Raises ConfigError unless the frame size in pixels is a multiple of the stride."""
+    """State before the first frame; `height` and `width` in pixels.
+
+    Raises ConfigError unless they are multiples of the spatial stride.
+    """
     stride = self.config.spatial_stride
     if height % stride or width % stride:
       raise ConfigError(f"frame size must be a multiple of {stride} pixels, got {height}x{width}")
@@ -191,14 +205,15 @@ class VideoDecoder(nnx.Module):
       first: static; whether this is the first step of the stream.
 
     Returns:
-      Frames `[T, height, width, 3]` in [-1, 1], T = 1 + r (F - 1) in the first step and r F after, and the new state.
+      Frames `[T, height, width, 3]` in [-1, 1], T = 1 + r (F - 1) in the first step and r F after; the new
+      state.
     """
     mean, std = _latent_statistics(self.config, latents.dtype)
     frames, state = self.raw_step(latents * std + mean, state, first)
     return jnp.clip(frames, -1.0, 1.0), state
 
   def decode(self, latents: Latents) -> jax.Array:
-    """Frames `[1 + r (F - 1), height, width, 3]` in [-1, 1] of a whole video of `[F, C, h, w]` normalised latents."""
+    """Frames `[1 + r (F - 1), height, width, 3]` in [-1, 1] of a whole video `[F, C, h, w]`."""
     return self.decode_step(latents, self.init_state(*latents.shape[2:], latents.dtype), first=True)[0]
 
 

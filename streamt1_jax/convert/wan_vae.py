@@ -1,7 +1,8 @@
 """Mapping tables of the video VAE: the names of `Wan2.1_VAE.pth`, and those of diffusers' `AutoencoderKLWan`.
 
-Source: Wan VAE spec, sections 2.1 and 2.5. 194 tensors and 126,892,531 parameters at full size, under either set of names.
-The layers of a stage differ in shape, so nothing is stacked, and the table is generated from the configuration.
+Source: Wan VAE spec, sections 2.1 and 2.5. 194 tensors and 126,892,531 parameters at full size, under either
+set of names. The layers of a stage differ in shape, so nothing is stacked, and the table is generated from
+the configuration.
 """
 
 import dataclasses
@@ -41,8 +42,9 @@ class Names:
     middle: first block, attention and second block at the resolution of the latent.
     conv_in, norm_out, conv_out: inside the encoder and the decoder.
     quant, post_quant: the pointwise layers around the latent.
-    encoder_block, encoder_resample, decoder_block, decoder_resample: templates with the fields `stage`, `index` (of the
-      block in its stage) and `flat` (of the layer among all layers of all stages, transitions included).
+    encoder_block, encoder_resample, decoder_block, decoder_resample: templates with the fields `stage`,
+      `index` (of the block in its stage) and `flat` (of the layer among all layers of all stages, transitions
+      included).
   """
 
   norm1: str
@@ -107,8 +109,7 @@ def rules(config: CodecConfig, names: Names) -> tuple[Rule, ...]:
   decoder_multipliers = (config.dim_mult[-1], *config.dim_mult[::-1])
   shares = (1, *(2 if spatial else 1 for spatial in config.spatial_down[::-1]))
   decoder_widened = [
-    a != b * share
-    for a, b, share in zip(decoder_multipliers[:-1], decoder_multipliers[1:], shares, strict=True)
+    a != b * share for a, b, share in zip(decoder_multipliers[:-1], decoder_multipliers[1:], shares, strict=True)
   ]
   transitions = tuple(zip(config.spatial_down, config.temporal_down, strict=True))
   return (

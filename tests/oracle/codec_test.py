@@ -82,16 +82,14 @@ def test_encode(patch):
 
 @PATCHES
 def test_streamed_decode(patch):
-  """The oracle decodes frame by frame from its feature cache; we decode steps of two frames from our state."""
+  """The oracle decodes frame by frame from its feature cache; we decode two steps of two frames."""
   oracle, codec = _pair(patch)
   latents = _latents(4)
   oracle.clear_cache()
   with torch.no_grad():
     hidden = oracle.post_quant_conv(_denormalised(codec, latents))
     pieces = [
-      oracle.decoder(
-        hidden[:, :, [index]], feat_cache=oracle._feat_map, feat_idx=[0], first_chunk=index == 0
-      )
+      oracle.decoder(hidden[:, :, [index]], feat_cache=oracle._feat_map, feat_idx=[0], first_chunk=index == 0)
       for index in range(4)
     ]
   expected = torch.cat(pieces, dim=2)
