@@ -1,0 +1,106 @@
+"""What the programs share: flags that refuse bad numbers, and errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.drivers import SearchError
+
+BAD_INPUT, RUN_FAILED, INTERRUPTED = 2, 3, 130
+"""Exit codes."""
+
+
+class _Integer(flags.IntegerParser):
+  """Says what is allowed, where absl quotes Python."""
+
+  def convert(self, argument: int | str) -> int:
+    try:
+      return super().convert(argument)
+    except ValueError as error:
+      raise ValueError(f"{argument!r} is not {self.syntactic_help}") from error
+
+
+class _FiniteFloat(flags.FloatParser):
+  """Refuses NaN and infinities, which pass every comparison with a bound or fail them all."""
+
+  def convert(self, argument: float | str) -> float:
+    try:
+      value = super().convert(argument)
+    except ValueError as error:
+      raise ValueError(f"{argument!r} is not a number") from error
+    if not math.isfinite(value):
+      raise ValueError(f"{argument!r} is not a finite number")
+    return value
+
+
+def define_integer(
+  name: str, default: int | None, meaning: str, lower: int | None = None, upper: int | None = None
+) -> flags.FlagHolder:
+  """An integer flag in `lower`..`upper`."""
+  return flags.DEFINE(_Integer(lower, upper), name, default, meaning)
+
+
+def define_float(name: str, default: float | None, meaning: str) -> flags.FlagHolder:
+  """A flag of any finite number."""
+  return flags.DEFINE(_FiniteFloat(), name, default, meaning)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags, runs `main` and exits with 0, or with one line on stderr and one of the codes above."""
+  # A preempted machine sends SIGTERM; leave then as after Ctrl-C.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  app.run(lambda _: _exit_code(main), flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: Sequence[str]) -> list[str]:
+  try:
+    positional = flags.FLAGS(arguments)[1:]
+  except flags.Error as error:
+    sys.exit(_report(str(error), BAD_INPUT))
+  if positional:
+    sys.exit(_report(f"unexpected argument {positional[0]!r}; every argument is a flag: --name=value", BAD_INPUT))
+  return positional
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+  try:
+    main()
+  except ConfigError as error:
+    return _report(str(error), BAD_INPUT)
+  except SearchError as error:
+    return _report(str(error), RUN_FAILED)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return _report(f"the device has not enough memory for this search: {str(error).splitlines()[0]}", RUN_FAILED)
+  except KeyboardInterrupt:
+    return _report("interrupted", INTERRUPTED)
+  return 0
+
+
+def _report(message: str, code: int) -> int:
+  print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  return code
+
+
+def find_folder(path: str) -> epath.Path:
+  """`path`, or where only that exists, the same beside `experiments/`: defaults work from any folder."""
+  here = epath.Path(path)
+  beside = epath.Path(pathlib.Path(__file__).resolve().parents[1]) / path
+  return beside if beside.exists() and not here.exists() else here
+
+
+def checkpoint_sha256(folder: epath.Path) -> str:
+  """Identifies a model wherever its folder is: checksum of config, tokenizer and the parts' own checksums."""
+  names = ["config.json", "tokenizer.model", *(f"{part}/part.json" for part in ("backbone", "codec", "text"))]
+  return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()

@@ -1,0 +1,199 @@
+"""Makes videos from prompts: one searched video per prompt, and a full account of how it came to be.
+
+  python -m experiments.generate --prompt="a red circle moves left over a dark blue background"
+  python -m experiments.generate --prompts_file=prompts.txt --seconds=30 --seed=7 --output_dir=outputs/long
+  python -m experiments.generate --flagfile=experiments/flagfiles/generate_tiny.flags --search=none
+
+Every prompt gets a folder in `output_dir`, which appears whole or not at all:
+
+  video.mp4           H.264, small videos enlarged by whole pixels
+  contact_sheet.png   eight frames, with their times
+  trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
+  manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
+
+Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Exit codes: 0;
+2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and the
+trace so far); 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import tqdm
+from absl import flags
+from etils import epath
+
+from experiments import common, results, search_flags
+from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.data.prompts import load_prompts
+from streamt1_jax.drivers import SearchError, check_length
+from streamt1_jax.io import manifest
+from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.io.trace import describe_trace
+from streamt1_jax.pipeline import Pipeline, Video
+from streamt1_jax.state import ChunkTrace
+from streamt1_jax.text.tokenizer import clean
+
+_SEED_LIMIT = 2**31
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_PROMPT = flags.DEFINE_string("prompt", None, "What to show.")
+_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+_SECONDS = common.define_float("seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
+_LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in latent frames, whole chunks.")
+_SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/", "Where the folders of the prompts are made.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
+flags.adopt_module_key_flags(search_flags)
+flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
+flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"])
+
+DEFAULT_SECONDS = 5.0
+_PROGRESS = "{desc}: chunk {n_fmt}/{total_fmt} |{bar:20}| {elapsed} passed, {remaining} left{postfix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What all videos of one run have in common.
+
+  Attributes:
+    pipeline: the loaded model.
+    search: how to search.
+    num_chunks: length of every video.
+    checkpoint_sha256: identifies the model, wherever its folder is.
+    load_seconds: wall time of loading the model.
+  """
+
+  pipeline: Pipeline
+  search: SearchConfig
+  num_chunks: int
+  checkpoint_sha256: str
+  load_seconds: float
+
+  def settings(self, prompt: str) -> dict[str, Any]:
+    """Everything that decides the video of `prompt`."""
+    return {
+      "prompt": prompt,
+      "seed": _SEED.value,
+      "num_latent_frames": self.num_chunks * self.pipeline.config.chunk_frames,
+      "checkpoint_sha256": self.checkpoint_sha256,
+      **dataclasses.asdict(self.search),
+    }
+
+
+def read_prompts() -> list[str]:
+  """The prompts of the flags, each once."""
+  if _PROMPTS_FILE.value is not None:
+    prompts, source = load_prompts(_PROMPTS_FILE.value), f"--prompts_file {_PROMPTS_FILE.value}"
+  else:
+    prompts, source = [_PROMPT.value], "--prompt"
+  for prompt in prompts:
+    if prompt.encode(errors="ignore").decode() != prompt:
+      raise ConfigError(f"{source}: the prompt {prompt!r} is not UTF-8 text")
+    if not clean(prompt):
+      raise ConfigError(f"{source}: the prompt {prompt!r} is empty; give a sentence")
+  return list(dict.fromkeys(prompts))
+
+
+def video_chunks(pipeline: Pipeline, search: SearchConfig) -> int:
+  """The length of the flags, in chunks."""
+  frames, seconds = _LATENT_FRAMES.value, _SECONDS.value
+  if frames is None and seconds is None:
+    seconds = DEFAULT_SECONDS
+  try:
+    chunks = pipeline.num_chunks(seconds=seconds, num_latent_frames=frames)
+    check_length(pipeline.models, search, chunks)
+  except (ConfigError, OverflowError) as error:
+    given = f"--seconds={seconds}" if frames is None else f"--num_latent_frames={frames}"
+    raise ConfigError(f"{given}: {error}") from error
+  return chunks
+
+
+def search_video(plan: Plan, prompt: str, timer: manifest.PhaseTimer, traces: list[ChunkTrace]) -> Video:
+  """One searched video. `traces` receives every chunk when it is made: a failed search leaves them."""
+  with timer.phase("text"):
+    condition = jax.block_until_ready(plan.pipeline.condition(prompt, plan.num_chunks))
+  chunks = plan.pipeline.stream(condition, plan.search, num_chunks=plan.num_chunks, seed=_SEED.value)
+  bar = tqdm.tqdm(total=plan.num_chunks, desc=prompt[:40], bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
+  with bar:
+    for index in range(plan.num_chunks):
+      # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
+      guard = jax.transfer_guard_host_to_device("disallow" if index else "allow")
+      with guard, timer.phase("search" if index else "first_chunk"):
+        traces.append(jax.device_get(next(chunks)))
+      bar.set_postfix_str(f"best score {traces[-1].score[0]:.3f}", refresh=False)
+      bar.update()
+  with timer.phase("assemble"):
+    return plan.pipeline.assemble(condition, plan.search, traces)
+
+
+def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
+  """What is known before the search."""
+  own_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
+  return {
+    "settings": plan.settings(prompt),
+    "prompt_truncated": plan.pipeline.tokenizer(prompt).truncated,
+    "flags": {flag.name: flag.value for flag in own_flags},
+    "environment": manifest.environment(),
+  }
+
+
+def make_result(plan: Plan, prompt: str, folder: epath.Path) -> None:
+  """Searches the video of `prompt` and fills its folder. Raises SearchError, after saving the trace."""
+  timer, traces = manifest.PhaseTimer(), []
+  timer.seconds["load"] = plan.load_seconds
+  with (
+    results.staged_folder(folder, keep_on=SearchError) as staging,
+    manifest.CompileCounter() as compilations,
+  ):
+    run = describe_run(plan, prompt)
+    try:
+      made = search_video(plan, prompt, timer, traces)
+    except SearchError as error:
+      manifest.write_json(staging / "trace.json", describe_trace(traces, None, plan.search))
+      manifest.write_json(staging / results.FAILURE, {"error": str(error), "chunk": len(traces), **run})
+      raise SearchError(f"prompt {prompt!r}, {error}") from error
+    with timer.phase("write"):
+      trace = describe_trace(traces, made.beams, plan.search)
+      results.write_video_files(staging, made, trace)
+    run |= results.describe_video(made, trace, _SEED.value) | {
+      "wall_seconds": timer.seconds,
+      "compilations": {"count": compilations.count, "seconds": compilations.seconds},
+      "peak_memory_bytes": {"host": manifest.peak_rss_bytes(), "device": manifest.peak_device_bytes()},
+    }
+    manifest.write_json(staging / results.MANIFEST, run)
+
+
+def make_plan(checkpoint: epath.Path) -> Plan:
+  """Loads the model once, for all prompts."""
+  timer = manifest.PhaseTimer()
+  search = search_flags.search_config(load_config(checkpoint))
+  with timer.phase("load"):
+    pipeline = Pipeline.load(checkpoint)
+  chunks = video_chunks(pipeline, search)
+  return Plan(pipeline, search, chunks, common.checkpoint_sha256(checkpoint), timer.seconds["load"])
+
+
+def main() -> None:
+  prompts = read_prompts()
+  plan = make_plan(common.find_folder(_CHECKPOINT.value))
+  folders = [results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts]
+  # All folders are looked at before the first search: a conflict in the last one costs nothing.
+  finished = [
+    results.is_finished(folder, plan.settings(prompt), overwrite=_OVERWRITE.value)
+    for prompt, folder in zip(prompts, folders, strict=True)
+  ]
+  for prompt, folder, done in zip(prompts, folders, finished, strict=True):
+    if done:
+      print(f"{folder} is finished, skipped")
+    else:
+      make_result(plan, prompt, folder)
+    print(folder / "video.mp4", flush=True)
+
+
+if __name__ == "__main__":
+  common.run(main)

@@ -1,0 +1,111 @@
+"""Result folders: named after the prompt, there whole or not at all, never replaced by accident."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest, part_files, video
+from streamt1_jax.pipeline import Video, display_scale
+
+MANIFEST, FAILURE = "manifest.json", "failed.json"
+_SLUG_LENGTH = 48
+
+
+def result_folder(output_dir: epath.PathLike, prompt: str) -> epath.Path:
+  """Where the result of `prompt` belongs: a readable name, and different for different prompts."""
+  slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-") or "prompt"
+  return epath.Path(output_dir) / f"{slug}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+
+
+def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+  """Whether `folder` already has the result of `settings`, so that there is nothing to do.
+
+  Args:
+    folder: of one result; it may be missing.
+    settings: everything that decides the result, as JSON values; its manifest has them as "settings".
+    overwrite: an earlier result does not count.
+
+  Raises:
+    ConfigError: the folder holds another result (unless `overwrite`), or something that is not a result.
+  """
+  if not folder.exists() or (folder / FAILURE).is_file():
+    return False
+  stored = part_files.read_json_object(folder, MANIFEST, "an earlier result").get("settings", {})
+  if overwrite:
+    return False
+  for name, value in settings.items():
+    if stored.get(name) != value:
+      raise ConfigError(
+        f"{folder} was made with {name} {stored.get(name)}, not {value}; use --overwrite or another --output_dir"
+      )
+  return True
+
+
+@contextlib.contextmanager
+def staged_folder(target: epath.Path, *, keep_on: type[Exception]) -> Iterator[epath.Path]:
+  """Gives an empty folder to fill, which then takes the place of `target`: whole or not at all.
+
+  Args:
+    target: the folder of the result; an earlier one is replaced.
+    keep_on: an error of this type is raised on, but what is in the folder is kept.
+
+  Raises:
+    ConfigError: the file system refuses; an earlier result stays.
+  """
+  staging = target.parent / f".{target.name}.partial"
+  try:
+    staging.rmtree(missing_ok=True)
+    staging.mkdir(parents=True)
+    try:
+      yield staging
+    except keep_on:
+      _replace_folder(target, staging)
+      raise
+    _replace_folder(target, staging)
+  except OSError as error:
+    raise ConfigError(f"cannot write {target}: {error.strerror or error}") from error
+  finally:
+    with contextlib.suppress(OSError):
+      staging.rmtree(missing_ok=True)
+
+
+def _replace_folder(target: epath.Path, staging: epath.Path) -> None:
+  replaced = target.parent / f".{target.name}.replaced"
+  replaced.rmtree(missing_ok=True)
+  if target.exists():
+    target.rename(replaced)
+  staging.rename(target)
+  replaced.rmtree(missing_ok=True)
+
+
+def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:
+  """Length, score and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
+  winners = [trace["chunks"][step["chunk"]]["candidates"][step["candidate"]] for step in trace["final"]["lineage"]]
+  return {
+    "length": {
+      "chunks": len(winners),
+      "latent_frames": made.latents.shape[0],
+      "frames": made.frames.shape[0],
+      "fps": made.fps,
+      "seconds": made.frames.shape[0] / made.fps,
+    },
+    "score": made.score,
+    "seeds": {
+      "base": seed,
+      "winner": [winner["seed"] for winner in winners],
+    },
+  }
+
+
+def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any]) -> None:
+  made.save(folder / "video.mp4")
+  scale = display_scale(made.frames.shape[1])
+  video.write_png(folder / "contact_sheet.png", video.contact_sheet(made.frames, made.fps, scale=scale))
+  manifest.write_json(folder / "trace.json", trace)

@@ -1,0 +1,106 @@
+"""A search in plain numbers: what every candidate scored, what became of it, where the winner came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from streamt1_jax import memory_sinking
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.drivers import FinalBeams, lineage
+from streamt1_jax.state import ChunkTrace
+
+ROUTE_NAMES = {
+  memory_sinking.NOTHING: "nothing",
+  memory_sinking.DISCARD: "discard",
+  memory_sinking.EMA: "ema",
+  memory_sinking.APPEND: "append",
+  memory_sinking.APPEND_AT_MAXIMUM: "append_at_maximum",
+}
+
+
+def describe_trace(traces: Sequence[ChunkTrace], beams: FinalBeams | None, search: SearchConfig) -> dict[str, Any]:
+  """Everything a search decided, for `manifest.write_json`.
+
+  Candidates are numbered n = parent * beam_size + i. A candidate's `route` is what happened to the chunk that
+  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then.
+
+  Args:
+    traces: the chunks in order; a search that failed has fewer than the video.
+    beams: the finished videos, or None where there are none.
+    search: the configuration they were searched with.
+
+  Returns:
+    `beam_size`, `top_k`; `chunks`, each with `evictions` (per parent), `candidates`, `survivors` (candidates,
+    best first) and their `scores`; and `final` (whole-video `scores`, `best` beam, its `lineage`:
+    survivor and candidate of every chunk), None without `beams`.
+  """
+  traces = [jax.device_get(trace._replace(latents=None, frames=None, steps=None)) for trace in traces]
+  return {
+    "beam_size": search.beam_size,
+    "top_k": search.top_k,
+    "chunks": [_describe_chunk(index, trace, search) for index, trace in enumerate(traces)],
+    "final": None if beams is None else _describe_final(traces, beams, search),
+  }
+
+
+def _describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict[str, Any]:
+  evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
+  survivors = trace.survivor.tolist()
+  return {
+    "chunk": index,
+    "evictions": evictions,
+    "candidates": [
+      _describe_candidate(trace, candidate, search, evictions, survivors) for candidate in range(search.num_candidates)
+    ],
+    "survivors": survivors,
+    "scores": trace.score.tolist(),
+  }
+
+
+def _describe_eviction(trace: ChunkTrace, parent: int) -> dict[str, Any]:
+  frame, sink_frame = int(trace.eviction.frame[parent]), int(trace.eviction.sink_frame[parent])
+  return {
+    "parent": parent,
+    "route": ROUTE_NAMES[int(trace.eviction.route[parent])],
+    "frame": None if frame < 0 else frame,
+    "sink_frame": None if sink_frame < 0 else sink_frame,
+  }
+
+
+def _describe_candidate(
+  trace: ChunkTrace, candidate: int, search: SearchConfig, evictions: list[dict], survivors: list[int]
+) -> dict[str, Any]:
+  parent, position = divmod(candidate, search.beam_size)
+  values = trace.candidates
+  return {
+    "candidate": candidate,
+    "parent": parent,
+    "seed": int(values.seed[parent, position]),
+    "short": float(values.short[parent, position]),
+    "long": float(values.long[parent, position]),
+    "hybrid": float(values.hybrid[parent, position]),
+    "route": evictions[parent]["route"],
+    "flags": {
+      "ema": bool(values.flags.ema[parent, position]),
+      "append": bool(values.flags.append[parent, position]),
+    },
+    "usable": bool(values.usable[parent, position]),
+    "survivor": candidate in survivors,
+    "rank": survivors.index(candidate) if candidate in survivors else None,
+  }
+
+
+def _describe_final(traces: Sequence[ChunkTrace], beams: FinalBeams, search: SearchConfig) -> dict[str, Any]:
+  survivors = [trace.survivor for trace in traces]
+  path = lineage(survivors, search.beam_size)[:, beams.best].tolist()
+  return {
+    "scores": np.asarray(beams.scores).tolist(),
+    "best": beams.best,
+    "lineage": [
+      {"chunk": chunk, "beam": beam, "candidate": int(survivors[chunk][beam])} for chunk, beam in enumerate(path)
+    ],
+  }
