@@ -42,6 +42,8 @@ flags.DEFINE_float("adam_learning_rate", 2e-3, "Peak learning rate of everything
 flags.DEFINE_float("l1_weight", 0.05, "Weight of the mean absolute error beside the mean squared error.")
 flags.DEFINE_float("kl_weight", 2e-5, "Weight of the KL divergence per latent element.")
 flags.DEFINE_float("latent_noise", 0.1, "Largest noise before decoding, in standard deviations of the latent.")
+flags.DEFINE_string("init_from", None, "Parameters to begin with: the `params` folder of an earlier run.")
+flags.DEFINE_bool("freeze_encoder", False, "Train the decoder alone; the latents stay as they are.")
 flags.DEFINE_integer("checkpoint_every", 250, "Steps between checkpoints.")
 flags.DEFINE_integer("log_every", 25, "Steps between rows of the loss curve.")
 flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
@@ -64,6 +66,9 @@ def reconstruct_with_noise(codec: VideoCodec, clips: jax.Array, key: jax.Array, 
   """Unclipped reconstructions from sampled, perturbed latents, and the moments they were sampled from."""
   posterior_key, noise_key, level_key = jax.random.split(key, 3)
   moments = jax.vmap(codec.encoder.moments)(clips)
+  if FLAGS.freeze_encoder:
+    # Without a gradient neither Muon nor Adam moves a weight: there is no weight decay.
+    moments = jax.lax.stop_gradient(moments)
   mean = moments.mean
   latents = mean + jnp.exp(0.5 * moments.logvar) * jax.random.normal(posterior_key, mean.shape)
   spread = jax.lax.stop_gradient(mean.std(axis=(0, 1, 3, 4), keepdims=True))
@@ -215,24 +220,38 @@ def plot_reconstructions(run_dir: epath.Path, clips: jax.Array, frames: jax.Arra
   Image.fromarray(np.uint8(255 * np.clip(sheet * 0.5 + 0.5, 0, 1))).save(run_dir / "reconstructions.png")
 
 
-def finish(graphdef, params, run_dir: epath.Path) -> None:
-  """Folds the latent statistics, evaluates on held-out clips and writes the results."""
-  train_key, test_key = jax.random.split(jax.random.key(FLAGS.seed + 1))
-  mean, std = latent_statistics(graphdef, params, render_clips(train_key, 128, EVALUATION_FRAMES, "train"))
+def normalize_latents(graphdef, params, key: jax.Array, run_dir: epath.Path):
+  """Folds the latent statistics into the parameters and records them."""
+  mean, std = latent_statistics(graphdef, params, render_clips(key, 128, EVALUATION_FRAMES, "train"))
+  statistics = {"mean": mean.tolist(), "std": std.tolist()}
+  (run_dir / "latent_statistics.json").write_text(json.dumps(statistics, indent=2))
   codec = nnx.merge(graphdef, params)
   fold_statistics(codec, mean, std)
-  params = nnx.state(codec, nnx.Param)
+  return nnx.state(codec, nnx.Param)
+
+
+def finish(graphdef, params, run_dir: epath.Path) -> None:
+  """Evaluates on held-out clips and writes the results."""
+  train_key, test_key = jax.random.split(jax.random.key(FLAGS.seed + 1))
+  if not FLAGS.freeze_encoder:
+    params = normalize_latents(graphdef, params, train_key, run_dir)
   clips = render_clips(test_key, 64, EVALUATION_FRAMES, "test")
   metrics, frames = evaluate(graphdef, params, clips)
   metrics["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save((run_dir / "params").resolve(), nnx.to_pure_dict(params), force=True)
-  statistics = {"mean": mean.tolist(), "std": std.tolist()}
-  (run_dir / "latent_statistics.json").write_text(json.dumps(statistics, indent=2))
   (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
   plot_curve(run_dir)
   plot_reconstructions(run_dir, clips, frames)
   print(f"held-out: {metrics}", flush=True)
+
+
+def load(directory: str, params):
+  """The parameters that an earlier run wrote, in the structure of `params`."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    restored = checkpointer.restore(epath.Path(directory).resolve(), nnx.to_pure_dict(params))
+  nnx.replace_by_pure_dict(params, restored)
+  return params
 
 
 def main(_) -> None:
@@ -241,6 +260,8 @@ def main(_) -> None:
   (run_dir / "flags.txt").write_text(FLAGS.flags_into_string())
   codec = VideoCodec(preset(FLAGS.preset).codec, rngs=nnx.Rngs(FLAGS.seed))
   graphdef, params = nnx.split(codec, nnx.Param)
+  if FLAGS.init_from:
+    params = load(FLAGS.init_from, params)
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(params))} parameters", flush=True)
   finish(graphdef, train(graphdef, params, run_dir), run_dir)
 
