@@ -111,7 +111,7 @@ def run_search(models: Models, params: dict, condition: Condition, search: Searc
   for index in range(FLAGS.chunks):
     state, _ = drivers.jitted_chunk_step(params, state, condition, models, search, first=index == 0)
     # A copy, since the next step takes the state's buffers; waiting keeps one chunk in flight.
-    counts.append(np.array(state.beams.memory.count))
+    counts.append(np.array(state.beams.memory.count, np.float64))
   jax.block_until_ready(state)
   return counts
 

@@ -1,10 +1,10 @@
 """Stream-T1 in JAX/Flax: test-time scaling for streaming video generation (arXiv 2605.04461).
 
-  import streamt1_jax as st1
+import streamt1_jax as st1
 
-  pipeline = st1.Pipeline.load("checkpoints/tiny")
-  video = pipeline.generate("a red circle moves left over a dark blue background", seconds=5)
-  video.save("circle.mp4")
+pipeline = st1.Pipeline.load("checkpoints/tiny")
+video = pipeline.generate("a red circle moves left over a dark blue background", seconds=5)
+video.save("circle.mp4")
 """
 
 from streamt1_jax.chunk_step import Models, chunk_step, init_state

@@ -26,10 +26,10 @@ from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.noise_propagation import DrawNoise
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, VideoReward
-from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState, beam_axes
+from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Latents, Params
 
-_VIEW_AXES = attention.MemoryView(k=1, v=1, count=0, trip_count=None)
+_VIEW_AXES = attention.MemoryView(k=0, v=0, count=0, trip_count=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,7 @@ def init_state(models: Models, params: Params, search: SearchConfig, seed: int) 
       latents=jnp.zeros(window) if search.reward_decode == "scratch" else None,
     )
 
-  axes = beam_axes(jax.eval_shape(empty_beam))
-  beams = jax.vmap(empty_beam, out_axes=axes, axis_size=search.top_k)()
+  beams = jax.vmap(empty_beam, axis_size=search.top_k)()
   return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), beams)
 
 
@@ -166,8 +165,7 @@ def _views(beams: Beam) -> attention.MemoryView:
 
 def _gather_beams(beams: Beam, parents: jax.Array) -> Beam:
   """The beams at `parents` [K]; the only place where memories are copied."""
-  pick = lambda axis, part: jax.tree.map(lambda leaf: jnp.take(leaf, parents, axis=axis), part)
-  return jax.tree.map(pick, beam_axes(beams), beams, is_leaf=lambda x: isinstance(x, int))
+  return jax.tree.map(lambda x: jnp.take(x, parents, axis=0), beams)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,8 +285,7 @@ def chunk_step(
     State after the chunk, and its trace.
   """
   step = _Step(models, search, params, condition, state.chunk_index, state.num_past, first)
-  axes = beam_axes(state.beams)
-  beams, eviction = jax.vmap(step.evict, in_axes=(axes,), out_axes=(axes, 0))(state.beams)
+  beams, eviction = jax.vmap(step.evict)(state.beams)
 
   seed = noise_propagation.candidate_seeds(
     state.base_seed,
@@ -314,8 +311,7 @@ def chunk_step(
   if winners.frames is None:
     decoded, codec = jax.vmap(step.decode)(winners.latents, beams.codec)
     winners = winners._replace(frames=decoded, codec=codec)
-  commit = jax.vmap(step.commit, in_axes=(axes, 0, _VIEW_AXES), out_axes=axes)
-  beams = commit(beams, winners, _views(beams))
+  beams = jax.vmap(step.commit, in_axes=(0, 0, _VIEW_AXES))(beams, winners, _views(beams))
 
   trace = ChunkTrace(
     candidates=CandidateTrace(seed, short, long, hybrid, usable, flags),

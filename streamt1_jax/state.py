@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 
 from streamt1_jax.backbone.dit import TextMemory
-from streamt1_jax.memory_sinking import Eviction, Memory, SinkAccumulator
+from streamt1_jax.memory_sinking import Eviction, Memory
 from streamt1_jax.reward_pruning import Flags, ScoreHistory
 
 
 class Beam(NamedTuple):
-  """One lineage. Under `vmap`, `beam_axes` says where the beam axis sits.
+  """One lineage.
 
   Attributes:
     memory: attention memory.
@@ -39,21 +39,13 @@ class SearchState(NamedTuple):
     chunk_index: int32 scalar, the chunk to be generated next.
     base_seed: int32 scalar.
     num_past: int32 scalar, valid frames in every beam's `past`.
-    beams: all beams; the memory's keys and values are [L, K, R, A, T, D], everything else is [K, ...].
+    beams: all beams, [K, ...] each.
   """
 
   chunk_index: jax.Array
   base_seed: jax.Array
   num_past: jax.Array
   beams: Beam
-
-
-def beam_axes(beam: Beam) -> Beam:
-  """`vmap` axes of a batch of beams: behind the block axis in keys and values, in front everywhere else."""
-  accumulator = None if beam.memory.accumulator is None else SinkAccumulator(1, 1)
-  memory = Memory(k=1, v=1, frame=0, is_sink=0, flags=0, count=0, accumulator=accumulator)
-  latents = None if beam.latents is None else 0
-  return Beam(memory=memory, noise=0, seed=0, history=0, past=0, codec=0, latents=latents)
 
 
 class Condition(NamedTuple):

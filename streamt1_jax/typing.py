@@ -7,8 +7,7 @@
   A  attention heads              D  channels of a head            E  width of the text encoder
   P  decoded past frames kept for the video reward                 Q  pixel frames of a chunk
 
-An unbatched function is written for one candidate or one beam; `vmap` adds B and K in front. The exception is the
-memory's keys and values, which keep L in front of K so that a scan over blocks never transposes them.
+An unbatched function is written for one candidate or one beam; `vmap` adds B and K in front.
 """
 
 from typing import Any, TypeAlias
@@ -19,9 +18,9 @@ Params: TypeAlias = Any  # nested dict of arrays
 
 Latents: TypeAlias = jax.Array  # [F, C, H, W] float32, normalised latent space
 Frames: TypeAlias = jax.Array  # [Q, height, width, 3] uint8
-Queries: TypeAlias = jax.Array  # [A, T, D]
-Keys: TypeAlias = jax.Array  # [A, T, D], rotated
-Values: TypeAlias = jax.Array  # [A, T, D]
+Queries: TypeAlias = jax.Array  # [T, A, D]
+Keys: TypeAlias = jax.Array  # [T, A, D], rotated; in memories [A, T, D]
+Values: TypeAlias = jax.Array  # [T, A, D]; in memories [A, T, D]
 Tokens: TypeAlias = jax.Array  # [F, T / F, M]
 TimeFeatures: TypeAlias = jax.Array  # [F, freq_dim] sinusoids of a timestep per latent frame
 Scalar: TypeAlias = jax.Array  # []

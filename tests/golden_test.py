@@ -21,7 +21,6 @@ from streamt1_jax.backbone import attention, rope
 from streamt1_jax.backbone.lora import merge_lora
 from streamt1_jax.backbone.schedule import denoising_schedule, sigma_of, sigma_table, time_features
 from streamt1_jax.convert import engine, wan_dit
-from streamt1_jax.state import beam_axes
 from tests import golden_support as golden
 
 _HERE = pathlib.Path(__file__).parent / "golden"
@@ -78,8 +77,8 @@ def _check_beam(case, block, beam, memory, survivor):
 
   recorded = z["kv_pool"][_unpadded(z["surv_cache_layout"][block, beam])]
   for slot, (keys, values) in zip(order, recorded.transpose(0, 2, 1, 3, 4, 5), strict=True):
-    _close(golden.raw_keys(np.asarray(memory.k[:, beam, slot]), int(frame[slot]), model), keys, _LATENTS)
-    _close(np.asarray(memory.v[:, beam, slot]).transpose(0, 2, 1, 3), values, _LATENTS)
+    _close(golden.raw_keys(np.asarray(memory.k[beam, :, slot]), int(frame[slot]), model), keys, _LATENTS)
+    _close(np.asarray(memory.v[beam, :, slot]).transpose(0, 2, 1, 3), values, _LATENTS)
 
 
 def _check_candidates(case, block, trace):
@@ -116,9 +115,8 @@ def _check_eviction(case, block, trace, memory_before):
 
 def _check_visible_frames(case, block, state):
   """Key frames of every candidate, survivors or not: its parent's memory after the eviction, and its own chunk."""
-  axes = beam_axes(state.beams).memory
   evict = functools.partial(memory_sinking.evict, tables=case.models.rotary, model=case.model, search=case.search)
-  memory, _ = jax.vmap(evict, in_axes=(axes,), out_axes=(axes, 0))(state.beams.memory)
+  memory, _ = jax.vmap(evict)(state.beams.memory)
   chunk = case.model.chunk_frames
   for n, recorded in enumerate(case.arrays["key_frames"][block]):
     beam = n // case.search.beam_size
@@ -271,17 +269,17 @@ def test_activations(units_file):
 
   cos, sin = rope.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
   graphdef, blocks = nnx.split(model.blocks)
-  merge_heads = lambda a: a.transpose(1, 0, 2).reshape(a.shape[1], -1)
   for layer in range(config.num_layers):
     at_layer = lambda tree, layer=layer: jax.tree.map(lambda p: p[layer], tree)
     block, text = nnx.merge(graphdef, at_layer(blocks)), at_layer(units.text)
     rows = block.modulation_rows(projected)
-    attended = attention.attend(*block.qkv(x, rows, cos, sin))
-    y = block.self_attention.out(merge_heads(attended))
+    q, k, v = block.qkv(x, rows, cos, sin)
+    attended = attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
+    y = block.self_attention.out(attended.reshape(len(attended), -1))
     _close(y, act(f"block{layer}_self_attn")[0], _LATENTS)
     normed = block.cross_norm(x + y.reshape(x.shape) * rows[2]).reshape(-1, x.shape[-1])
     cross = attention.attend(block.cross_attention.queries(normed), text.k, text.v)
-    _close(block.cross_attention.out(merge_heads(cross)), act(f"block{layer}_cross_attn")[0], _LATENTS)
+    _close(block.cross_attention.out(cross.reshape(len(cross), -1)), act(f"block{layer}_cross_attn")[0], _LATENTS)
     x = block.after_attention(x, attended, rows, text)
     _close(x.reshape(-1, x.shape[-1]), act(f"block{layer}")[0], _LATENTS)
   _close(model.unpatchify(x, embedding), z["fwd1_flow"][0], _LATENTS)
@@ -308,7 +306,7 @@ def test_rope(units_file, source, result, start):
   config = golden.model_config(golden.read_config(z))
   c = config.backbone
   order = rope.halves_order(c.num_heads, c.head_dim)
-  to_halves = lambda x: x[0].reshape(x.shape[1], -1)[:, order].reshape(x.shape[1:]).transpose(1, 0, 2)
+  to_halves = lambda x: x[0].reshape(x.shape[1], -1)[:, order].reshape(x.shape[1:])
   rows, columns = config.latent_height // c.patch_size, config.latent_width // c.patch_size
   tables = rope.rotary_tables(c.head_dim, c.max_frames, rows, columns)
   x = jnp.asarray(to_halves(z[source]))

@@ -37,7 +37,7 @@ class ChunkMemory(NamedTuple):
 
 
 class Attend(Protocol):
-  """Self-attention of one block, with whatever it can see: `(q, k, v, layer) -> [A, T, D]`."""
+  """Self-attention of one block, with whatever it can see: `(q, k, v, layer) -> out`, all [T, A, D]."""
 
   def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array) -> jax.Array: ...
 
@@ -48,16 +48,6 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
   y = y - y.mean(axis=-1, keepdims=True)
   y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
   return y.astype(x.dtype)
-
-
-def _split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-  """[T, M] -> [A, T, D]."""
-  return x.reshape(x.shape[0], num_heads, -1).transpose(1, 0, 2)
-
-
-def _merge_heads(x: jax.Array) -> jax.Array:
-  """[A, T, D] -> [T, M]."""
-  return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
 class RMSNorm(nnx.Module):
@@ -86,15 +76,15 @@ class Projections(nnx.Module):
     self.num_heads = config.num_heads
 
   def queries(self, x: jax.Array) -> jax.Array:
-    """[T, M] -> [A, T, D], normalised, not rotated."""
-    return _split_heads(self.query_norm(self.query(x)), self.num_heads)
+    """[T, M] -> [T, A, D], normalised, not rotated."""
+    return self._split_heads(self.query_norm(self.query(x)))
 
   def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[T, M] -> two [A, T, D]; keys normalised, not rotated."""
-    return (
-      _split_heads(self.key_norm(self.key(x)), self.num_heads),
-      _split_heads(self.value(x), self.num_heads),
-    )
+    """[T, M] -> two [T, A, D]; keys normalised, not rotated."""
+    return self._split_heads(self.key_norm(self.key(x))), self._split_heads(self.value(x))
+
+  def _split_heads(self, x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], self.num_heads, -1)
 
 
 class Block(nnx.Module):
@@ -116,16 +106,17 @@ class Block(nnx.Module):
     return jnp.split(self.modulation[...][None] + time, 6, axis=1)
 
   def qkv(self, x: Tokens, rows: list[jax.Array], cos: jax.Array, sin: jax.Array):
-    """Rotated queries and keys, and values, each [A, T, D]."""
+    """Rotated queries and keys, and values, each [T, A, D]."""
     y = (layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]).reshape(-1, x.shape[-1])
     k, v = self.self_attention.keys_values(y)
     return rope.rotate(self.self_attention.queries(y), cos, sin), rope.rotate(k, cos, sin), v
 
   def after_attention(self, x: Tokens, attended: jax.Array, rows: list[jax.Array], text: TextMemory) -> Tokens:
     """Residual of self-attention, cross-attention to the text `[A, X, D]`, feed-forward."""
-    x = x + self.self_attention.out(_merge_heads(attended)).reshape(x.shape) * rows[2]
+    x = x + self.self_attention.out(attended.reshape(attended.shape[0], -1)).reshape(x.shape) * rows[2]
     q = self.cross_attention.queries(self.cross_norm(x).reshape(-1, x.shape[-1]))
-    x = x + self.cross_attention.out(_merge_heads(attention.attend(q, text.k, text.v))).reshape(x.shape)
+    attended = attention.attend(q, text.k, text.v)
+    x = x + self.cross_attention.out(attended.reshape(attended.shape[0], -1)).reshape(x.shape)
     y = layer_norm(x, self.eps) * (1 + rows[4]) + rows[3]
     return x + self.ffn_out(jax.nn.gelu(self.ffn_in(y), approximate=True)) * rows[5]
 
@@ -157,7 +148,7 @@ class CausalWanDiT(nnx.Module):
     text = self.embed_text(embeddings)
     graphdef, blocks = nnx.split(self.blocks)
     project = lambda block: nnx.merge(graphdef, block).cross_attention.keys_values(text)
-    return TextMemory(*jax.lax.map(project, blocks))
+    return TextMemory(*(x.swapaxes(1, 2) for x in jax.lax.map(project, blocks)))
 
   def embed_time(self, features: TimeFeatures) -> tuple[jax.Array, jax.Array]:
     """Time embedding `[F, M]` and its projection `[F, 6, M]` from sinusoids `[F, freq_dim]`."""
@@ -213,7 +204,9 @@ class CausalWanDiT(nnx.Module):
       block = nnx.merge(graphdef, params)
       rows = block.modulation_rows(projected)
       q, k, v = block.qkv(x, rows, cos, sin)
-      return block.after_attention(x, attend(q, k, v, layer), rows, text), ChunkMemory(k, v)
+      return block.after_attention(x, attend(q, k, v, layer), rows, text), ChunkMemory(
+        k.swapaxes(0, 1), v.swapaxes(0, 1)
+      )
 
     x, chunk = jax.lax.scan(step, x, (blocks, jnp.arange(self.config.num_layers), text))
     return self.unpatchify(x, embedding).astype(jnp.float32), chunk

@@ -17,14 +17,14 @@ from streamt1_jax.backbone.dit import CausalWanDiT, TextMemory
 
 
 def _attend(q, k, v, clean_k, clean_v, visible, valid):
-  """Attention of one chunk [A, T, D] to itself and to the clean chunks [N, A, T, D] that `visible` [V] names."""
-  heads, tokens, width = q.shape
-  context = lambda x: x[visible].transpose(1, 0, 2, 3).reshape(heads, -1, width)
-  k, v = jnp.concatenate([k, context(clean_k)], axis=1), jnp.concatenate([v, context(clean_v)], axis=1)
+  """Attention of one chunk [T, A, D] to itself and to the clean chunks [N, T, A, D] that `visible` [V] names."""
+  tokens, heads, width = q.shape
+  context = lambda x: x[visible].reshape(-1, heads, width)
+  k, v = jnp.concatenate([k, context(clean_k)]), jnp.concatenate([v, context(clean_v)])
   mask = jnp.repeat(jnp.concatenate([jnp.ones(1, bool), valid]), tokens)
-  logits = jnp.einsum("aqd,akd->aqk", q * width**-0.5, k, preferred_element_type=jnp.float32)
+  logits = jnp.einsum("qad,kad->aqk", q * width**-0.5, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(jnp.where(mask[None, None], logits, -jnp.inf), axis=-1).astype(v.dtype)
-  return jnp.einsum("aqk,akd->aqd", weights, v)
+  return jnp.einsum("aqk,kad->qad", weights, v)
 
 
 def clip_velocity(
@@ -87,5 +87,5 @@ def _modulation(block, projected: jax.Array) -> list[jax.Array]:
 def chunk_velocity(model: CausalWanDiT, noisy: jax.Array, features: jax.Array, text: TextMemory) -> jax.Array:
   """Velocity of a video's first chunk `[F, C, H, W]`, which sees nothing but itself; `features` is [freq_dim]."""
   features = jnp.broadcast_to(features[None], (noisy.shape[0], features.shape[0]))
-  attend = lambda q, k, v, layer: attention.attend(q, k, v)
+  attend = lambda q, k, v, layer: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
   return model(noisy, features, jnp.int32(0), text, attend)[0]
