@@ -1,20 +1,22 @@
 """Attention over a chunk and the memory slots it can see.
 
-Softmax does not care about the order of the keys, so the slots need no order either, and partial softmaxes merge exactly
-through their log-sum-exp:
+Softmax does not care about the order of the keys, so the slots need no order either, and partial softmaxes merge
+exactly through their log-sum-exp:
 
   o = sum_i exp(m_i - m) * acc_i / sum_i exp(m_i - m) * l_i,   m = max_i m_i
 
 How many slots are visible is data, not shape: empty slots cost nothing, and a growing memory compiles once.
 
-`attend_with_memory` is written for one candidate. Its batching rules see what a plain `vmap` would lose: candidates of one
-beam share the memory, so they become rows of the same products, and all beams are handled by one call. Two implementations:
+`attend_with_memory` is written for one candidate. Its batching rules see what a plain `vmap` would lose: candidates
+of one beam share the memory, so they become rows of the same products, and all beams are handled by one call. Two
+implementations:
 
   fold   one slot after the other, all heads at once; the running softmax is merged after every slot
   dense  one head after the other, all visible slots at once; one branch is compiled per number of visible slots
 
-On a CPU `dense` needs 1.5 times the time of its matrix products alone and `fold` 3.5 times (6 heads of 64, 4 x 288 keys): a
-head's scores stay in cache. Elsewhere `fold` is the default, whose largest temporary is the scores of one slot.
+On a CPU `dense` needs 1.3 to 1.5 times the time of its matrix products alone and `fold` 3.5 times (6 heads of 64
+channels, 4 x 288 keys): a head's scores stay in cache. Elsewhere `fold` is the default, whose largest temporary is
+the scores of one slot.
 """
 
 import functools
@@ -36,8 +38,8 @@ class MemoryView(NamedTuple):
     k: [L, R, A, T, D] rotated keys.
     v: [L, R, A, T, D] values.
     count: int32 scalar; slots 0..count-1 are valid.
-    trip_count: int32 scalar >= count; how many slots are visited. The largest count of all beams, kept apart from `count` so
-      that a `vmap` over beams leaves it unbatched.
+    trip_count: int32 scalar >= count; how many slots are visited. The largest count of all beams, kept apart from
+      `count` so that a `vmap` over beams leaves it unbatched.
   """
 
   k: jax.Array
@@ -55,7 +57,7 @@ class _Partial(NamedTuple):
 
 
 def attend(q: Queries, k: Keys, v: Values) -> jax.Array:
-  """softmax(q k^T / sqrt(D)) v of queries [T, A, D] and a memory's keys and values [A, X, D]; [T, A, D] in q's dtype."""
+  """softmax(q k^T / sqrt(D)) v, [T, A, D] in q's dtype, of queries [T, A, D] and keys and values [A, X, D]."""
   partial = _begin(_logits("qad,akd->aqk", q * q.shape[-1] ** -0.5, k), functools.partial(_weigh, "aqk,akd->aqd", v=v))
   return (partial.acc / partial.total).swapaxes(0, 1).astype(q.dtype)
 
