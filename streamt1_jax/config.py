@@ -229,9 +229,9 @@ class ModelConfig:
         value > 0 and value % chunk == 0, f"{field} must be a positive multiple of the chunk ({chunk}), got {value}"
       )
     _require(
-      self.local_attention_frames >= self.sink_frames + 2 * chunk,
-      f"local_attention_frames {self.local_attention_frames} leaves no room beside the sinks ({self.sink_frames}) "
-      f"for one past chunk and the current one ({chunk} each)",
+      self.local_attention_frames >= self.sink_frames + chunk,
+      f"local_attention_frames {self.local_attention_frames} leaves no room for a chunk ({chunk}) beside the sinks "
+      f"({self.sink_frames})",
     )
 
   @property
