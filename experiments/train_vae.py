@@ -2,6 +2,13 @@
 
   python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae
 
+Expected: 28.2 dB on 64 held-out clips of 81 frames (28.7 dB as the mean over clips), still rising, after 2000
+steps of 0.6 s: 20 to 25 minutes on two CPU cores that other jobs use as well. Afterwards the decoder can be
+improved without changing the latents that a diffusion model has learned:
+
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae_decoder \
+    --init_from=runs/vae/params --freeze_encoder --muon_learning_rate=0.02
+
 Clips are rendered on the fly. The latent is made easy for a diffusion model: a small KL term, and noise of up
 to a tenth of the latent's standard deviation before decoding, so that the decoder forgives the errors of a
 sampler. After the last step the latent's mean and standard deviation are folded into the two pointwise layers
@@ -32,7 +39,7 @@ from streamt1_jax.data import shapes
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
 flags.DEFINE_string("preset", "tiny", "Model preset whose codec is trained.")
-flags.DEFINE_integer("steps", 3600, "Optimiser steps.")
+flags.DEFINE_integer("steps", 2000, "Optimiser steps.")
 flags.DEFINE_integer(
   "batch_size", 4, "Clips of the first length in a batch; longer clips come in proportionally fewer."
 )
