@@ -16,6 +16,9 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.drivers import SearchError
 
+# A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
+flags.disclaim_key_flags()
+
 BAD_INPUT, RUN_FAILED, INTERRUPTED = 2, 3, 130
 """Exit codes."""
 

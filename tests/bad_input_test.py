@@ -1,0 +1,188 @@
+"""Every mistake a user can make gives one line that names it, exit code 2, and leaves nothing behind."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from experiments import results
+from streamt1_jax.config import preset
+from streamt1_jax.io import checkpoint
+from tests.command_line import generate, save_model
+
+PROMPT = "--prompt=a red circle"
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory) -> pathlib.Path:
+  return save_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def refused(folder: pathlib.Path, *arguments: str) -> str:
+  """The one line on stderr of a run that must be refused."""
+  before = sorted(folder.iterdir())
+  result = generate(folder, *arguments)
+  assert result.code == 2, result
+  assert result.stdout == ""
+  assert len(result.stderr.splitlines()) == 1, result.stderr
+  assert result.stderr.startswith("error: ")
+  left = {path for path in folder.iterdir() if path.name not in (".stdout", ".stderr")}
+  assert left <= set(before)
+  return result.stderr
+
+
+@pytest.mark.parametrize(
+  ("arguments", "fragments"),
+  [
+    ([], ["prompt", "prompts_file", "xactly one"]),
+    (["--prompt="], ["--prompt", "empty"]),
+    (["--prompt= \t"], ["--prompt", "empty"]),
+    (["--prompt=&nbsp;"], ["--prompt", "empty"]),
+    ([PROMPT, "--prompts_file=list.txt"], ["prompt", "prompts_file", "xactly one"]),
+    (["--prompts_file=list.txt"], ["list.txt", "does not exist"]),
+    ([PROMPT, "a", "red"], ["'a'", "--name=value"]),
+    ([PROMPT, "--depth=3"], ["depth"]),
+    ([PROMPT, "--flagfile=none.flags"], ["none.flags"]),
+    ([PROMPT, "--search=beam"], ["--search=beam", "stream_t1|none"]),
+    ([PROMPT, "--semantics=other"], ["--semantics=other", "released|paper"]),
+    ([PROMPT, "--seed=one"], ["--seed=one", "integer", "2147483647"]),
+    ([PROMPT, "--seed=1.5"], ["--seed=1.5", "integer"]),
+    ([PROMPT, "--seed=2147483648"], ["--seed=2147483648", "integer", "-2147483648", "2147483647"]),
+    ([PROMPT, "--seconds=5", "--num_latent_frames=21"], ["seconds", "num_latent_frames", "most one"]),
+    ([PROMPT, "--seconds=nan"], ["--seconds=nan", "finite"]),
+    ([PROMPT, "--seconds=inf"], ["--seconds=inf", "finite"]),
+    ([PROMPT, "--seconds=long"], ["--seconds=long", "number"]),
+    ([PROMPT, "--num_latent_frames=many"], ["--num_latent_frames=many", "integer"]),
+    ([PROMPT, "--overwrite=perhaps"], ["--overwrite=perhaps"]),
+  ],
+)
+def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
+  line = refused(tmp_path, *arguments)
+  for fragment in fragments:
+    assert fragment in line
+
+
+@pytest.mark.parametrize(
+  ("arguments", "fragments"),
+  [
+    ("--search=none --beam_size=2 --semantics=paper", ["--search=none", "--semantics, --beam_size"]),
+    ("--beam_size=0", ["beam_size", "1..100", "got 0"]),
+    ("--beam_size=-2", ["beam_size", "1..100", "got -2"]),
+    ("--beam_size=101", ["beam_size", "1..100", "got 101"]),
+    ("--top_k=0", ["top_k", "1..10", "got 0"]),
+    ("--top_k=11", ["top_k", "1..10", "got 11"]),
+    ("--noise_sigma=1", ["noise_sigma", "(-1, 1)", "got 1.0"]),
+    ("--noise_sigma=-1.5", ["noise_sigma", "(-1, 1)", "got -1.5"]),
+    ("--noise_sigma=nan", ["noise_sigma", "finite"]),
+    ("--fusion_cap=1.1", ["fusion_cap", "[0, 1]", "got 1.1"]),
+    ("--short_threshold=nan", ["short_threshold", "finite"]),
+    ("--long_threshold=inf", ["long_threshold", "finite"]),
+    ("--sliding_window=0", ["sliding_window", "at least 1", "got 0"]),
+    ("--sliding_window=1000000", ["sliding_window", "341", "1000000"]),
+    ("--max_sink_frames=14", ["max_sink_frames", "multiple of the chunk (3)", "got 14"]),
+    ("--max_sink_frames=0", ["max_sink_frames", "at least sink_frames (3)", "got 0"]),
+    ("--max_sink_frames=300000", ["max_sink_frames", "1024", "300000"]),
+    ("--num_latent_frames=20", ["--num_latent_frames=20", "multiple of the chunk (3)"]),
+    ("--num_latent_frames=0", ["--num_latent_frames=0", "positive"]),
+    ("--num_latent_frames=-3", ["--num_latent_frames=-3", "positive"]),
+    ("--num_latent_frames=1026", ["--num_latent_frames=1026", "1..341"]),
+    ("--seconds=0", ["--seconds=0", "positive"]),
+    ("--seconds=-1", ["--seconds=-1", "positive"]),
+    ("--seconds=100000", ["--seconds=100000", "1..341"]),
+    ("--seconds=1e308", ["--seconds=1e+308"]),
+  ],
+)
+def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments, fragments):
+  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", *arguments.split())
+  for fragment in fragments:
+    assert fragment in line
+
+
+@pytest.mark.parametrize(
+  ("content", "fragment"),
+  [(b"", "no prompt"), (b"\n  \n", "no prompt"), (b"a red circle\n\xff\xfe\n", "line 2"), (b"a\x00b", "line 1")],
+)
+def test_prompts_files_that_cannot_be_read(tmp_path, content, fragment):
+  (tmp_path / "list.txt").write_bytes(content)
+  line = refused(tmp_path, "--prompts_file=list.txt")
+  assert "list.txt" in line
+  assert fragment in line
+
+
+def _copy(source: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  return pathlib.Path(shutil.copytree(source, folder / "model"))
+
+
+def test_checkpoint_folders_that_are_none(tmp_path):
+  assert "nowhere does not exist" in refused(tmp_path, PROMPT, "--checkpoint=nowhere")
+  (tmp_path / "notes.txt").write_text("not a model")
+  assert "notes.txt is a file" in refused(tmp_path, PROMPT, "--checkpoint=notes.txt")
+  assert "no config.json" in refused(tmp_path, PROMPT, f"--checkpoint={tmp_path}")
+
+
+def test_truncated_checkpoint(tmp_path, small_checkpoint):
+  folder = _copy(small_checkpoint, tmp_path)
+  largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[:100])
+  line = refused(tmp_path, PROMPT, "--checkpoint=model")
+  assert largest.name in line
+  assert "truncated" in line
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "codec/part.json"])
+def test_checkpoint_without_one_file(tmp_path, small_checkpoint, name):
+  (_copy(small_checkpoint, tmp_path) / name).unlink()
+  assert pathlib.Path(name).name in refused(tmp_path, PROMPT, "--checkpoint=model")
+
+
+def test_damaged_tokenizer(tmp_path, small_checkpoint):
+  tokenizer = _copy(small_checkpoint, tmp_path) / "tokenizer.model"
+  tokenizer.write_bytes(tokenizer.read_bytes()[:50])
+  assert "tokenizer.model is not a sentencepiece model" in refused(tmp_path, PROMPT, "--checkpoint=model")
+
+
+def test_checkpoint_of_a_model_that_makes_no_videos(tmp_path, small_checkpoint):
+  checkpoint.save_config(_copy(small_checkpoint, tmp_path), preset("bench_mid"))
+  line = refused(tmp_path, PROMPT, "--checkpoint=model")
+  assert "bench_mid" in line
+  assert "no codec" in line
+
+
+def test_config_of_another_size_than_the_weights(tmp_path, small_checkpoint):
+  checkpoint.save_config(_copy(small_checkpoint, tmp_path), preset("tiny"))
+  assert "backbone does not fit the model" in refused(tmp_path, PROMPT, "--checkpoint=model")
+
+
+def test_config_with_an_unknown_field(tmp_path, small_checkpoint):
+  path = _copy(small_checkpoint, tmp_path) / "config.json"
+  document = json.loads(path.read_text())
+  document["model"]["depth"] = 3
+  path.write_text(json.dumps(document))
+  assert "unknown 'depth'" in refused(tmp_path, PROMPT, "--checkpoint=model")
+
+
+def test_not_a_number_in_the_weights(tmp_path, monkeypatch):
+  # The program that saves refuses such weights, so its check has to be put aside to make some.
+  monkeypatch.setattr(checkpoint, "check_finite", lambda *arguments: None)
+  save_model(tmp_path / "model", backbone_scale=float("nan"))
+  line = refused(tmp_path, PROMPT, "--checkpoint=model")
+  assert "NaN or Inf in" in line
+  assert "backbone" in line
+
+
+def test_output_folder_that_cannot_be_written(tmp_path, small_checkpoint):
+  (tmp_path / "outputs").write_text("a file in its place")
+  for place in ("outputs", "outputs/below"):
+    line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", f"--output_dir={place}")
+    assert f"cannot write {place}/" in line
+  assert (tmp_path / "outputs").read_text() == "a file in its place"
+
+
+def test_foreign_folder_in_the_place_of_a_result_is_kept(tmp_path, small_checkpoint):
+  folder = pathlib.Path(tmp_path / results.result_folder("outputs", "a red circle"))
+  folder.mkdir(parents=True)
+  (folder / "thesis.txt").write_text("ten years")
+  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", "--overwrite")
+  assert "is not an earlier result" in line
+  assert (folder / "thesis.txt").read_text() == "ten years"

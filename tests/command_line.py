@@ -1,0 +1,107 @@
+"""A small random model on disk, and the command line run as a user runs it: own process, exit code, both streams."""
+
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import ModelConfig, preset
+from streamt1_jax.io import checkpoint
+from streamt1_jax.text.umt5 import UMT5Encoder
+
+_STDOUT, _STDERR = ".stdout", ".stderr"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Result(NamedTuple):
+  code: int
+  stdout: str
+  stderr: str
+
+
+def small_model() -> ModelConfig:
+  """The tiny preset, narrower and shallower: it compiles in seconds."""
+  tiny = preset("tiny")
+  text_dim = 16
+  return dataclasses.replace(
+    tiny,
+    backbone=dataclasses.replace(
+      tiny.backbone, dim=24, ffn_dim=48, num_heads=2, num_layers=2, freq_dim=16, text_dim=text_dim
+    ),
+    codec=dataclasses.replace(tiny.codec, base_dim=8),
+    text=dataclasses.replace(tiny.text, dim=text_dim, attn_dim=16, ffn_dim=32, num_heads=2, num_layers=1),
+    latent_height=4,
+    latent_width=4,
+  )
+
+
+def save_model(folder: pathlib.Path, backbone_scale: float = 0.1) -> pathlib.Path:
+  """A checkpoint of random weights; a huge, finite `backbone_scale` makes every latent NaN or Inf."""
+  model = small_model()
+  parts = {
+    "backbone": lambda: CausalWanDiT(model, nnx.Rngs(0)),
+    "codec": lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0)),
+    "text": lambda: UMT5Encoder(model.text, nnx.Rngs(0)),
+  }
+  random = np.random.default_rng(0)
+  for name, build in parts.items():
+    scale = np.float32(backbone_scale if name == "backbone" else 0.3)
+    fill = lambda leaf, scale=scale: scale * random.standard_normal(leaf.shape, np.float32)
+    abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
+    checkpoint.save_params(folder / name, jax.tree.map(fill, abstract))
+  shutil.copy(REPOSITORY / "checkpoints/tiny/tokenizer.model", folder)
+  checkpoint.save_config(folder, model, {"source": "random weights of a test"})
+  return folder
+
+
+def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:
+  """JAX's settings for processes that share what they compile, in `cache`, and spend little time on it."""
+  return {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": str(cache),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+  }
+
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["experiments.generate"])
+
+
+def generate(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, Any] | None = None) -> Result:
+  """Runs the program in `folder`. The process is forked from one that has done the imports: seconds less for each."""
+  process = start(folder, *arguments, jax_settings=jax_settings)
+  process.join()
+  return result_of(process.exitcode, folder)
+
+
+def start(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, Any] | None = None):
+  """As `generate`, but does not wait."""
+  process = _PROCESSES.Process(target=_run_program, args=(str(folder), arguments, dict(jax_settings or {})))
+  process.start()
+  return process
+
+
+def result_of(code: int, folder: pathlib.Path) -> Result:
+  return Result(code, (folder / _STDOUT).read_text(), (folder / _STDERR).read_text())
+
+
+def _run_program(folder: str, arguments: tuple[str, ...], jax_settings: dict[str, Any]) -> None:
+  os.chdir(folder)
+  for name, value in jax_settings.items():
+    jax.config.update(name, value)
+  for stream, name in ((1, _STDOUT), (2, _STDERR)):
+    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
+  sys.argv = ["experiments/generate.py", *arguments]
+  from experiments import common, generate
+
+  common.run(generate.main)
