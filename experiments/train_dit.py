@@ -50,9 +50,9 @@ flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupte
 flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
 flags.DEFINE_string("preset", "tiny", "Model preset.")
-flags.DEFINE_integer("steps", 2600, "Optimiser steps.")
-flags.DEFINE_integer("clips", 4, "Whole clips in a batch.")
-flags.DEFINE_integer("first_chunks", 64, "First chunks in a batch.")
+flags.DEFINE_multi_integer("stage_steps", [400, 1300], "Optimiser steps of every stage.")
+flags.DEFINE_multi_integer("clips", [4, 3], "Whole clips in a batch, per stage.")
+flags.DEFINE_multi_integer("first_chunks", [64, 32], "First chunks in a batch, per stage.")
 flags.DEFINE_integer("starts_per_scene", 3, "Encoded whole clips per scene, each from another start.")
 flags.DEFINE_float("first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.")
 flags.DEFINE_float("context_noise", 0.1, "Largest noise added to clean context, in standard deviations.")
@@ -60,7 +60,7 @@ flags.DEFINE_float("omit_probability", 0.2, "How often a caption leaves out the 
 flags.DEFINE_float("extra_context_probability", 0.3, "How often a chunk sees an older chunk besides sink and window.")
 flags.DEFINE_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).")
 flags.DEFINE_float("adam_learning_rate", 1.5e-3, "Peak learning rate of everything else (Adam).")
-flags.DEFINE_float("decay_fraction", 0.35, "Share of the run, at its end, over which the learning rate falls to zero.")
+flags.DEFINE_float("decay_fraction", 0.45, "Share of the run, at its end, over which the learning rate falls to zero.")
 flags.DEFINE_float("ema_decay", 0.998, "Decay of the weights' moving average.")
 flags.DEFINE_multi_float(
   "sigma_weights", [0.4, 0.3, 0.2, 0.1], "How often first chunks train at each of the four timesteps."
@@ -183,9 +183,10 @@ def draw_captions(key: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Arr
   return jax.vmap(lambda t, i: t[i])(tokens, which), omit[0], omit[1]
 
 
-def draw_batch(key: jax.Array, data: Dataset, model: ModelConfig) -> Batch:
+def draw_batch(key: jax.Array, data: Dataset, model: ModelConfig, clips: int, first_chunks: int) -> Batch:
+  """A batch of so many whole clips and so many first chunks."""
   keys = iter(jax.random.split(key, 12))
-  num_scenes, clips, first_chunks = data.attributes.shape[0], FLAGS.clips, FLAGS.first_chunks
+  num_scenes = data.attributes.shape[0]
   scene = jax.random.randint(next(keys), (clips,), 0, num_scenes)
   start = jax.random.randint(next(keys), (clips,), 0, data.clips.shape[1])
   clean = data.clips[scene, start]
@@ -259,14 +260,14 @@ def make_optimizer() -> optax.GradientTransformation:
   """Muon on the matrices of stacked blocks, Adam on the rest; warm-up, constant, cosine to zero."""
 
   def schedule(peak: float) -> optax.Schedule:
-    decay = int(FLAGS.steps * FLAGS.decay_fraction)
-    warmup = min(100, FLAGS.steps // 10)
+    decay = int(sum(FLAGS.stage_steps) * FLAGS.decay_fraction)
+    warmup = min(100, sum(FLAGS.stage_steps) // 10)
     pieces = [
       optax.linear_schedule(0.0, peak, warmup),
       optax.constant_schedule(peak),
       optax.cosine_decay_schedule(peak, decay),
     ]
-    return optax.join_schedules(pieces, [warmup, max(warmup, FLAGS.steps - decay)])
+    return optax.join_schedules(pieces, [warmup, max(warmup, sum(FLAGS.stage_steps) - decay)])
 
   def dimensions(params):
     matrix = optax.contrib.MuonDimensionNumbers(1, 2)
@@ -298,10 +299,10 @@ def make_train_step(graphdefs: dict, optimizer, schedule: DenoisingSchedule, mod
     terms = loss_terms(backbone, text, batch, key, schedule)
     return terms["later"] + FLAGS.first_weight * terms["first"], terms
 
-  @functools.partial(jax.jit, donate_argnums=(0,))
-  def train_step(trainer: Trainer, step: jax.Array, data: Dataset) -> tuple[Trainer, dict]:
+  @functools.partial(jax.jit, donate_argnums=(0,), static_argnames=("clips", "first_chunks"))
+  def train_step(trainer: Trainer, step: jax.Array, data: Dataset, *, clips: int, first_chunks: int):
     batch_key, loss_key = jax.random.split(jax.random.fold_in(jax.random.key(FLAGS.seed), step))
-    batch = draw_batch(batch_key, data, model)
+    batch = draw_batch(batch_key, data, model, clips, first_chunks)
     gradients, terms = jax.grad(loss, has_aux=True)(trainer.params, batch, loss_key)
     updates, state = optimizer.update(gradients, trainer.optimizer, trainer.params)
     params = optax.apply_updates(trainer.params, updates)
@@ -370,11 +371,13 @@ def train(trainer: Trainer, train_step, data: Dataset, run_dir: epath.Path) -> T
       trainer = checkpoints.restore(start, args=ocp.args.StandardRestore(trainer))
       print(f"resumed at step {start}", flush=True)
     began = time.time()
-    for step in range(start, FLAGS.steps):
-      trainer, terms = train_step(trainer, jnp.asarray(step), data)
+    for step in range(start, sum(FLAGS.stage_steps)):
+      stage = int(np.searchsorted(np.cumsum(FLAGS.stage_steps), step, side="right"))
+      sizes = {"clips": FLAGS.clips[stage], "first_chunks": FLAGS.first_chunks[stage]}
+      trainer, terms = train_step(trainer, jnp.asarray(step), data, **sizes)
       if (step + 1) % FLAGS.log_every == 0:
         log_row(run_dir, step + 1, terms, (time.time() - began) / (step + 1 - start))
-      checkpoints.save(step + 1, args=ocp.args.StandardSave(trainer), force=step + 1 == FLAGS.steps)
+      checkpoints.save(step + 1, args=ocp.args.StandardSave(trainer), force=step + 1 == sum(FLAGS.stage_steps))
   return trainer
 
 
