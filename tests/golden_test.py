@@ -310,12 +310,12 @@ def test_rope(units_file, source, result, start):
   rows, columns = config.latent_height // c.patch_size, config.latent_width // c.patch_size
   tables = rope.rotary_tables(c.head_dim, c.max_frames, rows, columns)
   x = jnp.asarray(to_halves(z[source]))
-  cos, sin = rope.chunk_rotation(tables, jnp.int32(start), x.shape[1] // config.frame_tokens)
+  cos, sin = rope.chunk_rotation(tables, jnp.int32(start), x.shape[0] // config.frame_tokens)
   rotated = rope.rotate(x, cos, sin)
   _close(rotated, to_halves(z[result]), 2e-6)
   # Moving keys that are already rotated equals rotating the raw keys at the new place.
   back = rope.shift_frames(rotated, tables, jnp.int32(-start))
-  _close(back, rope.rotate(x, *rope.chunk_rotation(tables, jnp.int32(0), x.shape[1] // config.frame_tokens)), 2e-6)
+  _close(back, rope.rotate(x, *rope.chunk_rotation(tables, jnp.int32(0), x.shape[0] // config.frame_tokens)), 2e-6)
 
 
 def test_schedule_and_time(units_file):
