@@ -34,9 +34,7 @@ def test_round_trip(tmp_path, scale, least):
   assert [path.name for path in (tmp_path / "clips").iterdir()] == ["disc.mp4"]
 
 
-@pytest.mark.parametrize(
-  "color", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (90, 120, 40)]
-)
+@pytest.mark.parametrize("color", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (90, 120, 40)])
 def test_colors_survive(tmp_path, color):
   frames = np.full((3, 32, 32, 3), color, np.uint8)
   video.write_video(tmp_path / "flat.mp4", frames, 8)

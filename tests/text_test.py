@@ -43,9 +43,7 @@ def encode(encoder):
 def random_encoder(config: TextConfig):
   graphdef, params = nnx.split(nnx.eval_shape(lambda: UMT5Encoder(config, nnx.Rngs(0))), nnx.Param)
   generator = np.random.default_rng(0)
-  return graphdef, jax.tree.map(
-    lambda leaf: jnp.asarray(generator.normal(0.0, 0.5, leaf.shape), leaf.dtype), params
-  )
+  return graphdef, jax.tree.map(lambda leaf: jnp.asarray(generator.normal(0.0, 0.5, leaf.shape), leaf.dtype), params)
 
 
 def make_tokenizer(max_len: int = 32) -> Tokenizer:
@@ -64,9 +62,7 @@ class TestRelativeBuckets:
         return offset + distance
       # exact + k begins at the distance exact * (max_distance / exact)^(k / (half - exact)); no roots here.
       k = max(
-        k
-        for k in range(half - exact)
-        if distance ** (half - exact) >= exact ** (half - exact - k) * max_distance**k
+        k for k in range(half - exact) if distance ** (half - exact) >= exact ** (half - exact - k) * max_distance**k
       )
       return offset + exact + k
 
@@ -172,9 +168,7 @@ class TestTokenizer:
     np.testing.assert_array_equal(short.ids[:-1], exact.ids[: pieces - 1])
     assert make_tokenizer(1)(CAPTION).ids.tolist() == [END_ID]
 
-  @pytest.mark.parametrize(
-    "prompt", ["", "   ", "漢字 😀", "An astronaut jogs; 42 zebras watch.", "\x00\ufeff"]
-  )
+  @pytest.mark.parametrize("prompt", ["", "   ", "漢字 😀", "An astronaut jogs; 42 zebras watch.", "\x00\ufeff"])
   def test_any_text_is_accepted(self, prompt):
     tokens = make_tokenizer()(prompt)
     assert 1 <= tokens.length <= 32
@@ -220,9 +214,7 @@ class TestEncodePrompt:
 
   def test_accepts_a_plain_dict_and_returns_the_dtype_asked_for(self, encoder):
     graphdef, params = encoder
-    embeddings = encode_prompt(
-      graphdef, nnx.to_pure_dict(params), make_tokenizer(), CAPTION, 32, dtype=jnp.bfloat16
-    )
+    embeddings = encode_prompt(graphdef, nnx.to_pure_dict(params), make_tokenizer(), CAPTION, 32, dtype=jnp.bfloat16)
     assert embeddings.dtype == jnp.bfloat16
 
   def test_few_shapes_are_compiled(self):

@@ -104,9 +104,7 @@ def test_only_the_wrong_attribute_is_rejected(changes, failed, degrade):
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_every_pair_of_shapes_is_told_apart(size, shape):
   frames = _degrade(_clip(size=size, shape=shape))
-  rejecting = {
-    other for other in range(3) if "shape" in _failed(frames, ATTRIBUTES._replace(size=size, shape=other))
-  }
+  rejecting = {other for other in range(3) if "shape" in _failed(frames, ATTRIBUTES._replace(size=size, shape=other))}
   assert rejecting == {CIRCLE, SQUARE, TRIANGLE} - {shape}
 
 

@@ -73,9 +73,7 @@ def test_matches_transformers_under_a_padding_mask(oracle, params, length):
 @pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (32, 32), (16, 24)])
 def test_buckets_match_transformers(num_buckets, max_distance):
   attention = transformers.models.umt5.modeling_umt5.UMT5Attention(
-    transformers.UMT5Config(
-      relative_attention_num_buckets=num_buckets, relative_attention_max_distance=max_distance
-    )
+    transformers.UMT5Config(relative_attention_num_buckets=num_buckets, relative_attention_max_distance=max_distance)
   )
   position = torch.arange(601)
   expected = attention._relative_position_bucket(position[None, :] - position[:, None])

@@ -1,0 +1,281 @@
+"""The command line from flags to files, on a small random model, as a user runs it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import common, results
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.drivers import FinalBeams
+from streamt1_jax.io import video
+from streamt1_jax.io.trace import describe_trace
+from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
+from streamt1_jax.reward_pruning import Flags
+from streamt1_jax.state import CandidateTrace, ChunkTrace
+from tests.command_line import REPOSITORY, Result, generate, quick_compilation, result_of, save_model, start
+
+PROMPT = "a red circle moves left over a dark blue background"
+LONG_PROMPT = "a blue square " + "that moves slowly " * 20
+SEED = 7
+NUM_FRAMES = 1 + 4 * (6 - 1)
+
+
+@pytest.fixture(scope="module")
+def small_checkpoint(tmp_path_factory) -> pathlib.Path:
+  return save_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def jax_settings(tmp_path_factory) -> dict[str, Any]:
+  return quick_compilation(tmp_path_factory.mktemp("compiled"))
+
+
+class Finished:
+  """A folder in which the program has run once, on two prompts."""
+
+  def __init__(self, folder: pathlib.Path, checkpoint: pathlib.Path, jax_settings: dict[str, Any]):
+    self.folder, self.jax_settings = folder, jax_settings
+    (folder / "list.txt").write_text(f"{PROMPT}\n{LONG_PROMPT}\n")
+    self.arguments = [f"--checkpoint={checkpoint}", "--num_latent_frames=6"]
+    # As `python -m experiments.generate`, but at the end it prints which large frameworks it has loaded.
+    code = (
+      "import atexit, runpy, sys; heavy = ('torch', 'tensorflow', 'tensorflow_datasets');"
+      "atexit.register(lambda: print([name for name in heavy if name in sys.modules]));"
+      "runpy.run_module('experiments.generate', run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-c", code, *self.arguments, "--prompts_file=list.txt", f"--seed={SEED}"]
+    variables = {name.upper(): str(value) for name, value in jax_settings.items()}
+    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
+    self.result = Result(done.returncode, done.stdout, done.stderr)
+    self.outputs = [folder / results.result_folder("outputs", prompt.strip()) for prompt in (PROMPT, LONG_PROMPT)]
+
+  def read(self, name: str, prompt: int = 0):
+    return json.loads((pathlib.Path(self.outputs[prompt]) / name).read_text())
+
+  def files(self) -> dict[str, bytes]:
+    paths = [path for path in (self.folder / "outputs").rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in paths}
+
+  def again(self, *arguments: str) -> Result:
+    return generate(self.folder, *self.arguments, *arguments, jax_settings=self.jax_settings)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_checkpoint, jax_settings) -> Finished:
+  made = Finished(tmp_path_factory.mktemp("run"), small_checkpoint, jax_settings)
+  assert made.result.code == 0, made.result.stderr
+  return made
+
+
+def test_every_file_is_there_and_nothing_else(finished):
+  names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json"}
+  folders = list((finished.folder / "outputs").iterdir())
+  assert {folder.name for folder in folders} == {output.name for output in finished.outputs}
+  for folder in folders:
+    assert {path.name for path in folder.iterdir()} == names
+  with Image.open(folders[0] / "contact_sheet.png") as sheet:
+    assert sheet.width > 4 * 256
+
+
+def test_video_has_the_length_and_size_it_should(finished):
+  frames, fps = video.read_video(finished.outputs[0] / "video.mp4")
+  assert frames.shape == (NUM_FRAMES, 256, 256, 3)
+  assert fps == 16
+
+
+def test_output_says_where_the_videos_are_and_shows_progress(finished):
+  *lines, heavy = finished.result.stdout.splitlines()
+  assert lines == [f"outputs/{output.name}/video.mp4" for output in finished.outputs]
+  assert heavy == "[]"
+  assert "chunk 2/2" in finished.result.stderr
+  assert "best score" in finished.result.stderr
+  warnings = [line for line in finished.result.stderr.splitlines() if "first 32 tokens" in line]
+  assert len(warnings) == 1
+
+
+def test_manifest_tells_the_whole_run(finished):
+  manifest = finished.read("manifest.json")
+  assert manifest["settings"]["prompt"] == PROMPT
+  assert manifest["settings"]["seed"] == SEED
+  assert manifest["length"] == {
+    "chunks": 2, "latent_frames": 6, "frames": NUM_FRAMES, "fps": 16, "seconds": NUM_FRAMES / 16
+  }  # fmt: skip
+  released = SearchConfig.released()
+  for name in ("beam_size", "top_k", "noise_sigma", "fusion_cap", "max_sink_frames", "sliding_window"):
+    assert manifest["flags"][name] == manifest["settings"][name] == getattr(released, name)
+  assert manifest["flags"]["search"] == "stream_t1"
+  assert manifest["flags"]["overwrite"] is False
+  assert set(manifest["wall_seconds"]) == {"load", "text", "first_chunk", "search", "assemble", "write"}
+  assert manifest["environment"]["platform"] == "cpu"
+  assert manifest["peak_memory_bytes"]["host"] > 1e8
+  assert manifest["prompt_truncated"] is False
+  assert finished.read("manifest.json", prompt=1)["prompt_truncated"] is True
+
+
+def test_second_prompt_compiles_no_chunk_step(finished):
+  first, second = (finished.read("manifest.json", prompt)["compilations"]["count"] for prompt in (0, 1))
+  assert first > 2
+  assert second <= 1  # a text encoder for its longer prompt
+
+
+def test_trace_follows_from_its_own_scores(finished):
+  trace = finished.read("trace.json")
+  assert len(trace["chunks"]) == 2
+  for index, chunk in enumerate(trace["chunks"]):
+    weight = min(index / (2 - 1), SearchConfig.released().fusion_cap)
+    hybrid = [candidate["hybrid"] for candidate in chunk["candidates"]]
+    expected = [weight * c["short"] + (1 - weight) * c["long"] for c in chunk["candidates"]]
+    np.testing.assert_allclose(hybrid, expected, rtol=1e-5)
+    assert chunk["survivors"] == sorted(range(4), key=lambda n: -hybrid[n])[:2]
+    assert chunk["scores"] == [hybrid[n] for n in chunk["survivors"]]
+    assert [c["candidate"] for c in chunk["candidates"] if c["survivor"]] == sorted(chunk["survivors"])
+    assert [c["route"] for c in chunk["candidates"]] == ["nothing"] * 4
+
+
+def test_seeds_follow_the_released_rule(finished):
+  first, second = finished.read("trace.json")["chunks"]
+  assert [c["seed"] for c in first["candidates"]] == [SEED, SEED + 1, SEED + 2, SEED + 3]
+  parents = [SEED + survivor for survivor in first["survivors"]]
+  assert [c["seed"] for c in second["candidates"]] == [parents[0], SEED + 1001, parents[1], SEED + 1101]
+  assert [c["parent"] for c in second["candidates"]] == [0, 0, 1, 1]
+
+
+def test_lineage_leads_to_the_best_video(finished):
+  trace, manifest = finished.read("trace.json"), finished.read("manifest.json")
+  final, (first, second) = trace["final"], trace["chunks"]
+  assert final["best"] == int(np.argmax(final["scores"]))
+  assert manifest["score"] == max(final["scores"])
+  beginning, end = final["lineage"]
+  assert end["candidate"] == second["survivors"][final["best"]]
+  assert beginning["beam"] == end["candidate"] // 2
+  assert beginning["candidate"] == first["survivors"][beginning["beam"]]
+  winners = [first["candidates"][beginning["candidate"]], second["candidates"][end["candidate"]]]
+  assert manifest["seeds"] == {"base": SEED, "winner": [winner["seed"] for winner in winners]}
+
+
+def test_finished_prompts_are_skipped(finished):
+  before = finished.files()
+  result = finished.again("--prompts_file=list.txt", f"--seed={SEED}")
+  assert result.code == 0
+  assert result.stdout.count("skipped") == 2
+  assert result.stdout.count("video.mp4") == 2
+  assert finished.files() == before
+
+
+@pytest.mark.parametrize(
+  ("arguments", "name"),
+  [(["--seed=8"], "seed 7, not 8"), ([f"--seed={SEED}", "--top_k=1"], "top_k 2, not 1")],
+)
+def test_results_of_other_settings_are_not_lost(finished, arguments, name):
+  before = finished.files()
+  result = finished.again("--prompts_file=list.txt", *arguments)
+  assert result.code == 2
+  assert name in result.stderr
+  assert "--overwrite" in result.stderr
+  assert len(result.stderr.splitlines()) == 1
+  assert finished.files() == before
+
+
+def test_same_seed_gives_the_same_search_again(finished):
+  before = finished.read("trace.json")
+  started = finished.read("manifest.json")["wall_seconds"]
+  assert finished.again(f"--prompt={PROMPT}", f"--seed={SEED}", "--overwrite").code == 0
+  assert finished.read("trace.json") == before
+  assert finished.read("manifest.json")["wall_seconds"] != started
+  assert [path for path in (finished.folder / "outputs").iterdir() if path.name.startswith(".")] == []
+
+
+def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint, jax_settings):
+  arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=3", "--search=none", f"--prompt={PROMPT}"]
+  assert generate(tmp_path, *arguments, jax_settings=jax_settings).code == 0
+  trace = json.loads((tmp_path / results.result_folder("outputs", PROMPT) / "trace.json").read_text())
+  assert [len(chunk["candidates"]) for chunk in trace["chunks"]] == [1]
+
+
+def test_search_in_which_every_candidate_is_bad(tmp_path, jax_settings):
+  save_model(tmp_path / "model", backbone_scale=1e30)
+  arguments = ["--checkpoint=model", "--num_latent_frames=3", f"--seed={SEED}", f"--prompt={PROMPT}"]
+  result = generate(tmp_path, *arguments, jax_settings=jax_settings)
+  assert result.code == 3
+  message = result.stderr.splitlines()[-1]
+  assert message == f"error: prompt {PROMPT!r}, chunk 0, seed {SEED}: every candidate is NaN or Inf"
+  folder = tmp_path / results.result_folder("outputs", PROMPT)
+  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
+  assert json.loads((folder / "failed.json").read_text())["settings"]["seed"] == SEED
+  assert json.loads((folder / "trace.json").read_text())["final"] is None
+
+
+def test_interrupted_run_leaves_nothing_half_written(tmp_path, small_checkpoint, jax_settings):
+  arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=1023", f"--prompt={PROMPT}"]
+  process = start(tmp_path, *arguments, jax_settings=jax_settings)
+  while process.is_alive() and not list((tmp_path / "outputs").glob(".*.partial")):
+    time.sleep(0.05)
+  os.kill(process.pid, signal.SIGINT)
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 130
+  assert result.stderr.splitlines()[-1] == "error: interrupted"
+  assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_default_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert common.find_folder("checkpoints/tiny") == REPOSITORY / "checkpoints/tiny"
+  (tmp_path / "checkpoints/tiny").mkdir(parents=True)
+  assert str(common.find_folder("checkpoints/tiny")) == "checkpoints/tiny"
+
+
+def test_result_folders_are_readable_and_distinct():
+  prompts = ["A red circle!", "a red circle", "word " * 100, "word " * 101, "红色的圆", "绿色的圆"]
+  names = [results.result_folder("out", prompt).name for prompt in prompts]
+  assert len(set(names)) == len(names)
+  assert names[0].startswith("a-red-circle-")
+  assert max(map(len, names)) < 64
+  assert all(name.isascii() for name in names)
+
+
+def _chunk(survivor, hybrid, route) -> ChunkTrace:
+  """A chunk of two beams with two candidates each."""
+  table = np.array(hybrid, np.float32).reshape(2, 2)
+  flags = Flags(ema=table > 2.5, append=table > 3.5)
+  return ChunkTrace(
+    candidates=CandidateTrace(np.arange(4).reshape(2, 2), table, 2 * table, table, np.isfinite(table), flags),
+    eviction=Eviction(np.array(route), np.array([-1, 3]), np.array([-1, -1])),
+    survivor=np.array(survivor),
+    score=np.array([hybrid[n] for n in survivor], np.float32),
+    latents=None,
+    frames=None,
+    steps=None,
+  )
+
+
+def test_description_of_a_trace_made_by_hand():
+  traces = [_chunk([3, 0], [3.0, 1.0, 2.0, 4.0], [NOTHING, NOTHING]), _chunk([2, 3], [0, 1, 9, 5], [NOTHING, APPEND])]
+  beams = FinalBeams(latents=None, frames=None, scores=np.array([1.0, 2.0]), best=1)
+  described = describe_trace(traces, beams, SearchConfig())
+  assert described["chunks"][0]["candidates"][3] == {
+    "candidate": 3, "parent": 1, "seed": 3, "short": 4.0, "long": 8.0, "hybrid": 4.0, "route": "nothing",
+    "flags": {"ema": True, "append": True}, "usable": True, "survivor": True, "rank": 0,
+  }  # fmt: skip
+  assert [c["rank"] for c in described["chunks"][0]["candidates"]] == [1, None, None, 0]
+  assert [c["route"] for c in described["chunks"][1]["candidates"]] == ["nothing", "nothing", "append", "append"]
+  assert described["chunks"][1]["evictions"][1] == {"parent": 1, "route": "append", "frame": 3, "sink_frame": None}
+  # The best beam of the end is candidate 3, whose parent is beam 1, which was candidate 0 of the first chunk.
+  assert described["final"]["lineage"] == [
+    {"chunk": 0, "beam": 1, "candidate": 0}, {"chunk": 1, "beam": 1, "candidate": 3}
+  ]  # fmt: skip
+
+
+def test_description_of_a_search_that_failed():
+  described = describe_trace([_chunk([3, 0], [3.0, 1.0, np.nan, 4.0], [NOTHING, NOTHING])], None, SearchConfig())
+  assert described["final"] is None
+  assert [c["usable"] for c in described["chunks"][0]["candidates"]] == [True, True, False, True]

@@ -1,0 +1,245 @@
+"""Memory sinking against a model of its rules in plain Python: a list of chunks with raw keys and values.
+
+The rules are those of tests/golden/README.md ("Cache"), which speaks of capacities in frames and of un-rotated keys;
+the code under test has slots and rotated keys.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from streamt1_jax import memory_sinking
+from streamt1_jax.backbone.dit import ChunkMemory
+from streamt1_jax.backbone.rope import rotary_tables
+from streamt1_jax.config import BackboneConfig, ModelConfig, SearchConfig
+from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, DISCARD, EMA, NOTHING
+from streamt1_jax.reward_pruning import Flags
+
+BEAMS = 2
+ROWS, COLUMNS = 1, 2
+
+
+def _model(attention, sink, chunk=3, max_frames=128):
+  backbone = BackboneConfig(
+    dim=24, ffn_dim=8, num_heads=2, num_layers=2, freq_dim=4, text_dim=4, text_len=2, max_frames=max_frames
+  )
+  return ModelConfig(
+    name="rules",
+    backbone=backbone,
+    codec=None,
+    text=None,
+    latent_height=2 * ROWS,
+    latent_width=2 * COLUMNS,
+    chunk_frames=chunk,
+    local_attention_frames=attention,
+    sink_frames=sink,
+  )
+
+
+@functools.cache
+def _angles(model, first_frame):
+  """Rotary angles [T, D / 2] of a chunk, float64."""
+  half = model.backbone.head_dim // 2
+  space = model.backbone.head_dim // 6
+  frame, row, column = np.meshgrid(
+    first_frame + np.arange(model.chunk_frames), np.arange(ROWS), np.arange(COLUMNS), indexing="ij"
+  )
+  axis = lambda position, pairs: position.reshape(-1, 1) * 10000.0 ** (-np.arange(pairs) / pairs)
+  return np.concatenate([axis(frame, half - 2 * space), axis(row, space), axis(column, space)], axis=1)
+
+
+def _turn(keys, model, first_frame, sign=1):
+  """Rotates keys [..., T, D] (pairs as halves) to a chunk's position, or back with sign -1."""
+  half = keys.shape[-1] // 2
+  turned = (keys[..., :half] + 1j * keys[..., half:]) * np.exp(sign * 1j * _angles(model, first_frame))
+  return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+@dataclasses.dataclass
+class _Chunk:
+  frame: int
+  k: np.ndarray  # raw
+  v: np.ndarray
+  ema: bool
+  append: bool
+
+
+class _Rules:
+  """One beam's cache: sinks, then window, each oldest first."""
+
+  def __init__(self, model, search):
+    self.model, self.search = model, search
+    self.sinks, self.window = [], []
+    self.capacity = model.local_attention_frames
+
+  def evict(self):
+    """Route, frame that left, frame of the sink that took it in."""
+    size = self.model.chunk_frames
+    if (len(self.sinks) + len(self.window) + 1) * size <= self.capacity:
+      return NOTHING, -1, -1
+    oldest = self.window.pop(0)
+    if oldest.append and len(self.sinks) * size < self.search.max_sink_frames:
+      self.sinks.append(oldest)
+      self.capacity += size
+      return APPEND, oldest.frame, -1
+    if oldest.append or oldest.ema:
+      sink, keep = self.sinks[-1], self.search.sink_ema_decay
+      sink.k = keep * sink.k + (1 - keep) * oldest.k
+      sink.v = keep * sink.v + (1 - keep) * oldest.v
+      return (APPEND_AT_MAXIMUM if oldest.append else EMA), oldest.frame, sink.frame
+    return DISCARD, oldest.frame, -1
+
+  def commit(self, chunk):
+    group = self.sinks if chunk.frame < self.model.sink_frames else self.window
+    group.append(chunk)
+
+
+def _random_chunk(generator, model, frame, dtype):
+  """A chunk, and its keys and values as the code under test gets them; both hold the same rounded numbers."""
+  shape = (model.backbone.num_layers, model.backbone.num_heads, model.chunk_tokens, model.backbone.head_dim)
+  narrow = lambda x: np.asarray(jnp.asarray(x, dtype))
+  v = narrow(generator.standard_normal(shape))
+  k = narrow(_turn(generator.standard_normal(shape), model, frame))
+  # Neither, ema, append; each a third of the time.
+  kind = generator.integers(3)
+  raw = _turn(k.astype(np.float64), model, frame, sign=-1)
+  return _Chunk(frame, raw, v.astype(np.float64), kind == 1, kind == 2), (k, v)
+
+
+def _compiled_step(model, search):
+  tables = rotary_tables(model.backbone.head_dim, model.backbone.max_frames, ROWS, COLUMNS)
+
+  def step(memory, chunk, flags, first_frame):
+    memory, eviction = memory_sinking.evict(memory, tables, model, search)
+    return memory_sinking.commit(memory, chunk, flags, first_frame, model), eviction
+
+  return jax.jit(jax.vmap(step, in_axes=(0, 0, 0, None)))
+
+
+def _check_beam(rules, memory, beam, atol):
+  model = rules.model
+  expected = {chunk.frame: chunk for chunk in rules.sinks + rules.window}
+  count = int(memory.count[beam])
+  frames, is_sink = np.asarray(memory.frame[beam][:count]), np.asarray(memory.is_sink[beam][:count])
+  assert sorted(frames) == sorted(expected)
+  assert sorted(frames[is_sink]) == [chunk.frame for chunk in rules.sinks]
+  for slot, frame in enumerate(frames):
+    raw = _turn(np.asarray(memory.k[beam, :, slot], np.float64), model, frame, sign=-1)
+    np.testing.assert_allclose(raw, expected[frame].k, rtol=0, atol=atol)
+    np.testing.assert_allclose(np.asarray(memory.v[beam, :, slot], np.float64), expected[frame].v, rtol=0, atol=atol)
+
+
+def _run(model, search, dtype=jnp.float32, atol=1e-5, num_chunks=40, seed=0):
+  """Both beams, with flags of their own, against the rules after every chunk; the routes that were taken."""
+  generator = np.random.default_rng(seed)
+  memory = jax.vmap(lambda: memory_sinking.empty_memory(model, search, dtype), axis_size=BEAMS)()
+  rules = [_Rules(model, search) for _ in range(BEAMS)]
+  step, routes = _compiled_step(model, search), []
+  for index in range(num_chunks):
+    frame = index * model.chunk_frames
+    chunks, arrays = zip(*(_random_chunk(generator, model, frame, dtype) for _ in rules), strict=True)
+    expected = [beam.evict() for beam in rules]
+    for beam, chunk in zip(rules, chunks, strict=True):
+      beam.commit(chunk)
+    k, v = (np.stack(parts) for parts in zip(*arrays, strict=True))
+    flags = Flags(*(np.array([getattr(chunk, name) for chunk in chunks]) for name in Flags._fields))
+    memory, eviction = step(memory, ChunkMemory(k, v), flags, jnp.int32(frame))
+    np.testing.assert_array_equal(np.stack(eviction, axis=1), expected)
+    host = jax.device_get(memory)
+    for beam in range(BEAMS):
+      _check_beam(rules[beam], host, beam, atol)
+    routes += [route for route, _, _ in expected]
+  return rules, host, set(routes)
+
+
+EVERY_ROUTE = {NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM}
+
+
+@pytest.mark.parametrize(
+  ("attention", "sink", "maximum", "chunk", "routes"),
+  [
+    (12, 3, 9, 3, EVERY_ROUTE),
+    (12, 3, 3, 3, EVERY_ROUTE - {APPEND}),  # no growth allowed
+    (15, 6, 12, 3, EVERY_ROUTE),  # the first sinks are two chunks
+    (24, 3, 15, 3, EVERY_ROUTE),
+    (6, 3, 6, 3, EVERY_ROUTE),  # the window is the current chunk alone
+    (5, 1, 3, 1, EVERY_ROUTE),
+  ],
+)
+def test_forty_chunks(attention, sink, maximum, chunk, routes):
+  search = SearchConfig(max_sink_frames=maximum, sink_ema_decay=0.7)
+  assert _run(_model(attention, sink, chunk), search)[2] == routes
+
+
+def test_capacity():
+  """Sinks at their maximum and a full window fill the slots: (9 + 12 - 3) / 3."""
+  model, search = _model(12, 3), SearchConfig(max_sink_frames=9)
+  assert memory_sinking.memory_slots(model, search) == 6
+  rules, memory, _ = _run(model, search, num_chunks=20)
+  assert [len(beam.sinks) for beam in rules] == [3, 3]
+  assert list(memory.count) == [6, 6]
+
+
+@pytest.mark.parametrize("keep", ["compute", "float32"])
+def test_float32_memory_needs_no_accumulator(keep):
+  memory = memory_sinking.empty_memory(_model(12, 3), SearchConfig(sink_ema_dtype=keep), jnp.float32)
+  assert memory.accumulator is None
+
+
+def test_bfloat16_memory_with_float32_sinks():
+  """The accumulator follows the rules as closely as a float32 memory does; the memory holds it rounded."""
+  model = _model(12, 3)
+  search = SearchConfig(max_sink_frames=6, sink_ema_decay=0.7, sink_ema_dtype="float32")
+  rules, memory, routes = _run(model, search, jnp.bfloat16, atol=0.03)
+  assert routes == EVERY_ROUTE
+  for beam, expected in enumerate(rules):
+    sink = expected.sinks[-1]
+    k = np.asarray(memory.accumulator.k[beam], np.float64)
+    np.testing.assert_allclose(_turn(k, model, sink.frame, sign=-1), sink.k, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(memory.accumulator.v[beam], sink.v, rtol=0, atol=1e-5)
+
+
+def _distance_left(sink_ema_dtype):
+  """Share of the distance to a fixed target that a bfloat16 sink keeps after 1000 updates, for keys and for values."""
+  model = _model(9, 3, max_frames=3072)
+  search = SearchConfig(max_sink_frames=3, sink_ema_dtype=sink_ema_dtype)
+  tables = rotary_tables(model.backbone.head_dim, model.backbone.max_frames, ROWS, COLUMNS)
+  shape = (model.backbone.num_layers, model.backbone.num_heads, model.chunk_tokens, model.backbone.head_dim)
+  start, target = np.random.default_rng(0).standard_normal((2, *shape))
+  frames = np.arange(1, 1003) * model.chunk_frames
+  narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
+  keys = narrow(np.stack([_turn(target, model, int(frame)) for frame in frames]))
+  flags, none = Flags(jnp.bool(True), jnp.bool(False)), Flags(jnp.bool(False), jnp.bool(False))
+
+  def step(memory, inputs):
+    frame, k = inputs
+    memory, eviction = memory_sinking.evict(memory, tables, model, search)
+    return memory_sinking.commit(memory, ChunkMemory(k, narrow(target)), flags, frame, model), eviction.route
+
+  @jax.jit
+  def run():
+    memory = memory_sinking.empty_memory(model, search, jnp.bfloat16)
+    first = ChunkMemory(narrow(_turn(start, model, 0)), narrow(start))
+    memory = memory_sinking.commit(memory, first, none, jnp.int32(0), model)
+    return jax.lax.scan(step, memory, (jnp.asarray(frames), keys))
+
+  memory, routes = run()
+  assert (np.asarray(routes) == EMA).sum() == 1000
+  sink = int(np.flatnonzero(np.asarray(memory.is_sink))[0])
+  raw = _turn(np.asarray(memory.k[:, sink], np.float64), model, 0, sign=-1)
+  left = lambda sink: np.linalg.norm(sink - target) / np.linalg.norm(start - target)
+  return left(raw), left(np.asarray(memory.v[:, sink], np.float64))
+
+
+def test_float32_sinks_decay():
+  """0.999^1000 = 0.368; keys and values themselves are rounded to eight bits."""
+  np.testing.assert_allclose(_distance_left("float32"), 0.999**1000, atol=0.01)
+
+
+def test_compute_dtype_loses_the_decay():
+  """0.999 x rounds back to x in bfloat16: 0.927 of the distance is left (Wan spec, section 1.5)."""
+  np.testing.assert_allclose(_distance_left("compute"), 0.927, atol=0.025)

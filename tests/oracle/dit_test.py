@@ -1,0 +1,174 @@
+"""The causal DiT against diffusers' `WanTransformer3DModel`, and adapters against peft; every parameter is random."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+peft = pytest.importorskip("peft")
+
+from streamt1_jax.backbone import attention  # noqa: E402
+from streamt1_jax.backbone.dit import CausalWanDiT  # noqa: E402
+from streamt1_jax.backbone.lora import merge_lora  # noqa: E402
+from streamt1_jax.backbone.schedule import time_features  # noqa: E402
+from streamt1_jax.config import BackboneConfig, ModelConfig  # noqa: E402
+from streamt1_jax.convert import engine, wan_dit  # noqa: E402
+
+TOLERANCE = 5e-5  # diffusers computes angles in float32 and is itself 1.3e-5 away from the published code.
+MODEL = ModelConfig(
+  name="oracle",
+  backbone=BackboneConfig(
+    dim=24, ffn_dim=40, num_heads=2, num_layers=3, freq_dim=32, text_dim=20, text_len=7, latent_channels=16
+  ),
+  codec=None,
+  text=None,
+  latent_height=6,
+  latent_width=8,
+)
+PROMPT_TOKENS = 4
+
+
+def _fill(parameters, seed):
+  """Linear layers at the scale of their width, norms around one, everything else at 0.3; nothing is left at zero."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for name, parameter in parameters:
+      noise = torch.randn(parameter.shape, generator=generator)
+      if ".norm" in name and name.endswith("weight"):
+        parameter.copy_(1.0 + 0.2 * noise)
+      elif name.endswith("weight"):
+        parameter.copy_(noise / parameter[0].numel() ** 0.5)
+      else:
+        parameter.copy_(0.3 * noise)
+
+
+@functools.cache
+def _pair():
+  """The oracle, and our graph definition and parameters converted from its own names."""
+  c = MODEL.backbone
+  oracle = diffusers.WanTransformer3DModel(
+    patch_size=(1, 2, 2),
+    num_attention_heads=c.num_heads,
+    attention_head_dim=c.head_dim,
+    in_channels=c.latent_channels,
+    out_channels=c.latent_channels,
+    text_dim=c.text_dim,
+    freq_dim=c.freq_dim,
+    ffn_dim=c.ffn_dim,
+    num_layers=c.num_layers,
+    cross_attn_norm=True,
+    eps=c.eps,
+  ).eval()
+  _fill(oracle.named_parameters(), seed=0)
+  tensors = {name: value.numpy() for name, value in oracle.state_dict().items()}
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(MODEL, nnx.Rngs(0))))
+  return oracle, graphdef, jax.tree.map(jnp.asarray, wan_dit.convert(tensors, MODEL))
+
+
+def _inputs():
+  generator = np.random.default_rng(0)
+  latents = generator.standard_normal(MODEL.latent_shape).astype(np.float32)
+  text = generator.standard_normal((MODEL.backbone.text_len, MODEL.backbone.text_dim)).astype(np.float32)
+  text[PROMPT_TOKENS:] = 0.0  # Padding, which is attended to.
+  return latents, text
+
+
+def _oracle_velocity(latents, text, timesteps):
+  per_token = np.repeat(np.asarray(timesteps, np.float32), MODEL.frame_tokens)
+  with torch.no_grad():
+    out = _pair()[0](
+      hidden_states=torch.from_numpy(latents).transpose(0, 1)[None],
+      timestep=torch.from_numpy(per_token)[None],
+      encoder_hidden_states=torch.from_numpy(text)[None],
+      return_dict=False,
+    )[0]
+  return out[0].transpose(0, 1).numpy()
+
+
+@jax.jit
+def _our_velocity(params, latents, text, features):
+  model = nnx.merge(_pair()[1], params)
+  attend = lambda q, k, v, layer: attention.attend(q, k, v)
+  return model(latents, features, jnp.int32(0), model.text_memory(text), attend)[0]
+
+
+class TestVelocity:
+  @pytest.mark.parametrize("timesteps", [[625.0, 625.0, 625.0], [1000.0, 937.5, 0.0]], ids=["equal", "per_frame"])
+  def test_one_chunk(self, timesteps):
+    latents, text = _inputs()
+    expected = _oracle_velocity(latents, text, timesteps)
+    features = time_features(np.array(timesteps), MODEL.backbone.freq_dim)
+    np.testing.assert_allclose(_our_velocity(_pair()[2], latents, text, features), expected, rtol=0, atol=TOLERANCE)
+    assert np.abs(expected).mean() > 0.1
+
+  def test_padding_is_attended_to(self):
+    """The negative control: a text of half the length, without its zero rows, is another text."""
+    latents, text = _inputs()
+    timesteps = [500.0] * MODEL.chunk_frames
+    features = time_features(np.array(timesteps), MODEL.backbone.freq_dim)
+    short = _our_velocity(_pair()[2], latents, text[:PROMPT_TOKENS], features)
+    assert np.abs(short - _oracle_velocity(latents, text, timesteps)).max() > 1e-3
+    np.testing.assert_allclose(
+      short, _oracle_velocity(latents, text[:PROMPT_TOKENS], timesteps), rtol=0, atol=TOLERANCE
+    )
+
+  def test_names(self):
+    """The oracle holds the tensors of our table, no more and no less, in these shapes."""
+    specs = engine.source_specs(wan_dit.diffusers_rules(MODEL.backbone), wan_dit.abstract_params(MODEL))
+    theirs = {name: tuple(value.shape) for name, value in _pair()[0].state_dict().items()}
+    assert {name: spec.shape for name, spec in specs.items()} == theirs
+
+
+class _Attention(torch.nn.Module):
+  def __init__(self, dim):
+    super().__init__()
+    for name in "qkvo":
+      setattr(self, name, torch.nn.Linear(dim, dim))
+
+
+class _Block(torch.nn.Module):
+  """The linear layers of a Wan block under Wan's names."""
+
+  def __init__(self, dim, ffn_dim):
+    super().__init__()
+    self.self_attn, self.cross_attn = _Attention(dim), _Attention(dim)
+    self.ffn = torch.nn.Sequential(torch.nn.Linear(dim, ffn_dim), torch.nn.GELU(), torch.nn.Linear(ffn_dim, dim))
+
+
+class _Blocks(torch.nn.Module):
+  def __init__(self, config):
+    super().__init__()
+    self.blocks = torch.nn.ModuleList(_Block(config.dim, config.ffn_dim) for _ in range(config.num_layers))
+
+
+class TestAdapter:
+  RANK, ALPHA = 4, 6
+
+  def test_merge(self):
+    """A peft adapter, saved under peft's names and merged by us, against peft's own merge."""
+    base = _Blocks(MODEL.backbone)
+    _fill(base.named_parameters(), seed=1)
+    specs = engine.source_specs(wan_dit.wan_rules(MODEL.backbone), wan_dit.abstract_params(MODEL))
+    generator = np.random.default_rng(2)
+    rest = {name: generator.standard_normal(spec.shape).astype(np.float32) for name, spec in specs.items()}
+    before = rest | {name: value.numpy().copy() for name, value in base.state_dict().items()}
+    assert before.keys() == specs.keys()
+
+    targets = ["q", "k", "v", "o", "ffn.0", "ffn.2"]
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=self.RANK, lora_alpha=self.ALPHA, target_modules=targets))
+    _fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=3)
+    adapter = {name: value.numpy().copy() for name, value in peft.get_peft_model_state_dict(adapted).items()}
+    merged = {name: value.numpy() for name, value in adapted.merge_and_unload().state_dict().items()}
+    expected = wan_dit.convert(rest | merged, MODEL)
+
+    assert len(adapter) == 2 * 10 * MODEL.backbone.num_layers
+    params = wan_dit.convert(before, MODEL)
+    ours = merge_lora(params, wan_dit.convert_lora(adapter, MODEL), self.ALPHA / self.RANK)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6), ours, expected)
+    change = np.abs(expected["blocks"]["ffn_in"]["kernel"] - params["blocks"]["ffn_in"]["kernel"])
+    assert change.mean() > 0.1
