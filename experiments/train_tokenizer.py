@@ -100,9 +100,7 @@ def main(_):
   output.write_bytes(model)
   tokenizer = Tokenizer(model, preset("tiny").text.max_len)
   longest = max(tokenizer(text).length for text in texts)
-  logging.info(
-    "%s: %d bytes, %d pieces, longest caption %d", output, len(model), tokenizer.vocab_size, longest
-  )
+  logging.info("%s: %d bytes, %d pieces, longest caption %d", output, len(model), tokenizer.vocab_size, longest)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ CODEC = CodecConfig()
     (MODEL, "sink_frames", 0),
     (MODEL, "sink_frames", 4),
     (MODEL, "local_attention_frames", 13),
-    (MODEL, "local_attention_frames", 6),  # sink and current chunk, no past
+    (MODEL, "local_attention_frames", 3),  # no room for the current chunk
     (SearchConfig(), "beam_size", 0),
     (SearchConfig(), "beam_size", 101),
     (SearchConfig(), "top_k", 0),

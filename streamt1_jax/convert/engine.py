@@ -193,14 +193,11 @@ def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
   try:
     spec = jax.eval_shape(rule.transform.inverse, of_parameter)
   except (TypeError, ValueError) as error:
-    raise ConfigError(
-      f"{rule.transform} cannot produce {rule.path}, shape {list(leaf.shape)}: {error}"
-    ) from error
+    raise ConfigError(f"{rule.transform} cannot produce {rule.path}, shape {list(leaf.shape)}: {error}") from error
   if not stacked:
     return {rule.source: _Slot(keys, None, rule.transform, spec)}
   return {
-    rule.source.replace(_LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec)
-    for layer in range(leaf.shape[0])
+    rule.source.replace(_LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec) for layer in range(leaf.shape[0])
   }
 
 

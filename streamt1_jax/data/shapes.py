@@ -160,10 +160,7 @@ def parse_caption(text: str) -> Attributes:
     raise ConfigError(f"not a caption of the shapes world: {text!r}; expected for example {example!r}")
   words = match.groupdict()
   return Attributes(
-    *(
-      None if words[field] is None else names.index(words[field])
-      for field, names in attribute_names().items()
-    )
+    *(None if words[field] is None else names.index(words[field]) for field, names in attribute_names().items())
   )
 
 
@@ -227,6 +224,4 @@ def _caption_pattern() -> re.Pattern[str]:
   size, color, shape, speed, direction, background = (
     f"(?P<{field}>{'|'.join(names)})" for field, names in attribute_names().items()
   )
-  return re.compile(
-    f"a (?:{size} )?{color} {shape} moves (?:{speed} )?{direction} over a {background} background"
-  )
+  return re.compile(f"a (?:{size} )?{color} {shape} moves (?:{speed} )?{direction} over a {background} background")

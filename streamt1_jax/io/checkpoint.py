@@ -112,9 +112,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
   """
   source = epath.Path(directory)
   wanted = {
-    name: jax.ShapeDtypeStruct(
-      leaf.shape, _target_dtype(leaf.dtype, dtype), sharding=getattr(leaf, "sharding", None)
-    )
+    name: jax.ShapeDtypeStruct(leaf.shape, _target_dtype(leaf.dtype, dtype), sharding=getattr(leaf, "sharding", None))
     for name, leaf in _named_leaves(abstract_params).items()
   }
   try:
@@ -131,9 +129,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
 
 def check_finite(params: Any, source: str) -> None:
   """Raises ConfigError, naming `source` and the leaves, if a floating leaf of `params` holds NaN or Inf."""
-  floating = {
-    name: leaf for name, leaf in _named_leaves(params).items() if jnp.issubdtype(leaf.dtype, jnp.floating)
-  }
+  floating = {name: leaf for name, leaf in _named_leaves(params).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
   on_host = {name: leaf for name, leaf in floating.items() if isinstance(leaf, np.ndarray)}
   on_device = {name: leaf for name, leaf in floating.items() if name not in on_host}
   finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()} | _finite_on_device(on_device)
@@ -152,9 +148,7 @@ def model_config_from_dict(data: Any, where: str = "model") -> ModelConfig:
   return config_json.from_json_value(ModelConfig, data, where)
 
 
-def save_config(
-  directory: epath.PathLike, model: ModelConfig, provenance: Mapping[str, Any] | None = None
-) -> None:
+def save_config(directory: epath.PathLike, model: ModelConfig, provenance: Mapping[str, Any] | None = None) -> None:
   """Writes `config.json`; call it after `save_params`, for it lists the parts that are in `directory`.
 
   Args:
@@ -172,9 +166,7 @@ def save_config(
       "format_version": part_files.FORMAT_VERSION,
       "preset": model.name,
       "model": model_config_to_dict(model),
-      "parts": {
-        name: {"parameters": part["parameters"], "dtype": part["dtype"]} for name, part in parts.items()
-      },
+      "parts": {name: {"parameters": part["parameters"], "dtype": part["dtype"]} for name, part in parts.items()},
       "provenance": dict(provenance or {}),
     }
     _on_first_process(lambda: manifest.write_json(folder / CONFIG_FILE, document))
@@ -265,9 +257,7 @@ def _restore(source: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> 
     stored = _named_leaves(_as_dict(checkpointer.metadata(absolute).item_metadata.tree))
     _require_same_leaves(source, stored, wanted)
     restore_args = _nested({name: _restore_args(leaf) for name, leaf in wanted.items()})
-    restored = checkpointer.restore(
-      absolute, ocp.args.PyTreeRestore(item=_nested(wanted), restore_args=restore_args)
-    )
+    restored = checkpointer.restore(absolute, ocp.args.PyTreeRestore(item=_nested(wanted), restore_args=restore_args))
   return _named_leaves(restored)
 
 
@@ -319,9 +309,7 @@ def _part_folders(folder: epath.Path) -> list[epath.Path]:
   if not folder.is_dir():
     return []
   return sorted(
-    path
-    for path in folder.iterdir()
-    if not path.name.startswith(".") and (path / part_files.PART_FILE).is_file()
+    path for path in folder.iterdir() if not path.name.startswith(".") and (path / part_files.PART_FILE).is_file()
   )
 
 

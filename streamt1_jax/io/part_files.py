@@ -64,9 +64,7 @@ def read_part_file(folder: epath.Path) -> dict[str, Any]:
   for field, field_type in (("parameters", int), ("dtype", str), ("files", dict)):
     if not isinstance(part.get(field), field_type):
       raise ConfigError(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
-  if not all(
-    isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in part["files"].values()
-  ):
+  if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in part["files"].values()):
     raise ConfigError(f"{path} is corrupt: files need bytes and sha256")
   return part
 

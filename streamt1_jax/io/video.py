@@ -103,9 +103,7 @@ def contact_sheet(
   frames = np.asarray(frames)
   _require_frames(frames)
   if columns < 1 or rows < 1 or gap < 0 or not fps > 0:
-    raise ConfigError(
-      f"columns, rows and fps must be positive, gap not negative; got {columns}, {rows}, {fps}, {gap}"
-    )
+    raise ConfigError(f"columns, rows and fps must be positive, gap not negative; got {columns}, {rows}, {fps}, {gap}")
   count = min(columns * rows, len(frames))
   indices = np.linspace(0, len(frames) - 1, count).round().astype(int)
   pictures = _enlarge(frames[indices], scale)
@@ -130,9 +128,7 @@ def write_png(path: epath.PathLike, image: np.ndarray) -> None:
 
 def _require_frames(frames: np.ndarray) -> None:
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
-    raise ConfigError(
-      f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}"
-    )
+    raise ConfigError(f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}")
 
 
 def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
@@ -157,9 +153,7 @@ def _encode(frames: np.ndarray, fps: float, constant_rate_factor: int) -> bytes:
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
     for frame in frames:
       picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-      yuv = picture.reformat(
-        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-      )
+      yuv = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
       container.mux(stream.encode(yuv))
     container.mux(stream.encode())
   return buffer.getvalue()

@@ -67,8 +67,6 @@ def _encode(graphdef, params, ids, length, text_len, dtype):
 
 def _require_fitting(tokenizer: Tokenizer, vocab_size: int, text_len: int) -> None:
   if tokenizer.vocab_size > vocab_size:
-    raise ConfigError(
-      f"the tokenizer has {tokenizer.vocab_size} pieces, the encoder embeds only {vocab_size}"
-    )
+    raise ConfigError(f"the tokenizer has {tokenizer.vocab_size} pieces, the encoder embeds only {vocab_size}")
   if tokenizer.max_len > text_len:
     raise ConfigError(f"the tokenizer's max_len {tokenizer.max_len} exceeds text_len {text_len}")
