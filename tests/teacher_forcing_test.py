@@ -43,7 +43,12 @@ def _table(visible):
 @functools.partial(jax.jit, static_argnums=0)
 def _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid):
   model = nnx.merge(graphdef, weights)
-  return clip_velocity(model, noisy, clean, FEATURES, CONTEXT_FEATURES, jnp.asarray(FIRST_FRAME), text, visible, valid)
+  # Another clip with another prompt beside it: nothing of it may reach the first.
+  pair = lambda x: jnp.stack([x, -x])
+  text = jax.tree.map(pair, text)
+  frames, same = jnp.asarray(FIRST_FRAME), lambda x: jnp.stack([x, x])
+  rest = pair(jnp.asarray(FEATURES)), CONTEXT_FEATURES, same(frames), text, same(visible), same(valid)
+  return clip_velocity(model, pair(noisy), pair(clean), *rest)[0]
 
 
 @jax.jit
@@ -111,7 +116,15 @@ def test_first_chunk():
   noisy, clean = _chunks(0), _chunks(1)
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
-  alone = jax.jit(lambda weights, noisy: chunk_velocity(nnx.merge(graphdef, weights), noisy, FEATURES[0], text))
+
+
+  @jax.jit
+  def alone(weights, noisy):
+    """The chunk beside others of its prompt and of another one."""
+    features = jnp.broadcast_to(FEATURES[0][None, None], (2, 3, FEATURES.shape[1]))
+    both = jax.tree.map(lambda x: jnp.stack([x, -x]), text)
+    return chunk_velocity(nnx.merge(graphdef, weights), jnp.stack([noisy, -noisy]), features, both)[0]
+
   streamed = _stream_chunk(
     small.params(),
     memory_sinking.empty_memory(small.MODEL, SEARCH, jnp.float32),
@@ -122,4 +135,4 @@ def test_first_chunk():
     text,
     Flags(jnp.bool(False), jnp.bool(False)),
   )[0]
-  np.testing.assert_allclose(alone(weights, noisy[0]), streamed, rtol=0, atol=2e-5)
+  np.testing.assert_allclose(alone(weights, noisy[:3])[0], streamed, rtol=0, atol=2e-5)

@@ -11,6 +11,7 @@ Source: Wan spec, section 1.3. Everything is unbatched: one candidate, one chunk
 Blocks are stacked `[L, ...]` and scanned.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -113,9 +114,14 @@ class Block(nnx.Module):
 
   def after_attention(self, x: Tokens, attended: jax.Array, rows: list[jax.Array], text: TextMemory) -> Tokens:
     """Residual of self-attention, cross-attention to the text `[A, X, D]`, feed-forward."""
+    return self.with_cross_attention(x, attended, rows, lambda q: attention.attend(q, text.k, text.v))
+
+  def with_cross_attention(
+    self, x: Tokens, attended: jax.Array, rows: list[jax.Array], cross_attend: Callable[[jax.Array], jax.Array]
+  ) -> Tokens:
+    """`after_attention` with `cross_attend`, queries to results, both [T, A, D]: tokens may be of several prompts."""
     x = x + self.self_attention.out(attended.reshape(attended.shape[0], -1)).reshape(x.shape) * rows[2]
-    q = self.cross_attention.queries(self.cross_norm(x).reshape(-1, x.shape[-1]))
-    attended = attention.attend(q, text.k, text.v)
+    attended = cross_attend(self.cross_attention.queries(self.cross_norm(x).reshape(-1, x.shape[-1])))
     x = x + self.cross_attention.out(attended.reshape(attended.shape[0], -1)).reshape(x.shape)
     y = layer_norm(x, self.eps) * (1 + rows[4]) + rows[3]
     return x + self.ffn_out(jax.nn.gelu(self.ffn_in(y), approximate=True)) * rows[5]
