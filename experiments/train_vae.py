@@ -2,12 +2,13 @@
 
   python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae
 
-Expected: 28.2 dB on 64 held-out clips of 81 frames (28.7 dB as the mean over clips), still rising, after 2000
-steps of 0.6 s: 20 to 25 minutes on two CPU cores that other jobs use as well. Afterwards the decoder can be
-improved without changing the latents that a diffusion model has learned:
+The shipped codec has three stages; the second goes on with smaller steps, less noise and a smaller KL term, the third
+improves the decoder without changing the latents, so it can follow the training of a diffusion model:
 
-  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae_decoder \
-    --init_from=runs/vae/params --freeze_encoder --muon_learning_rate=0.02
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_refine.flags --run_dir=runs/vae_refined \
+    --init_from=runs/vae/params
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_decoder.flags --run_dir=runs/vae_decoder \
+    --init_from=runs/vae_refined/params
 
 Clips are rendered on the fly. The latent is made easy for a diffusion model: a small KL term, and noise of up
 to a tenth of the latent's standard deviation before decoding, so that the decoder forgives the errors of a
