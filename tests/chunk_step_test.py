@@ -1,0 +1,375 @@
+"""The chunk step: what it copies, what rewards see, and what a bad candidate can do."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from streamt1_jax import drivers
+from streamt1_jax.backbone import attention
+from streamt1_jax.chunk_step import chunk_step, denoise, init_state
+from streamt1_jax.codec.streaming import StreamingDecoder
+from streamt1_jax.codec.vae import VideoDecoder
+from streamt1_jax.config import CodecConfig, SearchConfig
+from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
+from tests import small_search as small
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+  """Many small programs run for milliseconds each: what they cost is their compilation."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _stream(models, search, num_chunks, seed=0, params=None, **options):
+  traces = drivers.stream(
+    small.params() if params is None else params,
+    small.condition(num_chunks),
+    models,
+    search,
+    num_chunks=num_chunks,
+    seed=seed,
+    **options,
+  )
+  return [jax.device_get(trace) for trace in traces]
+
+
+class TestMemory:
+  """Denoising reads the memory, candidates share it, and only winners write it."""
+
+  # Memories grow with the number of blocks, activations do not: a copy of a memory cannot hide among them.
+  MODEL = dataclasses.replace(
+    small.MODEL, name="many_blocks", backbone=dataclasses.replace(small.MODEL.backbone, num_layers=64)
+  )
+
+  def _abstract(self, beam_size):
+    models, params = small.models(self.MODEL), small.params(self.MODEL)
+    search = dataclasses.replace(small.SEARCH, beam_size=beam_size)
+    state = jax.eval_shape(lambda: init_state(models, params, search, 0))
+    run = functools.partial(chunk_step, models=models, search=search, first=False)
+    return run, (params, state, small.condition(8, model=self.MODEL))
+
+  def test_candidates_add_activations_alone(self):
+    """Not their beam's memory, and no keys and values of their own chunk, which the clean pass makes for winners."""
+    temporaries, sizes = [], (1, 4, 8)
+    for beam_size in sizes:
+      run, arguments = self._abstract(beam_size)
+      analysis = jax.jit(run, donate_argnums=1).lower(*arguments).compile().memory_analysis()
+      temporaries.append(analysis.temp_size_in_bytes)
+    memory = arguments[1].beams.memory.k
+    beams, _, slots = memory.shape[:3]
+    chunk_bytes = 2 * memory.size * memory.dtype.itemsize // (beams * slots)
+    growth = np.diff(temporaries) / (beams * np.diff(sizes))
+    assert (growth < 0.5 * chunk_bytes).all(), (temporaries, chunk_bytes)
+
+  def test_no_array_holds_a_memory_per_candidate(self):
+    run, arguments = self._abstract(beam_size=5)
+    memory = arguments[1].beams.memory.k
+    largest = max(aval.size for equation in _equations(jax.make_jaxpr(run)(*arguments)) for aval in _outputs(equation))
+    assert memory.size <= largest < 2 * memory.size
+
+  def test_denoising_writes_no_memory(self):
+    """Nothing larger than a slot is made while a chunk is denoised, but slices of the memory are read."""
+    models, params = small.models(self.MODEL), small.params(self.MODEL)
+    memory = jax.eval_shape(lambda: init_state(models, params, small.SEARCH, 0)).beams.memory
+    one_beam = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count, count)
+    noise = jnp.zeros(self.MODEL.latent_shape)
+    run = functools.partial(denoise, models)
+    text = small.condition(8, model=self.MODEL).text
+    equations = list(_equations(jax.make_jaxpr(run)(params, noise, noise[None], jnp.int32(27), text, view)))
+    assert "dynamic_slice" in {equation.primitive.name for equation in equations}
+    slot = view.k.size // view.k.shape[1]
+    # An axis more or less, as custom batching rules add, copies nothing.
+    copies = lambda equation: equation.primitive.name not in ("broadcast_in_dim", "reshape", "squeeze")
+    assert max(aval.size for equation in equations if copies(equation) for aval in _outputs(equation)) <= slot
+
+
+def _equations(jaxpr):
+  """All equations that compute, those of nested programs included."""
+  for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    nested = [
+      value
+      for parameter in equation.params.values()
+      for value in (parameter if isinstance(parameter, (tuple, list)) else [parameter])
+      if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    ]
+    for inner in nested:
+      yield from _equations(inner)
+    if not nested:
+      yield equation
+
+
+def _outputs(equation):
+  return [variable.aval for variable in equation.outvars]
+
+
+class TestState:
+  def test_state_is_donated(self):
+    models, params, condition = small.models(), small.params(), small.condition(4)
+    state = drivers.jitted_init_state(params, 0, models, small.SEARCH)
+    for index in range(2):
+      old = state
+      state, _ = drivers.jitted_chunk_step(params, old, condition, models, small.SEARCH, first=index == 0)
+      memory = old.beams.memory
+      assert memory.k.is_deleted()
+      assert memory.v.is_deleted()
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((params, condition)))
+
+  @pytest.mark.parametrize("reward_decode", ["streamed", "scratch"])
+  def test_every_step_keeps_shapes_and_dtypes(self, reward_decode):
+    """So the size of the state does not depend on how many chunks have been made."""
+    models, params = small.models(), small.params()
+    search = dataclasses.replace(small.SEARCH, reward_decode=reward_decode)
+    state = jax.eval_shape(lambda: init_state(models, params, search, 0))
+    for first in (True, False):
+      run = functools.partial(chunk_step, models=models, search=search, first=first)
+      after, _ = jax.eval_shape(run, params, state, small.condition(60))
+      assert jax.tree.structure(after) == jax.tree.structure(state)
+      assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(state)
+      ]
+
+  def test_memory_takes_the_backbones_dtype(self):
+    params = small.params() | {"backbone": jax.tree.map(lambda x: x.astype(jnp.bfloat16), small.params()["backbone"])}
+    for search, accumulates in ((small.SEARCH, False), (SearchConfig.paper(max_sink_frames=6), True)):
+      memory = jax.eval_shape(lambda search=search: init_state(small.models(), params, search, 0)).beams.memory
+      assert memory.k.dtype == memory.v.dtype == jnp.bfloat16
+      assert (memory.accumulator is not None) == accumulates
+      if accumulates:
+        assert memory.accumulator.k.dtype == jnp.float32
+
+
+def _ancestors(traces, beam_size, chunk, beam):
+  """Position of the survivor in every chunk up to `chunk`, walking back from its beam."""
+  positions = [beam]
+  for index in range(chunk, 0, -1):
+    positions.append(int(traces[index].survivor[positions[-1]]) // beam_size)
+  return positions[::-1]
+
+
+class TestWindow:
+  """The video reward is a checksum of the window's frames and their places."""
+
+  @pytest.mark.parametrize("window", [1, 3])
+  def test_window_is_the_lineage(self, window):
+    num_chunks, models = 12, small.models()
+    search = dataclasses.replace(small.SEARCH, sliding_window=window)
+    traces = _stream(models, search, num_chunks)
+    moved = False
+    for chunk, trace in enumerate(traces):
+      longs = small.per_candidate(trace.candidates.long)
+      for beam, survivor in enumerate(trace.survivor):
+        path = _ancestors(traces, search.beam_size, chunk, beam)
+        moved |= path != [beam] * len(path)
+        frames = np.concatenate([traces[i].frames[position] for i, position in enumerate(path)])
+        expected = models.video_reward.by_numpy(frames[-3 * window :])
+        np.testing.assert_allclose(longs[survivor], expected, rtol=0, atol=2e-5)
+    assert window == 1 or moved, "no beam ever changed its parent: too easy"
+
+  def test_image_reward_sees_the_chunk(self):
+    for trace in _stream(small.models(), small.SEARCH, 3):
+      shorts = small.per_candidate(trace.candidates.short)[trace.survivor]
+      expected = (trace.frames * small.pattern(1)).mean(axis=(1, 2, 3, 4))
+      np.testing.assert_allclose(shorts, expected, rtol=0, atol=1e-6)
+
+  def test_hybrid_and_survivors_follow_from_the_scores(self):
+    num_chunks = 5
+    for chunk, trace in enumerate(_stream(small.models(), small.SEARCH, num_chunks)):
+      short, long = (small.per_candidate(x).astype(np.float64) for x in (trace.candidates.short, trace.candidates.long))
+      weight = min(chunk / (num_chunks - 1), small.SEARCH.fusion_cap)
+      hybrid = weight * short + (1 - weight) * long
+      np.testing.assert_allclose(small.per_candidate(trace.candidates.hybrid), hybrid, rtol=0, atol=1e-5)
+      np.testing.assert_array_equal(trace.survivor, np.argsort(-hybrid, kind="stable")[: small.SEARCH.top_k])
+
+
+def _poisoned(seeds, part):
+  """Gaussian noise, except that the draws of `seeds` hold one NaN."""
+  clean = gaussian_noise(small.MODEL.latent_shape, 2)
+
+  def draw(seed):
+    draws = clean(seed)
+    spoil = lambda x: x.at[(0,) * x.ndim].set(jnp.where(jnp.isin(seed, jnp.array(seeds)), jnp.nan, x[(0,) * x.ndim]))
+    return draws._replace(**{part: spoil(getattr(draws, part))})
+
+  return draw
+
+
+@dataclasses.dataclass(frozen=True)
+class _DoctoredScore:
+  """The usual image score, except that one candidate of one chunk gets another: `params` says which."""
+
+  def __call__(self, params, condition, chunk, info):
+    bad = (info.chunk_index == params["chunk"]) & (info.candidate_index == params["candidate"])
+    return jnp.where(bad, params["value"], small.ImageMatch()(params, condition, chunk, info))
+
+
+class TestBadCandidates:
+  SEARCH = dataclasses.replace(small.SEARCH, first_candidate="fresh")
+  CHUNK = 2
+
+  def _doctored(self, chunk, candidate, value):
+    models = dataclasses.replace(small.models(), image_reward=_DoctoredScore())
+    reward = {"chunk": jnp.int32(chunk), "candidate": jnp.int32(candidate), "value": jnp.float32(value)}
+    return _stream(models, self.SEARCH, 5, params=small.params() | {"image_reward": reward})
+
+  def _clean(self):
+    return self._doctored(chunk=-1, candidate=0, value=0.0)
+
+  def _check(self, traces, banned):
+    """Up to the bad chunk nothing differs; there the best others survive; after it all is finite."""
+    clean = self._clean()
+    for chunk in range(self.CHUNK):
+      np.testing.assert_array_equal(traces[chunk].survivor, clean[chunk].survivor)
+    trace, usual = traces[self.CHUNK], clean[self.CHUNK]
+    assert list(np.flatnonzero(~small.per_candidate(trace.candidates.usable))) == sorted(banned)
+    ranking = np.argsort(-small.per_candidate(usual.candidates.hybrid), kind="stable")
+    expected = [n for n in ranking if n not in banned][: self.SEARCH.top_k]
+    expected += [expected[0]] * (self.SEARCH.top_k - len(expected))
+    np.testing.assert_array_equal(trace.survivor, expected)
+    for trace in traces:
+      assert np.isfinite(trace.latents).all()
+      assert np.isfinite(trace.score).all()
+    for trace in traces[self.CHUNK + 1 :]:
+      assert trace.candidates.usable.all()
+
+  def _seed_of(self, candidate):
+    return int(small.per_candidate(self._clean()[self.CHUNK].candidates.seed)[candidate])
+
+  @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+  def test_bad_score_of_the_best_candidate(self, value):
+    best = int(self._clean()[self.CHUNK].survivor[0])
+    self._check(self._doctored(self.CHUNK, best, value), [best])
+
+  def test_nan_between_the_steps_of_the_best_candidate(self):
+    best = int(self._clean()[self.CHUNK].survivor[0])
+    models = dataclasses.replace(small.models(), draw_noise=_poisoned([self._seed_of(best)], "renoise"))
+    self._check(_stream(models, self.SEARCH, 5), [best])
+
+  def test_one_good_candidate_fills_all_beams(self):
+    banned = [0, 1, 3]
+    models = dataclasses.replace(small.models(), draw_noise=_poisoned([self._seed_of(n) for n in banned], "fresh"))
+    self._check(_stream(models, self.SEARCH, 5), banned)
+
+
+TINY_CODEC = CodecConfig(
+  base_dim=4,
+  dim_mult=(1, 1),
+  num_res_blocks=0,
+  spatial_down=(False,),
+  temporal_down=(True,),
+  latent_channels=4,
+  patch_size=2,
+  latent_mean=(0.1, -0.2, 0.3, 0.0),
+  latent_std=(1.5, 0.5, 1.0, 2.0),
+)
+"""3 latent frames are 5 pixel frames at the start of a stream and 6 later."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Brightness:
+  """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
+
+  def __call__(self, params, condition, frames, info):
+    count = frames.shape[0] if isinstance(frames, jax.Array) else frames.num_frames
+    if not isinstance(frames, jax.Array):
+      index = jnp.arange(frames.past.shape[0] + frames.chunk.shape[0])
+      frames = frames.take(jnp.minimum(index, count - 1))
+    index = jnp.arange(frames.shape[0])
+    x = frames.astype(jnp.float32) / 255.0
+    contrast = x[:, :, :4].mean(axis=(1, 2, 3)) - x[:, :, 4:].mean(axis=(1, 2, 3))
+    return jnp.where(index < count, (index + 1) * contrast, 0.0).sum()
+
+  def by_numpy(self, frames):
+    x = frames.astype(np.float64) / 255.0
+    contrast = x[:, :, :4].mean(axis=(1, 2, 3)) - x[:, :, 4:].mean(axis=(1, 2, 3))
+    return (np.arange(1, len(x) + 1) * contrast).sum()
+
+
+class TestRewardDecode:
+  """With a real decoder. Windows of 2 chunks over 4 chunks: the window leaves the start of the video."""
+
+  WINDOW = 2
+
+  @staticmethod
+  @functools.cache
+  def _decoder():
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: VideoDecoder(TINY_CODEC, rngs=nnx.Rngs(0))), nnx.Param)
+    generator = np.random.default_rng(7)
+    random = lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32)
+    params = jax.tree.map(random, nnx.to_pure_dict(state))
+    return StreamingDecoder(graphdef, TINY_CODEC, (4, 4)), params
+
+  def _traces(self, reward_decode, **overrides):
+    decoder, codec_params = self._decoder()
+    reward = _Brightness()
+    models = dataclasses.replace(small.models(), codec=decoder, image_reward=reward, video_reward=reward)
+    search = SearchConfig(
+      max_sink_frames=6, sliding_window=self.WINDOW, reward_decode=reward_decode, first_candidate="fresh", **overrides
+    )
+    return _stream(models, search, 4, params=small.params() | {"codec": codec_params})
+
+  def _decode_alone(self, latents):
+    """One call of the decoder on latents that begin a video."""
+    decoder, params = self._decoder()
+    return np.asarray(decoder.decode(params, jnp.asarray(latents), decoder.init_state(params), first=True)[0])
+
+  def test_scores(self):
+    """One beam, one candidate: both modes make the same video, and each judges it by its own frames."""
+    single = {"beam_size": 1, "top_k": 1}
+    streamed, scratch = self._traces("streamed", **single), self._traces("scratch", **single)
+    latents = np.concatenate([trace.latents[0] for trace in streamed])
+    video = self._decode_alone(latents)
+    bounds = [0, 5, 11, 17, 23]
+    judge = _Brightness().by_numpy
+    for chunk in range(4):
+      own = latents[3 * chunk : 3 * chunk + 3]
+      window = latents[max(0, 3 * (chunk + 1 - self.WINDOW)) : 3 * chunk + 3]
+      frames = video[bounds[chunk] : bounds[chunk + 1]]
+      seen = video[bounds[max(0, chunk + 1 - self.WINDOW)] : bounds[chunk + 1]]
+      for trace, short, long in (
+        (streamed[chunk], frames, seen),
+        (scratch[chunk], self._decode_alone(own), self._decode_alone(window)),
+      ):
+        np.testing.assert_allclose(trace.latents[0], own, rtol=0, atol=1e-5)
+        # Truncation to uint8 turns the last digit of a float into one step of 255.
+        assert np.abs(trace.frames[0].astype(int) - frames).max() <= 1
+        np.testing.assert_allclose(trace.candidates.short[0, 0], judge(short), rtol=0, atol=2e-3)
+        np.testing.assert_allclose(trace.candidates.long[0, 0], judge(long), rtol=0, atol=4e-3)
+    difference = [abs(a.candidates.long - b.candidates.long).max() for a, b in zip(streamed, scratch, strict=True)]
+    assert difference[0] < 1e-6
+    assert max(difference[1:]) > 0.02
+
+  def test_frames_follow_the_winners_lineage(self):
+    """Two beams of two: every beam's decoder state went where the beam went."""
+    traces = self._traces("streamed")
+    assert any(list(trace.survivor // 2) != [0, 1] for trace in traces[1:])
+    for beam in range(2):
+      path = _ancestors(traces, 2, 3, beam)
+      latents = np.concatenate([traces[i].latents[position] for i, position in enumerate(path)])
+      frames = np.concatenate([traces[i].frames[position] for i, position in enumerate(path)])
+      assert np.abs(frames.astype(int) - self._decode_alone(latents)).max() <= 1
+
+
+def test_noise_draws_are_used_once_each():
+  """Two candidates with the same fresh noise and different re-noise end in different chunks, and the reverse."""
+  usual = gaussian_noise(small.MODEL.latent_shape, 2)
+
+  def shared(part):
+    return lambda seed: usual(seed)._replace(**{part: getattr(usual(jnp.int32(0)), part)})
+
+  for part in NoiseDraws._fields:
+    models = dataclasses.replace(small.models(), draw_noise=shared(part))
+    trace = _stream(models, small.SEARCH, 1, record=True)[0]
+    noise, x0 = (small.per_candidate(trace.steps[name]) for name in ("noise", "x0"))
+    same = part == "fresh"
+    assert (np.abs(noise[0] - noise[1]).max() == 0) == same
+    assert (np.abs(x0[0, 0] - x0[1, 0]).max() == 0) == same
+    assert np.abs(x0[0, 1] - x0[1, 1]).max() > 1e-3
