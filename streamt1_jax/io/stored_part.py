@@ -32,7 +32,8 @@ Box = tuple[slice, ...]
 
 _OCDBT_MANIFEST = "manifest.ocdbt"
 # Stored and converted chunks in flight. A larger slab reads no faster, and host memory peaks at a weight and two slabs.
-_SLAB_BYTES = 32 << 20
+_SLAB_BYTES = 16 << 20
+_ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class StoredPart:
       if not store.rank:
         return store.read().result()
       store = store[box][ts.d[:].translate_to[0]]
-      values = np.empty(store.shape, store.dtype.numpy_dtype)
+      values = _aligned_empty(store.shape, store.dtype.numpy_dtype)
       for slab in _slabs(store):
         ts.array(values[slab]).write(store[slab][ts.d[0].translate_to[0]]).result()
     return values
@@ -159,6 +160,14 @@ def _spec(source: epath.Path, name: str) -> dict[str, Any]:
 
 def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
   return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """An array that JAX takes over on the CPU as it is; one of another alignment it copies."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  offset = -memory.ctypes.data % _ALIGNMENT
+  return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
 def _slabs(store: ts.TensorStore) -> Iterator[slice]:
