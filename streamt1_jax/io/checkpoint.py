@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.io import config_json, manifest, part_files, stored_part
-from streamt1_jax.io.stored_part import named_leaves
+from streamt1_jax.io.stored_part import named_leaves, target_dtype
 
 CONFIG_FILE = "config.json"
 _CHUNK_BYTES = 16 << 20
@@ -111,12 +111,9 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
       leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
   """
   source = epath.Path(directory)
-  wanted = {
-    name: jax.ShapeDtypeStruct(leaf.shape, _target_dtype(leaf.dtype, dtype), sharding=getattr(leaf, "sharding", None))
-    for name, leaf in named_leaves(abstract_params).items()
-  }
-  part = stored_part.open_part(source, wanted)
-  arrays = {name: _place(part, name, leaf.sharding) for name, leaf in wanted.items()}
+  part = stored_part.open_part(source, abstract_params, dtype)
+  shardings = {name: getattr(leaf, "sharding", None) for name, leaf in named_leaves(abstract_params).items()}
+  arrays = {name: _place(part, name, sharding) for name, sharding in shardings.items()}
   check_finite(arrays, str(source))
   return jax.tree.unflatten(jax.tree.structure(abstract_params), list(arrays.values()))
 
@@ -206,17 +203,13 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def _target_dtype(leaf_dtype: Any, dtype: Any) -> np.dtype:
-  return jnp.dtype(leaf_dtype if dtype is None or not jnp.issubdtype(leaf_dtype, jnp.floating) else dtype)
-
-
 def _to_storage(leaf: Any, dtype: Any) -> Any:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    return leaf.astype(_target_dtype(leaf.dtype, dtype))
+    return leaf.astype(target_dtype(leaf.dtype, dtype))
   # Host copies keep device names out of the checkpoint. Overflow becomes Inf, which check_finite reports.
   array = np.asarray(leaf)
   with np.errstate(over="ignore"):
-    return array.astype(_target_dtype(array.dtype, dtype))
+    return array.astype(target_dtype(array.dtype, dtype))
 
 
 def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any]) -> None:
