@@ -85,6 +85,7 @@ class Pipeline:
     directory: epath.PathLike = "checkpoints/tiny",
     *,
     dtype: jnp.dtype = jnp.float32,
+    latent_size: tuple[int, int] | None = None,
     image_reward: ImageReward | None = None,
     video_reward: VideoReward | None = None,
   ) -> "Pipeline":
@@ -93,6 +94,7 @@ class Pipeline:
     Args:
       directory: folder with `config.json`, `backbone/`, `codec/`, `text/` and `tokenizer.model`.
       dtype: dtype of weights and activations.
+      latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       image_reward: scores chunks; prompt-free image quality by default.
       video_reward: scores windows; prompt-free temporal coherence by default.
 
@@ -107,6 +109,8 @@ class Pipeline:
       )
     tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
+    if latent_size is not None:
+      config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     backbone, backbone_params = _restore(directory / "backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)), dtype)
     _, codec_params = _restore(directory / "codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)), dtype)
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
