@@ -117,7 +117,6 @@ def test_first_chunk():
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
 
-
   @jax.jit
   def alone(weights, noisy):
     """The chunk beside others of its prompt and of another one."""
