@@ -1,0 +1,179 @@
+"""Writes a model part piece by piece, so that a part larger than memory can be made.
+
+  backbone/
+    blocks.ffn_in.kernel/0.0.0, 1.0.0, ...   one parameter: a zarr array, raw little-endian values
+    _METADATA                                the tree, as orbax describes it
+    part.json                                size and SHA-256 of every file
+
+It is an orbax PyTree item, so `checkpoint.load_params` reads it like any other part. Two choices differ from
+what `checkpoint.save_params` writes, both for parts of gigabytes: no OCDBT, whose database would have to be
+rewritten for every piece, and no compression, which saves nothing on weights and costs the loader its time.
+A parameter of more than `CHUNK_BYTES` is cut along its leading axis, the layers of a stacked parameter: that
+is how it is written here, and how it is read by whoever needs a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import part_files
+
+CHUNK_BYTES = 64 * 2**20
+"""Size from which a parameter is stored in several files."""
+
+_METADATA_FILE = "_METADATA"
+_DICT_KEY = 2  # Orbax's number for a step of a path that is a key of a dict.
+
+
+class Piece(NamedTuple):
+  """Consecutive rows of one parameter.
+
+  Attributes:
+    name: "/"-joined path of the parameter.
+    rows: `[n, ...]`, the next n along its leading axis, in any dtype that casts to the stored one. A parameter without
+      axes is one piece without axes.
+  """
+
+  name: str
+  rows: np.ndarray
+
+
+def write_part(
+  directory: epath.PathLike,
+  leaves: Mapping[str, Any],
+  pieces: Iterable[Piece],
+  extra_files: Mapping[str, bytes] | None = None,
+) -> None:
+  """Writes one part; its folder appears whole or not at all. For one process.
+
+  Memory: one piece and one chunk of every parameter that is begun and not complete.
+
+  Args:
+    directory: folder of the part, such as `wan/backbone`; it must not exist. Its parents are made.
+    leaves: "/"-joined path to anything with `shape` and `dtype`: what is stored.
+    pieces: every row of every leaf once; those of a leaf in ascending order, leaves in any order.
+    extra_files: further files of the folder, name to content.
+
+  Raises:
+    ConfigError: `directory` exists; rows are missing, too many or misshapen; a weight is not finite, or too large
+      for the stored dtype; the file system refuses. Nothing is left behind.
+  """
+  target = epath.Path(directory)
+  if target.exists():
+    raise ConfigError(f"{target} exists; it will not be replaced")
+  staging = target.parent / f".{target.name}.partial"
+  try:
+    staging.rmtree(missing_ok=True)
+    staging.mkdir(parents=True)
+    _write_leaves(staging, leaves, pieces)
+    (staging / _METADATA_FILE).write_text(json.dumps(_orbax_metadata(leaves)))
+    for name, content in (extra_files or {}).items():
+      (staging / name).write_bytes(content)
+    part_files.write_part_file(staging, leaves)
+    staging.rename(target)
+  except ConfigError:
+    raise
+  except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError.
+    raise ConfigError(f"cannot write {target}: {part_files.first_line(error)}") from error
+  finally:
+    staging.rmtree(missing_ok=True)
+
+
+def chunk_rows(shape: tuple[int, ...], dtype: Any) -> int:
+  """Rows of the leading axis that are stored in one file: all of them up to `CHUNK_BYTES`, else as many as fit."""
+  row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+  return min(shape[0], max(1, CHUNK_BYTES // row_bytes))
+
+
+def _write_leaves(folder: epath.Path, leaves: Mapping[str, Any], pieces: Iterable[Piece]) -> None:
+  begun: dict[str, _LeafWriter] = {}
+  complete = set()
+  for name, rows in pieces:
+    if name not in leaves or name in complete:
+      raise ConfigError(f"{folder}: {name} {'has too many rows' if name in complete else 'is not a parameter'}")
+    if name not in begun:
+      begun[name] = _LeafWriter(folder, name, leaves[name])
+    if begun[name].append(rows):
+      complete.add(name)
+      del begun[name]
+  lacking = [name for name in leaves if name not in complete]
+  if lacking:
+    raise ConfigError(f"{folder}: rows are missing of {part_files.list_some(lacking)}")
+
+
+class _LeafWriter:
+  """One parameter on its way to disk: collects rows until a chunk is full."""
+
+  def __init__(self, folder: epath.Path, name: str, leaf: Any):
+    self._name, self._shape, self._dtype = name, tuple(leaf.shape), np.dtype(leaf.dtype)
+    rows = self._shape or (1,)
+    self._chunk = np.empty((chunk_rows(rows, self._dtype), *rows[1:]), self._dtype)
+    self._array = _create(folder / name.replace("/", "."), self._shape, self._dtype, self._chunk.shape)
+    self._filled, self._written = 0, 0
+
+  def append(self, rows: np.ndarray) -> bool:
+    """Takes the next rows; whether the parameter is complete."""
+    rows = rows if self._shape else rows[None]
+    total = self._shape[0] if self._shape else 1
+    if rows.shape[1:] != self._chunk.shape[1:] or self._written + self._filled + len(rows) > total:
+      raise ConfigError(f"{self._name}: a piece {list(rows.shape)} does not fit into {list(self._shape)}")
+    while len(rows):
+      space = len(self._chunk) - self._filled
+      self._fill(rows[:space])
+      rows = rows[space:]
+      if self._filled == min(len(self._chunk), total - self._written):
+        self._flush()
+    return self._written == total
+
+  def _fill(self, rows: np.ndarray) -> None:
+    place = self._chunk[self._filled : self._filled + len(rows)]
+    with np.errstate(over="ignore"):  # Overflow becomes Inf, which is reported.
+      place[...] = rows
+    if jnp.issubdtype(self._dtype, np.floating) and not np.isfinite(place).all():
+      reason = "NaN or Inf" if not np.isfinite(rows).all() else f"too large for {self._dtype}"
+      raise ConfigError(f"the weights hold a value that is {reason}: {self._name}")
+    self._filled += len(rows)
+
+  def _flush(self) -> None:
+    values = self._chunk[: self._filled]
+    if not self._shape:
+      self._array.write(values[0]).result()
+    else:
+      self._array[self._written : self._written + self._filled].write(values).result()
+    self._written, self._filled = self._written + self._filled, 0
+
+
+def _create(path: epath.Path, shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...]) -> ts.TensorStore:
+  spec = {
+    "driver": "zarr",
+    "kvstore": {"driver": "file", "path": f"{path.resolve()}/"},
+    "metadata": {"chunks": list(chunks[: len(shape)]), "compressor": None, "order": "C", "dimension_separator": "."},
+    "store_data_equal_to_fill_value": True,  # Else a parameter of zeros would have no file.
+  }
+  return ts.open(spec, create=True, dtype=ts.dtype(dtype), shape=shape).result()
+
+
+def _orbax_metadata(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """What orbax writes beside the arrays of a nested dict (seen in its version 0.12)."""
+  return {
+    "tree_metadata": {
+      str(tuple(name.split("/"))): {
+        "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in name.split("/")],
+        "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+      }
+      for name in leaves
+    },
+    "use_ocdbt": False,
+    "use_zarr3": False,
+    "store_array_data_equal_to_fill_value": True,
+    "custom_metadata": None,
+  }
