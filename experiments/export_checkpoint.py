@@ -7,7 +7,6 @@ import pathlib
 import shutil
 
 import jax
-import orbax.checkpoint as ocp
 from absl import app, flags
 from etils import epath
 from flax import nnx
@@ -32,8 +31,7 @@ def main(_) -> None:
   model, output = preset(FLAGS.preset), epath.Path(FLAGS.output)
   abstract = lambda build: nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
   codec = abstract(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0)))
-  with ocp.StandardCheckpointer() as checkpointer:
-    parts = {"codec": checkpointer.restore(epath.Path(FLAGS.codec_dir).resolve(), codec)}
+  parts = {"codec": load_params(FLAGS.codec_dir, codec)}
   dit = epath.Path(FLAGS.dit_dir)
   parts["backbone"] = load_params(dit / "backbone", abstract(lambda: CausalWanDiT(model, nnx.Rngs(0))))
   parts["text"] = load_params(dit / "text", abstract(lambda: UMT5Encoder(model.text, nnx.Rngs(0))))

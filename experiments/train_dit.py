@@ -15,21 +15,19 @@ Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (fina
 `latents.npz` (the encoded clips, made once).
 """
 
-import csv
 import dataclasses
 import functools
-import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import flags
 from etils import epath
 from flax import nnx
 
+from experiments import common, training
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.backbone.teacher_forcing import chunk_velocity, clip_velocity
@@ -37,15 +35,13 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ModelConfig, preset
 from streamt1_jax.data import training_batches
 from streamt1_jax.data.training_batches import BatchConfig, Dataset
-from streamt1_jax.io.checkpoint import save_params
+from streamt1_jax.io.checkpoint import load_params, save_params
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
 flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
-flags.DEFINE_string("preset", "tiny", "Model preset.")
 flags.DEFINE_integer("steps", 6000, "Optimiser steps.")
 flags.DEFINE_integer("clips", 4, "Whole clips in a batch.")
 flags.DEFINE_integer("first_scenes", 8, "Scenes of a batch whose first chunks are drawn.")
@@ -62,9 +58,6 @@ flags.DEFINE_float("ema_decay", 0.999, "Decay of the weights' moving average.")
 flags.DEFINE_multi_float(
   "step_weights", [0.35, 0.35, 0.2, 0.1], "How often first chunks train at each of the four timesteps."
 )
-flags.DEFINE_integer("checkpoint_every", 200, "Steps between checkpoints.")
-flags.DEFINE_integer("log_every", 20, "Steps between rows of the loss curve.")
-flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
 
 
 def build_dataset(model: ModelConfig, codec, cache: epath.Path) -> Dataset:
@@ -148,7 +141,9 @@ class Trainer(NamedTuple):
   optimizer: optax.OptState
 
 
-def make_train_step(graphdefs: dict, optimizer, model: ModelConfig, config: BatchConfig):
+def make_update(graphdefs: dict, optimizer, model: ModelConfig, config: BatchConfig, data: Dataset):
+  """The jitted training step, (trainer, step) to (trainer, loss terms)."""
+
   def loss(params, data, key):
     backbone, text = nnx.merge(graphdefs["backbone"], params["backbone"]), nnx.merge(graphdefs["text"], params["text"])
     terms = loss_terms(backbone, text, data, key, model, config)
@@ -164,15 +159,13 @@ def make_train_step(graphdefs: dict, optimizer, model: ModelConfig, config: Batc
     average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, trainer.average, params)
     return Trainer(params, average, state), terms
 
-  return train_step
+  return functools.partial(train_step, data=data)
 
 
 def load_encoder(model: ModelConfig, codec_dir: str):
   """Encoder of one clip, frames [T, height, width, 3] in [-1, 1] to latents, from what `train_vae` wrote."""
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
-  with ocp.StandardCheckpointer() as checkpointer:
-    params = checkpointer.restore(epath.Path(codec_dir).resolve(), nnx.to_pure_dict(abstract))
-  return nnx.merge(graphdef, params).encoder.encode
+  return nnx.merge(graphdef, load_params(codec_dir, abstract)).encoder.encode
 
 
 def init_modules(model: ModelConfig) -> tuple[dict, dict]:
@@ -187,67 +180,20 @@ def init_modules(model: ModelConfig) -> tuple[dict, dict]:
   return {name: g for name, (g, _) in split.items()}, {name: nnx.to_pure_dict(p) for name, (_, p) in split.items()}
 
 
-def log_row(run_dir: epath.Path, step: int, terms: dict[str, jax.Array], seconds_per_step: float) -> None:
-  row = {"step": step, **{name: round(float(value), 5) for name, value in terms.items()}}
-  print("  ".join(f"{name} {value}" for name, value in row.items()), f" {seconds_per_step:.3f} s/step", flush=True)
-  path = run_dir / "loss.csv"
-  is_new = not path.exists()
-  with path.open("a") as file:
-    writer = csv.DictWriter(file, row)
-    if is_new:
-      writer.writeheader()
-    writer.writerow(row)
-
-
-def plot_curve(run_dir: epath.Path) -> None:
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  with (run_dir / "loss.csv").open() as file:
-    # A resumed run repeats the steps after its checkpoint; the later row of a step counts.
-    rows = {int(row["step"]): row for row in csv.DictReader(file)}
-  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-  for name in ("later", "first_0", "first_1", "first_2", "first_3"):
-    axes.plot(list(rows), [float(row[name]) for row in rows.values()], label=name)
-  axes.set(xlabel="step", ylabel="velocity error", yscale="log", title="tiny causal DiT")
-  axes.legend()
-  figure.savefig(run_dir / "loss.png", dpi=120)
-
-
-def train(trainer: Trainer, train_step, data: Dataset, run_dir: epath.Path) -> Trainer:
-  """Runs the remaining steps."""
-  options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=FLAGS.checkpoint_every)
-  with ocp.CheckpointManager((run_dir / "checkpoints").resolve(), options=options) as checkpoints:
-    start = checkpoints.latest_step() or 0
-    if start:
-      trainer = checkpoints.restore(start, args=ocp.args.StandardRestore(trainer))
-      print(f"resumed at step {start}", flush=True)
-    began = time.time()
-    for step in range(start, FLAGS.steps):
-      trainer, terms = train_step(trainer, jnp.asarray(step), data)
-      if (step + 1) % FLAGS.log_every == 0:
-        log_row(run_dir, step + 1, terms, (time.time() - began) / (step + 1 - start))
-      checkpoints.save(step + 1, args=ocp.args.StandardSave(trainer), force=step + 1 == FLAGS.steps)
-  return trainer
-
-
-def main(_) -> None:
-  run_dir = epath.Path(FLAGS.run_dir)
-  run_dir.mkdir(parents=True, exist_ok=True)
-  (run_dir / "flags.txt").write_text(FLAGS.flags_into_string())
-  model = preset(FLAGS.preset)
+def main() -> None:
+  run_dir, model = training.start_run(), preset(FLAGS.preset)
   graphdefs, params = init_modules(model)
   print({name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}, flush=True)
   data = build_dataset(model, load_encoder(model, FLAGS.codec_dir), run_dir / "latents.npz")
   optimizer = make_optimizer()
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-  trainer = train(trainer, make_train_step(graphdefs, optimizer, model, batch_config()), data, run_dir)
+  update = make_update(graphdefs, optimizer, model, batch_config(), data)
+  trainer = training.run_steps(trainer, update, FLAGS.steps, run_dir)
   for name, average in trainer.average.items():
     save_params(run_dir / "params" / name, average)
-  plot_curve(run_dir)
+  names = ["later", *(f"first_{step}" for step in range(len(FLAGS.step_weights)))]
+  training.plot_curve(run_dir, names, "tiny causal DiT", ylabel="velocity error", yscale="log")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  common.run(main)

@@ -2,12 +2,13 @@
 
   python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae
 
-Expected: 28.2 dB on 64 held-out clips of 81 frames (28.7 dB as the mean over clips), still rising, after 2000
-steps of 0.6 s: 20 to 25 minutes on two CPU cores that other jobs use as well. Afterwards the decoder can be
-improved without changing the latents that a diffusion model has learned:
+The shipped codec has three stages; the second goes on with smaller steps, less noise and a smaller KL term, the third
+improves the decoder without changing the latents, so it can follow the training of a diffusion model:
 
-  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae_decoder \
-    --init_from=runs/vae/params --freeze_encoder --muon_learning_rate=0.02
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_refine.flags --run_dir=runs/vae_refined \
+    --init_from=runs/vae/params
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_decoder.flags --run_dir=runs/vae_decoder \
+    --init_from=runs/vae_refined/params
 
 Clips are rendered on the fly. The latent is made easy for a diffusion model: a small KL term, and noise of up
 to a tenth of the latent's standard deviation before decoding, so that the decoder forgives the errors of a
@@ -18,27 +19,24 @@ Written to `run_dir`: `checkpoints/` (to resume; the last is kept), `params/` (t
 `metrics.json`, `latent_statistics.json` (before folding), `loss.csv`, `loss.png`, `reconstructions.png`.
 """
 
-import csv
 import functools
 import json
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import flags
 from etils import epath
 from flax import nnx
 
+from experiments import common, training
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import preset
 from streamt1_jax.data import shapes
+from streamt1_jax.io.checkpoint import load_params, save_params
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
-flags.DEFINE_string("preset", "tiny", "Model preset whose codec is trained.")
 flags.DEFINE_integer("steps", 2000, "Optimiser steps.")
 flags.DEFINE_integer(
   "batch_size", 4, "Clips of the first length in a batch; longer clips come in proportionally fewer."
@@ -49,11 +47,8 @@ flags.DEFINE_float("adam_learning_rate", 2e-3, "Peak learning rate of everything
 flags.DEFINE_float("l1_weight", 0.05, "Weight of the mean absolute error beside the mean squared error.")
 flags.DEFINE_float("kl_weight", 2e-5, "Weight of the KL divergence per latent element.")
 flags.DEFINE_float("latent_noise", 0.1, "Largest noise before decoding, in standard deviations of the latent.")
-flags.DEFINE_string("init_from", None, "Parameters to begin with: the `params` folder of an earlier run.")
+flags.DEFINE_string("init_from", None, "Parameters to begin with: `params` of an earlier run, or a codec/ of a model.")
 flags.DEFINE_bool("freeze_encoder", False, "Train the decoder alone; the latents stay as they are.")
-flags.DEFINE_integer("checkpoint_every", 250, "Steps between checkpoints.")
-flags.DEFINE_integer("log_every", 25, "Steps between rows of the loss curve.")
-flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
 
 MAX_OFFSET = 960
 """Clips start at a random frame of the first minute."""
@@ -131,39 +126,16 @@ def train_step(carry, step: jax.Array, graphdef, optimizer, count: int, frames: 
 def train(graphdef, params, run_dir: epath.Path):
   """Runs the remaining steps and returns the trained parameters."""
   optimizer = make_optimizer(FLAGS.steps)
-  carry = (params, optimizer.init(params))
-  options = ocp.CheckpointManagerOptions(max_to_keep=1, save_interval_steps=FLAGS.checkpoint_every)
-  with ocp.CheckpointManager((run_dir / "checkpoints").resolve(), options=options) as checkpoints:
-    start = checkpoints.latest_step() or 0
-    if start:
-      carry = checkpoints.restore(start, args=ocp.args.StandardRestore(carry))
-      print(f"resumed at step {start}", flush=True)
-    began = time.time()
-    for step in range(start, FLAGS.steps):
-      frames = FLAGS.clip_frames[step % len(FLAGS.clip_frames)]
-      count = max(1, FLAGS.batch_size * FLAGS.clip_frames[0] // frames)
-      carry, terms = train_step(carry, jnp.asarray(step), graphdef, optimizer, count, frames)
-      if (step + 1) % FLAGS.log_every == 0:
-        log_row(run_dir, step + 1, terms, (time.time() - began) / (step + 1 - start))
-      checkpoints.save(step + 1, args=ocp.args.StandardSave(carry), force=step + 1 == FLAGS.steps)
-  return carry[0]
 
+  def update(carry, step):
+    # The lengths of the clips take turns; each has its own executable.
+    frames = FLAGS.clip_frames[int(step) % len(FLAGS.clip_frames)]
+    count = max(1, FLAGS.batch_size * FLAGS.clip_frames[0] // frames)
+    carry, terms = train_step(carry, step, graphdef, optimizer, count, frames)
+    return carry, terms | {"psnr": -10.0 * jnp.log10(terms["mse"] / 4.0)}
 
-def log_row(run_dir: epath.Path, step: int, terms: dict[str, jax.Array], seconds_per_step: float) -> None:
-  row = {"step": step, **{name: float(value) for name, value in terms.items()}}
-  row["psnr"] = -10.0 * np.log10(row["mse"] / 4.0)
-  print(
-    "  ".join(f"{name} {value:.5g}" for name, value in row.items()),
-    f" {seconds_per_step:.3f} s/step",
-    flush=True,
-  )
-  path = run_dir / "loss.csv"
-  is_new = not path.exists()
-  with path.open("a") as file:
-    writer = csv.DictWriter(file, row)
-    if is_new:
-      writer.writeheader()
-    writer.writerow(row)
+  params, _ = training.run_steps((params, optimizer.init(params)), update, FLAGS.steps, run_dir)
+  return params
 
 
 def fold_statistics(codec: VideoCodec, mean: jax.Array, std: jax.Array) -> None:
@@ -202,21 +174,6 @@ def evaluate(graphdef, params, clips: jax.Array) -> tuple[dict[str, float], jax.
   }, frames
 
 
-def plot_curve(run_dir: epath.Path) -> None:
-  import matplotlib
-
-  matplotlib.use("Agg")
-  from matplotlib import pyplot
-
-  with (run_dir / "loss.csv").open() as file:
-    # A resumed run repeats the steps after its checkpoint; the later row of a step counts.
-    psnr = {int(row["step"]): float(row["psnr"]) for row in csv.DictReader(file)}
-  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-  axes.plot(list(psnr), list(psnr.values()))
-  axes.set(xlabel="step", ylabel="training PSNR (dB), noisy latents", title="tiny video VAE")
-  figure.savefig(run_dir / "loss.png", dpi=120)
-
-
 def plot_reconstructions(run_dir: epath.Path, clips: jax.Array, frames: jax.Array) -> None:
   """Six clips: the original above its reconstruction, every tenth frame."""
   from PIL import Image
@@ -245,33 +202,22 @@ def finish(graphdef, params, run_dir: epath.Path) -> None:
   clips = render_clips(test_key, 64, EVALUATION_FRAMES, "test")
   metrics, frames = evaluate(graphdef, params, clips)
   metrics["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(params))
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save((run_dir / "params").resolve(), nnx.to_pure_dict(params), force=True)
+  save_params(run_dir / "params", params)
   (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2))
-  plot_curve(run_dir)
+  training.plot_curve(run_dir, ["psnr"], "tiny video VAE", ylabel="training PSNR (dB), noisy latents")
   plot_reconstructions(run_dir, clips, frames)
   print(f"held-out: {metrics}", flush=True)
 
 
-def load(directory: str, params):
-  """The parameters that an earlier run wrote, in the structure of `params`."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    restored = checkpointer.restore(epath.Path(directory).resolve(), nnx.to_pure_dict(params))
-  nnx.replace_by_pure_dict(params, restored)
-  return params
-
-
-def main(_) -> None:
-  run_dir = epath.Path(FLAGS.run_dir)
-  run_dir.mkdir(parents=True, exist_ok=True)
-  (run_dir / "flags.txt").write_text(FLAGS.flags_into_string())
+def main() -> None:
+  run_dir = training.start_run()
   codec = VideoCodec(preset(FLAGS.preset).codec, rngs=nnx.Rngs(FLAGS.seed))
   graphdef, params = nnx.split(codec, nnx.Param)
   if FLAGS.init_from:
-    params = load(FLAGS.init_from, params)
+    params = load_params(FLAGS.init_from, params)
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(params))} parameters", flush=True)
   finish(graphdef, train(graphdef, params, run_dir), run_dir)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  common.run(main)

@@ -1,17 +1,12 @@
-"""Lets the noise of a first chunk say what its caption leaves open, so that one denoising step can already commit to
-it.
+"""Lets the noise of a first chunk say what its caption leaves open: one denoising step can then commit to it.
 
-At sigma = 1 the input of the model is pure noise, and the best prediction of a video whose start position is unknown
-is the
-average over all positions: a ghost. A model that is sampled in four steps cannot afford that. So noise and clip are
-drawn
-together: the start cell is read off the noise, and where the caption omits size or speed, the noise is reflected
-  until it
-says the clip's size or speed. Both are functions of standard normal noise with the right marginals, so at sampling
-time plain noise is all that is needed. (Minibatch optimal-transport couplings do the same by assignment.)
+At sigma = 1 the input of the model is pure noise, and the best prediction of a video whose start position is unknown is
+the average over all positions: a ghost. A model that is sampled in four steps cannot afford that. So noise and clip are
+drawn together: the start cell is read off the noise, and where the caption omits size or speed, the noise is reflected
+until it says the clip's size or speed. Both are functions of standard normal noise with the right marginals, so at
+sampling time plain noise is all that is needed. (Minibatch optimal-transport couplings do the same by assignment.)
 
-The noise of one first chunk is `[F, C, H, W]` with F >= 3; the frame is divided into 4 x 4 cells, one per start
-position.
+A first chunk's noise is `[F, C, H, W]` with F >= 3; the frame is divided into 4 x 4 cells, one per start position.
 """
 
 import jax

@@ -13,24 +13,24 @@ every file is checked against part.json before orbax opens any of them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.io import config_json, manifest, part_files
+from streamt1_jax.io import config_json, manifest, part_files, stored_part
+from streamt1_jax.io.stored_part import named_leaves, target_dtype
 
 CONFIG_FILE = "config.json"
+_CHUNK_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def save_params(directory: epath.PathLike, params: Any, *, dtype: Any = None) ->
   """
   target = epath.Path(directory)
   _require_replaceable(target)
-  leaves = {name: _to_storage(leaf, dtype) for name, leaf in _named_leaves(params).items()}
+  leaves = {name: _to_storage(leaf, dtype) for name, leaf in named_leaves(params).items()}
   empty = [name for name, leaf in leaves.items() if leaf.size == 0]
   if not leaves or empty:
     what = f"{part_files.list_some(empty)} has size 0" if empty else "there are no weights"
@@ -111,25 +111,16 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
       leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
   """
   source = epath.Path(directory)
-  wanted = {
-    name: jax.ShapeDtypeStruct(leaf.shape, _target_dtype(leaf.dtype, dtype), sharding=getattr(leaf, "sharding", None))
-    for name, leaf in _named_leaves(abstract_params).items()
-  }
-  try:
-    part_files.verify_files(source)
-    leaves = _restore(source, wanted)
-  except ConfigError:
-    raise
-  except Exception as error:  # Orbax and TensorStore raise many types for one thing: unreadable files.
-    raise ConfigError(f"{source} cannot be read: {part_files.first_line(error)}") from error
-  check_finite(leaves, str(source))
-  arrays = [jnp.asarray(leaves[name]) for name in wanted]
-  return jax.tree.unflatten(jax.tree.structure(abstract_params), arrays)
+  part = stored_part.open_part(source, abstract_params, dtype)
+  shardings = {name: getattr(leaf, "sharding", None) for name, leaf in named_leaves(abstract_params).items()}
+  arrays = {name: _place(part, name, sharding) for name, sharding in shardings.items()}
+  check_finite(arrays, str(source))
+  return jax.tree.unflatten(jax.tree.structure(abstract_params), list(arrays.values()))
 
 
 def check_finite(params: Any, source: str) -> None:
   """Raises ConfigError, naming `source` and the leaves, if a floating leaf of `params` holds NaN or Inf."""
-  floating = {name: leaf for name, leaf in _named_leaves(params).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
+  floating = {name: leaf for name, leaf in named_leaves(params).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
   on_host = {name: leaf for name, leaf in floating.items() if isinstance(leaf, np.ndarray)}
   on_device = {name: leaf for name, leaf in floating.items() if name not in on_host}
   finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()} | _finite_on_device(on_device)
@@ -200,17 +191,6 @@ def load_config(directory: epath.PathLike) -> ModelConfig:
   return load_info(directory).model
 
 
-def _named_leaves(params: Any) -> dict[str, Any]:
-  """Leaves by "/"-joined path; the trailing `.value` of an nnx variable is not part of a name."""
-  paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {
-    jax.tree_util.keystr(
-      tuple(key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)), simple=True, separator="/"
-    ): leaf
-    for path, leaf in paths_and_leaves
-  }
-
-
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Leaves by path as the nested dict orbax stores; list indices become string keys."""
   tree: dict[str, Any] = {}
@@ -223,23 +203,22 @@ def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
-def _target_dtype(leaf_dtype: Any, dtype: Any) -> np.dtype:
-  return jnp.dtype(leaf_dtype if dtype is None or not jnp.issubdtype(leaf_dtype, jnp.floating) else dtype)
-
-
 def _to_storage(leaf: Any, dtype: Any) -> Any:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    return leaf.astype(_target_dtype(leaf.dtype, dtype))
+    return leaf.astype(target_dtype(leaf.dtype, dtype))
   # Host copies keep device names out of the checkpoint. Overflow becomes Inf, which check_finite reports.
   array = np.asarray(leaf)
   with np.errstate(over="ignore"):
-    return array.astype(_target_dtype(array.dtype, dtype))
+    return array.astype(target_dtype(array.dtype, dtype))
 
 
 def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any]) -> None:
   _on_first_process(lambda: _make_empty(staging))
-  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save((staging / target.name).resolve(), _nested(leaves))
+  # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
+  chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
+  save_args = _nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
+  with stored_part.quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    checkpointer.save((staging / target.name).resolve(), args=ocp.args.PyTreeSave(_nested(leaves), save_args=save_args))
 
   def publish():
     written = staging / target.name
@@ -251,47 +230,33 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   _on_first_process(publish)
 
 
-def _restore(source: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-  with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    absolute = source.resolve()  # Orbax takes no relative path.
-    stored = _named_leaves(_as_dict(checkpointer.metadata(absolute).item_metadata.tree))
-    _require_same_leaves(source, stored, wanted)
-    restore_args = _nested({name: _restore_args(leaf) for name, leaf in wanted.items()})
-    restored = checkpointer.restore(absolute, ocp.args.PyTreeRestore(item=_nested(wanted), restore_args=restore_args))
-  return _named_leaves(restored)
+def _place(part: stored_part.StoredPart, name: str, sharding: jax.sharding.Sharding | None) -> jax.Array:
+  """One weight on its devices; host memory holds what this process needs of it, and only until it is there."""
+  if sharding is None:
+    array = jax.device_put(part.read(name))
+  else:
+    shape = part.stores[name].shape
+    # One read of all that the local devices share: a read for each would decode every chunk that many times.
+    box = stored_part.bounding_box(list(sharding.addressable_devices_indices_map(shape).values()), shape)
+    values = part.read(name, box)
+    array = jax.make_array_from_callback(shape, sharding, lambda index: values[_inside(index, box, shape)])
+    del values
+  array.block_until_ready()
+  # JAX drops its references to host memory at a collection; without one, two weights would be in memory.
+  gc.collect(0)
+  return array
 
 
-def _as_dict(metadata: Any) -> Any:
-  """Orbax describes a leaf by an object that is itself a pytree; only its shape and dtype are of interest."""
-  if isinstance(metadata, Mapping):
-    return {str(name): _as_dict(child) for name, child in metadata.items()}
-  return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype)
-
-
-def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-  if leaf.sharding is None:
-    return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-  return ocp.ArrayRestoreArgs(
-    restore_type=jax.Array, dtype=leaf.dtype, sharding=leaf.sharding, global_shape=leaf.shape, strict=True
-  )
-
-
-def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  problems = [f"{name} is missing" for name in wanted if name not in stored]
-  problems += [f"{name} is not in the model" for name in stored if name not in wanted]
-  for name in (name for name in wanted if name in stored):
-    found, expected = stored[name], wanted[name]
-    if tuple(found.shape) != tuple(expected.shape):
-      problems.append(f"{name} is {list(found.shape)}, the model has {list(expected.shape)}")
-    elif jnp.issubdtype(found.dtype, jnp.floating) != jnp.issubdtype(expected.dtype, jnp.floating):
-      problems.append(f"{name} is {found.dtype}, the model has {expected.dtype}")
-  if problems:
-    raise ConfigError(f"{source} does not fit the model: {part_files.list_some(problems, separator='; ')}")
+def _inside(index: stored_part.Box, box: stored_part.Box, shape: tuple[int, ...]) -> stored_part.Box:
+  """`index`, a part of an array of `shape`, as a part of what `box` holds of that array."""
+  pieces = (piece.indices(size) for piece, size in zip(index, shape))
+  return tuple(slice(low - axis.start, high - axis.start) for (low, high, _), axis in zip(pieces, box))
 
 
 @jax.jit
 def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
+  # The maximum is NaN if any value is; `isfinite(leaf).all()` takes half a leaf's memory and far longer.
+  return {name: jnp.isfinite(jnp.abs(leaf).max()) for name, leaf in leaves.items()}
 
 
 def _finite_on_device(leaves: dict[str, jax.Array]) -> dict[str, bool]:
@@ -324,16 +289,3 @@ def _on_first_process(action) -> None:
     action()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("streamt1_jax.io.checkpoint")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Hides warnings: those of orbax concern its own formats; what a user can act on becomes a ConfigError."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.FATAL)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      yield
-  finally:
-    logging.set_verbosity(verbosity)

@@ -1,0 +1,205 @@
+"""A saved model part as it lies on disk: every weight has a name and a shape, and is read only when asked for.
+
+  part = open_part(epath.Path("wan/text"), abstract_params, jnp.bfloat16)
+  part.read("blocks/ffn/down/kernel", (slice(3, 4),))     one layer: 84 MB of 2 GB
+
+The whole of UMT5-XXL is larger than the memory of many machines, so nothing here ever holds more than the weight asked
+for and one slab of chunks. Orbax describes the part (names, shapes, dtypes), TensorStore reads the values; it converts
+them chunk by chunk, so that a weight stored in float32 never exists whole in float32 when bfloat16 is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from absl import logging
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import part_files
+
+Box = tuple[slice, ...]
+
+_OCDBT_MANIFEST = "manifest.ocdbt"
+# Stored and converted chunks in flight. A larger slab reads no faster, and host memory peaks at a weight and two slabs.
+_SLAB_BYTES = 16 << 20
+_ALIGNMENT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPart:
+  """An open part whose files, names and shapes have been checked.
+
+  Attributes:
+    source: its folder.
+    stores: per weight, the values converted to the dtype asked for.
+  """
+
+  source: epath.Path
+  stores: Mapping[str, ts.TensorStore]
+
+  def read(self, name: str, box: Box = ()) -> np.ndarray:
+    """One weight, or the part of it in `box`: a slice with step 1 for each leading axis, missing ones are whole.
+
+    Raises ConfigError if the files cannot be read.
+    """
+    store = self.stores[name]
+    with readable(self.source):
+      if not store.rank:
+        return store.read().result()
+      store = store[box][ts.d[:].translate_to[0]]
+      values = _aligned_empty(store.shape, store.dtype.numpy_dtype)
+      for slab in _slabs(store):
+        ts.array(values[slab]).write(store[slab][ts.d[0].translate_to[0]]).result()
+    return values
+
+  def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+    """Rows `[len(rows), ...]` of one weight; `rows` are ascending. Chunks without any of them are not read.
+
+    Raises ConfigError as `read`.
+    """
+    store = self.stores[name]
+    values = np.empty((len(rows), *store.shape[1:]), store.dtype.numpy_dtype)
+    with readable(self.source):
+      for slab in _slabs(store):
+        first, last = np.searchsorted(rows, (slab.start, slab.stop))
+        if last > first:
+          values[first:last] = store[rows[first:last]].read().result()
+    return values
+
+
+def open_part(source: epath.Path, abstract_params: Any, dtype: Any = None) -> StoredPart:
+  """Checks a part and opens it.
+
+  Args:
+    source: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s.
+    dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
+
+  Raises:
+    ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored weights
+      differ from `abstract_params` in name, shape or kind.
+  """
+  wanted = named_leaves(abstract_params)
+  with readable(source):
+    part_files.verify_files(source)
+    _require_same_leaves(source, _describe(source), wanted)
+    opened = {name: ts.open(_spec(source, name), open=True, read=True) for name in wanted}
+    stores = {name: store.result() for name, store in opened.items()}
+  return StoredPart(
+    source, {name: _converted(stores[name], target_dtype(leaf.dtype, dtype)) for name, leaf in wanted.items()}
+  )
+
+
+def target_dtype(leaf_dtype: Any, dtype: Any) -> np.dtype:
+  """`dtype`, if there is one and `leaf_dtype` is floating, else `leaf_dtype`."""
+  return jnp.dtype(leaf_dtype if dtype is None or not jnp.issubdtype(leaf_dtype, jnp.floating) else dtype)
+
+
+@contextlib.contextmanager
+def readable(source: epath.Path) -> Iterator[None]:
+  """Turns whatever goes wrong while the files of `source` are read into a ConfigError of one line."""
+  try:
+    yield
+  except ConfigError:
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many types for one thing: unreadable files.
+    raise ConfigError(f"{source} cannot be read: {part_files.first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+  """Hides warnings: those of orbax concern its own formats; what a user can act on becomes a ConfigError."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+def named_leaves(params: Any) -> dict[str, Any]:
+  """Leaves by "/"-joined path; the trailing `.value` of an nnx variable is not part of a name."""
+  paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {
+    jax.tree_util.keystr(
+      tuple(key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)), simple=True, separator="/"
+    ): leaf
+    for path, leaf in paths_and_leaves
+  }
+
+
+def _describe(source: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
+  with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    return named_leaves(_as_dict(checkpointer.metadata(source.resolve()).item_metadata.tree))
+
+
+def _as_dict(metadata: Any) -> Any:
+  """Orbax describes a leaf by an object that is itself a pytree; only its shape and dtype are of interest."""
+  if isinstance(metadata, Mapping):
+    return {str(name): _as_dict(child) for name, child in metadata.items()}
+  return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype)
+
+
+def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  problems = [f"{name} is missing" for name in wanted if name not in stored]
+  problems += [f"{name} is not in the model" for name in stored if name not in wanted]
+  for name in (name for name in wanted if name in stored):
+    found, expected = stored[name], wanted[name]
+    if tuple(found.shape) != tuple(expected.shape):
+      problems.append(f"{name} is {list(found.shape)}, the model has {list(expected.shape)}")
+    elif jnp.issubdtype(found.dtype, jnp.floating) != jnp.issubdtype(expected.dtype, jnp.floating):
+      problems.append(f"{name} is {found.dtype}, the model has {expected.dtype}")
+  if problems:
+    raise ConfigError(f"{source} does not fit the model: {part_files.list_some(problems, separator='; ')}")
+
+
+def _spec(source: epath.Path, name: str) -> dict[str, Any]:
+  """TensorStore's description of one weight: zarr, in an OCDBT database or in a folder of its own."""
+  folder = f"{source.resolve()}/"
+  base = folder if "://" in folder else {"driver": "file", "path": folder}
+  path = f"{name.replace('/', '.')}/"
+  if (source / _OCDBT_MANIFEST).is_file():
+    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": path}}
+  return {"driver": "zarr", "kvstore": base, "path": path}
+
+
+def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
+  return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """An array that JAX takes over on the CPU as it is; one of another alignment it copies."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  offset = -memory.ctypes.data % _ALIGNMENT
+  return memory[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _slabs(store: ts.TensorStore) -> Iterator[slice]:
+  """Ranges of the first axis, cut between chunks, of about `_SLAB_BYTES` each."""
+  chunk = store.chunk_layout.read_chunk_template
+  offset, chunk_rows = (chunk.origin[0], chunk.shape[0]) if chunk[0].finite else (0, 1)
+  row_bytes = store.dtype.numpy_dtype.itemsize * math.prod(store.shape[1:])
+  rows = max(1, _SLAB_BYTES // (row_bytes * chunk_rows)) * chunk_rows
+  cuts = [0, *range(rows - -offset % chunk_rows, store.shape[0], rows)]
+  for low, high in zip(cuts, [*cuts[1:], store.shape[0]]):
+    yield slice(low, high)
+
+
+def bounding_box(indices: Sequence[Box], shape: Sequence[int]) -> Box:
+  """Smallest box that holds all of `indices`, each one slice per axis of an array of `shape`."""
+  bounds = [[part.indices(size)[:2] for part, size in zip(index, shape)] for index in indices]
+  return tuple(slice(min(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*bounds))

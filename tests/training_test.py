@@ -1,0 +1,63 @@
+"""The training loop: an interrupted run, resumed, is the run that was not interrupted."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import training
+
+
+@pytest.fixture
+def run_flags(tmp_path):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["test", f"--run_dir={tmp_path}"])
+  with flagsaver.flagsaver(run_dir=str(tmp_path), checkpoint_every=3, log_every=2):
+    yield
+
+
+@jax.jit
+def update(carry, step):
+  noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), step), carry["x"].shape)
+  carry = {"x": 0.5 * carry["x"] + noise}
+  return carry, {"norm": jnp.linalg.norm(carry["x"])}
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(run_flags, tmp_path):
+  start = {"x": jnp.ones(4)}
+  undisturbed = training.run_steps(start, update, 8, tmp_path / "whole")
+
+  class Killed(Exception):
+    pass
+
+  def dies_at_step_5(carry, step):
+    if step == 5:
+      raise Killed
+    return update(carry, step)
+
+  with pytest.raises(Killed):
+    training.run_steps(start, dies_at_step_5, 8, tmp_path / "resumed")
+  resumed_from = []
+
+  def remembers(carry, step):
+    resumed_from.append(int(step))
+    return update(carry, step)
+
+  resumed = training.run_steps(start, remembers, 8, tmp_path / "resumed")
+  # Checkpoints are written after 1, 3 and 6 steps; the newest before the kill is the one after 3.
+  assert resumed_from == [3, 4, 5, 6, 7]
+  np.testing.assert_array_equal(resumed["x"], undisturbed["x"])
+
+
+def test_the_curve_is_a_table_and_a_picture(run_flags, tmp_path):
+  run_dir = training.start_run()
+  training.run_steps({"x": jnp.ones(4)}, update, 8, run_dir)
+  training.plot_curve(run_dir, ["norm"], "a test", ylabel="norm")
+  with (tmp_path / "loss.csv").open() as file:
+    assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
+  assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+  assert "--checkpoint_every=3" in (tmp_path / "flags.txt").read_text()
