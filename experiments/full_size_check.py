@@ -13,7 +13,7 @@ files must be the same, byte for byte. Then the parts are restored, a prompt is 
 
 Every conversion and check runs in a process of its own, so that its peak memory is its own. Prints a table, then one
 line of JSON.
-Disk: 52 GB at the worst moment, all of it in `work_dir`, which must be empty and is left so unless --keep is given.
+Disk: 51 GB at the worst moment, all of it in `work_dir`, which must be empty and is left so unless --keep is given.
 Memory: 4 GB beside what the search needs. `--model=tiny` does the same in a minute.
 """
 
@@ -310,7 +310,7 @@ def prepare(model: ModelConfig, folder: pathlib.Path) -> None:
   # The worst moment: the text encoder in float32, its conversion, and all that is converted.
   text = sum(tensor.nbytes for tensor in tensors_of(model, "text", "Wan", "float32").values())
   backbone = sum(tensor.nbytes for tensor in tensors_of(model, "backbone", "Wan", "float32").values())
-  needed, free = 2 * text + 2 * backbone, shutil.disk_usage(folder).free
+  needed, free = 2 * text + backbone, shutil.disk_usage(folder).free
   if free < needed:
     raise ConfigError(f"--work_dir {folder} has {free / 1e9:.0f} GB free, the check needs {needed / 1e9:.0f}")
 
