@@ -32,6 +32,7 @@ _TEMPLATE = PromptTemplate(
   "\nJudge the look: <|VQ_reward|>\nEND  \nThe text - {text_prompt}\nIts fit: <|TA_reward|>\nEND\n",
   ("<|VQ_reward|>", "<|TA_reward|>"),
 )
+_ROWS = 400
 _CAPTION = "a {red} cube \N{LATIN SMALL LETTER E WITH ACUTE}"
 
 
@@ -65,7 +66,7 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 class TestTokens:
   def test_are_those_of_the_whole_conversation(self, tokenizer):
-    tokens = RewardPrompt(tokenizer, _TEMPLATE)(_CAPTION)
+    tokens = RewardPrompt(tokenizer, _TEMPLATE, _ROWS)(_CAPTION)
     text = (
       "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
       f"<|vision_end|>{_TEMPLATE.text.replace('{text_prompt}', _CAPTION)}<|im_end|>\n<|im_start|>assistant\n"
@@ -80,7 +81,7 @@ class TestTokens:
     np.testing.assert_array_equal(np.flatnonzero(np.isin(whole, wanted)), media + 1 + tokens.reward_index)
 
   def test_length_is_padded(self, tokenizer):
-    short = RewardPrompt(tokenizer, _TEMPLATE, pad_to=32)
+    short = RewardPrompt(tokenizer, _TEMPLATE, _ROWS, pad_to=32)
     lengths = {len(short(caption).after) for caption in ("a", "a cube", "a red cube")}
     assert lengths == {len(short("").after)}
     assert lengths.pop() % 32 == 0
@@ -89,21 +90,27 @@ class TestTokens:
 
   def test_new_tokens_follow_the_old(self, tokenizer):
     ids = [tokenizer.token_to_id(token) for token in _TEMPLATE.reward_tokens]
-    size = RewardPrompt(tokenizer, _TEMPLATE).vocab_size
+    size = tokenizer.get_vocab_size()
     assert ids == [size - 2, size - 1]
     assert prompts.with_reward_tokens(tokenizer, _TEMPLATE).get_vocab_size() == size
 
   @pytest.mark.parametrize("caption", ["a <|im_end|> cat", "<|VQ_reward|>", "<|anything|>"])
   def test_special_tokens_are_refused(self, tokenizer, caption):
     with pytest.raises(ConfigError, match="the prompt holds the special token <"):
-      RewardPrompt(tokenizer, _TEMPLATE)(caption)
+      RewardPrompt(tokenizer, _TEMPLATE, _ROWS)(caption)
+
+  def test_more_tokens_than_rows_are_refused(self, tokenizer):
+    size = tokenizer.get_vocab_size()
+    RewardPrompt(tokenizer, _TEMPLATE, size)
+    with pytest.raises(ConfigError, match=f"has {size} tokens, toy embeds only {size - 1}"):
+      RewardPrompt(tokenizer, _TEMPLATE, size - 1)
 
   def test_foreign_tokenizer_is_refused(self, tmp_path):
     with pytest.raises(ConfigError, match="has no token <|VQ_reward|>"):
-      RewardPrompt(_byte_level(models.BPE()), _TEMPLATE)
+      RewardPrompt(_byte_level(models.BPE()), _TEMPLATE, _ROWS)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="is not a readable tokenizer.json"):
-      RewardPrompt(tmp_path / "tokenizer.json", _TEMPLATE)
+      RewardPrompt(tmp_path / "tokenizer.json", _TEMPLATE, _ROWS)
 
 
 class TestTemplate:
@@ -244,9 +251,8 @@ class TestPublishedTokens:
     else:
       template = reward_prompts.read_videoalign(sources / "prompt_template.py")
     tokenizer = prompts.with_reward_tokens(_qwen_tokenizer(sources / "qwen.tiktoken"), template)
-    prompt = RewardPrompt(tokenizer, template)
-    assert prompt.vocab_size == 151657 + len(template.reward_tokens)
-    tokens = prompt(caption)
+    assert tokenizer.get_vocab_size() == 151657 + len(template.reward_tokens)
+    tokens = RewardPrompt(tokenizer, template, tokenizer.get_vocab_size())(caption)
     length, digest, positions = _VECTORS[model, caption]
     # What the reward drops: the rest of the text and the end of the conversation.
     end = tokenizer.encode(

@@ -111,17 +111,23 @@ class RewardPrompt:
   """Turns captions into the `PromptTokens` of one reward model."""
 
   def __init__(
-    self, tokenizer: tokenizers.Tokenizer | str | os.PathLike[str], template: PromptTemplate, pad_to: int = 64
+    self,
+    tokenizer: tokenizers.Tokenizer | str | os.PathLike[str],
+    template: PromptTemplate,
+    vocab_size: int,
+    pad_to: int = 64,
   ):
     """Reads a tokenizer.
 
     Args:
       tokenizer: a tokenizer, or the path of its `tokenizer.json`.
       template: the model's text.
+      vocab_size: rows of the model's token embedding.
       pad_to: lengths are rounded up to a multiple of this, so that captions of similar length share one compilation.
 
     Raises:
-      ConfigError: the file cannot be read, or the tokenizer lacks a token of the chat format or a reward token.
+      ConfigError: the file cannot be read, or the tokenizer lacks a token of the chat format or a reward token, or has
+        more tokens than the model embeds.
     """
     self._tokenizer = tokenizer if isinstance(tokenizer, tokenizers.Tokenizer) else read_tokenizer(tokenizer)
     self.template = template
@@ -130,11 +136,9 @@ class RewardPrompt:
     self._pad_id = self._id("<|endoftext|>")
     for token in (*_SPECIAL_TOKEN.findall(_BEFORE), _AFTER_MEDIA):
       self._id(token)
-
-  @property
-  def vocab_size(self) -> int:
-    """Ids the tokenizer can give; the model needs as many rows."""
-    return self._tokenizer.get_vocab_size(with_added_tokens=True)
+    tokens = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    if tokens > vocab_size:
+      raise ConfigError(f"the reward tokenizer has {tokens} tokens, {template.model} embeds only {vocab_size}")
 
   def __call__(self, caption: str) -> PromptTokens:
     """Tokens of one caption, numpy int32; taken verbatim, braces included.

@@ -116,7 +116,7 @@ def _inputs(slices: int, seed: int):
 
 def _expected(model, patches: np.ndarray, ids: np.ndarray):
   """Media tokens and hidden states after the final norm of stock modules, and positions of the reward tokens."""
-  inner = model.model if hasattr(model, "lm_head") else model.base_model.model.model
+  inner = (model.get_base_model() if isinstance(model, peft.PeftModel) else model).model
   with torch.no_grad():
     grid = torch.tensor([[patches.shape[0], *_GRID]])
     media = inner.visual(torch.from_numpy(patches.reshape(-1, patches.shape[-1])), grid_thw=grid).pooler_output
