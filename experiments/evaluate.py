@@ -36,6 +36,7 @@ flags.DEFINE_string("contact_sheet", None, "PNG of the first videos, for looking
 def generated_videos(pipeline: Pipeline, captions: list[str]):
   """Frames [T, 64, 64, 3] uint8 of one video per caption, every one from its own seed."""
   search = search_flags.search_config(pipeline.config)
+  pipeline.text.prepare(captions)
   for index, caption in enumerate(captions):
     yield pipeline.generate(caption, seconds=FLAGS.seconds, search=search, seed=FLAGS.seed + 100_000 * index).frames
 

@@ -5,8 +5,7 @@
   x0     ── decode ── image reward, video reward ── hybrid score          every candidate
   top-k over all candidates ── gather beams ── clean pass ── commit       winners only
 
-Functions are written for one beam or one candidate; `chunk_step` vmaps them. The memory is shared by a beam's
-candidates.
+Functions are written for one beam or one candidate; `chunk_step` vmaps them. A beam's candidates share its memory.
 """
 
 import dataclasses

@@ -6,8 +6,7 @@ Every size here is static: it is part of what XLA compiles. Two kinds of object:
 * `SearchConfig` describes one test-time search over it (candidates, beams, noise, pruning, sinks).
 
 Units: a *latent frame* is one time step of the VAE's latent; a *chunk* is `chunk_frames` latent frames; a *token* is
-  one
-patch of a latent frame.
+one patch of a latent frame.
 """
 
 from __future__ import annotations

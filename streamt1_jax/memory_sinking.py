@@ -5,9 +5,9 @@
   append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
 
 A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not
-care, keys
-were rotated at their absolute frame when they were written, and the table says which slot is which. So an append
-moves no data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last one.
+care, keys were rotated at their absolute frame when they were written, and the table says which slot is which. So an
+append moves no data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last
+one.
 """
 
 from typing import NamedTuple
@@ -177,8 +177,7 @@ def _label_sink(memory: Memory, slot: jax.Array, label: jax.Array) -> Memory:
 
 
 def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
-  """Makes room for the next chunk: routes the oldest window chunk by the flags its scores gave it, if the window is
-  full.
+  """Makes room for the next chunk: if the window is full, routes its oldest chunk by the flags its scores gave it.
 
   Written without branches, slot by slot: under `vmap` a branch would select between whole memories.
   """

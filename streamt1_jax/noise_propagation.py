@@ -3,8 +3,8 @@
   eps_n = sigma * eps_parent + sqrt(1 - sigma^2) * eps_fresh                      (Stream-T1, noise propagation)
 
 With independent draws the fused noise has unit variance. In the released code candidate 0 of a beam draws its
-parent's fresh
-noise again, so its two terms are correlated and its variance is not one; `SearchConfig.first_candidate` chooses.
+parent's fresh noise again, so its two terms are correlated and its variance is not one;
+`SearchConfig.first_candidate` chooses.
 """
 
 from typing import NamedTuple, Protocol

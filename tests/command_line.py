@@ -1,10 +1,13 @@
 """A small random model on disk, and the command line run as a user runs it: own process, exit code, both streams."""
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import pathlib
+import resource
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -74,7 +77,8 @@ def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:
 
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["experiments.generate"])
+# The programs themselves define flags, and each belongs to one program: only what they import is shared.
+_PROCESSES.set_forkserver_preload(["experiments.results", "streamt1_jax.convert.execute"])
 
 
 def generate(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, Any] | None = None) -> Result:
@@ -84,9 +88,24 @@ def generate(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, A
   return result_of(process.exitcode, folder)
 
 
-def start(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, Any] | None = None):
-  """As `generate`, but does not wait."""
-  process = _PROCESSES.Process(target=_run_program, args=(str(folder), arguments, dict(jax_settings or {})))
+def convert(folder: pathlib.Path, *arguments: str, file_bytes: int | None = None) -> Result:
+  """Runs `experiments.convert` in `folder`; no file it writes may grow beyond `file_bytes`, as on a full disk."""
+  process = start(folder, *arguments, program="convert", file_bytes=file_bytes)
+  process.join()
+  return result_of(process.exitcode, folder)
+
+
+def start(
+  folder: pathlib.Path,
+  *arguments: str,
+  jax_settings: Mapping[str, Any] | None = None,
+  program: str = "generate",
+  file_bytes: int | None = None,
+):
+  """As `generate` or `convert`, but does not wait."""
+  process = _PROCESSES.Process(
+    target=_run_program, args=(str(folder), program, arguments, dict(jax_settings or {}), file_bytes)
+  )
   process.start()
   return process
 
@@ -95,13 +114,18 @@ def result_of(code: int, folder: pathlib.Path) -> Result:
   return Result(code, (folder / _STDOUT).read_text(), (folder / _STDERR).read_text())
 
 
-def _run_program(folder: str, arguments: tuple[str, ...], jax_settings: dict[str, Any]) -> None:
+def _run_program(
+  folder: str, program: str, arguments: tuple[str, ...], jax_settings: dict[str, Any], file_bytes: int | None
+) -> None:
   os.chdir(folder)
   for name, value in jax_settings.items():
     jax.config.update(name, value)
   for stream, name in ((1, _STDOUT), (2, _STDERR)):
     os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
-  sys.argv = ["experiments/generate.py", *arguments]
-  from experiments import common, generate
+  if file_bytes is not None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+  sys.argv = [f"experiments/{program}.py", *arguments]
+  from experiments import common
 
-  common.run(generate.main)
+  common.run(importlib.import_module(f"experiments.{program}").main)

@@ -6,9 +6,8 @@
      text keys and values [L, A, X, D] ── cross-attention (computed once per prompt)
      memory [L, R, A, T, D] ── self-attention (read only)
 
-Source: Wan spec, section 1.3. Everything is unbatched: one candidate, one chunk. `vmap` over candidates shares the
-  memory.
-Blocks are stacked `[L, ...]` and scanned.
+Everything is unbatched: one candidate, one chunk; `vmap` over candidates shares the memory. Blocks are stacked
+`[L, ...]` and scanned. Source: Wan spec, section 1.3.
 """
 
 from collections.abc import Callable

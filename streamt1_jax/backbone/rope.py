@@ -1,14 +1,13 @@
 """Three-axis rotary position embedding, in a layout without strided access.
 
 A head's channels form pairs; pair j is a complex number turned by `position * 10000^(-2 j / d_axis)`. The pairs are
-split
-between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, time takes the rest (Wan spec, section 1.3).
+split between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, time takes the rest (Wan spec,
+section 1.3).
 
 Published weights interleave a pair's two numbers (2j, 2j + 1). Here the first numbers of all pairs come first and the
-second
-numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the columns
-of the
-query and key projections once (`to_halves`); attention scores do not change, since queries and keys are permuted alike.
+second numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the
+columns of the query and key projections once (`halves_order`); attention scores do not change, since queries and keys
+are permuted alike.
 """
 
 from typing import NamedTuple
@@ -47,6 +46,7 @@ def _cos_sin(angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rotary_tables(head_dim: int, max_frames: int, rows: int, columns: int) -> RotaryTables:
+  """Tables for heads of `head_dim` channels, `max_frames` latent frames and a grid of `rows` by `columns` tokens."""
   time, height, width = axis_pairs(head_dim)
   grid = (rows, columns)
   by_row = np.broadcast_to(_angles(rows, height)[:, None], (*grid, height))
@@ -56,8 +56,7 @@ def rotary_tables(head_dim: int, max_frames: int, rows: int, columns: int) -> Ro
 
 
 def chunk_rotation(tables: RotaryTables, first_frame: jax.Array, num_frames: int) -> tuple[jax.Array, jax.Array]:
-  """Cosine and sine of every token of `num_frames` consecutive frames, each `[num_frames * frame_tokens, head_dim /
-  2]`.
+  """Cosines and sines of the tokens of consecutive frames, each [num_frames * frame_tokens, head_dim / 2].
 
   `first_frame` is the absolute index of the first frame, an int32 scalar in 0..max_frames - num_frames.
   """

@@ -1,8 +1,8 @@
 """What the search asks of a reward: pure functions over frames that are already on the device, per candidate.
 
 A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt
-alone is
-computed once per video by `init`. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
+alone is computed once per video by `init`. The chunk step vmaps over candidates and beams; a beam's past frames stay
+unbatched.
 """
 
 from typing import Any, NamedTuple, Protocol
