@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from streamt1_jax.config import ConfigError
@@ -108,12 +109,12 @@ class VideoAlign:
     def look_at(count: int, indices: jax.Array) -> jax.Array:
       return self.overall(self.raw_scores(params, condition, window.take(indices[:count])))
 
-    table = jnp.asarray([jnp.pad(indices, (0, counts[-1] - len(indices))) for indices in sampled])
-    branch = jnp.asarray([counts.index(len(indices)) for indices in sampled])
+    table = np.stack([np.pad(indices, (0, counts[-1] - len(indices))) for indices in sampled])
+    branch = np.asarray([counts.index(len(indices)) for indices in sampled], np.int32)
     branches = [functools.partial(look_at, count) for count in counts]
-    return jax.lax.switch(branch[window.num_past], branches, table[window.num_past])
+    return jax.lax.switch(jnp.asarray(branch)[window.num_past], branches, jnp.asarray(table)[window.num_past])
 
-  def sample(self, num_frames: int):
+  def sample(self, num_frames: int) -> np.ndarray:
     """Indices, int32 [n], of the frames looked at in a video of `num_frames` frames; n is even."""
     c = self.config
     return preprocess.sample_frames(num_frames, self.fps, c.sample_fps, c.min_frames, c.max_frames)
