@@ -1,40 +1,44 @@
 """Measures a whole search: work per second, against the machine's own matrix-product rate in the same run.
 
   python -m experiments.benchmark --preset=bench_mid --beam_size=2 --top_k=2 --chunks=7
+  python -m experiments.benchmark --preset=bench_mid --top_k=1 --live_bytes
 
-prints one JSON line. Random weights, latents instead of frames, and rewards that cost nothing, so that what is
-measured is
-the search itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the
-forwards that the search really makes and the keys that are really visible.
+The first prints one JSON line, the second a table of what candidates cost in memory (see `memory_rows`).
+
+Random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is the search
+itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards that the
+search really makes and the keys that are really visible.
 """
 
+import dataclasses
 import json
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
+from experiments import common
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.base import LatentCodec
-from streamt1_jax.config import ModelConfig, SearchConfig, preset
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.io.manifest import CompileCounter, peak_rss_bytes
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.state import Condition
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "bench_mid", "Model preset.")
-flags.DEFINE_integer("beam_size", 2, "Candidates per beam.")
-flags.DEFINE_integer("top_k", 2, "Beams.")
-flags.DEFINE_integer("chunks", 7, "Chunks of the video.")
-flags.DEFINE_integer("max_sink_frames", 9, "Latent frames the sinks may grow to.")
-flags.DEFINE_integer("repeats", 2, "Timed searches; the fastest counts.")
-flags.DEFINE_bool("append_always", False, "Route every chunk to a new sink: the largest memory.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_PRESET = flags.DEFINE_string("preset", "bench_mid", "Model preset.")
+_BEAM_SIZE = common.define_integer("beam_size", 2, "Candidates per beam.")
+_TOP_K = common.define_integer("top_k", 2, "Beams.")
+_CHUNKS = common.define_integer("chunks", 7, "Chunks of the video.")
+_MAX_SINK_FRAMES = common.define_integer("max_sink_frames", 9, "Latent frames the sinks may grow to.")
+_REPEATS = common.define_integer("repeats", 2, "Timed searches; the fastest counts.", 1)
+_APPEND_ALWAYS = flags.DEFINE_bool("append_always", False, "Route every chunk to a new sink: the largest memory.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+_LIVE_BYTES = flags.DEFINE_bool("live_bytes", False, "Report bytes at 1, 4 and 8 candidates per beam instead.")
 
 
 class ConstantReward:
@@ -56,17 +60,17 @@ class AlternatingReward:
 
 def build(model: ModelConfig, search: SearchConfig) -> tuple[Models, dict, Condition]:
   """Random weights in the flag's dtype, and a random prompt."""
-  dtype = jnp.dtype(FLAGS.dtype)
+  dtype = jnp.dtype(_DTYPE.value)
   graphdef, params = nnx.split(CausalWanDiT(model, nnx.Rngs(0)), nnx.Param)
   backbone = jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(params))
-  rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if FLAGS.append_always else (ConstantReward(),) * 2
+  rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if _APPEND_ALWAYS.value else (ConstantReward(),) * 2
   frame = model.latent_shape[1:]
   draw = gaussian_noise(model.latent_shape, len(model.schedule.denoising_steps))
   models = Models(model, graphdef, LatentCodec(frame), *rewards, draw)
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
   text = nnx.merge(graphdef, backbone).text_memory(embeddings)
   params = {"backbone": backbone, "codec": {}, "image_reward": {}, "video_reward": {}}
-  return models, params, Condition(text, (), (), jnp.int32(FLAGS.chunks))
+  return models, params, Condition(text, (), (), jnp.int32(_CHUNKS.value))
 
 
 def forward_flop(model: ModelConfig, visible_chunks: float) -> float:
@@ -108,7 +112,7 @@ def run_search(models: Models, params: dict, condition: Condition, search: Searc
   """One search; returns how many chunks every beam saw, chunk by chunk."""
   state = drivers.jitted_init_state(params, 0, models, search)
   counts = []
-  for index in range(FLAGS.chunks):
+  for index in range(_CHUNKS.value):
     state, _ = drivers.jitted_chunk_step(params, state, condition, models, search, first=index == 0)
     # A copy, since the next step takes the state's buffers; waiting keeps one chunk in flight.
     counts.append(np.array(state.beams.memory.count, np.float64))
@@ -116,52 +120,82 @@ def run_search(models: Models, params: dict, condition: Condition, search: Searc
   return counts
 
 
-def live_bytes() -> int:
-  """Bytes of all live arrays."""
-  return sum(array.nbytes for array in jax.live_arrays())
+def memory_rows(models: Models, params: dict, condition: Condition, search: SearchConfig) -> list[dict[str, int]]:
+  """What 1, 4 and 8 candidates per beam cost, in bytes.
+
+  `live` is everything that exists between two chunks: weights, prompt, state. `temporary` is what one chunk needs
+  beside that, by XLA's account of the compiled step. `beam_memory` is the attention memory of one beam and `chunk_kv`
+  what one chunk adds to it: were either copied for every candidate, `temporary` would grow by it.
+  """
+  rows = []
+  for beam_size in (1, 4, 8):
+    search = dataclasses.replace(search, beam_size=beam_size)
+    state = drivers.jitted_init_state(params, 0, models, search)
+    lowered = drivers.jitted_chunk_step.lower(params, state, condition, models, search, first=False)
+    step = lowered.compile()
+    temporary = step.memory_analysis().temp_size_in_bytes
+    state = jax.block_until_ready(step(params, state, condition)[0])
+    memory = state.beams.memory.k
+    beam_memory = 2 * memory.nbytes // search.top_k
+    rows.append({
+      "candidates": search.num_candidates,
+      "live": sum(array.nbytes for array in jax.live_arrays()),
+      "temporary": temporary,
+      "beam_memory": beam_memory,
+      "chunk_kv": beam_memory // memory.shape[2],
+    })  # fmt: skip
+    del state
+  return rows
 
 
-def temporary_bytes(models: Models, params: dict, condition: Condition, search: SearchConfig) -> int:
-  """Bytes of the compiled step's temporaries, by XLA's own account."""
-  state = jax.eval_shape(lambda: drivers.jitted_init_state(params, 0, models, search))
-  lowered = drivers.jitted_chunk_step.lower(params, state, condition, models, search, first=False)
-  return lowered.compile().memory_analysis().temp_size_in_bytes
+def print_table(rows: list[dict[str, int]]) -> None:
+  for cells in [list(rows[0]), *(list(row.values()) for row in rows)]:
+    print("  ".join(f"{cell:>13,}" if isinstance(cell, int) else f"{cell:>13}" for cell in cells))
 
 
-def main(_) -> None:
-  model = preset(FLAGS.preset)
-  search = SearchConfig.released(beam_size=FLAGS.beam_size, top_k=FLAGS.top_k, max_sink_frames=FLAGS.max_sink_frames)
-  models, params, condition = build(model, search)
-  drivers.check_length(models, search, FLAGS.chunks)
+def measure(models: Models, params: dict, condition: Condition, search: SearchConfig) -> dict[str, float]:
+  """Times whole searches between measurements of the machine's rate; the best of each counts."""
+  dtype, times = jnp.dtype(_DTYPE.value), []
   began = time.perf_counter()
   run_search(models, params, condition, search)
   warm_up = time.perf_counter() - began
-  rates, times = [gemm_tflops(jnp.dtype(FLAGS.dtype))], []
-  with CompileCounter() as compilations:
-    for _ in range(FLAGS.repeats):
+  rates = [gemm_tflops(dtype)]
+  compilations = 0
+  for _ in range(_REPEATS.value):
+    with CompileCounter() as counter:
       began = time.perf_counter()
       visible = run_search(models, params, condition, search)
       times.append(time.perf_counter() - began)
-  rates.append(gemm_tflops(jnp.dtype(FLAGS.dtype)))
-  seconds, flop = min(times), search_flop(model, search, visible)
+    compilations += counter.count
+    rates.append(gemm_tflops(dtype))
+  seconds, flop = min(times), search_flop(models.config, search, visible)
   tflops, gemm = flop / seconds / 1e12, max(rates)
-  report = {
-    "preset": FLAGS.preset,
-    "candidates": search.num_candidates,
-    "chunks": FLAGS.chunks,
+  return {
     "seconds": seconds,
     "compile_seconds": warm_up - seconds,
     "model_tflop": flop / 1e12,
     "tflops": tflops,
     "gemm_tflops": gemm,
     "gemm_fraction": tflops / gemm,
-    "compilations_after_warmup": compilations.count,
+    "compilations_after_warmup": compilations,
     "peak_rss_bytes": peak_rss_bytes(),
-    "live_bytes": live_bytes(),
-    "temporary_bytes": temporary_bytes(models, params, condition, search),
   }
-  print(json.dumps(report))
+
+
+def main() -> None:
+  model = preset(_PRESET.value)
+  search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)
+  search.validate_for(model)
+  longest = drivers.max_chunks(model)
+  if not 1 <= _CHUNKS.value <= longest:
+    raise ConfigError(f"--chunks must be in 1..{longest} (rotary tables), got {_CHUNKS.value}")
+  models, params, condition = build(model, search)
+  if _LIVE_BYTES.value:
+    print_table(memory_rows(models, params, condition, search))
+    return
+  report = {"preset": model.name, "candidates": search.num_candidates, "chunks": _CHUNKS.value}
+  print(json.dumps(report | measure(models, params, condition, search)), flush=True)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  common.run(main)

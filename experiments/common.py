@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import pathlib
@@ -70,6 +71,8 @@ def _parse_flags(arguments: Sequence[str]) -> list[str]:
     positional = flags.FLAGS(arguments)[1:]
   except flags.Error as error:
     sys.exit(_report(str(error), BAD_INPUT))
+  except UnicodeDecodeError as error:
+    sys.exit(_report(f"a file given by --flagfile is not UTF-8 text: {error}", BAD_INPUT))
   if positional:
     sys.exit(_report(f"unexpected argument {positional[0]!r}; every argument is a flag: --name=value", BAD_INPUT))
   return positional
@@ -80,6 +83,11 @@ def _exit_code(main: Callable[[], None]) -> int:
     main()
   except ConfigError as error:
     return _report(str(error), BAD_INPUT)
+  except OSError as error:
+    # A path that the system refuses, for whatever of its many reasons; without a path it is a fault of ours.
+    if error.filename is None:
+      raise
+    return _report(f"{error.filename}: {error.strerror}", BAD_INPUT)
   except SearchError as error:
     return _report(str(error), RUN_FAILED)
   except jax.errors.JaxRuntimeError as error:
@@ -101,6 +109,20 @@ def find_folder(path: str) -> epath.Path:
   here = epath.Path(path)
   beside = epath.Path(pathlib.Path(__file__).resolve().parents[1]) / path
   return beside if beside.exists() and not here.exists() else here
+
+
+def require_writable(flag: str, path: str) -> None:
+  """Raises ConfigError unless a file can be made at `path`: better known before the work than after it."""
+  target = epath.Path(path)
+  probe = target.parent / f".{target.name}.probe"
+  try:
+    if target.is_dir():
+      raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"")
+    probe.unlink()
+  except OSError as error:
+    raise ConfigError(f"--{flag}={path} cannot be written: {error.strerror or error}") from error
 
 
 def checkpoint_sha256(folder: epath.Path) -> str:

@@ -3,61 +3,76 @@
   python -m experiments.evaluate --split=test --num_captions=64 --search=none
   python -m experiments.evaluate --split=test --num_captions=64 --search=none --seconds=30
 
-prints one JSON line: the share of videos for which every verdict holds, over the whole video (5 s) or window by
-window (30 s).
+prints one JSON line: the share of videos for which each verdict holds, over the whole video and, where it is longer
+than 5 s, window by window.
+
 Captions of the split "tune" are for choosing anything at all; those of "test" are for reporting. `--reconstruct`
 judges true clips after a trip through the VAE instead: what the decoder can reach at best.
 """
 
 import json
+import sys
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+import tqdm
+from absl import flags
+from etils import epath
 from flax import nnx
 
 from experiments import common, search_flags
 from streamt1_jax.codec.vae import VideoCodec, quantize_frames
+from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes, verify
 from streamt1_jax.io.checkpoint import load_params
+from streamt1_jax.io.video import write_png
 from streamt1_jax.pipeline import Pipeline
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Model checkpoint.")
-flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
-flags.DEFINE_integer("num_captions", 64, "Videos judged.")
-flags.DEFINE_float("seconds", 5.0, "Length of each video.")
-flags.DEFINE_integer("seed", 0, "Choice of captions, and seed of the first video; the others follow.")
-flags.DEFINE_bool("reconstruct", False, "Judge true clips that went through the VAE.")
-flags.DEFINE_string("contact_sheet", None, "PNG of the first videos, for looking at.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
+_NUM_CAPTIONS = common.define_integer("num_captions", 64, "Videos judged.", 1, 10_000)
+_SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")
+_SEED = common.define_integer("seed", 0, "Choice of captions, and seed of the first video.", 0, 10**9)
+_RECONSTRUCT = flags.DEFINE_bool("reconstruct", False, "Judge true clips that went through the VAE.")
+_CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "PNG of the first videos, for looking at.")
+flags.adopt_module_key_flags(search_flags)
+
+# Seeds grow by 1000 a chunk: videos of up to 100 chunks share none.
+_SEED_STEP = 100_000
+_SHEET_VIDEOS, _SHEET_FRAMES = 16, 9
 
 
-def generated_videos(pipeline: Pipeline, captions: list[str]):
+def generated_videos(pipeline: Pipeline, captions: list[str]) -> Iterator[np.ndarray]:
   """Frames [T, 64, 64, 3] uint8 of one video per caption, every one from its own seed."""
   search = search_flags.search_config(pipeline.config)
+  frames = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * pipeline.config.chunk_frames
   pipeline.text.prepare(captions)
   for index, caption in enumerate(captions):
-    yield pipeline.generate(caption, seconds=FLAGS.seconds, search=search, seed=FLAGS.seed + 100_000 * index).frames
+    seed = _SEED.value + _SEED_STEP * index
+    yield pipeline.generate(caption, num_latent_frames=frames, search=search, seed=seed).frames
 
 
-def reconstructed_videos(checkpoint: str, pipeline: Pipeline, captions: list[str]):
+def reconstructed_videos(checkpoint: epath.Path, pipeline: Pipeline, captions: list[str]) -> Iterator[np.ndarray]:
   """True clips of the captions, encoded and decoded."""
-  config, length = pipeline.config, pipeline.num_chunks(seconds=FLAGS.seconds) * pipeline.config.chunk_frames
+  config = pipeline.config
+  search = search_flags.search_config(config)
+  length = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * config.chunk_frames
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0))), nnx.Param)
-  codec = nnx.merge(graphdef, load_params(f"{checkpoint}/codec", nnx.to_pure_dict(abstract), jnp.float32))
+  codec = nnx.merge(graphdef, load_params(checkpoint / "codec", nnx.to_pure_dict(abstract), jnp.float32))
   indices = jnp.arange(1 + config.codec.temporal_stride * (length - 1))
   through = jax.jit(
     lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1)))
   )
-  rng = np.random.default_rng(FLAGS.seed)
+  rng = np.random.default_rng(_SEED.value)
   for caption in captions:
     start = jnp.asarray(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
     yield np.asarray(through(shapes.Scene(*map(jnp.int32, shapes.parse_caption(caption)), start=start)))
 
 
-def judge(videos, captions: list[str]) -> dict:
-  """Shares per verdict over whole videos and, for videos of 30 s, in each of the windows of the drift."""
+def judge(videos: Iterable[np.ndarray], captions: list[str]) -> dict[str, dict[str, float]]:
+  """Shares per verdict over whole videos and, where there is more than one, in each of the windows of the drift."""
   whole, windows = [], []
   for frames, caption in zip(videos, captions, strict=True):
     attributes = shapes.parse_caption(caption)
@@ -70,28 +85,31 @@ def judge(videos, captions: list[str]) -> dict:
   return report
 
 
-def write_sheet(path: str, videos: list[np.ndarray]) -> None:
-  """One row per video: nine frames from first to last."""
-  from streamt1_jax.io.video import write_png
-
-  rows = [np.concatenate(list(frames[np.linspace(0, len(frames) - 1, 9).astype(int)]), axis=1) for frames in videos]
-  write_png(path, np.concatenate(rows))
+def contact_sheet(videos: list[np.ndarray]) -> np.ndarray:
+  """One row per video: a few frames from first to last."""
+  pick = lambda frames: frames[np.linspace(0, len(frames) - 1, _SHEET_FRAMES).astype(int)]
+  return np.concatenate([np.concatenate(list(pick(frames)), axis=1) for frames in videos])
 
 
-def main(_) -> None:
-  checkpoint = common.find_checkpoint(FLAGS.checkpoint) if hasattr(common, "find_checkpoint") else FLAGS.checkpoint
+def main() -> None:
+  if _CONTACT_SHEET.value:
+    common.require_writable("contact_sheet", _CONTACT_SHEET.value)
+  checkpoint = common.find_folder(_CHECKPOINT.value)
   pipeline = Pipeline.load(checkpoint)
-  captions = shapes.held_out_captions(FLAGS.split, FLAGS.num_captions, FLAGS.seed)
-  make = (
-    reconstructed_videos(checkpoint, pipeline, captions) if FLAGS.reconstruct else generated_videos(pipeline, captions)
-  )
-  videos = list(make)
-  if FLAGS.contact_sheet:
-    write_sheet(FLAGS.contact_sheet, videos[:16])
-  print(
-    json.dumps({"split": FLAGS.split, "captions": len(captions), "seconds": FLAGS.seconds} | judge(videos, captions))
-  )
+  frame = pipeline.models.codec.frame_shape()
+  if frame != (shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3):
+    raise ConfigError(f"--checkpoint={checkpoint}: its frames are {frame}, the shapes world's are 64x64 and RGB")
+  captions = shapes.held_out_captions(_SPLIT.value, _NUM_CAPTIONS.value, _SEED.value)
+  if _RECONSTRUCT.value:
+    made = reconstructed_videos(checkpoint, pipeline, captions)
+  else:
+    made = generated_videos(pipeline, captions)
+  videos = list(tqdm.tqdm(made, total=len(captions), desc="videos", file=sys.stderr))
+  report = {"split": _SPLIT.value, "captions": len(captions), "seconds": _SECONDS.value} | judge(videos, captions)
+  print(json.dumps(report), flush=True)
+  if _CONTACT_SHEET.value:
+    write_png(_CONTACT_SHEET.value, contact_sheet(videos[:_SHEET_VIDEOS]))
 
 
 if __name__ == "__main__":
-  app.run(main)
+  common.run(main)

@@ -31,7 +31,7 @@ from etils import epath
 from experiments import common, results, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
-from streamt1_jax.drivers import SearchError, check_length
+from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.trace import describe_trace
@@ -102,26 +102,12 @@ def read_prompts() -> list[str]:
   return list(dict.fromkeys(prompts))
 
 
-def video_chunks(pipeline: Pipeline, search: SearchConfig) -> int:
-  """The length of the flags, in chunks."""
-  frames, seconds = _LATENT_FRAMES.value, _SECONDS.value
-  if frames is None and seconds is None:
-    seconds = DEFAULT_SECONDS
-  try:
-    chunks = pipeline.num_chunks(seconds=seconds, num_latent_frames=frames)
-    check_length(pipeline.models, search, chunks)
-  except (ConfigError, OverflowError) as error:
-    given = f"--seconds={seconds}" if frames is None else f"--num_latent_frames={frames}"
-    raise ConfigError(f"{given}: {error}") from error
-  return chunks
-
-
 def search_video(plan: Plan, prompt: str, timer: manifest.PhaseTimer, traces: list[ChunkTrace]) -> Video:
   """One searched video. `traces` receives every chunk when it is made: a failed search leaves them."""
   with timer.phase("text"):
     condition = jax.block_until_ready(plan.pipeline.condition(prompt, plan.num_chunks))
   chunks = plan.pipeline.stream(condition, plan.search, num_chunks=plan.num_chunks, seed=_SEED.value)
-  bar = tqdm.tqdm(total=plan.num_chunks, desc=prompt[:40], bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
+  bar = tqdm.tqdm(total=plan.num_chunks, desc=clean(prompt)[:40], bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
   with bar:
     for index in range(plan.num_chunks):
       # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
@@ -177,7 +163,8 @@ def make_plan(checkpoint: epath.Path) -> Plan:
   search = search_flags.search_config(load_config(checkpoint))
   with timer.phase("load"):
     pipeline = Pipeline.load(checkpoint, dtype=jnp.dtype(_DTYPE.value))
-  chunks = video_chunks(pipeline, search)
+  seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
+  chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
   return Plan(pipeline, search, chunks, common.checkpoint_sha256(checkpoint), timer.seconds["load"])
 
 

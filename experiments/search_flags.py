@@ -6,6 +6,8 @@ from absl import flags
 
 from experiments import common
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.drivers import check_length
+from streamt1_jax.pipeline import Pipeline
 
 _RELEASED = SearchConfig.released()
 
@@ -41,3 +43,16 @@ def search_config(model: ModelConfig) -> SearchConfig:
     if getattr(search, name) > limit:
       raise ConfigError(f"{name} must be at most {limit} (rotary tables), got {getattr(search, name)}")
   return search
+
+
+def video_chunks(
+  pipeline: Pipeline, search: SearchConfig, *, seconds: float | None = None, num_latent_frames: int | None = None
+) -> int:
+  """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag, if it is none."""
+  try:
+    chunks = pipeline.num_chunks(seconds=seconds, num_latent_frames=num_latent_frames)
+    check_length(pipeline.models, search, chunks)
+  except (ConfigError, OverflowError) as error:
+    given = f"--seconds={seconds}" if num_latent_frames is None else f"--num_latent_frames={num_latent_frames}"
+    raise ConfigError(f"{given}: {error}") from error
+  return chunks

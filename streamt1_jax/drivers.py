@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from streamt1_jax.chunk_step import Models, chunk_step, init_state
-from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Params
@@ -50,10 +50,15 @@ def jitted_init_state(params, seed, models, search):
   return init_state(models, params, search, seed)
 
 
+def max_chunks(model: ModelConfig) -> int:
+  """Chunks of the longest video that `model` has rotary tables for."""
+  return model.backbone.max_frames // model.chunk_frames
+
+
 def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   """Raises ConfigError unless a video of `num_chunks` chunks can be searched."""
   search.validate_for(models.config)
-  longest = models.config.backbone.max_frames // models.config.chunk_frames
+  longest = max_chunks(models.config)
   if not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {num_chunks}")
 

@@ -12,6 +12,7 @@ from streamt1_jax.io import checkpoint
 from tests.command_line import generate, save_model
 
 PROMPT = "--prompt=a red circle"
+LONG_NAME = 300 * "x"  # file systems take 255
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,10 @@ def refused(folder: pathlib.Path, *arguments: str) -> str:
     ([PROMPT, "a", "red"], ["'a'", "--name=value"]),
     ([PROMPT, "--depth=3"], ["depth"]),
     ([PROMPT, "--flagfile=none.flags"], ["none.flags"]),
+    ([PROMPT, "--flagfile=binary.flags"], ["--flagfile", "not UTF-8"]),
+    ([PROMPT, f"--checkpoint={LONG_NAME}"], [LONG_NAME, "does not exist"]),
+    ([f"--prompts_file={LONG_NAME}"], [LONG_NAME, "does not exist"]),
+    (["--prompts_file=/proc/self/mem"], ["/proc/self/mem", "cannot be read"]),
     ([PROMPT, "--search=beam"], ["--search=beam", "stream_t1|none"]),
     ([PROMPT, "--semantics=other"], ["--semantics=other", "released|paper"]),
     ([PROMPT, "--seed=one"], ["--seed=one", "integer", "2147483647"]),
@@ -58,6 +63,7 @@ def refused(folder: pathlib.Path, *arguments: str) -> str:
   ],
 )
 def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
+  (tmp_path / "binary.flags").write_bytes(b"--seed=1\n\xff\xfe")
   line = refused(tmp_path, *arguments)
   for fragment in fragments:
     assert fragment in line
@@ -177,6 +183,9 @@ def test_output_folder_that_cannot_be_written(tmp_path, small_checkpoint):
     line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", f"--output_dir={place}")
     assert f"cannot write {place}/" in line
   assert (tmp_path / "outputs").read_text() == "a file in its place"
+  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", f"--output_dir={LONG_NAME}")
+  assert LONG_NAME in line
+  assert "too long" in line
 
 
 def test_foreign_folder_in_the_place_of_a_result_is_kept(tmp_path, small_checkpoint):

@@ -19,13 +19,17 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
     The prompts in the order of the file, repetitions included.
 
   Raises:
-    ConfigError: if the file is missing, has no prompt, or has a line that is not UTF-8 or holds control
+    ConfigError: if the file is missing or unreadable, has no prompt, or has a line that is not UTF-8 or holds control
       characters; the message names the file and the line.
   """
   file = epath.Path(path)
   if not file.is_file():
     raise ConfigError(f"prompt file {path} does not exist or is not a file")
-  lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
+  try:
+    content = file.read_bytes()
+  except OSError as error:
+    raise ConfigError(f"prompt file {path} cannot be read: {error.strerror or error}") from error
+  lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
   prompts = [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
   prompts = [prompt for prompt in prompts if prompt]
   if not prompts:
