@@ -359,6 +359,12 @@ class TestSecondRun:
     line = refused_here(tmp_path, published, model=dataclasses.replace(MODEL, latent_width=8))
     assert "checkpoint of another model (latent_width differ)" in line
 
+  def test_parts_of_another_model_are_kept(self, tmp_path, published):
+    convert_here(tmp_path, published)
+    deeper = dataclasses.replace(MODEL, backbone=dataclasses.replace(MODEL.backbone, num_layers=3))
+    line = refused_here(tmp_path, published, model=deeper, **everything(published) | {"backbone": None})
+    assert "out/backbone exists and was made for another --model" in line
+
   def test_a_different_tokenizer_is_kept(self, tmp_path, published):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tokenizer.model").write_bytes(b"another")
