@@ -143,13 +143,14 @@ def restore_backbone(model: ModelConfig, folder: pathlib.Path) -> dict[str, Any]
   """Loads the backbone; what it took beside the weights themselves, in units of the largest of them."""
   abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param))
   jax.block_until_ready(jnp.zeros(1))
-  before, start = manifest.peak_rss_bytes(), time.perf_counter()
+  before, start, work = manifest.peak_rss_bytes(), time.perf_counter(), time.process_time()
   params = jax.block_until_ready(checkpoint.load_params(folder / "backbone", abstract, _DTYPE.value))
   sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
   on_host = sum(sizes) if jax.default_backend() == "cpu" else 0
   extra = manifest.peak_rss_bytes() - before - on_host
   return {
     "load_seconds": time.perf_counter() - start,
+    "load_cpu_seconds": time.process_time() - work,
     "weight_bytes": sum(sizes),
     "host_bytes_beside_weights": extra,
     "in_largest_weights": extra / max(sizes),
@@ -218,7 +219,8 @@ def measure(stage: str, command: Sequence[str], output: pathlib.Path | None = No
     output: what it makes, to report its size.
 
   Returns:
-    "stage", "seconds", "peak_rss_bytes", "disk_bytes", and the fields of the JSON line it prints, if it prints one.
+    "stage", "seconds", "cpu_seconds" (of all its threads), "peak_rss_bytes", "disk_bytes", and the fields of the JSON
+    line it prints, if it prints one.
 
   Raises:
     ConfigError: it failed; the message has its last line.
@@ -242,7 +244,8 @@ def measure(stage: str, command: Sequence[str], output: pathlib.Path | None = No
   seconds = time.perf_counter() - start
   result = json.loads(printed[-1]) if printed and printed[-1].startswith("{") else {}
   disk = disk_bytes(output) if output else 0
-  return {"stage": stage, "seconds": seconds, "peak_rss_bytes": usage.ru_maxrss * 1024, "disk_bytes": disk, **result}
+  measured = {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+  return {"stage": stage, **measured, "peak_rss_bytes": usage.ru_maxrss * 1024, "disk_bytes": disk, **result}
 
 
 def disk_bytes(path: pathlib.Path) -> int:
@@ -295,11 +298,11 @@ def run_checks(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 def report(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
   """Prints a row of the table for each result as soon as it is there."""
-  columns = ("source, GB", "write, s", "stage, s", "peak memory, GB", "result, GB")
+  columns = ("source, GB", "write, s", "stage, s", "CPU, s", "peak memory, GB", "result, GB")
   print(f"| {'stage':32} | {' | '.join(columns)} |\n|{'-' * 34}|{'|'.join('-' * (len(c) + 1) + ':' for c in columns)}|")
   for result in results:
     numbers = [
-      result.get("written_bytes", 0) / 1e9, result.get("write_seconds", 0), result["seconds"],
+      result.get("written_bytes", 0) / 1e9, result.get("write_seconds", 0), result["seconds"], result["cpu_seconds"],
       result["peak_rss_bytes"] / 1e9, result["disk_bytes"] / 1e9,
     ]  # fmt: skip
     cells = (f"{number:{len(column)}.2f}" for number, column in zip(numbers, columns, strict=True))
