@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -226,9 +227,13 @@ def measure(stage: str, command: Sequence[str], output: pathlib.Path | None = No
   start = time.perf_counter()
   with tempfile.TemporaryFile() as errors:
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=errors)
-    printed = process.stdout.read().decode().splitlines()
-    # `wait4` tells the memory of this one process; `getrusage` only of the largest of all so far.
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+      printed = process.stdout.read().decode().splitlines()
+      # `wait4` tells the memory of this one process; `getrusage` only of the largest of all so far.
+      _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+      process.kill()
+      raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
       errors.seek(0)
@@ -248,7 +253,10 @@ def disk_bytes(path: pathlib.Path) -> int:
 def convert_source(model: ModelConfig, source: Source, path: pathlib.Path, output: pathlib.Path) -> dict[str, Any]:
   """Writes a source to `path`, converts it into the folder `output`, and deletes it."""
   start = time.perf_counter()
-  source.write(path)
+  try:
+    source.write(path)
+  except OSError as error:
+    raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
   written = {"written_bytes": disk_bytes(path), "write_seconds": time.perf_counter() - start}
   arguments = [argument.format(path=path) for argument in source.arguments]
   command = ["-m", "experiments.convert", f"--model={model.name}", f"--output={output}", *arguments]
@@ -285,7 +293,7 @@ def run_checks(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     yield measure(check.replace("_", " "), ["-m", "experiments.full_size_check", *own_flags, f"--check={check}"])
 
 
-def report(results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def report(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
   """Prints a row of the table for each result as soon as it is there."""
   columns = ("source, GB", "write, s", "stage, s", "peak memory, GB", "result, GB")
   print(f"| {'stage':32} | {' | '.join(columns)} |\n|{'-' * 34}|{'|'.join('-' * (len(c) + 1) + ':' for c in columns)}|")
@@ -334,9 +342,8 @@ def main() -> None:
   chosen = choose_sources(model)
   prepare(model, folder)
   try:
-    results = list(report(convert_all(model, chosen, folder)))
-    if {source.part for source in chosen if source.final} == {"backbone", "codec", "text"}:
-      results += report(run_checks(folder))
+    complete = {source.part for source in chosen if source.final} == {"backbone", "codec", "text"}
+    results = list(report(itertools.chain(convert_all(model, chosen, folder), run_checks(folder) if complete else ())))
   finally:
     if not _KEEP.value:
       for entry in folder.iterdir():
