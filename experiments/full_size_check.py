@@ -11,14 +11,17 @@ files must be the same, byte for byte. Then the parts are restored, a prompt is 
   codec     Wan2.1_VAE.pth  | diffusers safetensors
   text      UMT5-XXL .pth   | Hugging Face shards in float32
 
-Every stage runs in a process of its own, so that its peak memory is its own. Prints a table, then one line of JSON.
-Disk: 52 GB at the worst moment, all of it in `work_dir`, which must be empty and is left so unless --keep is given.
+Every conversion and check runs in a process of its own, so that its peak memory is its own. Prints a table, then one
+line of JSON.
+Disk: 51 GB at the worst moment, all of it in `work_dir`, which must be empty and is left so unless --keep is given.
 Memory: 4 GB beside what the search needs. `--model=tiny` does the same in a minute.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -27,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +62,8 @@ _WIDTH = common.define_integer("latent_width", 8, "Columns of the latent (104 fo
 _CHUNKS = common.define_integer("chunks", 1, "Chunks to search.", 1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and activations.")
 _KEEP = flags.DEFINE_bool("keep", False, "Leave the converted checkpoint.")
-_STAGE = flags.DEFINE_string("stage", None, "Used by the program itself: run this one stage.")
+_SOURCES = flags.DEFINE_list("sources", None, "Names of files to convert; all by default, and then all is checked.")
+_CHECK = flags.DEFINE_string("check", None, "Used by the program itself: run one check on what is in work_dir.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +125,9 @@ def sources(model: ModelConfig) -> list[Source]:
   torch = lambda *which: lambda path: random_weights.write_torch(path, of(*which))
   lora = ("--backbone={path}/model.pt", "--lora={path}/lora.pt", f"--lora_alpha={_LORA_RANKS[model.name]}")
   diffusion = "diffusion_pytorch_model"
-  float32, backbone, vae, text = "float32", ("--backbone={path}",), ("--vae={path}",), ("--text_encoder={path}",)
+  tokenizer = common.find_folder("checkpoints/tiny") / TOKENIZER_FILE
+  float32, backbone, text = "float32", ("--backbone={path}",), ("--text_encoder={path}",)
+  vae = ("--vae={path}", f"--tokenizer={tokenizer}")
   return [
     Source("wan_backbone", "backbone", backbone, False, safetensors("backbone", "Wan", float32)),
     Source("diffusers_backbone", "backbone", backbone, False, sharded(diffusion, "backbone", "diffusers", float32)),
@@ -195,18 +201,12 @@ def _require_finite(what: str, values: np.ndarray) -> None:
 CHECKS = {"restore_backbone": restore_backbone, "encode_prompt": encode_prompt, "search": search}
 
 
-def run_stage(name: str) -> None:
-  """One stage, in this process; the last line on stdout is its result in JSON."""
-  model, folder = preset(_MODEL.value), pathlib.Path(_WORK_DIR.value)
-  written = {source.name: source for source in sources(model)}
-  if name in written:
-    written[name].write(folder / name)
-    result = {}
-  elif name in CHECKS:
-    result = CHECKS[name](model, folder / CHECKPOINT)
-  else:
-    raise ConfigError(f"--stage={name} is none of {', '.join([*written, *CHECKS])}")
-  print(json.dumps(result))
+def run_check(name: str) -> None:
+  """One check, in this process; the last line on stdout is its result in JSON."""
+  if name not in CHECKS:
+    raise ConfigError(f"--check={name} is none of {', '.join(CHECKS)}")
+  result = CHECKS[name](preset(_MODEL.value), pathlib.Path(_WORK_DIR.value) / CHECKPOINT)
+  print(json.dumps({**result, "environment": manifest.environment()}))
 
 
 def measure(stage: str, command: Sequence[str], output: pathlib.Path | None = None) -> dict[str, Any]:
@@ -227,9 +227,13 @@ def measure(stage: str, command: Sequence[str], output: pathlib.Path | None = No
   start = time.perf_counter()
   with tempfile.TemporaryFile() as errors:
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=errors)
-    printed = process.stdout.read().decode().splitlines()
-    # `wait4` tells the memory of this one process; `getrusage` only of the largest of all so far.
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+      printed = process.stdout.read().decode().splitlines()
+      # `wait4` tells the memory of this one process; `getrusage` only of the largest of all so far.
+      _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+      process.kill()
+      raise
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
       errors.seek(0)
@@ -246,16 +250,19 @@ def disk_bytes(path: pathlib.Path) -> int:
   return sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
 
 
-def convert_source(source: Source, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """Writes a source, converts it and deletes it; two results."""
-  path = folder / source.name
-  output = folder / (CHECKPOINT if source.final else f"{source.name}_converted")
-  own_flags = [f"--{flag.name}={flag.value}" for flag in (_MODEL, _WORK_DIR)]
-  yield measure(f"write {source.name}", ["-m", __spec__.name, *own_flags, f"--stage={source.name}"], path)
+def convert_source(model: ModelConfig, source: Source, path: pathlib.Path, output: pathlib.Path) -> dict[str, Any]:
+  """Writes a source to `path`, converts it into the folder `output`, and deletes it."""
+  start = time.perf_counter()
+  try:
+    source.write(path)
+  except OSError as error:
+    raise ConfigError(f"cannot write {path}: {error.strerror or error}") from error
+  written = {"written_bytes": disk_bytes(path), "write_seconds": time.perf_counter() - start}
   arguments = [argument.format(path=path) for argument in source.arguments]
-  command = ["-m", "experiments.convert", f"--model={_MODEL.value}", f"--output={output}", *arguments]
-  yield measure(f"convert {source.name}", [*command, f"--dtype={_DTYPE.value}"], output / source.part)
+  command = ["-m", "experiments.convert", f"--model={model.name}", f"--output={output}", *arguments]
+  result = measure(f"convert {source.name}", [*command, f"--dtype={_DTYPE.value}"], output / source.part)
   shutil.rmtree(path) if path.is_dir() else path.unlink()
+  return result | written
 
 
 def weight_checksums(part: pathlib.Path) -> dict[str, str]:
@@ -264,13 +271,14 @@ def weight_checksums(part: pathlib.Path) -> dict[str, str]:
   return {name: entry["sha256"] for name, entry in files.items() if "/" in name}
 
 
-def convert_all(model: ModelConfig, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+def convert_all(model: ModelConfig, chosen: Sequence[Source], folder: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Results of all conversions. Raises ConfigError if flavours that hold the same weights become different parts."""
   seen: dict[tuple[str, bool], tuple[str, dict[str, str]]] = {}
-  for source in sources(model):
-    yield from convert_source(source, folder)
+  for source in chosen:
     output = folder / (CHECKPOINT if source.final else f"{source.name}_converted")
+    result = convert_source(model, source, folder / source.name, output)
     checksums = weight_checksums(output / source.part)
+    yield result | {"weights_sha256": hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()}
     first, expected = seen.setdefault((source.part, source.with_adapter), (source.name, checksums))
     if checksums != expected:
       raise ConfigError(f"{source.name} and {first} hold the same weights, but became different {source.part} parts")
@@ -278,11 +286,25 @@ def convert_all(model: ModelConfig, folder: pathlib.Path) -> Iterator[dict[str, 
       shutil.rmtree(output)
 
 
-def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-  print(f"| {'stage':34} | seconds | peak memory, GB | disk, GB |\n|{'-' * 36}|---------|-----------------|----------|")
+def run_checks(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Results of all checks of the converted checkpoint in `folder`."""
+  own_flags = [f"--{flag.name}={flag.value}" for flag in (_MODEL, _WORK_DIR, _HEIGHT, _WIDTH, _CHUNKS, _DTYPE)]
+  for check in CHECKS:
+    yield measure(check.replace("_", " "), ["-m", "experiments.full_size_check", *own_flags, f"--check={check}"])
+
+
+def report(results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+  """Prints a row of the table for each result as soon as it is there."""
+  columns = ("source, GB", "write, s", "stage, s", "peak memory, GB", "result, GB")
+  print(f"| {'stage':32} | {' | '.join(columns)} |\n|{'-' * 34}|{'|'.join('-' * (len(c) + 1) + ':' for c in columns)}|")
   for result in results:
-    gigabytes = [f"{result[name] / 1e9:.2f}" for name in ("peak_rss_bytes", "disk_bytes")]
-    print(f"| {result['stage']:34} | {result['seconds']:7.1f} | {gigabytes[0]:>15} | {gigabytes[1]:>8} |")
+    numbers = [
+      result.get("written_bytes", 0) / 1e9, result.get("write_seconds", 0), result["seconds"],
+      result["peak_rss_bytes"] / 1e9, result["disk_bytes"] / 1e9,
+    ]  # fmt: skip
+    cells = (f"{number:{len(column)}.2f}" for number, column in zip(numbers, columns, strict=True))
+    print(f"| {result['stage']:32} | {' | '.join(cells)} |", flush=True)
+    yield result
 
 
 def prepare(model: ModelConfig, folder: pathlib.Path) -> None:
@@ -296,31 +318,38 @@ def prepare(model: ModelConfig, folder: pathlib.Path) -> None:
   # The worst moment: the text encoder in float32, its conversion, and all that is converted.
   text = sum(tensor.nbytes for tensor in tensors_of(model, "text", "Wan", "float32").values())
   backbone = sum(tensor.nbytes for tensor in tensors_of(model, "backbone", "Wan", "float32").values())
-  needed, free = 2 * text + 2 * backbone, shutil.disk_usage(folder).free
+  needed, free = 2 * text + backbone, shutil.disk_usage(folder).free
   if free < needed:
     raise ConfigError(f"--work_dir {folder} has {free / 1e9:.0f} GB free, the check needs {needed / 1e9:.0f}")
 
 
+def choose_sources(model: ModelConfig) -> list[Source]:
+  """The sources of the flag, in the order of `sources`; all if it is not given."""
+  known = sources(model)
+  unknown = sorted(set(_SOURCES.value or ()) - {source.name for source in known})
+  if unknown:
+    raise ConfigError(f"--sources: {unknown[0]!r} is none of {', '.join(source.name for source in known)}")
+  return [source for source in known if not _SOURCES.value or source.name in _SOURCES.value]
+
+
 def main() -> None:
-  if _STAGE.value is not None:
-    run_stage(_STAGE.value)
+  if _CHECK.value is not None:
+    run_check(_CHECK.value)
     return
-  model, folder, results = preset(_MODEL.value), pathlib.Path(_WORK_DIR.value), []
+  # The accelerator belongs to the processes that this one starts.
+  jax.config.update("jax_platforms", "cpu")
+  model, folder = preset(_MODEL.value), pathlib.Path(_WORK_DIR.value)
+  chosen = choose_sources(model)
   prepare(model, folder)
-  tokenizer = common.find_folder("checkpoints/tiny") / TOKENIZER_FILE
   try:
-    results.extend(convert_all(model, folder))
-    command = ["-m", "experiments.convert", f"--model={_MODEL.value}", f"--output={folder / CHECKPOINT}"]
-    results.append(measure("convert tokenizer", [*command, f"--tokenizer={tokenizer}"]))
-    own_flags = [f"--{flag.name}={flag.value}" for flag in (_MODEL, _WORK_DIR, _HEIGHT, _WIDTH, _CHUNKS, _DTYPE)]
-    results += [measure(check, ["-m", __spec__.name, *own_flags, f"--stage={check}"]) for check in CHECKS]
+    complete = {source.part for source in chosen if source.final} == {"backbone", "codec", "text"}
+    results = list(report(itertools.chain(convert_all(model, chosen, folder), run_checks(folder) if complete else ())))
   finally:
-    print_table(results)
     if not _KEEP.value:
       for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
   settings = {flag.name: flag.value for flag in (_MODEL, _HEIGHT, _WIDTH, _CHUNKS, _DTYPE)}
-  print(json.dumps({**settings, "environment": manifest.environment(), "stages": results}))
+  print(json.dumps({**settings, "stages": results}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Random weights in the files that real ones are published in, at any size, written without PyTorch.
 
 Values are normal with mean 0 and standard deviation 0.02: small enough that activations stay finite in any layer.
-They repeat after `_PERIOD` values and are exact in bfloat16, so a file of 23 GB costs one pass over the disk, and the same
-weights can be written in either dtype.
+They repeat after `_PERIOD` values and are exact in bfloat16, so a file of 23 GB costs one pass over the disk, and the
+same weights can be written in either dtype.
 """
 
 from __future__ import annotations

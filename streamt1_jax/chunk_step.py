@@ -164,7 +164,8 @@ def _views(beams: Beam) -> attention.MemoryView:
 
 def _gather_beams(beams: Beam, parents: jax.Array) -> Beam:
   """The beams at `parents` [K]; the only place where memories are copied."""
-  return jax.tree.map(lambda x: jnp.take(x, parents, axis=0), beams)
+  # "clip", since the default mode checks every index against the size and selects over whole memories.
+  return jax.tree.map(lambda x: jnp.take(x, parents, axis=0, mode="clip"), beams)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,15 +8,14 @@ exactly through their log-sum-exp:
 How many slots are visible is data, not shape: empty slots cost nothing, and a growing memory compiles once.
 
 `attend_with_memory` is written for one candidate. Its batching rules see what a plain `vmap` would lose: candidates
-of one beam share the memory, so they become rows of the same products, and all beams are handled by one call. Two
-implementations:
+of one beam share the memory, so they become rows of the same products, and all beams are handled by one call. The
+softmax is merged slot by slot; two implementations differ in how many heads a step of the fold takes:
 
-  fold   one slot after the other, all heads at once; the running softmax is merged after every slot
-  dense  one head after the other, all visible slots at once; one branch is compiled per number of visible slots
+  fold          all heads at once
+  fold_by_head  one head after the other: the default on a CPU, where a head's scores of one slot stay in cache
 
-On a CPU `dense` needs 1.3 to 1.5 times the time of its matrix products alone and `fold` 3.5 times (6 heads of 64
-channels, 4 x 288 keys): a head's scores stay in cache. Elsewhere `fold` is the default, whose largest temporary is
-the scores of one slot.
+On two cores (6 heads of 64 channels, 5 x 288 keys, 4 candidates) `fold_by_head` spends 1.2 times the time of its matrix
+products. All slots of a head in one product are no faster, and need a branch compiled per number of visible slots.
 """
 
 import functools
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 
 from streamt1_jax.typing import Keys, Queries, Values
 
-Implementation = Literal["fold", "dense"]
+Implementation = Literal["fold", "fold_by_head"]
 
 
 class MemoryView(NamedTuple):
@@ -78,7 +77,7 @@ def attend_with_memory(
     v: [T, A, D] values of the chunk itself.
     memory: slots of the beam.
     layer: int32 scalar.
-    implementation: "fold" or "dense"; None chooses by platform.
+    implementation: one of the above; None chooses by platform.
 
   Returns:
     [T, A, D] in q's dtype.
@@ -136,8 +135,8 @@ def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, tr
   """Attention [K, B, T, A, D] float32 of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K]."""
   arguments = (q, k, v, mk, mv, count, trip_count, layer)
   if implementation is None:
-    return jax.lax.platform_dependent(*arguments, cpu=_dense, default=_fold)
-  return {"fold": _fold, "dense": _dense}[implementation](*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=_fold_by_head, default=_fold)
+  return {"fold": _fold, "fold_by_head": _fold_by_head}[implementation](*arguments)
 
 
 def _logits(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:
@@ -155,60 +154,41 @@ def _begin(logits: jax.Array, weigh: Callable) -> _Partial:
   return _Partial(weigh(weights), peak, weights.sum(axis=-1, keepdims=True))
 
 
-def _merge(a: _Partial, b: _Partial) -> _Partial:
-  """The softmax over the keys of both; a part without any valid key (peak -inf) changes nothing."""
-  peak = jnp.maximum(a.peak, b.peak)
-  keep_a, keep_b = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
-  return _Partial(a.acc * keep_a + b.acc * keep_b, peak, a.total * keep_a + b.total * keep_b)
-
-
 def _fold(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
   """One slot after the other, all heads at once."""
-  q, k, v = (x.swapaxes(2, 3) for x in (q, k, v))
-  partial = _begin(_logits("nbaqd,nbakd->nbaqk", q, k), lambda w: _weigh("nbaqk,nbakd->nbaqd", w, v))
+  q, k, v = (x.transpose(0, 3, 1, 2, 4) for x in (q, k, v))
+  return _fold_heads(q, k, v, mk, mv, count, trip_count, layer, 0).transpose(0, 2, 3, 1, 4)
+
+
+def _fold_by_head(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+  """One head after the other, and for each one slot after the other."""
+  # Heads lead, so that the loop reads contiguous rows; the rotation that makes q and k can write them so at once.
+  by_head = tuple(x.transpose(3, 0, 1, 2, 4)[:, :, None] for x in (q, k, v))
+
+  def one_head(inputs):
+    head, q, k, v = inputs
+    return _fold_heads(q, k, v, mk, mv, count, trip_count, layer, head)
+
+  out = jax.lax.map(one_head, (jnp.arange(mk.shape[3]), *by_head))
+  return out[:, :, 0].transpose(1, 2, 3, 0, 4)
+
+
+def _fold_heads(q, k, v, mk, mv, count, trip_count, layer, head) -> jax.Array:
+  """Attention [K, A', B, T, D] of the A' heads from `head` on; candidates are rows of the same product with a slot."""
+  beams, heads, candidates, tokens, width = q.shape
+  own = _begin(_logits("nabqd,nabkd->nabqk", q, k), lambda w: _weigh("nabqk,nabkd->nabqd", w, v))
+  rows = lambda x: x.reshape(beams, heads, candidates * tokens, -1)
 
   def visit(slot, partial):
-    at = lambda cache: jax.lax.dynamic_index_in_dim(
-      jax.lax.dynamic_index_in_dim(cache, layer, 1, keepdims=False), slot, 1, keepdims=False
-    )
-    valid = (slot < count).reshape(-1, 1, 1, 1, 1)
-    logits = _logits("nbaqd,nakd->nbaqk", q, at(mk))
+    start, size = (0, layer, slot, head, 0, 0), (beams, 1, 1, heads, tokens, width)
+    at_slot = lambda cache: jax.lax.dynamic_slice(cache, start, size).reshape(beams, heads, tokens, width)
+    valid = (slot < count).reshape(-1, 1, 1, 1)
+    logits = _logits("naqd,nakd->naqk", rows(q), at_slot(mk))
     peak = jnp.maximum(partial.peak, jnp.where(valid, logits.max(axis=-1, keepdims=True), -jnp.inf))
     weights = jnp.where(valid, jnp.exp(logits - peak), 0.0)
-    new = _Partial(_weigh("nbaqk,nakd->nbaqd", weights, at(mv)), peak, weights.sum(axis=-1, keepdims=True))
-    return _merge(partial, new)
+    keep = jnp.exp(partial.peak - peak)
+    acc = partial.acc * keep + _weigh("naqk,nakd->naqd", weights, at_slot(mv))
+    return _Partial(acc, peak, partial.total * keep + weights.sum(axis=-1, keepdims=True))
 
-  partial = jax.lax.fori_loop(0, trip_count, visit, partial)
-  return (partial.acc / partial.total).swapaxes(2, 3)
-
-
-def _dense(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
-  """One head after the other, all visible slots at once."""
-  slots = mk.shape[2]
-  branches = [functools.partial(_dense_prefix, num_slots=n) for n in range(slots + 1)]
-  return jax.lax.switch(jnp.clip(trip_count, 0, slots), branches, q, k, v, mk, mv, count, layer)
-
-
-def _dense_prefix(q, k, v, mk, mv, count, layer, *, num_slots: int) -> jax.Array:
-  """`_dense` when `num_slots` slots are visited, some of them perhaps not valid for every beam."""
-  beams, candidates, tokens, heads, width = q.shape
-  valid = jnp.repeat(jnp.arange(num_slots)[None] < count[:, None], tokens, axis=1)[:, None]
-
-  def one_head(head):
-    at_head = lambda x: jax.lax.dynamic_index_in_dim(x, head, 3, keepdims=False)
-    qh, kh, vh = at_head(q), at_head(k), at_head(v)
-    own = _begin(_logits("nbqd,nbkd->nbqk", qh, kh), lambda w: _weigh("nbqk,nbkd->nbqd", w, vh))
-    if num_slots == 0:
-      return own.acc / own.total
-    start, size = (0, layer, 0, head, 0, 0), (beams, 1, num_slots, 1, tokens, width)
-    visible = lambda cache: jax.lax.dynamic_slice(cache, start, size).reshape(beams, -1, width)
-    rows = qh.reshape(beams, candidates * tokens, width)
-    logits = jnp.where(valid, _logits("nqd,nkd->nqk", rows, visible(mk)), -jnp.inf)
-    peak = jnp.maximum(logits.max(axis=-1, keepdims=True), own.peak.reshape(beams, -1, 1))
-    weights = jnp.exp(logits - peak)
-    past = _Partial(_weigh("nqk,nkd->nqd", weights, visible(mv)), peak, weights.sum(axis=-1, keepdims=True))
-    past = jax.tree.map(lambda x: x.reshape(beams, candidates, tokens, -1), past)
-    merged = _merge(own, past)
-    return merged.acc / merged.total
-
-  return jax.lax.map(one_head, jnp.arange(heads)).transpose(1, 2, 3, 0, 4)
+  partial = jax.lax.fori_loop(0, trip_count, visit, jax.tree.map(rows, own))
+  return (partial.acc / partial.total).reshape(q.shape)

@@ -10,11 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.convert import engine, flavours, wan_dit, weight_files
 from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert.peft_merge import MergedWeight
 from streamt1_jax.io import config_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -74,20 +73,12 @@ def load(path: pathlib.Path, model: ModelConfig, names: str, alpha: float | None
   return Adapter(layers, rank, alpha, scale, [*file.files, *files], found.skipped)
 
 
-def merged(tensors: Mapping[str, LazyTensor], adapter: Adapter) -> dict[str, LazyTensor]:
-  """`tensors` with the adapted weights as W + scale B A, float32, computed row by row as they are read."""
+def merged(tensors: Mapping[str, LazyTensor], adapter: Adapter) -> dict[str, LazyTensor | MergedWeight]:
+  """`tensors` with the adapted weights as W + scale B A, float32, computed when they are read."""
   return {
-    name: _merged(tensor, *adapter.layers[name], adapter.scale) if name in adapter.layers else tensor
+    name: MergedWeight(tensor, *adapter.layers[name], adapter.scale) if name in adapter.layers else tensor
     for name, tensor in tensors.items()
   }
-
-
-def _merged(weight: LazyTensor, down: LazyTensor, up: LazyTensor, scale: float) -> LazyTensor:
-  def read(start: int, stop: int) -> np.ndarray:
-    delta = np.asarray(up.read(start, stop), np.float32) @ np.asarray(down, np.float32)
-    return np.asarray(weight.read(start, stop), np.float32) + np.float32(scale) * delta
-
-  return LazyTensor(weight.shape, np.dtype(np.float32), read)
 
 
 def _peft_settings(path: pathlib.Path) -> tuple[dict[str, Any], list[pathlib.Path]]:

@@ -126,7 +126,7 @@ def _provenance(model: ModelConfig, plan: PartPlan, dtype: Any) -> dict[str, Any
   adapter = plan.adapter
   return {
     "converter": {"streamt1_jax": importlib.metadata.version("streamt1_jax"), "version": CONVERTER_VERSION},
-    "model": model.name,
+    "config": _part_config(model, plan.part),
     "dtype": str(dtype),
     "names": plan.flavour.names,
     "entry": plan.entry,
@@ -143,6 +143,10 @@ def _provenance(model: ModelConfig, plan: PartPlan, dtype: Any) -> dict[str, Any
       "skipped": adapter.skipped,
     },
   }
+
+
+def _part_config(model: ModelConfig, part: str) -> dict[str, Any]:
+  return config_json.to_json_value(getattr(model, part))  # Parts are called like their configurations.
 
 
 def _describe_file(path: pathlib.Path) -> dict[str, Any]:
@@ -181,8 +185,12 @@ def _checkpoint_provenance(output: pathlib.Path, model: ModelConfig) -> dict[str
 
 
 def _require_usable(output: pathlib.Path, model: ModelConfig) -> None:
+  """Raises ConfigError if what is there already cannot become, or is not, a checkpoint of `model`."""
   if output.exists() and not output.is_dir():
     raise ConfigError(f"--output {output} is a file; expected a folder")
+  for part in missing_parts(model, []):
+    if (output / part).exists() and _read_provenance(output / part).get("config") != _part_config(model, part):
+      raise ConfigError(f"{output / part} exists and was made for another --model; give another --output")
   if not (output / checkpoint.CONFIG_FILE).exists():
     return
   existing = checkpoint.load_config(output)

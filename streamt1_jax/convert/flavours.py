@@ -68,7 +68,8 @@ class Flavour:
 PART_NAMES = {"backbone": "a video backbone", "codec": "a video VAE", "text": "a text encoder"}
 
 
-def flavours(model: ModelConfig) -> list[Flavour]:
+@functools.cache
+def flavours(model: ModelConfig) -> tuple[Flavour, ...]:
   """Every flavour of every part that the model has."""
   backbone = wan_dit.abstract_params(model)
   known = [
@@ -83,7 +84,7 @@ def flavours(model: ModelConfig) -> list[Flavour]:
     text = engine.abstract_params(lambda: UMT5Encoder(model.text, nnx.Rngs(0)))
     known.append(Flavour("text", "Wan", umt5.WAN_RULES, text))
     known.append(Flavour("text", "Hugging Face", umt5.HF_RULES, text, (umt5.HF_EMBEDDING_ALIAS,)))
-  return known
+  return tuple(known)
 
 
 def detect(names: Iterable[str], known: Sequence[Flavour], part: str, where: str) -> Flavour:

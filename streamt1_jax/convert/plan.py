@@ -19,6 +19,7 @@ from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.convert import adapters, engine, flavours, umt5, weight_files
 from streamt1_jax.convert.flavours import Flavour
 from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert.peft_merge import MergedWeight
 
 FLAGS = {"backbone": "--backbone", "codec": "--vae", "text": "--text_encoder"}
 """Folder of a part to the flag that names its source."""
@@ -61,7 +62,7 @@ class PartPlan:
 
   part: str
   flavour: Flavour
-  tensors: Mapping[str, LazyTensor] = dataclasses.field(repr=False)
+  tensors: Mapping[str, LazyTensor | MergedWeight] = dataclasses.field(repr=False)
   files: list[pathlib.Path]
   entry: str | None
   adapter: adapters.Adapter | None

@@ -1,6 +1,6 @@
 """A saved model part as it lies on disk: every weight has a name and a shape, and is read only when asked for.
 
-  part = open_part(epath.Path("wan/text"), abstract_params, jnp.bfloat16)
+  part = open_part("wan/text", abstract_params, jnp.bfloat16)
   part.read("blocks/ffn/down/kernel", (slice(3, 4),))     one layer: 84 MB of 2 GB
 
 The whole of UMT5-XXL is larger than the memory of many machines, so nothing here ever holds more than the weight asked
@@ -78,11 +78,11 @@ class StoredPart:
     return values
 
 
-def open_part(source: epath.Path, abstract_params: Any, dtype: Any = None) -> StoredPart:
+def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None) -> StoredPart:
   """Checks a part and opens it.
 
   Args:
-    source: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
+    directory: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
     abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s.
     dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
 
@@ -90,6 +90,7 @@ def open_part(source: epath.Path, abstract_params: Any, dtype: Any = None) -> St
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored weights
       differ from `abstract_params` in name, shape or kind.
   """
+  source = epath.Path(directory)
   wanted = named_leaves(abstract_params)
   with readable(source):
     part_files.verify_files(source)

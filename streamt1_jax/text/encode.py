@@ -54,7 +54,7 @@ class PromptEncoder:
     encoder = nnx.eval_shape(lambda: UMT5Encoder(config, nnx.Rngs(0)))
     self.tokenizer = tokenizer
     self._num_layers, self._text_len = config.num_layers, text_len
-    self._weights = stored_part.open_part(epath.Path(directory), nnx.to_pure_dict(nnx.state(encoder, nnx.Param)), dtype)
+    self._weights = stored_part.open_part(directory, nnx.to_pure_dict(nnx.state(encoder, nnx.Param)), dtype)
     self._block, layer = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))), nnx.Param)
     self._layer = nnx.to_pure_dict(layer)
     self._norm = nnx.graphdef(encoder.final_norm)
