@@ -1,18 +1,26 @@
 """Mapping tables of HPSv3 and VideoAlign at full size, and adapters that are merged while they are read."""
 
+import json
 import math
+import pathlib
+import struct
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import engine, hpsv3, peft_merge, qwen2_vl, videoalign
+from streamt1_jax.convert import engine, hpsv3, peft_merge, qwen2_vl, reward_part, videoalign
+from streamt1_jax.rewards import hpsv3 as rewards_hpsv3
+from streamt1_jax.rewards import videoalign as rewards_videoalign
 from streamt1_jax.rewards.config import qwen2_vl_preset
+from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
-from streamt1_jax.rewards.videoalign import VideoAlignConfig
+from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
+from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
 
 _TINY = HPSv3Config(qwen2_vl_preset("qwen2_vl_tiny"), head_dims=(12, 6))
 _BLOCK_LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -92,7 +100,7 @@ class TestFullSize:
       shapes |= {f"rm_head.{place}.weight": shape, f"rm_head.{place}.bias": shape[:1]}
     assert len(shapes) == 736
     config = HPSv3Config()
-    params = hpsv3.abstract_params(config, jnp.bfloat16)
+    params = rewards_hpsv3.abstract_params(config, jnp.bfloat16)
     for new_names in (False, True):
       rename = qwen2_vl.new_name if new_names else lambda name: name
       tensors = _abstract({rename(name): shape for name, shape in shapes.items()})
@@ -112,7 +120,7 @@ class TestFullSize:
     assert sum(2 * math.prod(tensor.shape) for tensor in published.values()) == 5_030_744_064
     config = VideoAlignConfig()
     merged = peft_merge.merged(published, videoalign.LORA_RANK, videoalign.LORA_ALPHA)
-    params = videoalign.abstract_params(config, jnp.bfloat16)
+    params = rewards_videoalign.abstract_params(config, jnp.bfloat16)
     engine.check(merged, videoalign.rules(config), params, ignore=qwen2_vl.UNUSED)
     assert _count(params["backbone"]["vision"]) == 665_271_296
     assert _count(params["backbone"]["decoder"]) == 232_949_760 + 1_310_340_608
@@ -122,7 +130,7 @@ class TestRoundTrip:
   @pytest.mark.parametrize("new_names", [False, True])
   def test_is_bitwise(self, new_names):
     rules = hpsv3.rules(_TINY, new_names)
-    specs = engine.source_specs(rules, hpsv3.abstract_params(_TINY))
+    specs = engine.source_specs(rules, rewards_hpsv3.abstract_params(_TINY))
     generator = np.random.default_rng(0)
     tensors = {name: generator.normal(size=spec.shape).astype(np.float32) for name, spec in specs.items()}
     params = hpsv3.convert(tensors | {"lm_head.weight": np.zeros((256, 128), np.float32)}, _TINY)
@@ -132,7 +140,7 @@ class TestRoundTrip:
       np.testing.assert_array_equal(back[name], tensor)
 
   def test_mixed_names_are_refused(self):
-    specs = engine.source_specs(hpsv3.rules(_TINY), hpsv3.abstract_params(_TINY))
+    specs = engine.source_specs(hpsv3.rules(_TINY), rewards_hpsv3.abstract_params(_TINY))
     tensors = {name: np.zeros(spec.shape, np.float32) for name, spec in specs.items()}
     tensors["model.language_model.norm.weight"] = tensors.pop("model.norm.weight")
     with pytest.raises(ConfigError, match="unknown"):
@@ -189,3 +197,94 @@ class TestAdapters:
     change(tensors)
     with pytest.raises(ConfigError, match=message):
       peft_merge.merged(tensors, rank=2, alpha=4)
+
+
+_TEMPLATE = PromptTemplate(
+  "toy", "\nRate: <|VQ_reward|> <|MQ_reward|>\n{text_prompt} <|TA_reward|>\n", REWARD_TOKENS["videoalign"]
+)
+
+
+def _save_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+  """The format by hand: length of the header, header, bytes."""
+  header, offset = {}, 0
+  for name, tensor in tensors.items():
+    header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
+    offset += tensor.nbytes
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(tensor.tobytes() for tensor in tensors.values()))
+
+
+def _save_tokenizer(path: pathlib.Path) -> None:
+  special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+  words = {word: index for index, word in enumerate(("<unk>", *special))}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer.add_special_tokens(list(special))
+  tokenizer.save(str(path))
+
+
+@pytest.fixture(scope="module")
+def adapted_checkpoint() -> dict[str, np.ndarray]:
+  config = TestPart._CONFIG
+  specs = engine.source_specs(videoalign.rules(config), rewards_videoalign.abstract_params(config))
+  shapes = {name: spec.shape for name, spec in specs.items()} | {"lm_head.weight": (256, 128)}
+  generator = np.random.default_rng(0)
+  draw = lambda shape: generator.normal(size=shape).astype(np.float32)
+  return {name: draw(shape) for name, shape in _with_adapters(shapes, TestPart._RANK).items()}
+
+
+class TestPart:
+  """Published files to a folder and back, at tiny size and with unmerged adapters."""
+
+  _CONFIG = VideoAlignConfig(qwen2_vl_preset("qwen2_vl_tiny"))
+  _RANK, _ALPHA = 3, 6
+
+  def _write(self, folder: pathlib.Path, tensors, template=_TEMPLATE, config=_CONFIG) -> pathlib.Path:
+    _save_safetensors(folder / "model.safetensors", tensors)
+    _save_tokenizer(folder / "published_tokenizer.json")
+    reward_part.write(
+      folder / "reward",
+      folder / "model.safetensors",
+      template,
+      folder / "published_tokenizer.json",
+      config,
+      jnp.float32,
+      lora_rank=self._RANK,
+      lora_alpha=self._ALPHA,
+    )
+    return folder / "reward"
+
+  def test_loaded_reward_is_the_converted_one(self, adapted_checkpoint, tmp_path):
+    loaded = load_reward(self._write(tmp_path, adapted_checkpoint), fps=16.0, dtype=jnp.float32)
+    expected = videoalign.convert(adapted_checkpoint, self._CONFIG, lora_rank=self._RANK, lora_alpha=self._ALPHA)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+    assert loaded.reward == VideoAlign(16.0, self._CONFIG)
+    tokens = loaded.prompt("a red circle")
+    assert tokens.after[tokens.reward_index].tolist() == [6, 7, 8]
+
+  def test_another_size_is_refused(self, adapted_checkpoint, tmp_path):
+    larger = VideoAlignConfig(qwen2_vl_preset("qwen2_vl_tiny", vocab_size=300))
+    with pytest.raises(
+      ConfigError, match=r"model.safetensors: .*\s+misshapen: model.embed_tokens.weight is \[256, 128\]"
+    ):
+      self._write(tmp_path, adapted_checkpoint, config=larger)
+    assert not (tmp_path / "reward").exists()
+
+  def test_tokenizer_that_does_not_fit_is_refused(self, adapted_checkpoint, tmp_path):
+    few_rows = VideoAlignConfig(qwen2_vl_preset("qwen2_vl_tiny", vocab_size=8))
+    with pytest.raises(ConfigError, match="has 9 tokens, toy embeds only 8"):
+      self._write(tmp_path, adapted_checkpoint, config=few_rows)
+
+  def test_altered_template_is_refused(self, adapted_checkpoint, tmp_path):
+    folder = self._write(tmp_path, adapted_checkpoint)
+    path = folder / "prompt_template.json"
+    path.write_text(path.read_text().replace("Rate:", "Judge:"))
+    with pytest.raises(ConfigError, match="the text has sha256"):
+      load_reward(folder, fps=16.0)
+
+  def test_foreign_folder_is_refused(self, tmp_path):
+    with pytest.raises(ConfigError, match="is not a reward model: it has no reward.json"):
+      load_reward(tmp_path, fps=16.0)
+    (tmp_path / "reward.json").write_text('{"format_version": 1, "reward": "clip", "config": {}}')
+    with pytest.raises(ConfigError, match="reward must be one of hpsv3, videoalign, got 'clip'"):
+      load_reward(tmp_path, fps=16.0)

@@ -138,11 +138,11 @@ class TestTemplate:
       PromptTemplate(model, " ".join(("{text_prompt}", *tokens)), tokens)
 
   def test_round_trip_keeps_trailing_spaces(self, tmp_path):
-    prompts.save_template(tmp_path, _TEMPLATE)
+    (tmp_path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(_TEMPLATE))
     assert prompts.load_template(tmp_path) == _TEMPLATE
 
   def test_altered_file(self, tmp_path):
-    prompts.save_template(tmp_path, _TEMPLATE)
+    (tmp_path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(_TEMPLATE))
     path = tmp_path / prompts.TEMPLATE_FILE
     content = json.loads(path.read_text())
     content["text"] = content["text"].replace("END  \n", "END\n")

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from streamt1_jax.convert import engine, qwen2_vl
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import LINEAR
-from streamt1_jax.rewards.hpsv3 import HPSv3Config, HPSv3Model
+from streamt1_jax.rewards.hpsv3 import HPSv3Config, abstract_params
 from streamt1_jax.typing import Params
 
 _HEAD = {"first": 0, "second": 3, "out": 5}  # places of the linear layers among activations and dropout
@@ -23,12 +22,6 @@ def rules(config: HPSv3Config, new_names: bool = False) -> list[Rule]:
     table.append(Rule(f"rm_head.{place}.weight", f"head.{name}.kernel", LINEAR))
     table.append(Rule(f"rm_head.{place}.bias", f"head.{name}.bias"))
   return table
-
-
-def abstract_params(config: HPSv3Config, dtype: Any = np.float32) -> Params:
-  """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
-  params = engine.abstract_params(lambda: HPSv3Model(config, nnx.Rngs(0)))
-  return qwen2_vl.with_backbone_dtype(params, dtype)
 
 
 def convert(tensors: Mapping[str, np.ndarray], config: HPSv3Config, dtype: Any = np.float32) -> Params:

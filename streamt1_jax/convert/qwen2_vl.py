@@ -5,14 +5,9 @@ the vision tower and the decoder below a common `model.`.
 """
 
 from collections.abc import Iterable
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import LINEAR, Chain, Merge, Transpose
-from streamt1_jax.typing import Params
 
 UNUSED = ("lm_head.weight",)
 """In every published file, and read by no reward."""
@@ -44,12 +39,6 @@ def new_name(name: str) -> str:
 
 def has_new_names(names: Iterable[str]) -> bool:
   return any(name.startswith(tuple(_NEW_PREFIXES.values())) for name in names)
-
-
-def with_backbone_dtype(abstract_params: Params, dtype: Any) -> Params:
-  """`abstract_params` of a reward model with the backbone in `dtype`; the head keeps its float32."""
-  cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-  return abstract_params | {"backbone": jax.tree.map(cast, abstract_params["backbone"])}
 
 
 def _linear(source: str, path: str, bias: bool = True) -> list[Rule]:

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from streamt1_jax.convert import engine, peft_merge, qwen2_vl
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import LINEAR
-from streamt1_jax.rewards.videoalign import VideoAlignConfig, VideoAlignModel
+from streamt1_jax.rewards.videoalign import VideoAlignConfig, abstract_params
 from streamt1_jax.typing import Params
 
 LORA_RANK = 64
@@ -21,12 +20,6 @@ def rules(config: VideoAlignConfig, new_names: bool = False) -> list[Rule]:
   vision = config.backbone.vision
   head = Rule("rm_head.weight", "head.kernel", LINEAR)
   return [*qwen2_vl.rules(vision.temporal_patch, vision.patch_size, new_names), head]
-
-
-def abstract_params(config: VideoAlignConfig, dtype: Any = np.float32) -> Params:
-  """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
-  params = engine.abstract_params(lambda: VideoAlignModel(config, nnx.Rngs(0)))
-  return qwen2_vl.with_backbone_dtype(params, dtype)
 
 
 def convert(

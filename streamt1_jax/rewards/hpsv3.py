@@ -8,12 +8,13 @@ All frames of a chunk have one length and one prompt, so they are one batch with
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from streamt1_jax.rewards import preprocess
+from streamt1_jax.rewards import preprocess, qwen2_vl
 from streamt1_jax.rewards.base import CandidateInfo
 from streamt1_jax.rewards.config import Qwen2VLConfig, qwen2_vl_preset
 from streamt1_jax.rewards.qwen2_vl import PromptEmbedding, PromptTokens, Qwen2VL
@@ -66,6 +67,11 @@ class HPSv3Model(nnx.Module):
     media = self.backbone.vision(patches, grid)
     hidden = jax.vmap(self.backbone.read, in_axes=(None, 0))(prompt, media)
     return self.head(hidden[:, 0])
+
+
+def abstract_params(config: HPSv3Config, dtype: Any = jnp.float32) -> Params:
+  """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
+  return qwen2_vl.abstract_params(lambda: HPSv3Model(config, nnx.Rngs(0)), dtype)
 
 
 @functools.cache

@@ -80,10 +80,11 @@ def resize(frames: Frames, size: tuple[int, int]) -> Frames:
 
 
 def resize_like_pillow(frames: Frames, size: tuple[int, int]) -> Frames:
-  """Antialiased bicubic resize of uint8 [Q, H, W, 3] to `size`, byte for byte as Pillow does it; HPSv3's.
+  """Antialiased bicubic resize of uint8 [Q, H, W, 3] to `size`, byte for byte as Pillow 11.3 does it; HPSv3's.
 
   Columns first, then rows; each pass multiplies bytes by integer weights (22 fractional bits) and rounds to bytes
-  again, so the result is the same on every device. The float resize differs in every sixth byte.
+  again, so the result is the same on every device. The float resize differs in every sixth byte. Pillow 13 does the
+  rows first for some changes of the aspect ratio, which moves a quarter of the bytes; HPSv3 is pinned to 11.3.
   """
   for axis, length in ((2, size[1]), (1, size[0])):
     if frames.shape[axis] != length:

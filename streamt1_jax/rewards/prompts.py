@@ -9,6 +9,7 @@ Source: rewards spec, sections 1.6, 1.7 and 5.
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 
@@ -17,7 +18,7 @@ import tokenizers
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import config_json, manifest
+from streamt1_jax.io import config_json
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
 
 TEMPLATE_FILE = "prompt_template.json"
@@ -82,10 +83,10 @@ class _TemplateFile:
   sha256: str
 
 
-def save_template(folder: epath.PathLike, template: PromptTemplate) -> None:
-  """Writes `prompt_template.json` into `folder`, whole or not at all."""
+def template_json(template: PromptTemplate) -> bytes:
+  """Content of the `prompt_template.json` that `load_template` reads."""
   stored = _TemplateFile(template.model, template.text, template.reward_tokens, template.sha256)
-  manifest.write_json(epath.Path(folder) / TEMPLATE_FILE, config_json.to_json_value(stored))
+  return (json.dumps(config_json.to_json_value(stored), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def load_template(folder: epath.PathLike) -> PromptTemplate:
@@ -96,7 +97,7 @@ def load_template(folder: epath.PathLike) -> PromptTemplate:
   """
   path = epath.Path(folder) / TEMPLATE_FILE
   try:
-    text = path.read_text()
+    text = path.read_bytes().decode("utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"{path} cannot be read: {error}") from error
   where = str(path)

@@ -8,7 +8,8 @@ Read-only containers of weights: split once (`nnx.split`), merge inside the tran
 Source: rewards spec, section 1. The text is embedded once per video; media tokens go between its two parts.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from flax import nnx
 from streamt1_jax.rewards.config import Qwen2VLConfig
 from streamt1_jax.rewards.decoder import Decoder
 from streamt1_jax.rewards.vision_tower import VisionTower
+from streamt1_jax.typing import Params
 
 
 class PromptTokens(NamedTuple):
@@ -55,3 +57,15 @@ class Qwen2VL(nnx.Module):
     """Hidden states [R, M] of the reward tokens of one sequence with media tokens [Z, M]; `vmap` for several."""
     sequence = jnp.concatenate([prompt.before, media, prompt.after])
     return self.decoder(sequence, prompt.before.shape[0] + media.shape[0] + prompt.reward_index)
+
+
+def abstract_params(make_model: Callable[[], nnx.Module], dtype: Any) -> Params:
+  """Shapes and dtypes of a reward model's parameters, nothing is allocated.
+
+  Args:
+    make_model: builds a module with a `backbone`, a `Qwen2VL`, and a head.
+    dtype: dtype of the backbone; the head keeps its float32.
+  """
+  params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
+  cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+  return params | {"backbone": jax.tree.map(cast, params["backbone"])}

@@ -8,7 +8,7 @@ The reward tokens of visual and motion quality come before the prompt in the tex
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards import preprocess
+from streamt1_jax.rewards import preprocess, qwen2_vl
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.config import Qwen2VLConfig, qwen2_vl_preset
 from streamt1_jax.rewards.qwen2_vl import PromptEmbedding, PromptTokens, Qwen2VL
@@ -69,6 +69,11 @@ class VideoAlignModel(nnx.Module):
     media = self.backbone.vision(patches, grid)
     hidden = self.backbone.read(prompt, media.reshape(-1, media.shape[-1]))
     return self.head(hidden)[:, 0].astype(jnp.float32)
+
+
+def abstract_params(config: VideoAlignConfig, dtype: Any = jnp.float32) -> Params:
+  """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
+  return qwen2_vl.abstract_params(lambda: VideoAlignModel(config, nnx.Rngs(0)), dtype)
 
 
 @functools.cache
