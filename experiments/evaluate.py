@@ -48,6 +48,7 @@ def generated_videos(pipeline: Pipeline, captions: list[str]) -> Iterator[np.nda
   """Frames [T, 64, 64, 3] uint8 of one video per caption, every one from its own seed."""
   search = search_flags.search_config(pipeline.config)
   frames = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * pipeline.config.chunk_frames
+  pipeline.text.prepare(captions)
   for index, caption in enumerate(captions):
     seed = _SEED.value + _SEED_STEP * index
     yield pipeline.generate(caption, num_latent_frames=frames, search=search, seed=seed).frames

@@ -23,6 +23,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tqdm
 from absl import flags
 from etils import epath
@@ -46,6 +47,7 @@ _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one pr
 _SECONDS = common.define_float("seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
 _LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in latent frames, whole chunks.")
 _SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
@@ -81,6 +83,7 @@ class Plan:
       "seed": _SEED.value,
       "num_latent_frames": self.num_chunks * self.pipeline.config.chunk_frames,
       "checkpoint_sha256": self.checkpoint_sha256,
+      "dtype": _DTYPE.value,
       **dataclasses.asdict(self.search),
     }
 
@@ -122,7 +125,7 @@ def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
   own_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[__name__])
   return {
     "settings": plan.settings(prompt),
-    "prompt_truncated": plan.pipeline.tokenizer(prompt).truncated,
+    "prompt_truncated": plan.pipeline.text.tokenizer(prompt).truncated,
     "flags": {flag.name: flag.value for flag in own_flags},
     "environment": manifest.environment(),
   }
@@ -159,7 +162,7 @@ def make_plan(checkpoint: epath.Path) -> Plan:
   timer = manifest.PhaseTimer()
   search = search_flags.search_config(load_config(checkpoint))
   with timer.phase("load"):
-    pipeline = Pipeline.load(checkpoint)
+    pipeline = Pipeline.load(checkpoint, dtype=jnp.dtype(_DTYPE.value))
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
   return Plan(pipeline, search, chunks, common.checkpoint_sha256(checkpoint), timer.seconds["load"])
@@ -174,6 +177,8 @@ def main() -> None:
     results.is_finished(folder, plan.settings(prompt), overwrite=_OVERWRITE.value)
     for prompt, folder in zip(prompts, folders, strict=True)
   ]
+  # The text encoder is read from disk once for all of them.
+  plan.pipeline.text.prepare([prompt for prompt, done in zip(prompts, finished, strict=True) if not done])
   for prompt, folder, done in zip(prompts, folders, finished, strict=True):
     if done:
       print(f"{folder} is finished, skipped")

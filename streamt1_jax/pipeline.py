@@ -28,9 +28,8 @@ from streamt1_jax.rewards.base import ImageReward, VideoReward
 from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.quality import ImageQuality
 from streamt1_jax.state import ChunkTrace, Condition
-from streamt1_jax.text import encode_prompt
+from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
-from streamt1_jax.text.umt5 import UMT5Encoder
 from streamt1_jax.typing import Params
 
 TOKENIZER_FILE = "tokenizer.model"
@@ -73,16 +72,12 @@ class Pipeline:
   Attributes:
     models: static half of the chunk step.
     params: weights of backbone, codec and rewards, by name.
-    text: graph definition of the text encoder.
-    text_params: its weights.
-    tokenizer: its tokenizer.
+    text: prompts to embeddings; its weights, the largest of all, stay on disk.
   """
 
   models: Models
   params: Params
-  text: nnx.GraphDef
-  text_params: Params
-  tokenizer: Tokenizer
+  text: PromptEncoder
 
   @classmethod
   def load(
@@ -90,6 +85,7 @@ class Pipeline:
     directory: epath.PathLike = "checkpoints/tiny",
     *,
     dtype: jnp.dtype = jnp.float32,
+    latent_size: tuple[int, int] | None = None,
     image_reward: ImageReward | None = None,
     video_reward: VideoReward | None = None,
   ) -> "Pipeline":
@@ -98,6 +94,7 @@ class Pipeline:
     Args:
       directory: folder with `config.json`, `backbone/`, `codec/`, `text/` and `tokenizer.model`.
       dtype: dtype of weights and activations.
+      latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       image_reward: scores chunks; prompt-free image quality by default.
       video_reward: scores windows; prompt-free temporal coherence by default.
 
@@ -110,10 +107,13 @@ class Pipeline:
       raise ConfigError(
         f"{directory}: preset {config.name!r} has no codec or no text encoder, so it cannot make videos"
       )
+    tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
+    text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
+    if latent_size is not None:
+      config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     backbone, backbone_params = _restore(directory / "backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)), dtype)
     _, codec_params = _restore(directory / "codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)), dtype)
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
-    text, text_params = _restore(directory / "text", lambda: UMT5Encoder(config.text, nnx.Rngs(0)), dtype)
     models = Models(
       config=config,
       backbone=backbone,
@@ -123,8 +123,7 @@ class Pipeline:
       draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
     )
     params = {"backbone": backbone_params, "codec": codec_params["decoder"], "image_reward": {}, "video_reward": {}}
-    tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
-    return cls(models, params, text, text_params, tokenizer)
+    return cls(models, params, text)
 
   @property
   def config(self) -> ModelConfig:
@@ -150,14 +149,13 @@ class Pipeline:
     return max(1, round((seconds * self.config.fps / stride + 1 - 1 / stride) / chunk))
 
   def condition(self, prompt: str, num_chunks: int) -> Condition:
-    """Everything that depends on the prompt alone.
+    """Everything that depends on the prompt alone. Before many prompts call `text.prepare` with all of them.
 
     Raises ConfigError for an empty prompt; a prompt over the token limit is cut with a warning.
     """
     if not prompt.strip():
       raise ConfigError("the prompt is empty")
-    text_len = self.config.backbone.text_len
-    embeddings = encode_prompt(self.text, self.text_params, self.tokenizer, prompt, text_len)
+    embeddings = self.text(prompt)
     return Condition(
       text=_text_memory(self.params["backbone"], embeddings, self.models),
       image_reward=self.models.image_reward.init(self.params["image_reward"], embeddings),

@@ -14,3 +14,12 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 def pytest_addoption(parser):
   parser.addoption("--golden_dir", default=None, help="Folder of recorded search traces; tests/golden by default.")
+  parser.addoption(
+    "--golden_rewards_dir", default=None, help="Folder of recorded reward traces; tests/golden/rewards by default."
+  )
+  parser.addoption(
+    "--reward_sources",
+    default=None,
+    help="Folder with qwen.tiktoken, the hpsv3 wheel and VideoAlign's prompt_template.py; tests that need it are "
+    "skipped without it.",
+  )

@@ -110,6 +110,17 @@ def test_large_parameters_are_cut_along_the_leading_axis(tmp_path, monkeypatch):
   np.testing.assert_array_equal(np.frombuffer(row, np.float32).reshape(8, 16), flat["blocks/kernel"][3])
 
 
+@pytest.mark.parametrize(("rows", "most"), [(30, 14), (11, 4), (256384, 8192), (7, 1), (3, 50)])
+def test_little_is_stored_beyond_the_parameter(rows, most):
+  """At most one row per file."""
+  shape, dtype = (rows, part_writer.CHUNK_BYTES // most // 2), np.dtype(np.float16)
+  chunk = part_writer.chunk_rows(shape, dtype)
+  files = -(-rows // chunk)
+  assert chunk <= most
+  assert files == -(-rows // most)
+  assert files * chunk - rows < files
+
+
 def test_extra_files_are_checked_like_the_others(tmp_path):
   flat, leaves = _leaves(_params())
   part_writer.write_part(tmp_path / "part", leaves, _pieces(flat), {"source.json": b"{}"})

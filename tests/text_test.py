@@ -15,7 +15,8 @@ from flax import nnx
 
 from experiments import train_tokenizer
 from streamt1_jax.config import ConfigError, TextConfig, preset
-from streamt1_jax.text.encode import encode_prompt, padded_length
+from streamt1_jax.io import checkpoint
+from streamt1_jax.text.encode import PromptEncoder, padded_length
 from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer, clean
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
 
@@ -198,38 +199,76 @@ class TestTokenizer:
       assert tokenizer.pieces(word) == ["▁" + word]
 
 
-class TestEncodePrompt:
-  def test_zeros_after_the_prompt(self, encoder):
-    embeddings = encode_prompt(*encoder, make_tokenizer(), CAPTION, text_len=40)
+@pytest.fixture(scope="module")
+def stored(encoder, tmp_path_factory):
+  """Folder of the random encoder's weights."""
+  folder = tmp_path_factory.mktemp("model") / "text"
+  checkpoint.save_params(folder, encoder[1])
+  return folder
+
+
+class TestPromptEncoder:
+  def test_zeros_after_the_prompt(self, stored):
+    embeddings = PromptEncoder(stored, CONFIG, make_tokenizer(), text_len=40)(CAPTION)
     chex.assert_shape(embeddings, (40, CONFIG.dim))
+    assert embeddings.dtype == jnp.float32
     assert (embeddings[13:] == 0).all()
     assert (jnp.abs(embeddings[:13]).max(axis=-1) > 0).all()
 
-  @pytest.mark.parametrize("prompt", ["", CAPTION, "zyx " * 30])
-  def test_equals_the_encoder_on_the_padded_prompt(self, encoder, prompt):
-    tokens = make_tokenizer()(prompt)
-    expected = nnx.merge(*encoder)(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask))
-    embeddings = encode_prompt(*encoder, make_tokenizer(), prompt, text_len=32)
-    chex.assert_trees_all_close(embeddings[: tokens.length], expected[: tokens.length], atol=5e-6)
+  def test_equals_the_encoder_in_memory_on_the_padded_prompts(self, encoder, stored):
+    prompts = ["", CAPTION, "zyx " * 30]
+    prompt_encoder = PromptEncoder(stored, CONFIG, make_tokenizer(), text_len=32)
+    prompt_encoder.prepare(prompts)
+    for prompt in prompts:
+      tokens = make_tokenizer()(prompt)
+      expected = nnx.merge(*encoder)(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask))
+      chex.assert_trees_all_close(prompt_encoder(prompt)[: tokens.length], expected[: tokens.length], atol=5e-6)
 
-  def test_accepts_a_plain_dict_and_returns_the_dtype_asked_for(self, encoder):
-    graphdef, params = encoder
-    embeddings = encode_prompt(graphdef, nnx.to_pure_dict(params), make_tokenizer(), CAPTION, 32, dtype=jnp.bfloat16)
-    assert embeddings.dtype == jnp.bfloat16
+  def test_prompts_together_are_prompts_one_by_one_and_read_once(self, stored, monkeypatch):
+    prompts = [CAPTION, "zyx " * 30]
+    together, alone = (PromptEncoder(stored, CONFIG, make_tokenizer(), text_len=32) for _ in range(2))
+    expected = [alone(prompt) for prompt in prompts]
+    together.prepare([*prompts, CAPTION])
+    monkeypatch.setattr(together, "_weights", None)  # Nothing is read any more.
+    for prompt, embeddings in zip(prompts, expected, strict=True):
+      np.testing.assert_array_equal(together(prompt), embeddings)
+
+  def test_computes_in_the_dtype_asked_for(self, encoder, stored):
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder[1])
+    tokens = make_tokenizer()(CAPTION)
+    expected = nnx.merge(encoder[0], narrow)(jnp.asarray(tokens.ids), jnp.asarray(tokens.mask))[: tokens.length]
+    embeddings = PromptEncoder(stored, CONFIG, make_tokenizer(), 32, jnp.bfloat16)(CAPTION)[: tokens.length]
+    assert expected.dtype == jnp.bfloat16
+    error = jnp.linalg.norm(embeddings - expected.astype(jnp.float32)) / jnp.linalg.norm(embeddings)
+    assert error < 1e-2  # Layers compiled alone may round intermediate values elsewhere than layers under scan.
+    np.testing.assert_array_equal(embeddings, embeddings.astype(jnp.bfloat16).astype(jnp.float32))
 
   def test_few_shapes_are_compiled(self):
     assert {padded_length(length, 32) for length in range(1, 33)} == {8, 16, 24, 32}
     assert {padded_length(length, 512) for length in range(1, 513)} == set(range(64, 513, 64))
     assert padded_length(5, 6) == 6
 
-  def test_truncation_is_logged(self, encoder, caplog):
+  def test_truncation_is_logged_once(self, stored, caplog):
     logging.use_absl_handler()
-    encode_prompt(*encoder, make_tokenizer(4), CAPTION, text_len=32)
-    assert "first 4 tokens" in caplog.text
+    prompt_encoder = PromptEncoder(stored, CONFIG, make_tokenizer(4), text_len=32)
+    prompt_encoder.prepare([CAPTION])
+    prompt_encoder(CAPTION)
+    assert caplog.text.count("first 4 tokens") == 1
 
-  def test_mismatched_parts_are_refused(self, encoder):
+  def test_weights_that_are_not_finite_are_named(self, encoder, tmp_path, monkeypatch):
+    params = nnx.to_pure_dict(encoder[1])
+    params["blocks"]["ffn"]["up"]["kernel"] = params["blocks"]["ffn"]["up"]["kernel"].at[1, 0, 0].set(jnp.nan)
+    with monkeypatch.context() as patched:
+      patched.setattr(checkpoint, "check_finite", lambda *arguments: None)
+      checkpoint.save_params(tmp_path / "text", params)
+    with pytest.raises(ConfigError, match="NaN or Inf in .*text: ffn/up/kernel"):
+      PromptEncoder(tmp_path / "text", CONFIG, make_tokenizer(), 32)(CAPTION)
+
+  def test_mismatched_parts_are_refused(self, stored):
     with pytest.raises(ConfigError, match="max_len 32 exceeds text_len 16"):
-      encode_prompt(*encoder, make_tokenizer(), CAPTION, text_len=16)
-    small = random_encoder(dataclasses.replace(CONFIG, vocab_size=8))
+      PromptEncoder(stored, CONFIG, make_tokenizer(), text_len=16)
+    small = dataclasses.replace(CONFIG, vocab_size=8)
     with pytest.raises(ConfigError, match="64 pieces"):
-      encode_prompt(*small, make_tokenizer(), CAPTION, text_len=32)
+      PromptEncoder(stored, small, make_tokenizer(), text_len=32)
+    with pytest.raises(ConfigError, match="text does not fit the model: blocks/"):
+      PromptEncoder(stored, dataclasses.replace(CONFIG, num_layers=3), make_tokenizer(), text_len=32)

@@ -4,7 +4,7 @@
                                               │
   source tensors ──────────────────────── compare ── every problem in one ConfigError
                                               │
-                                   transform and stack ──► parameters       (convert)
+                                   transform and stack ──► parameters       (convert, or stream: row by row)
                                    slice and invert    ◄── parameters       (invert)
 
 A rule names a source tensor by a template, not by a pattern, so one declaration serves both directions, and
@@ -19,7 +19,7 @@ a tensor without a rule, or a parameter without a tensor, stops the conversion.
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,11 +28,14 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.convert.lazy import LazyTensor
 from streamt1_jax.convert.transforms import IDENTITY, Transform
+from streamt1_jax.io.part_writer import CHUNK_BYTES, Piece
 from streamt1_jax.typing import Params
 
 _LAYER = "{layer}"
 _LISTED = 20  # problems of one kind that are spelled out: the file of another model has thousands
+_LISTED_IN_LINE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,31 @@ class _Slot(NamedTuple):
     return _dotted(self.keys) + layer
 
 
+class FitError(ConfigError):
+  """A checkpoint, or a table, that does not fit the model; the message has one line per problem.
+
+  Attributes:
+    line: the same as one line, with the first problems of every kind.
+  """
+
+  def __init__(self, summary: str, problems: Mapping[str, Sequence[str]]):
+    self._summary, self._problems = summary, problems
+    counts = f"{summary}: " + ", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())
+    super().__init__("\n".join([counts, *_listed(problems, _LISTED)]))
+    self.line = "; ".join([counts, *(text.strip() for text in _listed(problems, _LISTED_IN_LINE))])
+
+  def prefixed(self, where: str) -> "FitError":
+    """The same error, beginning with the file it is about."""
+    return FitError(f"{where}: {self._summary}", self._problems)
+
+
+def _listed(problems: Mapping[str, Sequence[str]], count: int) -> Iterator[str]:
+  for kind, lines in problems.items():
+    yield from (f"  {kind}: {line}" for line in lines[:count])
+    if len(lines) > count:
+      yield f"  {kind}: and {len(lines) - count} more"
+
+
 class _Problems:
   """What is wrong, by kind; reported together, so that a table or a file is repaired in one go."""
 
@@ -74,13 +102,8 @@ class _Problems:
 
   def raise_if_any(self, summary: str) -> None:
     found = {kind: lines for kind, lines in self._by_kind.items() if lines}
-    if not found:
-      return
-    report = [f"{summary}: " + ", ".join(f"{len(lines)} {kind}" for kind, lines in found.items())]
-    for kind, lines in found.items():
-      report += [f"  {kind}: {line}" for line in lines[:_LISTED]]
-      report += [f"  {kind}: and {len(lines) - _LISTED} more"] * (len(lines) > _LISTED)
-    raise ConfigError("\n".join(report))
+    if found:
+      raise FitError(summary, found)
 
 
 def abstract_params(make_module: Callable[[], nnx.Module]) -> Params:
@@ -133,6 +156,34 @@ def convert(
     index = ... if slot.layer is None else slot.layer
     params[slot.keys][index] = slot.transform.forward(np.asarray(tensors[name]))
   return traverse_util.unflatten_dict(params)
+
+
+def stream(tensors: Mapping[str, Any], rules: Sequence[Rule], abstract_params: Params) -> Iterator[Piece]:
+  """The same conversion, piece by piece in the checkpoint's dtypes, for `part_writer.write_part`.
+
+  Only one tensor is in memory at a time: one layer of a stacked parameter, or some rows of a table that needs no
+  transform. Raises FitError as `convert` does, before the first piece.
+  """
+  slots = _checked_slots(tensors, rules, _flatten(abstract_params), ())
+  return (piece for name, slot in slots.items() for piece in _pieces(tensors[name], slot))
+
+
+def _pieces(tensor: Any, slot: _Slot) -> Iterator[Piece]:
+  path = "/".join(map(str, slot.keys))
+  if slot.layer is not None:
+    yield Piece(path, slot.transform.forward(np.asarray(tensor))[None])
+  elif slot.transform == IDENTITY and isinstance(tensor, LazyTensor):
+    yield from (Piece(path, rows) for rows in tensor.blocks(CHUNK_BYTES))
+  else:
+    yield Piece(path, slot.transform.forward(np.asarray(tensor)))
+
+
+def stored_leaves(abstract_params: Params, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """What `part_writer.write_part` is to store: every parameter by "/"-joined path, floating ones in `dtype`."""
+  return {
+    "/".join(map(str, keys)): jax.ShapeDtypeStruct(leaf.shape, _target_dtype(leaf, dtype))
+    for keys, leaf in _flatten(abstract_params).items()
+  }
 
 
 def invert(params: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:

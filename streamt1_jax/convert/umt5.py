@@ -50,21 +50,21 @@ HF_RULES = (
 )
 
 _HF_EMBEDDING = "shared.weight"
-_HF_EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
+HF_EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
 
 
 def convert(tensors: Mapping[str, np.ndarray], config: TextConfig, dtype: Any = None) -> Params:
   """Converts a checkpoint with Wan's or Hugging Face names; see `engine.convert`."""
   abstract = engine.abstract_params(lambda: UMT5Encoder(config, nnx.Rngs(0)))
   if any(name.startswith("encoder.") for name in tensors):
-    return engine.convert(_with_one_embedding(tensors), HF_RULES, abstract, dtype)
+    return engine.convert(with_one_embedding(tensors), HF_RULES, abstract, dtype)
   return engine.convert(tensors, WAN_RULES, abstract, dtype)
 
 
-def _with_one_embedding(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def with_one_embedding(tensors: Mapping[str, Any]) -> dict[str, Any]:
   """Hugging Face ties two names to one embedding table; a file may hold either or both."""
   renamed = dict(tensors)
-  alias = renamed.pop(_HF_EMBEDDING_ALIAS, None)
+  alias = renamed.pop(HF_EMBEDDING_ALIAS, None)
   if alias is not None:
     renamed.setdefault(_HF_EMBEDDING, alias)
   return renamed

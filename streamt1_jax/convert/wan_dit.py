@@ -4,7 +4,7 @@ Source: Wan spec, sections 1.2 and 1.7. 825 tensors and 1,418,996,800 parameters
   names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,14 +124,18 @@ def convert(tensors: Mapping[str, np.ndarray], model: ModelConfig, dtype: Any = 
   return engine.convert(tensors, rules, abstract_params(model), dtype)
 
 
-def lora_rules(config: BackboneConfig) -> list[Rule]:
+def lora_targets() -> dict[str, str]:
+  """The ten adapted layers of a block: dotted path of ours to Wan's name."""
+  attention = {f"{a}.{p}": f"{_ATTENTIONS[a]}.{_PROJECTIONS[p]}" for a in _ATTENTIONS for p in _PROJECTIONS}
+  return attention | _FEED_FORWARD
+
+
+def lora_rules(config: BackboneConfig, diffusers: bool = False) -> list[Rule]:
   """The table for a peft adapter on the ten linear layers of every block."""
-  targets = {
-    f"{a}.{p}": f"{_ATTENTIONS[a]}.{_PROJECTIONS[p]}" for a in _ATTENTIONS for p in _PROJECTIONS
-  } | _FEED_FORWARD
   rules = []
-  for path, source in targets.items():
-    source = f"{_PEFT}blocks.{{layer}}.{source}"
+  for path, source in lora_targets().items():
+    source = f"blocks.{{layer}}.{source}"
+    source = _PEFT + (diffusers_name(source) if diffusers else source)
     channels = _channels(config, *path.split(".")) if "." in path else transforms.IDENTITY
     rules.append(Rule(f"{source}.lora_A.weight", f"blocks.{path}.down", LINEAR))
     rules.append(Rule(f"{source}.lora_B.weight", f"blocks.{path}.up", Chain((LINEAR, channels))))
@@ -143,20 +147,70 @@ def convert_lora(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> Param
 
   The rank is read from the adapter. Raises ConfigError as `engine.convert` does.
   """
-  ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A.weight")})
-  if len(ranks) != 1:
-    raise ConfigError(f"an adapter needs one rank, found {ranks or 'no lora_A tensors'}")
+  rules = lora_rules(model.backbone)
+  return engine.convert(tensors, rules, _abstract_adapter(rules, model, adapter_rank(tensors, "an adapter")))
+
+
+def adapter_rank(tensors: Mapping[str, Any], where: str) -> int:
+  """The one rank of an adapter. Raises ConfigError, beginning with `where`, if there is none or are several."""
+  ranks = sorted({tuple(tensor.shape)[:1] for name, tensor in tensors.items() if name.endswith("lora_A.weight")})
+  if len(ranks) != 1 or ranks == [()]:
+    found = [rank for (rank,) in filter(None, ranks)]
+    raise ConfigError(f"{where} needs one rank, found {found or 'no lora_A tensors'}")
+  return ranks[0][0]
+
+
+def check_lora(tensors: Mapping[str, Any], model: ModelConfig, rank: int) -> dict[str, str]:
+  """Compares an adapter under Wan's or diffusers' names with the model.
+
+  A linear layer may be left out of all blocks, but not of some.
+
+  Args:
+    tensors: names (peft's, with its prefix) to anything with `shape` and `dtype`.
+    model: the model it is for.
+    rank: what `adapter_rank` gave.
+
+  Returns:
+    Every adapted module, named as in `tensors` without `.lora_A.weight`, to Wan's name of it.
+
+  Raises:
+    ConfigError: as `engine.convert` does.
+  """
+  layers = range(model.backbone.num_layers)
+  tables = [lora_rules(model.backbone, diffusers) for diffusers in (False, True)]
+  occurring = [
+    {_module(rule) for rule in table if any(_at(rule, layer) in tensors for layer in layers)} for table in tables
+  ]
+  diffusers = len(occurring[1]) > len(occurring[0])
+  adapted = occurring[diffusers] or set(lora_targets())
+  rules = [rule for rule in tables[diffusers] if _module(rule) in adapted]
+  engine.check(tensors, rules, _abstract_adapter(rules, model, rank))
+  return {
+    _at(rule, layer).removesuffix(".lora_A.weight"): f"blocks.{layer}.{lora_targets()[_module(rule)]}"
+    for rule in rules
+    if rule.path.endswith(".down")
+    for layer in layers
+  }
+
+
+def _module(rule: Rule) -> str:
+  return rule.path.removeprefix("blocks.").rpartition(".")[0]
+
+
+def _at(rule: Rule, layer: int) -> str:
+  return rule.source.replace("{layer}", str(layer))
+
+
+def _abstract_adapter(rules: Sequence[Rule], model: ModelConfig, rank: int) -> Params:
+  """Shapes of the adapter that these rules write."""
   kernels = abstract_params(model)["blocks"]
-  adapters = {}
-  for rule in lora_rules(model.backbone):
-    keys = rule.path.split(".")[1:]
-    layer = kernels
-    for key in keys[:-1]:
-      layer = layer[key]
-    layers, inputs, outputs = layer["kernel"].shape
-    shape = (layers, inputs, ranks[0]) if keys[-1] == "down" else (layers, ranks[0], outputs)
-    target = adapters
-    for key in keys[:-1]:
-      target = target.setdefault(key, {})
-    target[keys[-1]] = jax.ShapeDtypeStruct(shape, np.float32)
-  return engine.convert(tensors, lora_rules(model.backbone), {"blocks": adapters})
+  adapter: Params = {}
+  for rule in rules:
+    *module, matrix = rule.path.split(".")[1:]
+    kernel, target = kernels, adapter
+    for key in module:
+      kernel, target = kernel[key], target.setdefault(key, {})
+    layers, inputs, outputs = kernel["kernel"].shape
+    shape = (layers, inputs, rank) if matrix == "down" else (layers, rank, outputs)
+    target[matrix] = jax.ShapeDtypeStruct(shape, np.float32)
+  return {"blocks": adapter}

@@ -89,9 +89,13 @@ def write_part(
 
 
 def chunk_rows(shape: tuple[int, ...], dtype: Any) -> int:
-  """Rows of the leading axis that are stored in one file: all of them up to `CHUNK_BYTES`, else as many as fit."""
+  """Rows of the leading axis that are stored in one file: all of them up to `CHUNK_BYTES`, else as many as fit.
+
+  Zarr stores the last chunk at full size, so all get the same number: 30 layers of which 14 fit are 3 files of 10.
+  """
   row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
-  return min(shape[0], max(1, CHUNK_BYTES // row_bytes))
+  most = max(1, CHUNK_BYTES // row_bytes)
+  return -(-shape[0] // -(-shape[0] // most))
 
 
 def _write_leaves(folder: epath.Path, leaves: Mapping[str, Any], pieces: Iterable[Piece]) -> None:

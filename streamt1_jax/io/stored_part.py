@@ -1,6 +1,6 @@
 """A saved model part as it lies on disk: every weight has a name and a shape, and is read only when asked for.
 
-  part = open_part("wan/text", {"blocks/ffn/down/kernel": jax.ShapeDtypeStruct((24, 10240, 4096), jnp.bfloat16)})
+  part = open_part("wan/text", abstract_params, jnp.bfloat16)
   part.read("blocks/ffn/down/kernel", (slice(3, 4),))     one layer: 84 MB of 2 GB
 
 The whole of UMT5-XXL is larger than the memory of many machines, so nothing here ever holds more than the weight asked
@@ -32,7 +32,8 @@ Box = tuple[slice, ...]
 
 _OCDBT_MANIFEST = "manifest.ocdbt"
 # Stored and converted chunks in flight. A larger slab reads no faster, and host memory peaks at a weight and two slabs.
-_SLAB_BYTES = 32 << 20
+_SLAB_BYTES = 16 << 20
+_ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,34 +58,53 @@ class StoredPart:
       if not store.rank:
         return store.read().result()
       store = store[box][ts.d[:].translate_to[0]]
-      values = np.empty(store.shape, store.dtype.numpy_dtype)
+      values = _aligned_empty(store.shape, store.dtype.numpy_dtype)
       for slab in _slabs(store):
         ts.array(values[slab]).write(store[slab][ts.d[0].translate_to[0]]).result()
     return values
 
   def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-    """Rows `[len(rows), ...]` of one weight, read from the chunks that hold them. Raises ConfigError as `read`."""
+    """Rows `[len(rows), ...]` of one weight; `rows` are ascending. Chunks without any of them are not read.
+
+    Raises ConfigError as `read`.
+    """
+    store = self.stores[name]
+    values = np.empty((len(rows), *store.shape[1:]), store.dtype.numpy_dtype)
     with readable(self.source):
-      return self.stores[name][np.asarray(rows)].read().result()
+      for slab in _slabs(store):
+        first, last = np.searchsorted(rows, (slab.start, slab.stop))
+        if last > first:
+          values[first:last] = store[rows[first:last]].read().result()
+    return values
 
 
-def open_part(source: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> StoredPart:
+def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None) -> StoredPart:
   """Checks a part and opens it.
 
   Args:
-    source: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
-    wanted: shape of every weight by its "/"-joined path, and the dtype to read it in.
+    directory: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s.
+    dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
 
   Raises:
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored weights
-      differ from `wanted` in name, shape or kind.
+      differ from `abstract_params` in name, shape or kind.
   """
+  source = epath.Path(directory)
+  wanted = named_leaves(abstract_params)
   with readable(source):
     part_files.verify_files(source)
     _require_same_leaves(source, _describe(source), wanted)
     opened = {name: ts.open(_spec(source, name), open=True, read=True) for name in wanted}
     stores = {name: store.result() for name, store in opened.items()}
-  return StoredPart(source, {name: _converted(stores[name], leaf.dtype) for name, leaf in wanted.items()})
+  return StoredPart(
+    source, {name: _converted(stores[name], target_dtype(leaf.dtype, dtype)) for name, leaf in wanted.items()}
+  )
+
+
+def target_dtype(leaf_dtype: Any, dtype: Any) -> np.dtype:
+  """`dtype`, if there is one and `leaf_dtype` is floating, else `leaf_dtype`."""
+  return jnp.dtype(leaf_dtype if dtype is None or not jnp.issubdtype(leaf_dtype, jnp.floating) else dtype)
 
 
 @contextlib.contextmanager
@@ -159,6 +179,14 @@ def _spec(source: epath.Path, name: str) -> dict[str, Any]:
 
 def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
   return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+  """An array that JAX takes over on the CPU as it is; one of another alignment it copies."""
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  offset = -memory.ctypes.data % _ALIGNMENT
+  return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
 def _slabs(store: ts.TensorStore) -> Iterator[slice]:

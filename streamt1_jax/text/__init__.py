@@ -1,3 +1,3 @@
 """Text side of the model: tokenizer, UMT5 encoder, and the prompt's embeddings."""
 
-from streamt1_jax.text.encode import encode_prompt as encode_prompt
+from streamt1_jax.text.encode import PromptEncoder as PromptEncoder

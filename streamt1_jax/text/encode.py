@@ -1,54 +1,118 @@
-"""Prompt to the text embeddings that cross-attention sees."""
+"""Prompts to the text embeddings that cross-attention sees, by an encoder whose weights stay on disk.
+
+  token ids ── rows of the embedding table ── layer 0 ── layer 1 ── ... ── norm ── embeddings
+                       read from disk         read, applied to all prompts, dropped
+
+UMT5-XXL is four times the size of the model it feeds (11.4 GB in bfloat16), and a prompt needs it for one pass. So it
+is never loaded: memory holds one layer (0.4 GB) and the prompts' hidden states. The price is that the encoder is read
+from disk again for prompts that were not encoded together with the others.
+"""
 
 import functools
+import gc
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from flax import nnx
 
-from streamt1_jax.config import ConfigError
-from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.config import ConfigError, TextConfig
+from streamt1_jax.io import checkpoint, stored_part
+from streamt1_jax.text.tokenizer import Tokenizer, Tokens
+from streamt1_jax.text.umt5 import Block, UMT5Encoder
 from streamt1_jax.typing import Params
 
 
-def encode_prompt(
-  graphdef: nnx.GraphDef,
-  params: Params,
-  tokenizer: Tokenizer,
-  prompt: str,
-  text_len: int,
-  dtype: jnp.dtype = jnp.float32,
-) -> jax.Array:
-  """Encodes one prompt at its own length and pads the result with zeros (Wan spec, sections 1.3 and 3).
+class PromptEncoder:
+  """A tokenizer and a stored UMT5 encoder; keeps the embeddings of every prompt it has seen, not the weights."""
 
-  Padding is masked inside the encoder, so leaving it out changes nothing but the cost: 0.6 instead of 4.8
-  TFLOP for 64 tokens of 512. Lengths are rounded up so that at most eight shapes are ever compiled. A prompt
-  that is too long is cut, with a warning.
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    config: TextConfig,
+    tokenizer: Tokenizer,
+    text_len: int,
+    dtype: jnp.dtype = jnp.float32,
+  ):
+    """Checks the stored encoder; nothing is read yet.
 
-  Args:
-    graphdef: structure of a `UMT5Encoder`, from `nnx.split`.
-    params: its parameters, `nnx.State` or nested dict; they set the dtype of the computation.
-    tokenizer: tokenizer of the same model.
-    prompt: any text.
-    text_len: rows of the result, at least `tokenizer.max_len`.
-    dtype: dtype of the result.
+    Args:
+      directory: folder of the encoder's weights, a model part.
+      config: its sizes.
+      tokenizer: tokenizer of the same model.
+      text_len: rows of an embedding, at least `tokenizer.max_len`.
+      dtype: dtype of the computation.
 
-  Returns:
-    `[text_len, dim]`; rows from the end of the prompt on are exactly zero.
+    Raises:
+      ConfigError: as `stored_part.open_part`; the tokenizer has more pieces than the encoder embeds, or its
+        `max_len` exceeds `text_len`.
+    """
+    _require_fitting(tokenizer, config.vocab_size, text_len)
+    encoder = nnx.eval_shape(lambda: UMT5Encoder(config, nnx.Rngs(0)))
+    self.tokenizer = tokenizer
+    self._num_layers, self._text_len = config.num_layers, text_len
+    self._weights = stored_part.open_part(directory, nnx.to_pure_dict(nnx.state(encoder, nnx.Param)), dtype)
+    self._block, layer = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))), nnx.Param)
+    self._layer = nnx.to_pure_dict(layer)
+    self._norm = nnx.graphdef(encoder.final_norm)
+    self._embeddings: dict[str, np.ndarray] = {}
 
-  Raises:
-    ConfigError: the tokenizer has more pieces than the encoder embeds, or its `max_len` exceeds `text_len`.
-  """
-  _require_fitting(tokenizer, nnx.merge(graphdef, params).token_embedding.shape[0], text_len)
-  tokens = tokenizer(prompt)
-  if tokens.truncated:
-    logging.warning("only the first %d tokens of the prompt are used: %r", tokenizer.max_len, prompt)
-  padded = padded_length(tokens.length, text_len)
-  ids = np.zeros(padded, np.int32)
-  ids[: tokens.length] = tokens.ids[: tokens.length]
-  return _encode(graphdef, params, ids, np.int32(tokens.length), text_len, jnp.dtype(dtype))
+  def __call__(self, prompt: str) -> jax.Array:
+    """Embeddings `[text_len, dim]` float32 of one prompt; rows from its end on are exactly zero (Wan spec, 1.3, 3).
+
+    Raises ConfigError if the weights cannot be read or are not finite.
+    """
+    self.prepare([prompt])
+    embedding = self._embeddings[prompt]
+    return jnp.asarray(np.pad(embedding, ((0, self._text_len - len(embedding)), (0, 0))))
+
+  def prepare(self, prompts: Sequence[str]) -> None:
+    """Encodes several prompts in one pass over the weights. One that is too long is cut, with a warning.
+
+    Each prompt is encoded at its own length: padding is masked inside the encoder, so leaving it out changes nothing
+    but the cost (0.6 instead of 4.8 TFLOP for 64 tokens of 512). Lengths are rounded up so that at most eight shapes
+    are ever compiled.
+    """
+    new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
+    tokens = [self.tokenizer(prompt) for prompt in new]
+    for prompt, token in zip(new, tokens, strict=True):
+      if token.truncated:
+        logging.warning("only the first %d tokens of the prompt are used: %r", self.tokenizer.max_len, prompt)
+    if new:
+      embeddings = self._encode(tokens)
+      self._embeddings |= {p: e[: t.length] for p, t, e in zip(new, tokens, embeddings, strict=True)}
+
+  def _encode(self, tokens: list[Tokens]) -> list[np.ndarray]:
+    lengths = [padded_length(token.length, self._text_len) for token in tokens]
+    ids = [np.pad(t.ids[: t.length], (0, length - t.length)) for t, length in zip(tokens, lengths, strict=True)]
+    masks = [np.arange(length) < token.length for token, length in zip(tokens, lengths, strict=True)]
+    used, rows = np.unique(np.concatenate(ids), return_inverse=True)
+    table = self._on_device({"token_embedding": self._weights.read_rows("token_embedding", used)})["token_embedding"]
+    states = [table[piece] for piece in np.split(rows, np.cumsum(lengths)[:-1])]
+    for layer in range(self._num_layers):
+      params = self._read_layer(layer)
+      states = jax.block_until_ready([_run_block(self._block, params, x, mask) for x, mask in zip(states, masks)])
+      del params  # Else the next layer would be read beside this one.
+    norm = self._on_device({"scale": self._weights.read("final_norm/scale")})
+    return [np.asarray(_run_norm(self._norm, norm, x)) for x in states]
+
+  def _read_layer(self, layer: int) -> Params:
+    one = (slice(layer, layer + 1),)
+    names = stored_part.named_leaves(self._layer)
+    return self._on_device(
+      jax.tree.unflatten(
+        jax.tree.structure(self._layer), [self._weights.read(f"blocks/{name}", one)[0] for name in names]
+      )
+    )
+
+  def _on_device(self, weights: Params) -> Params:
+    weights = jax.device_put(weights)
+    checkpoint.check_finite(weights, str(self._weights.source))
+    gc.collect(0)  # JAX drops its references to host memory, and so the layer before this one, at a collection.
+    return weights
 
 
 def padded_length(length: int, text_len: int) -> int:
@@ -57,12 +121,14 @@ def padded_length(length: int, text_len: int) -> int:
   return min(text_len, -(-length // step) * step)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "text_len", "dtype"))
-def _encode(graphdef, params, ids, length, text_len, dtype):
-  mask = jnp.arange(ids.shape[0]) < length
-  embeddings = nnx.merge(graphdef, params)(ids, mask)
-  embeddings = jnp.where(mask[:, None], embeddings, 0).astype(dtype)
-  return jnp.pad(embeddings, ((0, text_len - ids.shape[0]), (0, 0)))
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _run_block(graphdef: nnx.GraphDef, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
+  return nnx.merge(graphdef, params)(x, mask)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _run_norm(graphdef: nnx.GraphDef, params: Params, x: jax.Array) -> jax.Array:
+  return nnx.merge(graphdef, params)(x).astype(jnp.float32)
 
 
 def _require_fitting(tokenizer: Tokenizer, vocab_size: int, text_len: int) -> None:

@@ -1,0 +1,228 @@
+"""Carries conversion plans out: a checkpoint folder that `experiments.generate` takes, or nothing that looks like one.
+
+Every part is written aside and renamed when it is whole, with `source.json` in it: what it was made from.
+`config.json`, without which a folder is no checkpoint, comes last. A part whose `source.json` says what would be done
+again is left as it is; one that says something else is never replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tqdm
+from etils import epath
+
+from streamt1_jax.config import ConfigError, ModelConfig
+from streamt1_jax.convert import engine
+from streamt1_jax.convert.plan import PartPlan, missing_parts
+from streamt1_jax.io import atomic, checkpoint, config_json, part_files, part_writer
+from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.text.tokenizer import Tokenizer
+
+CONVERTER_VERSION = 1
+"""To be raised when the same files would give other weights."""
+SOURCE_FILE = "source.json"
+TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
+_BLOCK_BYTES = 16 * 2**20
+
+
+def execute(
+  model: ModelConfig, plans: Sequence[PartPlan], tokenizer: pathlib.Path | None, output: pathlib.Path, dtype: Any
+) -> list[str]:
+  """Converts every planned part that is not there yet; writes `config.json` when nothing is missing.
+
+  Args:
+    model: the model.
+    plans: what to convert.
+    tokenizer: sentencepiece model, or None.
+    output: the checkpoint folder; made if missing.
+    dtype: dtype of the stored weights.
+
+  Returns:
+    What the folder still lacks: folders of parts, and `tokenizer.model`. Empty if it is a checkpoint.
+
+  Raises:
+    ConfigError: `output` holds a part, tokenizer or config made from something else; a file is damaged; the disk is
+      full. What was there before stays, and nothing half-written is left.
+  """
+  _require_usable(output, model)
+  tokenizer_content = None if tokenizer is None else read_tokenizer(tokenizer, model)
+  if tokenizer_content is not None:
+    _require_same_tokenizer(output / TOKENIZER_FILE, tokenizer_content, tokenizer)
+  # All that exists is compared before anything is written.
+  provenance = {plan.part: _provenance(model, plan, dtype) for plan in plans}
+  waiting = [plan for plan in plans if not _is_done(output / plan.part, provenance[plan.part])]
+  _require_space(output, sum(plan.stored_bytes(dtype) for plan in waiting))
+  for plan in waiting:
+    _convert_part(plan, output / plan.part, provenance[plan.part], dtype)
+  if tokenizer_content is not None and not (output / TOKENIZER_FILE).exists():
+    _write(output / TOKENIZER_FILE, tokenizer_content)
+  still_lacking = lacking(output, model)
+  if not still_lacking and not (output / checkpoint.CONFIG_FILE).exists():
+    checkpoint.save_config(output, model, _checkpoint_provenance(output, model))
+  return still_lacking
+
+
+def lacking(
+  output: pathlib.Path | None, model: ModelConfig, parts: Sequence[str] = (), tokenizer: bool = False
+) -> list[str]:
+  """What `output` lacks to be a checkpoint of `model`, once `parts` and, if so, the tokenizer are converted."""
+  found = lambda name: output is not None and (output / name).is_file()
+  present = [part for part in missing_parts(model, parts) if found(f"{part}/{part_files.PART_FILE}")]
+  needs_tokenizer = model.text is not None and not tokenizer and not found(TOKENIZER_FILE)
+  return [*missing_parts(model, [*parts, *present]), *([TOKENIZER_FILE] if needs_tokenizer else [])]
+
+
+def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> bytes:
+  """A sentencepiece model that fits the model's text encoder.
+
+  Args:
+    path: the file (published as spiece.model), or the folder it is in.
+    model: the model.
+
+  Raises:
+    ConfigError: there is none, it is damaged, or it has more pieces than the text encoder embeds.
+  """
+  if path.is_dir():
+    found = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()]
+    if not found:
+      raise ConfigError(f"--tokenizer {path} holds no {' or '.join(TOKENIZER_NAMES)}")
+    path = found[0]
+  if model.text is None:
+    raise ConfigError(f"--tokenizer: the model {model.name!r} has no text encoder")
+  try:
+    vocab_size = Tokenizer(path, model.text.max_len).vocab_size
+  except ConfigError as error:
+    raise ConfigError(f"--tokenizer: {error}") from error
+  if vocab_size > model.text.vocab_size:
+    raise ConfigError(
+      f"--tokenizer {path} has {vocab_size} pieces, the text encoder embeds only {model.text.vocab_size}"
+    )
+  return path.read_bytes()
+
+
+def _convert_part(plan: PartPlan, folder: pathlib.Path, provenance: dict[str, Any], dtype: Any) -> None:
+  pieces = engine.stream(plan.tensors, plan.flavour.rules, plan.flavour.abstract_params)
+  with _bar(f"converting {plan.part}", plan.source_bytes()) as bar:
+    source = (json.dumps(provenance, indent=2) + "\n").encode()
+    part_writer.write_part(folder, plan.leaves(dtype), _counted(pieces, bar), {SOURCE_FILE: source})
+
+
+def _counted(pieces: Iterator[part_writer.Piece], bar: tqdm.tqdm) -> Iterator[part_writer.Piece]:
+  for piece in pieces:
+    yield piece
+    bar.update(piece.rows.nbytes)
+
+
+def _provenance(model: ModelConfig, plan: PartPlan, dtype: Any) -> dict[str, Any]:
+  """Everything that decides the bytes of a part, and what was left out."""
+  adapter = plan.adapter
+  return {
+    "converter": {"streamt1_jax": importlib.metadata.version("streamt1_jax"), "version": CONVERTER_VERSION},
+    "config": _part_config(model, plan.part),
+    "dtype": str(dtype),
+    "names": plan.flavour.names,
+    "entry": plan.entry,
+    "sources": [_describe_file(path) for path in plan.files],
+    "skipped": plan.skipped,
+    "lora": None
+    if adapter is None
+    else {
+      "layers": len(adapter.layers),
+      "rank": adapter.rank,
+      "alpha": adapter.alpha,
+      "scale": adapter.scale,
+      "sources": [_describe_file(path) for path in adapter.files],
+      "skipped": adapter.skipped,
+    },
+  }
+
+
+def _part_config(model: ModelConfig, part: str) -> dict[str, Any]:
+  return config_json.to_json_value(getattr(model, part))  # Parts are called like their configurations.
+
+
+def _describe_file(path: pathlib.Path) -> dict[str, Any]:
+  size, digest = path.stat().st_size, hashlib.sha256()
+  with path.open("rb") as file, _bar(f"checksum of {path.name}", size) as bar:
+    while block := file.read(_BLOCK_BYTES):
+      digest.update(block)
+      bar.update(len(block))
+  return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _is_done(folder: pathlib.Path, provenance: dict[str, Any]) -> bool:
+  """Whether `folder` was made as `provenance` says. Raises ConfigError if it is there and was not."""
+  if not folder.exists():
+    return False
+  found = _read_provenance(folder)
+  differing = [name for name in provenance if found.get(name) != provenance[name]]
+  if differing:
+    raise ConfigError(
+      f"{folder} exists and was made otherwise ({', '.join(differing)} differ, see its {SOURCE_FILE}); "
+      "remove it or give another --output"
+    )
+  return True
+
+
+def _read_provenance(folder: pathlib.Path) -> dict[str, Any]:
+  """`source.json` of a part of the present format."""
+  part_files.read_part_file(epath.Path(folder))
+  return part_files.read_json_object(epath.Path(folder), SOURCE_FILE, "a part made by experiments.convert")
+
+
+def _checkpoint_provenance(output: pathlib.Path, model: ModelConfig) -> dict[str, Any]:
+  parts = {part: _read_provenance(output / part) for part in missing_parts(model, [])}
+  tokenizer = {} if model.text is None else {"tokenizer": _describe_file(output / TOKENIZER_FILE)}
+  return {"converted_by": "experiments.convert", **parts, **tokenizer}
+
+
+def _require_usable(output: pathlib.Path, model: ModelConfig) -> None:
+  """Raises ConfigError if what is there already cannot become, or is not, a checkpoint of `model`."""
+  if output.exists() and not output.is_dir():
+    raise ConfigError(f"--output {output} is a file; expected a folder")
+  for part in missing_parts(model, []):
+    if (output / part).exists() and _read_provenance(output / part).get("config") != _part_config(model, part):
+      raise ConfigError(f"{output / part} exists and was made for another --model; give another --output")
+  if not (output / checkpoint.CONFIG_FILE).exists():
+    return
+  existing = checkpoint.load_config(output)
+  if existing != model:
+    differing = [
+      name
+      for name, value in config_json.to_json_value(model).items()
+      if config_json.to_json_value(existing)[name] != value
+    ]
+    raise ConfigError(
+      f"--output {output} is a checkpoint of another model ({', '.join(differing)} differ); give another folder"
+    )
+
+
+def _require_same_tokenizer(path: pathlib.Path, content: bytes, source: pathlib.Path) -> None:
+  if path.exists() and path.read_bytes() != content:
+    raise ConfigError(f"{path} exists and differs from --tokenizer {source}; remove it or give another --output")
+
+
+def _require_space(output: pathlib.Path, needed: int) -> None:
+  existing = next(folder for folder in [output, *output.absolute().parents] if folder.exists())
+  free = shutil.disk_usage(existing).free
+  if needed > free:
+    raise ConfigError(f"--output {output} needs {needed:,} bytes, the disk has {free:,} left")
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  try:
+    atomic.replace_bytes(path, content)
+  except OSError as error:
+    raise ConfigError(f"cannot write {path}: {part_files.first_line(error)}") from error
+
+
+def _bar(what: str, total: int) -> tqdm.tqdm:
+  return tqdm.tqdm(desc=what, total=total, unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5)

@@ -1,0 +1,53 @@
+"""Tensors that stay on disk until somebody asks for them, and then arrive row by row."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from streamt1_jax.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+  """A tensor whose shape and dtype are known before it is read; `np.asarray` reads it whole.
+
+  Attributes:
+    shape: its shape.
+    dtype: dtype of what is read; bfloat16 is `ml_dtypes.bfloat16`.
+    read: `read(start, stop)` gives rows `start..stop - 1` of the leading axis; of a tensor without axes
+      `read(0, 1)` gives the tensor. Raises ConfigError if the file is damaged.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[int, int], np.ndarray] = dataclasses.field(repr=False)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    array = self.read(0, self.shape[0] if self.shape else 1)
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+  def blocks(self, max_bytes: int) -> Iterator[np.ndarray]:
+    """The tensor in order, as many whole rows at a time as fit into `max_bytes`, one at least."""
+    if not self.shape:
+      yield self.read(0, 1)
+      return
+    row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+    rows = max(1, max_bytes // max(1, row_bytes))
+    for start in range(0, self.shape[0], rows):
+      yield self.read(start, min(start + rows, self.shape[0]))
+
+
+def read_bytes(path: pathlib.Path, offset: int, count: int) -> np.ndarray:
+  """`count` bytes of a file from `offset` on, uint8. Raises ConfigError if it has not so many."""
+  try:
+    content = np.fromfile(path, np.uint8, count, offset=offset)
+  except OSError as error:
+    raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+  if content.size != count:
+    raise ConfigError(f"{path} is truncated: it ends before byte {offset + count}")
+  return content

@@ -1,0 +1,104 @@
+"""A peft checkpoint with unmerged adapters, read as if the adapters had been merged.
+
+  base_model.model.<module>.base_layer.weight    [out, in]  ─┐
+  base_model.model.<module>.lora_A.default.weight [r, in]    ├─ <module>.weight = base + scale * B A
+  base_model.model.<module>.lora_B.default.weight [out, r]  ─┘
+  base_model.model.<name>                                    ── <name>
+
+A merged tensor is computed in float32 when it is read, one at a time, so that a large file never lies in memory
+twice. Plain
+numpy: mapping tables and the strict engine then see an ordinary checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from streamt1_jax.config import ConfigError
+
+_PREFIX = "base_model.model."
+_BASE = ".base_layer"
+_DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class MergedWeight:
+  """base + scale * up @ down, float32, computed when it is turned into an array.
+
+  Attributes:
+    base: [out, in].
+    down: [r, in].
+    up: [out, r].
+    scale: alpha / r.
+  """
+
+  base: Any
+  down: Any
+  up: Any
+  scale: float
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(self.base.shape)
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(np.float32)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    base, down, up = (np.asarray(x).astype(np.float32) for x in (self.base, self.down, self.up))
+    merged = base + np.float32(self.scale) * (up @ down)
+    return merged if dtype is None else merged.astype(dtype)
+
+
+def is_peft(names: Mapping[str, Any]) -> bool:
+  """Whether a checkpoint has peft's names."""
+  return any(name.startswith(_PREFIX) for name in names)
+
+
+def merged(tensors: Mapping[str, Any], rank: int, alpha: float) -> dict[str, Any]:
+  """The checkpoint under the base model's names; adapted weights are `MergedWeight`s, the others are as they were.
+
+  Args:
+    tensors: the peft checkpoint.
+    rank: the rank r that every adapter must have.
+    alpha: numerator of the scale, alpha / r.
+
+  Raises:
+    ConfigError: a name lacks peft's prefix, an adapter is incomplete, of another rank or of another shape than its
+      base.
+  """
+  foreign = [name for name in tensors if not name.startswith(_PREFIX)]
+  if foreign:
+    raise ConfigError(f"a peft checkpoint names every tensor {_PREFIX}..., found {foreign[0]}")
+  plain = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+  adapted = {name.removesuffix(end) for name in plain for end in (_DOWN, _UP) if name.endswith(end)}
+  result = {}
+  for name, tensor in plain.items():
+    module, _, kind = name.rpartition(".")
+    if name.endswith((_DOWN, _UP)):
+      continue
+    owner = module.removesuffix(_BASE)
+    if owner in adapted and kind == "weight":
+      tensor = _merged_weight(owner, plain, rank, alpha / rank)
+    result[f"{owner}.{kind}"] = tensor
+  lost = sorted(module for module in adapted if f"{module}{_BASE}.weight" not in plain)
+  if lost:
+    raise ConfigError(f"the adapter of {lost[0]} has no {lost[0]}{_BASE}.weight in the checkpoint")
+  return result
+
+
+def _merged_weight(module: str, plain: Mapping[str, Any], rank: int, scale: float) -> MergedWeight:
+  for end in (_DOWN, _UP):
+    if module + end not in plain:
+      raise ConfigError(f"the adapter of {module} is incomplete: {module}{end} is missing")
+  base, down, up = plain[f"{module}{_BASE}.weight"], plain[module + _DOWN], plain[module + _UP]
+  out_dim, in_dim = base.shape
+  if tuple(down.shape) != (rank, in_dim) or tuple(up.shape) != (out_dim, rank):
+    raise ConfigError(
+      f"the adapter of {module} is {list(up.shape)} by {list(down.shape)}; rank {rank} and a weight of "
+      f"{list(base.shape)} need {[out_dim, rank]} by {[rank, in_dim]}"
+    )
+  return MergedWeight(base, down, up, scale)

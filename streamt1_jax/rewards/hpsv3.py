@@ -1,0 +1,113 @@
+"""HPSv3: how much people would like each frame, given the prompt (rewards spec, section 2).
+
+  frames [Q, H, W, 3] ── bicubic ── vision tower, one slice per frame ──┐
+  prompt tokens ── embeddings (once per video) ──────────────────────── decoder ── <|Reward|> ── mu, log sigma
+
+All frames of a chunk have one length and one prompt, so they are one batch without padding.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from streamt1_jax.rewards import preprocess, qwen2_vl
+from streamt1_jax.rewards.base import CandidateInfo
+from streamt1_jax.rewards.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl import PromptEmbedding, PromptTokens, Qwen2VL
+from streamt1_jax.typing import Frames, Params
+
+_PIXELS = 256 * 28 * 28
+
+
+@dataclasses.dataclass(frozen=True)
+class HPSv3Config:
+  """HPSv3.
+
+  Attributes:
+    backbone: Qwen2-VL.
+    head_dims: hidden widths of the reward MLP.
+    min_pixels: least area of a resized frame.
+    max_pixels: largest area of a resized frame.
+  """
+
+  backbone: Qwen2VLConfig = qwen2_vl_preset("qwen2_vl_7b", vocab_size=151658)
+  head_dims: tuple[int, int] = (1024, 16)
+  min_pixels: int = _PIXELS
+  max_pixels: int = _PIXELS
+
+
+class RewardMLP(nnx.Module):
+  """Three linear layers with ReLU between; always computed in float32."""
+
+  def __init__(self, dim: int, hidden_dims: tuple[int, int], rngs: nnx.Rngs):
+    first, second = hidden_dims
+    self.first = nnx.Linear(dim, first, rngs=rngs)
+    self.second = nnx.Linear(first, second, rngs=rngs)
+    self.out = nnx.Linear(second, 2, rngs=rngs)
+
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    """[..., dim] -> float32 [..., 2]."""
+    x = jax.nn.relu(self.first(hidden.astype(jnp.float32)))
+    return self.out(jax.nn.relu(self.second(x)))
+
+
+class HPSv3Model(nnx.Module):
+  """Weights of HPSv3; the head's stay float32 whatever the backbone's dtype."""
+
+  def __init__(self, config: HPSv3Config, rngs: nnx.Rngs):
+    self.backbone = Qwen2VL(config.backbone, rngs)
+    self.head = RewardMLP(config.backbone.decoder.dim, config.head_dims, rngs)
+
+  def __call__(self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """float32 [Q, 2], mean and log standard deviation of the preference, of patches [Q, N, V] of Q pictures."""
+    media = self.backbone.vision(patches, grid)
+    hidden = jax.vmap(self.backbone.read, in_axes=(None, 0))(prompt, media)
+    return self.head(hidden[:, 0])
+
+
+def abstract_params(config: HPSv3Config, dtype: Any = jnp.float32) -> Params:
+  """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
+  return qwen2_vl.abstract_params(lambda: HPSv3Model(config, nnx.Rngs(0)), dtype)
+
+
+@functools.cache
+def graphdef(config: HPSv3Config) -> nnx.GraphDef:
+  return nnx.graphdef(nnx.eval_shape(lambda: HPSv3Model(config, nnx.Rngs(0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class HPSv3:
+  """`ImageReward`: the mean over the chunk's frames of HPSv3's mu, about 6 to 11 for pictures people like.
+
+  Attributes:
+    config: sizes.
+  """
+
+  config: HPSv3Config = HPSv3Config()
+
+  def init(self, params: Params, prompt_features: PromptTokens) -> PromptEmbedding:
+    """Embeds a prompt tokenised by `prompts.RewardPrompt`."""
+    return self.model(params).backbone.embed_prompt(prompt_features)
+
+  def __call__(self, params: Params, condition: PromptEmbedding, chunk: Frames, info: CandidateInfo) -> jax.Array:
+    """Score of uint8 RGB frames [Q, H, W, 3]; float32 scalar."""
+    return self.frame_scores(params, condition, chunk)[:, 0].mean()
+
+  def frame_scores(self, params: Params, condition: PromptEmbedding, frames: Frames) -> jax.Array:
+    """float32 [Q, 2] of uint8 RGB frames [Q, H, W, 3]: mu and log sigma of each frame.
+
+    Raises ConfigError for frames too elongated for the pixel budget.
+    """
+    c, vision = self.config, self.config.backbone.vision
+    size = preprocess.smart_resize(*frames.shape[1:3], vision.token_pixels, c.min_pixels, c.max_pixels)
+    pixels = preprocess.normalise(preprocess.resize_like_pillow(frames, size))
+    patches = preprocess.pictures_to_patches(pixels, vision)
+    return self.model(params)(condition, patches, preprocess.grid_of(size, vision))
+
+  def model(self, params: Params) -> HPSv3Model:
+    """The model that holds `params`; for use inside a transformation."""
+    return nnx.merge(graphdef(self.config), params)

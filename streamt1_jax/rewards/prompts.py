@@ -1,0 +1,182 @@
+"""A caption to the tokens a reward model reads: its instruction text, the chat around it, its reward tokens.
+
+  template.format(caption) ── chat format ── tokens before │ media │ tokens after, cut after the last reward token
+
+The instruction texts are part of the published models. They are read when weights are converted
+(`convert.reward_prompts`), stored beside the weights in `prompt_template.json`, and known here by their checksum alone.
+Source: rewards spec, sections 1.6, 1.7 and 5.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import config_json
+from streamt1_jax.rewards.qwen2_vl import PromptTokens
+
+TEMPLATE_FILE = "prompt_template.json"
+TOKENIZER_FILE = "tokenizer.json"
+PLACEHOLDER = "{text_prompt}"
+
+_BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+_AFTER_MEDIA = "<|vision_end|>"
+_SPECIAL_TOKEN = re.compile(r"<\|[^\s|<>]*\|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTemplate:
+  """The text that follows the media.
+
+  Attributes:
+    model: whose text it is, "hpsv3", "videoalign", or a name of one's own.
+    text: the text, with `{text_prompt}` once where the caption goes. Trailing spaces count.
+    reward_tokens: the tokens whose hidden states are read, in the order of the text.
+  """
+
+  model: str
+  text: str
+  reward_tokens: tuple[str, ...]
+
+  def __post_init__(self):
+    if self.text.count(PLACEHOLDER) != 1:
+      raise ConfigError(f"the prompt template of {self.model} must hold {PLACEHOLDER} exactly once")
+    places = [self.text.find(token) for token in self.reward_tokens]
+    counts = [self.text.count(token) for token in self.reward_tokens]
+    if not places or counts != [1] * len(counts) or places != sorted(places):
+      raise ConfigError(f"the prompt template of {self.model} must hold {self.reward_tokens} once each, in this order")
+    published = PUBLISHED_SHA256.get(self.model)
+    if published is not None and self.sha256 != published:
+      raise ConfigError(
+        f"the prompt template of {self.model} is not the published one: sha256 {self.sha256}, expected {published}"
+      )
+
+  @property
+  def sha256(self) -> str:
+    return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+REWARD_TOKENS = {
+  "hpsv3": ("<|Reward|>",),
+  "videoalign": ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"),
+}
+"""Of the published models; their ids follow those of the base tokenizer, in this order."""
+
+PUBLISHED_SHA256 = {
+  "hpsv3": "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
+  "videoalign": "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
+}
+"""Checksums of the published texts; HPSv3's is the instruction followed by the request for the rating."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _TemplateFile:
+  model: str
+  text: str
+  reward_tokens: tuple[str, ...]
+  sha256: str
+
+
+def template_json(template: PromptTemplate) -> bytes:
+  """Content of the `prompt_template.json` that `load_template` reads."""
+  stored = _TemplateFile(template.model, template.text, template.reward_tokens, template.sha256)
+  return (json.dumps(config_json.to_json_value(stored), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def load_template(folder: epath.PathLike) -> PromptTemplate:
+  """Reads `prompt_template.json`.
+
+  Raises ConfigError if it is missing or damaged, its text has not the checksum stored with it, or is said to be a
+  published model's and is not.
+  """
+  path = epath.Path(folder) / TEMPLATE_FILE
+  try:
+    text = path.read_bytes().decode("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{path} cannot be read: {error}") from error
+  where = str(path)
+  stored = config_json.from_json_value(_TemplateFile, config_json.parse_strict_json(text, where), where)
+  template = PromptTemplate(stored.model, stored.text, stored.reward_tokens)
+  if template.sha256 != stored.sha256:
+    raise ConfigError(f"{path}: the text has sha256 {template.sha256}, the file says {stored.sha256}")
+  return template
+
+
+class RewardPrompt:
+  """Turns captions into the `PromptTokens` of one reward model."""
+
+  def __init__(
+    self,
+    tokenizer: tokenizers.Tokenizer | str | os.PathLike[str],
+    template: PromptTemplate,
+    vocab_size: int,
+    pad_to: int = 64,
+  ):
+    """Reads a tokenizer.
+
+    Args:
+      tokenizer: a tokenizer, or the path of its `tokenizer.json`.
+      template: the model's text.
+      vocab_size: rows of the model's token embedding.
+      pad_to: lengths are rounded up to a multiple of this, so that captions of similar length share one compilation.
+
+    Raises:
+      ConfigError: the file cannot be read, or the tokenizer lacks a token of the chat format or a reward token, or has
+        more tokens than the model embeds.
+    """
+    self._tokenizer = tokenizer if isinstance(tokenizer, tokenizers.Tokenizer) else read_tokenizer(tokenizer)
+    self.template = template
+    self.pad_to = pad_to
+    self._reward_ids = [self._id(token) for token in template.reward_tokens]
+    self._pad_id = self._id("<|endoftext|>")
+    for token in (*_SPECIAL_TOKEN.findall(_BEFORE), _AFTER_MEDIA):
+      self._id(token)
+    tokens = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    if tokens > vocab_size:
+      raise ConfigError(f"the reward tokenizer has {tokens} tokens, {template.model} embeds only {vocab_size}")
+
+  def __call__(self, caption: str) -> PromptTokens:
+    """Tokens of one caption, numpy int32; taken verbatim, braces included.
+
+    Raises ConfigError for a caption that holds a special token: it would be read as one.
+    """
+    strange = _SPECIAL_TOKEN.search(caption)
+    if strange:
+      raise ConfigError(f"the prompt holds the special token {strange.group()}, which the reward model would obey")
+    before = self._encode(_BEFORE)
+    after = self._encode(_AFTER_MEDIA + self.template.text.replace(PLACEHOLDER, caption))
+    reward_index = np.asarray([np.flatnonzero(after == token)[0] for token in self._reward_ids], np.int32)
+    used = int(reward_index[-1]) + 1
+    padded = np.full(-(-used // self.pad_to) * self.pad_to, self._pad_id, np.int32)
+    padded[:used] = after[:used]
+    return PromptTokens(before, padded, reward_index)
+
+  def _encode(self, text: str) -> np.ndarray:
+    return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def _id(self, token: str) -> int:
+    found = self._tokenizer.token_to_id(token)
+    if found is None:
+      raise ConfigError(f"the reward tokenizer has no token {token}")
+    return found
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
+  """The tokenizer of a `tokenizer.json`. Raises ConfigError if it cannot be read."""
+  try:
+    return tokenizers.Tokenizer.from_file(os.fspath(path))
+  except Exception as error:  # the library raises plain Exception, whatever is wrong
+    raise ConfigError(f"{os.fspath(path)} is not a readable tokenizer.json: {error}") from error
+
+
+def with_reward_tokens(tokenizer: tokenizers.Tokenizer, template: PromptTemplate) -> tokenizers.Tokenizer:
+  """`tokenizer` with the reward tokens of `template` added where it lacks them; their ids follow the others."""
+  special = [tokenizers.AddedToken(token, special=True, normalized=False) for token in template.reward_tokens]
+  tokenizer.add_special_tokens(special)
+  return tokenizer

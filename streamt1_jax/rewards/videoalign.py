@@ -1,0 +1,149 @@
+"""VideoAlign (VideoReward): visual quality, motion quality and text alignment of a window (rewards spec, section 3).
+
+  window ── 4 to 14 of its frames ── bicubic ── vision tower, two frames per slice ──┐
+  prompt tokens ── embeddings (once per video) ────────────────────────────────── decoder ── VQ, MQ, TA
+
+The reward tokens of visual and motion quality come before the prompt in the text, so only text alignment reads it.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.rewards import preprocess, qwen2_vl
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.rewards.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl import PromptEmbedding, PromptTokens, Qwen2VL
+from streamt1_jax.typing import Frames, Params
+
+DIMENSIONS = ("VQ", "MQ", "TA")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoAlignConfig:
+  """VideoAlign.
+
+  Attributes:
+    backbone: Qwen2-VL.
+    min_pixels: least area of a resized frame.
+    max_pixels: largest area of a resized frame.
+    sample_fps: frames per second that are looked at, within the limits.
+    min_frames: fewest frames looked at, if the video has so many.
+    max_frames: most frames looked at.
+    mean: of the raw scores VQ, MQ, TA; normalised = (raw - mean) / std.
+    std: of the raw scores.
+    head_dtype: "float32"; "bfloat16" as in the reference, where close candidates tie.
+  """
+
+  backbone: Qwen2VLConfig = qwen2_vl_preset("qwen2_vl_2b", vocab_size=151660)
+  min_pixels: int = 128 * 28 * 28
+  max_pixels: int = 256 * 28 * 28
+  sample_fps: float = 2.0
+  min_frames: int = 4
+  max_frames: int = 768
+  mean: tuple[float, float, float] = (3.6757, 1.1646, 2.8105)
+  std: tuple[float, float, float] = (2.2476, 1.3811, 2.5121)
+  head_dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self):
+    if self.head_dtype not in ("float32", "bfloat16"):
+      raise ConfigError(f"head_dtype must be float32 or bfloat16, got {self.head_dtype!r}")
+
+
+class VideoAlignModel(nnx.Module):
+  """Weights of VideoAlign; one row of weights reads all three reward tokens."""
+
+  def __init__(self, config: VideoAlignConfig, rngs: nnx.Rngs):
+    dim = config.backbone.decoder.dim
+    self.backbone = Qwen2VL(config.backbone, rngs)
+    self.head = nnx.Linear(dim, 1, use_bias=False, dtype=jnp.dtype(config.head_dtype), rngs=rngs)
+
+  def __call__(self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Raw VQ, MQ, TA, float32 [3], of patches [S, N, V] of one video."""
+    media = self.backbone.vision(patches, grid)
+    hidden = self.backbone.read(prompt, media.reshape(-1, media.shape[-1]))
+    return self.head(hidden)[:, 0].astype(jnp.float32)
+
+
+def abstract_params(config: VideoAlignConfig, dtype: Any = jnp.float32) -> Params:
+  """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
+  return qwen2_vl.abstract_params(lambda: VideoAlignModel(config, nnx.Rngs(0)), dtype)
+
+
+@functools.cache
+def graphdef(config: VideoAlignConfig) -> nnx.GraphDef:
+  return nnx.graphdef(nnx.eval_shape(lambda: VideoAlignModel(config, nnx.Rngs(0))))
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoAlign:
+  """`VideoReward`: Overall, the sum of the three scores, each less its mean and over its standard deviation.
+
+  Attributes:
+    fps: frames per second of the windows to be judged. A wrong one shows the model another speed.
+    config: sizes and constants.
+    normalised: False sums raw scores.
+  """
+
+  fps: float
+  config: VideoAlignConfig = VideoAlignConfig()
+  normalised: bool = True
+
+  def init(self, params: Params, prompt_features: PromptTokens) -> PromptEmbedding:
+    """Embeds a prompt tokenised by `prompts.RewardPrompt`."""
+    return self.model(params).backbone.embed_prompt(prompt_features)
+
+  def __call__(self, params: Params, condition: PromptEmbedding, window: FrameWindow, info: CandidateInfo) -> jax.Array:
+    """Score of a window of uint8 RGB frames; float32 scalar.
+
+    How many frames are looked at depends on the window's length. One branch is compiled per count, and only the branch
+    of the present count runs, as long as `window.num_past` is not batched.
+
+    Raises ConfigError for a chunk of one frame.
+    """
+    shortest = window.chunk.shape[0]
+    sampled = [self.sample(total) for total in range(shortest, shortest + window.past.shape[0] + 1)]
+    counts = sorted({len(indices) for indices in sampled})
+
+    def look_at(count: int, indices: jax.Array) -> jax.Array:
+      return self.overall(self.raw_scores(params, condition, window.take(indices[:count])))
+
+    table = np.stack([np.pad(indices, (0, counts[-1] - len(indices))) for indices in sampled])
+    branch = np.asarray([counts.index(len(indices)) for indices in sampled], np.int32)
+    branches = [functools.partial(look_at, count) for count in counts]
+    return jax.lax.switch(jnp.asarray(branch)[window.num_past], branches, jnp.asarray(table)[window.num_past])
+
+  def sample(self, num_frames: int) -> np.ndarray:
+    """Indices, int32 [n], of the frames looked at in a video of `num_frames` frames; n is even."""
+    c = self.config
+    return preprocess.sample_frames(num_frames, self.fps, c.sample_fps, c.min_frames, c.max_frames)
+
+  def raw_scores(self, params: Params, condition: PromptEmbedding, frames: Frames) -> jax.Array:
+    """Raw VQ, MQ, TA, float32 [3], of sampled uint8 RGB frames [n, H, W, 3], n even.
+
+    Raises ConfigError for frames too elongated for the pixel budget.
+    """
+    c, vision = self.config, self.config.backbone.vision
+    size = preprocess.smart_resize(*frames.shape[1:3], vision.token_pixels, c.min_pixels, c.max_pixels)
+    patches = preprocess.to_patches(preprocess.normalise(preprocess.resize(frames, size)), vision)
+    return self.model(params)(condition, patches, preprocess.grid_of(size, vision))
+
+  def normalise(self, raw: jax.Array) -> jax.Array:
+    """(raw - mean) / std of raw scores [..., 3] in the order VQ, MQ, TA."""
+    lead = (1,) * (raw.ndim - 1)
+    mean, std = (jnp.asarray(x, jnp.float32).reshape(*lead, 3) for x in (self.config.mean, self.config.std))
+    return (raw - mean) / std
+
+  def overall(self, raw: jax.Array) -> jax.Array:
+    """Sum over VQ, MQ, TA of raw scores [..., 3], normalised first if the reward is."""
+    return (self.normalise(raw) if self.normalised else raw).sum(axis=-1)
+
+  def model(self, params: Params) -> VideoAlignModel:
+    """The model that holds `params`; for use inside a transformation."""
+    return nnx.merge(graphdef(self.config), params)

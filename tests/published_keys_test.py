@@ -1,0 +1,55 @@
+"""The complete lists of published tensors at full size, name by name and shape by shape, against the mapping tables.
+
+tests/published_keys: diffusers' or Hugging Face's name, Wan's name, shape; read off the libraries' and Wan's modules
+(Wan spec, sections 1.2, 2.1 and 3).
+"""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+from streamt1_jax.config import ConfigError, preset
+from streamt1_jax.convert import engine, flavours, umt5
+from streamt1_jax.convert.lazy import LazyTensor
+
+MODEL = preset("wan_1_3b")
+FLAVOURS = flavours.flavours(MODEL)
+FILES = {"backbone": "dit", "codec": "vae", "text": "umt5"}
+SIZES = {"backbone": (825, 1_418_996_800), "codec": (194, 126_892_531), "text": (242, 5_680_910_336)}
+
+
+def _published(part: str, names: str) -> dict[str, tuple[int, ...]]:
+  path = pathlib.Path(__file__).parent / "published_keys" / f"{FILES[part]}.tsv"
+  rows = [line.split("\t") for line in path.read_text().splitlines()]
+  return {row[names == "Wan"]: tuple(json.loads(row[2])) for row in rows}
+
+
+def _unread(shape) -> LazyTensor:
+  def read(start, stop):
+    raise AssertionError("names and shapes are enough")
+
+  return LazyTensor(shape, np.dtype(np.float32), read)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda flavour: f"{flavour.part}-{flavour.names}")
+class TestFullSize:
+  def test_names_and_shapes(self, flavour):
+    published = _published(flavour.part, flavour.names)
+    for alias in flavour.aliases:
+      assert published.pop(alias) == published["shared.weight"]
+    assert {name: spec.shape for name, spec in flavour.specs.items()} == published
+    assert (len(published), sum(math.prod(shape) for shape in published.values())) == SIZES[flavour.part]
+
+  def test_recognised_and_accepted(self, flavour):
+    tensors = {name: _unread(shape) for name, shape in _published(flavour.part, flavour.names).items()}
+    assert flavours.detect(tensors, FLAVOURS, flavour.part, "file") is flavour
+    engine.check(umt5.with_one_embedding(tensors), flavour.rules, flavour.abstract_params)
+
+  def test_not_taken_for_another_part(self, flavour):
+    names = _published(flavour.part, flavour.names)
+    for part in set(SIZES) - {flavour.part}:
+      with pytest.raises(ConfigError, match=f"file holds {flavours.PART_NAMES[flavour.part]}"):
+        flavours.detect(names, FLAVOURS, part, "file")

@@ -1,0 +1,222 @@
+"""Replays recorded forward passes of the published reward models, layer by layer.
+
+`pytest tests/rewards_golden_test.py --golden_rewards_dir=DIR` replays another folder. Tolerances are the recording's
+own (tests/golden/rewards/README.md).
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.rewards import preprocess, rotary
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.rewards.config import DecoderConfig, VisionConfig
+from tests import rewards_golden_support as golden
+
+_HERE = pathlib.Path(__file__).parent / "golden" / "rewards"
+_FLOAT32 = {"atol": 1e-4, "rtol": 1e-5}
+_EXACT_MODES = ("fp32", "bf16_rope")
+_BF16_MODES = ("bf16_sdpa", "bf16_eager", "bf16_merged")
+_ROPE_DTYPE = {"fp32": "float32", "bf16_rope": "bf16_reference"}
+_INFO = CandidateInfo(jnp.int32(0), jnp.int32(0))
+
+
+def pytest_generate_tests(metafunc):
+  folder = pathlib.Path(metafunc.config.getoption("--golden_rewards_dir") or _HERE).absolute()
+  if "folder" in metafunc.fixturenames:
+    metafunc.parametrize("folder", [folder], ids=[folder.name])
+  if "case" not in metafunc.fixturenames:
+    return
+  modes = _BF16_MODES if metafunc.function.__name__.endswith("bfloat16") else _EXACT_MODES
+  cases = []
+  for model in golden.MEDIA:
+    recording = golden.recording(folder, model)
+    recorded = {tuple(name.split("/")[:2]) for name in recording.trace}
+    cases += [(recording, batch, mode) for batch, mode in sorted(recorded) if mode in modes]
+  metafunc.parametrize("case", cases, ids=[f"{case[0].model}-{case[1]}-{case[2]}" for case in cases])
+
+
+@functools.cache
+def _tables(folder):
+  return golden.load(folder / "tables.npz")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(reward, params, tokens, frames_or_window):
+  return reward(params, reward.init(params, tokens), frames_or_window, _INFO)
+
+
+def _recordings(folder):
+  return [golden.recording(folder, model) for model in golden.MEDIA]
+
+
+class TestForward:
+  def test_every_layer(self, case):
+    recording, batch, mode = case
+    expected = recording.recorded(batch, mode)
+    found = golden.trace_layers(recording, batch, golden.NUMERICS[mode])
+    # The angles themselves are checked through their cosines and sines; positions and slices have tests of their own.
+    indirect = {"vision/rope_freqs", "vision/cu_seqlens", "lm/position_ids"}
+    names = [name for name in expected if not name.startswith("final/") and name not in indirect]
+    assert set(names) <= set(found)
+    valid = recording.inputs[f"{batch}/attention_mask"].astype(bool)
+    for name in names:
+      is_sequence = name.startswith("lm/") and expected[name].shape[:2] == valid.shape
+      rows = valid if is_sequence else ...
+      assert found[name].shape == expected[name].shape
+      np.testing.assert_allclose(np.asarray(found[name])[rows], expected[name][rows], err_msg=name, **_FLOAT32)
+
+  def test_result(self, case):
+    recording, batch, mode = case
+    expected = recording.recorded(batch, mode)
+    found = golden.final_scores(recording, batch, golden.NUMERICS[mode])
+    if recording.model == "hpsv3":
+      np.testing.assert_allclose(found, expected["final/logits"], **_FLOAT32)
+      np.testing.assert_allclose(found[:, 0].mean(), expected["final/short_score"], **_FLOAT32)
+      return
+    np.testing.assert_allclose(found, expected["final/raw"], **_FLOAT32)
+    reward = golden.reward_of(recording, golden.load_model(recording, golden.NUMERICS[mode])[0])
+    np.testing.assert_allclose(reward.normalise(jnp.asarray(found)), expected["final/normed"], **_FLOAT32)
+    np.testing.assert_allclose(reward.overall(jnp.asarray(found)), expected["final/overall"], **_FLOAT32)
+    np.testing.assert_allclose(found.sum(axis=1), expected["final/overall_raw"], **_FLOAT32)
+
+  def test_bfloat16(self, case):
+    recording, batch, mode = case
+    expected = recording.recorded(batch, mode)
+    hidden = np.asarray(
+      golden.trace_layers(recording, batch, golden.NUMERICS[mode])["lm/reward_hidden"].astype(jnp.float32)
+    )
+    error = hidden - expected["lm/reward_hidden"]
+    assert np.sqrt(np.mean(error**2) / np.mean(expected["lm/reward_hidden"] ** 2)) <= 0.06
+    raw = expected["final/logits" if recording.model == "hpsv3" else "final/raw"]
+    np.testing.assert_allclose(golden.final_scores(recording, batch, golden.NUMERICS[mode]), raw, atol=0.25, rtol=0)
+
+  def test_multimodal_positions_do_not_match(self, folder):
+    for recording in _recordings(folder):
+      for batch in {name.split("/")[0] for name in recording.trace}:
+        control = recording.recorded(batch, "control_mrope")
+        raw = control["final/logits" if recording.model == "hpsv3" else "final/raw"]
+        difference = np.abs(golden.final_scores(recording, batch, golden.NUMERICS["control_mrope"]) - raw)
+        assert difference.max(axis=1).min() > 100 * _FLOAT32["atol"]
+
+  def test_positions_and_slices(self, folder):
+    for recording in _recordings(folder):
+      for batch in {name.split("/")[0] for name in recording.trace}:
+        expected = recording.recorded(batch, "fp32")
+        positions = expected["lm/position_ids"]
+        np.testing.assert_array_equal(positions, np.broadcast_to(np.arange(positions.shape[2]), positions.shape))
+        vision = golden.load_model(recording, golden.NUMERICS["fp32"])[0].backbone.vision
+        rows = range(len(recording.inputs[f"{batch}/length"]))
+        shapes = [golden.row_patches(recording, vision, batch, row)[0].shape for row in rows]
+        slices = [patches for count, patches, _ in shapes for _ in range(count)]
+        np.testing.assert_array_equal(np.cumsum([0, *slices]), expected["vision/cu_seqlens"])
+
+
+class TestPreprocessing:
+  def test_patches(self, folder):
+    for recording in _recordings(folder):
+      vision = golden.load_model(recording, golden.NUMERICS["fp32"])[0].backbone.vision
+      for batch in {name.split("/")[0] for name in recording.trace}:
+        z = recording.inputs
+        name = "pixel_values" if recording.model == "hpsv3" else "pixel_values_videos"
+        rows = [golden.row_patches(recording, vision, batch, row) for row in range(len(z[f"{batch}/length"]))]
+        found = np.concatenate([np.asarray(patches).reshape(-1, vision.patch_values) for patches, _ in rows])
+        np.testing.assert_array_equal(found, z[f"{batch}/{name}"])
+        grids = [(patches.shape[0], *grid) for patches, grid in rows]
+        np.testing.assert_array_equal(grids, z[f"{batch}/{golden.MEDIA[recording.model]}_grid_thw"])
+
+  def test_pillow_resize(self, folder):
+    recording = golden.recording(folder, "hpsv3")
+    for name in (name for name in recording.inputs if name.endswith("/raw_u8")):
+      raw, expected = recording.inputs[name], recording.inputs[name.replace("raw_u8", "resized_u8")]
+      size = preprocess.smart_resize(*raw.shape[:2], 28, recording.config["min_pixels"], recording.config["max_pixels"])
+      assert size == expected.shape[:2]
+      np.testing.assert_array_equal(preprocess.resize_like_pillow(jnp.asarray(raw)[None], size)[0], expected)
+
+  def test_video_resize_and_sampling(self, folder):
+    recording = golden.recording(folder, "videoalign")
+    wrong = total = 0
+    for name in (name for name in recording.inputs if name.endswith("/frames_u8")):
+      video = name.removesuffix("/frames_u8")
+      frames, expected = recording.inputs[name], recording.inputs[f"{video}/resized_u8"]
+      index = preprocess.sample_frames(len(frames), float(recording.inputs[f"{video}/fps"]))
+      np.testing.assert_array_equal(index, recording.inputs[f"{video}/sample_index"])
+      budget = recording.config["min_pixels"], recording.config["max_pixels"]
+      size = preprocess.smart_resize(*frames.shape[1:3], 28, *budget)
+      assert size == expected.shape[1:3]
+      error = np.abs(np.asarray(preprocess.resize(jnp.asarray(frames[index]), size)).astype(int) - expected)
+      assert error.max() <= 1
+      wrong, total = wrong + np.count_nonzero(error), total + error.size
+    assert wrong <= 2e-4 * total
+
+  def test_window_of_raw_frames(self, folder):
+    """The reward of the search: a window of decoded frames, its capacity only partly used."""
+    recording = golden.recording(folder, "videoalign")
+    config, params = golden.load_model(recording, golden.NUMERICS["bf16_rope"])
+    expected = recording.recorded("mixed", "bf16_rope")["final/overall"]
+    for row, score in enumerate(expected):
+      frames = jnp.asarray(golden.media_frames(recording, "mixed", row, "raw"))
+      index = recording.inputs["mixed/video_index"][row]
+      reward = golden.reward_of(recording, config, float(recording.inputs[f"video_{index}/fps"]))
+      past = jnp.concatenate([frames[:-3], jnp.full((9, *frames.shape[1:]), 77, jnp.uint8)])
+      window = FrameWindow(past, jnp.int32(len(frames) - 3), frames[-3:])
+      found = _judge(reward, params, golden.prompt_tokens(recording, "mixed", row), window)
+      # A byte on a rounding tie is one level off in 5e-5 of the bytes (README): 0.015 of a pixel's scale.
+      np.testing.assert_allclose(found, score, atol=1e-3, rtol=0)
+
+
+class TestTables:
+  def test_sampling(self, folder):
+    tables = _tables(folder)
+    for name in (name for name in tables if name.startswith("sampling/") and name.endswith("/total")):
+      prefix = name.removesuffix("total")
+      fps = float(prefix.removeprefix("sampling/fps").removesuffix("/"))
+      for total, count, index in zip(tables[name], tables[f"{prefix}nframes"], tables[f"{prefix}index"], strict=True):
+        np.testing.assert_array_equal(preprocess.sample_frames(int(total), fps), index[:count])
+
+  def test_smart_resize(self, folder):
+    tables = _tables(folder)
+    degenerate = tables["smart_resize/degenerate"]
+    for budget, results, refused in zip(
+      tables["smart_resize/min_max_pixels"].tolist(), tables["smart_resize/result_hw"], degenerate, strict=True
+    ):
+      for size, expected, is_degenerate in zip(
+        tables["smart_resize/size_hw"].tolist(), results.tolist(), refused, strict=True
+      ):
+        if is_degenerate:
+          with pytest.raises(ConfigError, match="too elongated"):
+            preprocess.smart_resize(*size, 28, *budget)
+        else:
+          assert preprocess.smart_resize(*size, 28, *budget) == tuple(expected)
+    for size in tables["smart_resize/rejected_hw"].tolist():
+      with pytest.raises(ConfigError, match="aspect ratio"):
+        preprocess.smart_resize(*size, 28, 3136, 12845056)
+
+  @pytest.mark.parametrize("mode", _EXACT_MODES)
+  def test_decoder_rotary(self, folder, mode):
+    tables = _tables(folder)
+    config = DecoderConfig(dim=1536, ffn_dim=1, num_heads=12, num_kv_heads=2, num_layers=1, vocab_size=1)
+    cos, sin = rotary.decoder_tables(tables["rope/lm_position"], config, _ROPE_DTYPE[mode])
+    # One ulp of a float32 frequency is 1.4e-4 at position 2710 (README); rounded frequencies have no such ulp.
+    atol = 3e-4 if mode == "fp32" else 1e-6
+    np.testing.assert_allclose(cos, tables[f"rope/{mode}/lm_cos"], atol=atol, rtol=0)
+    np.testing.assert_allclose(sin, tables[f"rope/{mode}/lm_sin"], atol=atol, rtol=0)
+
+  @pytest.mark.parametrize("mode", _EXACT_MODES)
+  def test_vision_rotary(self, folder, mode):
+    tables = _tables(folder)
+    cos, sin = rotary.vision_axis_tables(64, VisionConfig(), _ROPE_DTYPE[mode])
+    # One ulp of a float32 angle of 63 is 3.8e-6; the bfloat16 tables must be equal bit for bit.
+    atol = 4e-6 if mode == "fp32" else 0
+    np.testing.assert_allclose(cos, tables[f"rope/{mode}/vision_cos"], atol=atol, rtol=0)
+    np.testing.assert_allclose(sin, tables[f"rope/{mode}/vision_sin"], atol=atol, rtol=0)
+
+  def test_normalisation(self, folder):
+    levels = jnp.broadcast_to(jnp.arange(256, dtype=jnp.uint8).reshape(1, 256, 1, 1), (1, 256, 1, 3))
+    found = np.asarray(jax.jit(preprocess.normalise)(levels))[0, :, 0]
+    np.testing.assert_array_equal(found, _tables(folder)["normalise/level_to_value"])
