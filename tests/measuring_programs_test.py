@@ -1,0 +1,108 @@
+"""The programs that measure, as a user runs them: what they report, and one line for every mistake."""
+
+import json
+import pathlib
+
+import pytest
+
+from experiments import common
+from tests.command_line import REPOSITORY, Result, quick_compilation, result_of, save_model, start
+
+
+def run(program: str, folder: pathlib.Path, *arguments: str, **options) -> Result:
+  process = start(folder, *arguments, program=program, **options)
+  process.join()
+  return result_of(process.exitcode, folder)
+
+
+@pytest.mark.parametrize(
+  ("program", "arguments", "fragments"),
+  [
+    ("benchmark", ["--preset=huge"], ["unknown preset 'huge'", "bench_mid"]),
+    ("benchmark", ["--beam_size=0"], ["beam_size", "1..100", "got 0"]),
+    ("benchmark", ["--beam_size=two"], ["--beam_size=two", "integer"]),
+    ("benchmark", ["--top_k=11"], ["top_k", "1..10", "got 11"]),
+    ("benchmark", ["--chunks=0"], ["--chunks", "1..341", "got 0"]),
+    ("benchmark", ["--chunks=342"], ["--chunks", "1..341", "got 342"]),
+    ("benchmark", ["--repeats=0"], ["--repeats=0", "positive integer"]),
+    ("benchmark", ["--max_sink_frames=4"], ["max_sink_frames", "multiple of the chunk (3)", "got 4"]),
+    ("benchmark", ["--dtype=float16"], ["--dtype=float16", "float32|bfloat16"]),
+    ("benchmark", ["fast"], ["'fast'", "--name=value"]),
+    ("evaluate", ["--split=all"], ["--split=all", "train|tune|test"]),
+    ("evaluate", ["--num_captions=0"], ["--num_captions=0", "1"]),
+    ("evaluate", ["--seed=-1"], ["--seed=-1", "0"]),
+    ("evaluate", ["--seconds=nan"], ["--seconds=nan", "finite"]),
+    ("evaluate", ["--checkpoint=nowhere"], ["nowhere does not exist"]),
+    ("evaluate", ["--contact_sheet=."], ["--contact_sheet=.", "it is a folder"]),
+    ("evaluate", ["--contact_sheet=file/sheet.png"], ["--contact_sheet=file/sheet.png", "cannot be written"]),
+  ],
+)
+def test_bad_input(tmp_path, program, arguments, fragments):
+  (tmp_path / "file").write_text("in the way")
+  result = run(program, tmp_path, *arguments)
+  assert result.code == 2, result
+  assert result.stdout == ""
+  assert len(result.stderr.splitlines()) == 1, result.stderr
+  for fragment in fragments:
+    assert fragment in result.stderr
+  assert {path.name for path in tmp_path.iterdir()} == {"file", ".stdout", ".stderr"}
+
+
+def test_system_error_names_the_path(tmp_path, capsys):
+  path = tmp_path / "nowhere/file"
+  assert common._exit_code(path.read_bytes) == common.BAD_INPUT
+  assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
+
+
+def test_evaluate_refuses_other_worlds_and_lengths(tmp_path):
+  small = save_model(tmp_path / "small")
+  result = run("evaluate", tmp_path, f"--checkpoint={small}")
+  assert result.code == 2, result
+  assert "(32, 32, 3)" in result.stderr
+  result = run("evaluate", tmp_path, f"--checkpoint={REPOSITORY / 'checkpoints/tiny'}", "--seconds=1000")
+  assert result.code == 2, result
+  assert "--seconds=1000.0" in result.stderr.splitlines()[-1]
+
+
+def test_benchmark_reports(tmp_path):
+  arguments = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
+  result = run("benchmark", tmp_path, *arguments, jax_settings=quick_compilation(tmp_path / "compiled"))
+  assert result.code == 0, result
+  (line,) = result.stdout.splitlines()
+  report = json.loads(line)
+  assert report["compilations_after_warmup"] == 0
+  assert report["gemm_fraction"] == pytest.approx(report["tflops"] / report["gemm_tflops"])
+  assert report["tflops"] == pytest.approx(report["model_tflop"] / report["seconds"])
+  assert min(report[key] for key in ("seconds", "compile_seconds", "gemm_tflops", "peak_rss_bytes")) > 0
+  # By hand: 36 tokens a chunk, width 96, 3 blocks; two beams see 1, 2 and 3 chunks, in 4 denoising forwards and a
+  # clean one each.
+  linear, text, patches = 2 * 36 * (6 * 96**2 + 2 * 96 * 192), 4 * 36 * 16 * 96, 4 * 36 * 64 * 96
+  time = 2 * 3 * (32 * 96 + 7 * 96**2)
+  forward = lambda visible: 3 * (linear + text + 4 * 36 * 36 * visible * 96) + patches + time
+  assert report["model_tflop"] * 1e12 == pytest.approx(2 * 5 * sum(forward(visible) for visible in (1, 2, 3)))
+
+
+def test_benchmark_table(tmp_path):
+  """More candidates keep the live bytes, and a candidate's temporaries are its activations, not a beam's memory."""
+  settings = quick_compilation(tmp_path / "compiled")
+  result = run("benchmark", tmp_path, "--preset=golden", "--top_k=1", "--live_bytes", jax_settings=settings)
+  assert result.code == 0, result
+  header, *lines = (line.split() for line in result.stdout.splitlines())
+  rows = [dict(zip(header, (int(cell.replace(",", "")) for cell in line), strict=True)) for line in lines]
+  assert [row["candidates"] for row in rows] == [1, 4, 8]
+  # The trace of more candidates holds more scores, a few bytes each.
+  assert rows[2]["live"] - rows[0]["live"] < 1000
+  assert (rows[2]["temporary"] - rows[1]["temporary"]) / 4 < rows[0]["beam_memory"]
+
+
+def test_evaluate_reports(tmp_path):
+  arguments = [f"--checkpoint={REPOSITORY / 'checkpoints/tiny'}", "--num_captions=1", "--seconds=0.5", "--search=none"]
+  settings = quick_compilation(tmp_path / "compiled")
+  result = run("evaluate", tmp_path, *arguments, "--contact_sheet=deep/sheet.png", jax_settings=settings)
+  assert result.code == 0, result
+  (line,) = result.stdout.splitlines()
+  report = json.loads(line)
+  assert report["captions"] == 1
+  assert set(report["whole_video"].values()) <= {0.0, 1.0}
+  assert "1/1" in result.stderr
+  assert (tmp_path / "deep/sheet.png").read_bytes()[1:4] == b"PNG"
