@@ -157,7 +157,7 @@ def test_checkpoint_of_a_model_that_makes_no_videos(tmp_path, small_checkpoint):
 
 def test_config_of_another_size_than_the_weights(tmp_path, small_checkpoint):
   checkpoint.save_config(_copy(small_checkpoint, tmp_path), preset("tiny"))
-  assert "backbone does not fit the model" in refused(tmp_path, PROMPT, "--checkpoint=model")
+  assert "model/text does not fit the model" in refused(tmp_path, PROMPT, "--checkpoint=model")
 
 
 def test_config_with_an_unknown_field(tmp_path, small_checkpoint):
