@@ -14,7 +14,7 @@ files must be the same, byte for byte. Then the parts are restored, a prompt is 
 Every conversion and check runs in a process of its own, so that its peak memory is its own. Prints a table, then one
 line of JSON.
 Disk: 51 GB at the worst moment, all of it in `work_dir`, which must be empty and is left so unless --keep is given.
-Memory: 4 GB beside what the search needs. `--model=tiny` does the same in a minute.
+Memory: the search needs most; 10.4 GB on a CPU at the default size. `--model=tiny` does the same in a minute or two.
 """
 
 from __future__ import annotations
