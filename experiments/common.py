@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 from etils import epath
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, ModelConfig, preset
 from streamt1_jax.drivers import SearchError
 
 # A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
@@ -109,6 +109,14 @@ def find_folder(path: str) -> epath.Path:
   here = epath.Path(path)
   beside = epath.Path(pathlib.Path(__file__).resolve().parents[1]) / path
   return beside if beside.exists() and not here.exists() else here
+
+
+def trainable_preset(name: str) -> ModelConfig:
+  """The named preset. Raises ConfigError if it is unknown or has no codec and text encoder of its own."""
+  model = preset(name)
+  if model.codec is None or model.text is None:
+    raise ConfigError(f"--preset={name} is a backbone alone; codec and text encoder are needed, as in: tiny")
+  return model
 
 
 def require_writable(flag: str, path: str) -> None:

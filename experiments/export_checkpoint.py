@@ -1,19 +1,21 @@
 """Puts trained parts together into a checkpoint folder that `experiments.generate` takes.
 
-python -m experiments.export_checkpoint --codec_dir=runs/vae/params --dit_dir=runs/dit/params --output=checkpoints/tiny
+python -m experiments.export_checkpoint --codec_dir=runs/vae_decoder/params --dit_dir=runs/dit/params \
+  --output=checkpoints/tiny
 """
 
 import pathlib
 import shutil
 
 import jax
-from absl import app, flags
+from absl import flags
 from etils import epath
 from flax import nnx
 
+from experiments import common
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import preset
+from streamt1_jax.config import ConfigError
 from streamt1_jax.io.checkpoint import load_params, save_config, save_params
 from streamt1_jax.pipeline import TOKENIZER_FILE
 from streamt1_jax.text.umt5 import UMT5Encoder
@@ -24,11 +26,15 @@ flags.DEFINE_string("codec_dir", None, "What train_vae wrote to params/.", requi
 flags.DEFINE_string("dit_dir", None, "What train_dit wrote to params/.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
 flags.DEFINE_string("output", None, "Checkpoint folder.", required=True)
-flags.DEFINE_string("dtype", "float16", "Dtype of the stored weights.")
+flags.DEFINE_enum("dtype", "float16", ["float16", "bfloat16", "float32"], "Dtype of the stored weights.")
 
 
-def main(_) -> None:
-  model, output = preset(FLAGS.preset), epath.Path(FLAGS.output)
+def main() -> None:
+  model, output = common.trainable_preset(FLAGS.preset), epath.Path(FLAGS.output)
+  tokenizer = pathlib.Path(FLAGS.tokenizer)
+  # Everything is read before anything is written.
+  if not tokenizer.is_file():
+    raise ConfigError(f"--tokenizer={tokenizer} is not a file")
   abstract = lambda build: nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
   codec = abstract(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0)))
   parts = {"codec": load_params(FLAGS.codec_dir, codec)}
@@ -38,7 +44,6 @@ def main(_) -> None:
   for name, params in parts.items():
     save_params(output / name, params, dtype=FLAGS.dtype)
     print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params))} parameters")
-  tokenizer = pathlib.Path(FLAGS.tokenizer)
   if tokenizer.resolve() != (pathlib.Path(FLAGS.output) / TOKENIZER_FILE).resolve():
     shutil.copyfile(tokenizer, output / TOKENIZER_FILE)
   save_config(
@@ -47,4 +52,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  common.run(main)

@@ -32,7 +32,7 @@ from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.backbone.teacher_forcing import chunk_velocity, clip_velocity
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import ModelConfig, preset
+from streamt1_jax.config import ModelConfig
 from streamt1_jax.data import training_batches
 from streamt1_jax.data.training_batches import BatchConfig, Dataset
 from streamt1_jax.io.checkpoint import load_params, save_params
@@ -64,8 +64,10 @@ def build_dataset(model: ModelConfig, codec, cache: epath.Path) -> Dataset:
   """Encodes the training scenes, or reads them from `cache`."""
   if not cache.exists():
     latents = training_batches.encode_dataset(model, codec, FLAGS.starts_per_scene, FLAGS.seed)
-    with cache.open("wb") as file:
+    partial = cache.with_name(f".{cache.name}.partial")
+    with partial.open("wb") as file:
       np.savez(file, **latents)
+    partial.replace(cache)
   return training_batches.make_dataset(np.load(cache), Tokenizer(FLAGS.tokenizer, model.text.max_len))
 
 
@@ -181,7 +183,7 @@ def init_modules(model: ModelConfig) -> tuple[dict, dict]:
 
 
 def main() -> None:
-  run_dir, model = training.start_run(), preset(FLAGS.preset)
+  model, run_dir = common.trainable_preset(FLAGS.preset), training.start_run()
   graphdefs, params = init_modules(model)
   print({name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}, flush=True)
   data = build_dataset(model, load_encoder(model, FLAGS.codec_dir), run_dir / "latents.npz")

@@ -19,9 +19,10 @@ import tempfile
 from collections import Counter
 
 import sentencepiece
-from absl import app, flags, logging
+from absl import flags, logging
 from sentencepiece import sentencepiece_model_pb2
 
+from experiments import common
 from streamt1_jax.config import preset
 from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer
@@ -92,7 +93,8 @@ def _without_paths(model: bytes) -> bytes:
   return proto.SerializeToString(deterministic=True)
 
 
-def main(_):
+def main() -> None:
+  common.require_writable("output", _OUTPUT.value)
   texts = captions()
   model = train(texts)
   output = pathlib.Path(_OUTPUT.value)
@@ -104,4 +106,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  common.run(main)

@@ -1,21 +1,21 @@
 """Trains the tiny causal video VAE on the shapes world.
 
-  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae_stage1
 
 The shipped codec has three stages; the second goes on with smaller steps, less noise and a smaller KL term, the third
 improves the decoder without changing the latents, so it can follow the training of a diffusion model:
 
-  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_refine.flags --run_dir=runs/vae_refined \
-    --init_from=runs/vae/params
+  python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_refine.flags --run_dir=runs/vae \
+    --init_from=runs/vae_stage1/params
   python -m experiments.train_vae --flagfile=experiments/flagfiles/train_vae_decoder.flags --run_dir=runs/vae_decoder \
-    --init_from=runs/vae_refined/params
+    --init_from=runs/vae/params
 
 Clips are rendered on the fly. The latent is made easy for a diffusion model: a small KL term, and noise of up
 to a tenth of the latent's standard deviation before decoding, so that the decoder forgives the errors of a
 sampler. After the last step the latent's mean and standard deviation are folded into the two pointwise layers
 around it, so that the saved model's latents have mean 0 and standard deviation 1 in every channel.
 
-Written to `run_dir`: `checkpoints/` (to resume; the last is kept), `params/` (the final weights),
+Written to `run_dir`: `checkpoints/` (to resume), `params/` (the final weights),
 `metrics.json`, `latent_statistics.json` (before folding), `loss.csv`, `loss.png`, `reconstructions.png`.
 """
 
@@ -32,7 +32,6 @@ from flax import nnx
 
 from experiments import common, training
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import preset
 from streamt1_jax.data import shapes
 from streamt1_jax.io.checkpoint import load_params, save_params
 
@@ -210,8 +209,8 @@ def finish(graphdef, params, run_dir: epath.Path) -> None:
 
 
 def main() -> None:
-  run_dir = training.start_run()
-  codec = VideoCodec(preset(FLAGS.preset).codec, rngs=nnx.Rngs(FLAGS.seed))
+  model, run_dir = common.trainable_preset(FLAGS.preset), training.start_run()
+  codec = VideoCodec(model.codec, rngs=nnx.Rngs(FLAGS.seed))
   graphdef, params = nnx.split(codec, nnx.Param)
   if FLAGS.init_from:
     params = load_params(FLAGS.init_from, params)

@@ -84,6 +84,8 @@ def plot_curve(run_dir: epath.Path, names: Sequence[str], title: str, **axes_set
   matplotlib.use("Agg")
   from matplotlib import pyplot
 
+  if not (run_dir / CURVE_FILE).exists():
+    return  # The run was shorter than one row.
   with (run_dir / CURVE_FILE).open() as file:
     # A resumed run repeats the steps after its checkpoint; the later row of a step counts.
     rows = {int(row["step"]): row for row in csv.DictReader(file)}

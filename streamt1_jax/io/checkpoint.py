@@ -31,6 +31,7 @@ from streamt1_jax.io.stored_part import named_leaves, target_dtype
 
 CONFIG_FILE = "config.json"
 _CHUNK_BYTES = 16 << 20
+_COMMIT_MARKER = "commit_success.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,9 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
 
   def publish():
     written = staging / target.name
+    marker = written / _COMMIT_MARKER
+    if marker.exists():
+      marker.write_text("")  # Orbax writes the path of this machine into it; only its presence counts.
     part_files.write_part_file(written, leaves)
     if target.exists():
       target.rename(staging / "replaced")
