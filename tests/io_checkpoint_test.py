@@ -120,6 +120,10 @@ def test_nothing_is_printed(tmp_path, params, capfd):
   assert captured.out == captured.err == ""
 
 
+def test_no_file_tells_where_it_was_written(saved, tmp_path):
+  assert not [path.name for path in _files(saved) if str(tmp_path).encode() in path.read_bytes()]
+
+
 def test_a_second_save_replaces_the_first_and_leaves_nothing_else(saved, params):
   checkpoint.save_params(saved, {"w": jnp.ones(3)})
   loaded = checkpoint.load_params(saved, {"w": jax.ShapeDtypeStruct((3,), jnp.float32)})

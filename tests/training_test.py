@@ -1,4 +1,4 @@
-"""The training loop: an interrupted run, resumed, is the run that was not interrupted."""
+"""The training loop: an interrupted run, resumed, is the run that was not interrupted. And what the programs refuse."""
 
 import csv
 
@@ -10,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import training
+from tests.command_line import result_of, start
 
 
 @pytest.fixture
@@ -61,3 +62,26 @@ def test_the_curve_is_a_table_and_a_picture(run_flags, tmp_path):
     assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
   assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
   assert "--checkpoint_every=3" in (tmp_path / "flags.txt").read_text()
+
+
+@pytest.mark.parametrize(
+  ("program", "arguments", "fragments"),
+  [
+    ("train_vae", ["--preset=golden", "--run_dir=run"], ["--preset=golden", "backbone alone"]),
+    ("train_dit", ["--preset=bench_mid", "--run_dir=run", "--codec_dir=codec"], ["--preset=bench_mid"]),
+    ("train_tokenizer", ["--output=file/tokenizer.model"], ["--output=file/tokenizer.model", "cannot be written"]),
+    ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=d"], ["--tokenizer=d", "file"]),
+    ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=file"], ["a does not exist"]),
+    ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--dtype=int8"], ["--dtype=int8", "float16"]),
+  ],
+)
+def test_bad_input(tmp_path, program, arguments, fragments):
+  (tmp_path / "file").write_text("in the way")
+  process = start(tmp_path, *arguments, program=program)
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 2, result
+  assert len(result.stderr.splitlines()) == 1, result.stderr
+  for fragment in fragments:
+    assert fragment in result.stderr
+  assert {path.name for path in tmp_path.iterdir()} == {"file", ".stdout", ".stderr"}

@@ -225,7 +225,7 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
     written = staging / target.name
     marker = written / _COMMIT_MARKER
     if marker.exists():
-      marker.write_text("")  # Orbax writes the path of this machine into it; only its presence counts.
+      marker.write_text("committed\n")  # Orbax writes the path of this machine into it; only its presence counts.
     part_files.write_part_file(written, leaves)
     if target.exists():
       target.rename(staging / "replaced")
