@@ -30,6 +30,7 @@ from streamt1_jax.convert import flavours
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.umt5 import UMT5Encoder
 from tests.command_line import REPOSITORY, convert
+from tests.oracle import libraries
 
 TOLERANCE = 5e-5
 TEXT_TOLERANCE = 1e-5
@@ -55,63 +56,21 @@ RANK, ALPHA = 4, 6
 SHARD = "30KB"
 
 
-def _fill(parameters, seed: int) -> None:
-  """Linear layers at the scale of their width, norms around one, everything else at 0.3; nothing is left at zero."""
-  generator = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for name, parameter in parameters:
-      noise = torch.randn(parameter.shape, generator=generator)
-      if "norm" in name and not name.endswith("bias"):
-        parameter.copy_(1.0 + 0.2 * noise)
-      elif name.endswith("weight"):
-        parameter.copy_(noise / parameter[0].numel() ** 0.5)
-      else:
-        parameter.copy_(0.3 * noise)
-
-
 @functools.cache
 def _backbone():
-  c = MODEL.backbone
-  oracle = diffusers.WanTransformer3DModel(
-    num_attention_heads=c.num_heads,
-    attention_head_dim=c.head_dim,
-    text_dim=c.text_dim,
-    freq_dim=c.freq_dim,
-    ffn_dim=c.ffn_dim,
-    num_layers=c.num_layers,
-  ).eval()
-  _fill(oracle.named_parameters(), seed=0)
-  return oracle
+  return libraries.wan_transformer(MODEL.backbone)
 
 
 @functools.cache
 def _vae():
   oracle = diffusers.AutoencoderKLWan(base_dim=MODEL.codec.base_dim, z_dim=16).eval()
-  _fill(oracle.named_parameters(), seed=1)
+  libraries.fill(oracle.named_parameters(), seed=1)
   return oracle
 
 
 @functools.cache
 def _text_encoder():
-  c = MODEL.text
-  config = transformers.UMT5Config(
-    vocab_size=c.vocab_size,
-    d_model=c.dim,
-    d_kv=c.attn_dim // c.num_heads,
-    d_ff=c.ffn_dim,
-    num_heads=c.num_heads,
-    num_layers=c.num_layers,
-    relative_attention_num_buckets=c.num_buckets,
-    relative_attention_max_distance=c.max_distance,
-    feed_forward_proj="gated-gelu",
-    dropout_rate=0.0,
-  )
-  oracle = transformers.UMT5EncoderModel(config).eval()
-  generator = torch.Generator().manual_seed(2)
-  with torch.no_grad():
-    for parameter in oracle.parameters():
-      parameter.normal_(0.0, 0.3, generator=generator)
-  return oracle
+  return libraries.umt5_encoder(MODEL.text, seed=2)
 
 
 def _wan_names(part: str, state_dict: dict) -> dict:
@@ -204,7 +163,7 @@ class TestBackbone:
       r=RANK, lora_alpha=ALPHA, target_modules=[*targets, "ffn.net.0.proj", "ffn.net.2"], use_rslora=rslora
     )
     adapted = peft.get_peft_model(oracle, config).eval()
-    _fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=3)
+    libraries.fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=3)
     adapted.save_pretrained(tmp_path / "adapter")
     found = _converted(tmp_path, "backbone", "--backbone=transformer", "--lora=adapter")
     _assert_same_velocity(adapted, *found)
@@ -216,7 +175,7 @@ class TestBackbone:
     _backbone().save_pretrained(tmp_path / "transformer")
     oracle = diffusers.WanTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
     adapted = peft.get_peft_model(oracle, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["to_q", "to_v"]))
-    _fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=4)
+    libraries.fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=4)
     prefix = "base_model.model."
     wan = {}
     for name, tensor in peft.get_peft_model_state_dict(adapted).items():

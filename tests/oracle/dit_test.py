@@ -18,6 +18,7 @@ from streamt1_jax.backbone.lora import merge_lora  # noqa: E402
 from streamt1_jax.backbone.schedule import time_features  # noqa: E402
 from streamt1_jax.config import BackboneConfig, ModelConfig  # noqa: E402
 from streamt1_jax.convert import engine, wan_dit  # noqa: E402
+from tests.oracle import libraries  # noqa: E402
 
 TOLERANCE = 5e-5  # diffusers computes angles in float32 and is itself 1.3e-5 away from the published code.
 MODEL = ModelConfig(
@@ -33,38 +34,10 @@ MODEL = ModelConfig(
 PROMPT_TOKENS = 4
 
 
-def _fill(parameters, seed):
-  """Linear layers at the scale of their width, norms around one, everything else at 0.3; nothing is left at zero."""
-  generator = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for name, parameter in parameters:
-      noise = torch.randn(parameter.shape, generator=generator)
-      if ".norm" in name and name.endswith("weight"):
-        parameter.copy_(1.0 + 0.2 * noise)
-      elif name.endswith("weight"):
-        parameter.copy_(noise / parameter[0].numel() ** 0.5)
-      else:
-        parameter.copy_(0.3 * noise)
-
-
 @functools.cache
 def _pair():
   """The oracle, and our graph definition and parameters converted from its own names."""
-  c = MODEL.backbone
-  oracle = diffusers.WanTransformer3DModel(
-    patch_size=(1, 2, 2),
-    num_attention_heads=c.num_heads,
-    attention_head_dim=c.head_dim,
-    in_channels=c.latent_channels,
-    out_channels=c.latent_channels,
-    text_dim=c.text_dim,
-    freq_dim=c.freq_dim,
-    ffn_dim=c.ffn_dim,
-    num_layers=c.num_layers,
-    cross_attn_norm=True,
-    eps=c.eps,
-  ).eval()
-  _fill(oracle.named_parameters(), seed=0)
+  oracle = libraries.wan_transformer(MODEL.backbone)
   tensors = {name: value.numpy() for name, value in oracle.state_dict().items()}
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(MODEL, nnx.Rngs(0))))
   return oracle, graphdef, jax.tree.map(jnp.asarray, wan_dit.convert(tensors, MODEL))
@@ -152,7 +125,7 @@ class TestAdapter:
   def test_merge(self):
     """A peft adapter, saved under peft's names and merged by us, against peft's own merge."""
     base = _Blocks(MODEL.backbone)
-    _fill(base.named_parameters(), seed=1)
+    libraries.fill(base.named_parameters(), seed=1)
     specs = engine.source_specs(wan_dit.wan_rules(MODEL.backbone), wan_dit.abstract_params(MODEL))
     generator = np.random.default_rng(2)
     rest = {name: generator.standard_normal(spec.shape).astype(np.float32) for name, spec in specs.items()}
@@ -161,7 +134,7 @@ class TestAdapter:
 
     targets = ["q", "k", "v", "o", "ffn.0", "ffn.2"]
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=self.RANK, lora_alpha=self.ALPHA, target_modules=targets))
-    _fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=3)
+    libraries.fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=3)
     adapter = {name: value.numpy().copy() for name, value in peft.get_peft_model_state_dict(adapted).items()}
     merged = {name: value.numpy() for name, value in adapted.merge_and_unload().state_dict().items()}
     expected = wan_dit.convert(rest | merged, MODEL)

@@ -19,6 +19,7 @@ from streamt1_jax.config import TextConfig
 from streamt1_jax.convert import umt5
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
+from tests.oracle import libraries
 
 MODEL = pathlib.Path(__file__).parents[2] / "checkpoints" / "tiny" / "tokenizer.model"
 CONFIG = TextConfig(
@@ -29,25 +30,7 @@ LENGTH = 70  # well past max_distance
 
 @pytest.fixture(scope="module")
 def oracle():
-  config = transformers.UMT5Config(
-    vocab_size=CONFIG.vocab_size,
-    d_model=CONFIG.dim,
-    d_kv=CONFIG.attn_dim // CONFIG.num_heads,
-    d_ff=CONFIG.ffn_dim,
-    num_heads=CONFIG.num_heads,
-    num_layers=CONFIG.num_layers,
-    relative_attention_num_buckets=CONFIG.num_buckets,
-    relative_attention_max_distance=CONFIG.max_distance,
-    layer_norm_epsilon=CONFIG.eps,
-    feed_forward_proj="gated-gelu",
-    dropout_rate=0.0,
-  )
-  model = transformers.UMT5EncoderModel(config).eval()
-  generator = torch.Generator().manual_seed(0)
-  with torch.no_grad():
-    for parameter in model.parameters():
-      parameter.normal_(0.0, 0.3, generator=generator)
-  return model
+  return libraries.umt5_encoder(CONFIG)
 
 
 @pytest.fixture(scope="module")
