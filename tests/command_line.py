@@ -118,6 +118,8 @@ def _run_program(
   folder: str, program: str, arguments: tuple[str, ...], jax_settings: dict[str, Any], file_bytes: int | None
 ) -> None:
   os.chdir(folder)
+  # As from a terminal: a shell's background jobs, these tests perhaps, ignore Ctrl-C and hand that on.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   for name, value in jax_settings.items():
     jax.config.update(name, value)
   for stream, name in ((1, _STDOUT), (2, _STDERR)):
