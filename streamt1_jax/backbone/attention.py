@@ -14,8 +14,7 @@ softmax is merged slot by slot; two implementations differ in how many heads a s
   fold          all heads at once
   fold_by_head  one head after the other: the default on a CPU, where a head's scores of one slot stay in cache
 
-On two cores (6 heads of 64 channels, 5 x 288 keys, 4 candidates) `fold_by_head` spends 1.2 times the time of its matrix
-products. All slots of a head in one product are no faster, and need a branch compiled per number of visible slots.
+All slots of a head in one product were no faster on a CPU, and need a branch compiled per number of visible slots.
 """
 
 import functools
