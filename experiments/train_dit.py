@@ -42,6 +42,7 @@ from streamt1_jax.text.umt5 import UMT5Encoder
 FLAGS = flags.FLAGS
 flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
+flags.DEFINE_string("init_from", None, "Folder with `backbone` and `text` parameters to go on from.")
 flags.DEFINE_integer("steps", 6000, "Optimiser steps.")
 flags.DEFINE_integer("clips", 4, "Whole clips in a batch.")
 flags.DEFINE_integer("first_scenes", 8, "Scenes of a batch whose first chunks are drawn.")
@@ -50,6 +51,7 @@ flags.DEFINE_integer("starts_per_scene", 3, "Encoded whole clips per scene, each
 flags.DEFINE_float("first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.")
 flags.DEFINE_float("context_noise", 0.1, "Largest noise added to clean context, in standard deviations.")
 flags.DEFINE_float("omit_probability", 0.2, "How often a caption leaves out the size, and likewise the speed.")
+flags.DEFINE_float("ambiguous_weight", 1.0, "Weight of scenes of blue or green over dark blue or green.")
 flags.DEFINE_float("extra_context_probability", 0.3, "How often a chunk sees an older chunk besides sink and window.")
 flags.DEFINE_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).")
 flags.DEFINE_float("adam_learning_rate", 1.5e-3, "Peak learning rate of everything else (Adam).")
@@ -171,7 +173,7 @@ def load_encoder(model: ModelConfig, codec_dir: str):
 
 
 def init_modules(model: ModelConfig) -> tuple[dict, dict]:
-  """Graph definitions and fresh parameters of backbone and text encoder."""
+  """Graph definitions and parameters of backbone and text encoder, fresh or of `--init_from`."""
   modules = {
     "backbone": CausalWanDiT(model, nnx.Rngs(FLAGS.seed)),
     "text": UMT5Encoder(model.text, nnx.Rngs(FLAGS.seed + 1)),
@@ -179,7 +181,11 @@ def init_modules(model: ModelConfig) -> tuple[dict, dict]:
   # The published initialisation: a head of zeros predicts zero velocity at first.
   modules["backbone"].head.kernel[...] *= 0.0
   split = {name: nnx.split(module, nnx.Param) for name, module in modules.items()}
-  return {name: g for name, (g, _) in split.items()}, {name: nnx.to_pure_dict(p) for name, (_, p) in split.items()}
+  params = {name: nnx.to_pure_dict(p) for name, (_, p) in split.items()}
+  if FLAGS.init_from:
+    folder = common.find_folder(FLAGS.init_from)
+    params = {name: load_params(folder / name, part, jnp.float32) for name, part in params.items()}
+  return {name: g for name, (g, _) in split.items()}, params
 
 
 def main() -> None:

@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 from absl import flags, logging
 from etils import epath
 
+from streamt1_jax.config import ConfigError
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
 flags.DEFINE_string("preset", "tiny", "Model preset.")
@@ -21,19 +23,42 @@ flags.DEFINE_integer("log_every", 20, "Steps between rows of the loss curve.", l
 flags.DEFINE_integer("seed", 0, "Seed of initialisation and data.")
 
 CURVE_FILE = "loss.csv"
+_FLAGS_FILE = "flags.txt"
+_MAY_CHANGE = {"run_dir", "checkpoint_every", "log_every"}
 
 Carry = TypeVar("Carry")
 Terms = Mapping[str, jax.Array | float]
 
 
 def start_run() -> epath.Path:
-  """Makes the run's folder, writes every flag to `flags.txt` in it and returns it."""
+  """Makes the run's folder, writes every flag to `flags.txt` in it and returns it.
+
+  Raises ConfigError if the folder holds a run with other flags: what is there would be continued as something else.
+  """
   # Orbax reports every step it does not save.
   logging.set_verbosity(logging.WARNING)
   run_dir = epath.Path(FLAGS.run_dir)
   run_dir.mkdir(parents=True, exist_ok=True)
-  (run_dir / "flags.txt").write_text(FLAGS.flags_into_string())
+  written = run_dir / _FLAGS_FILE
+  if written.exists():
+    _require_same_flags(written)
+  written.write_text(FLAGS.flags_into_string())
   return run_dir
+
+
+def _require_same_flags(written: epath.Path) -> None:
+  free = {flag.name for module, owned in FLAGS.flags_by_module_dict().items() if "absl" in module for flag in owned}
+
+  def settings(text: str) -> set[str]:
+    lines = (line for line in text.splitlines() if line.startswith("--"))
+    return {line for line in lines if line[2:].split("=")[0].removeprefix("no") not in free | _MAY_CHANGE}
+
+  before, now = settings(written.read_text()), settings(FLAGS.flags_into_string())
+  if before != now:
+    raise ConfigError(
+      f"--run_dir={written.parent} holds a run with other flags: {' '.join(sorted(before - now)) or 'fewer'} there, "
+      f"{' '.join(sorted(now - before)) or 'fewer'} here; give the same flags or another folder"
+    )
 
 
 def run_steps(

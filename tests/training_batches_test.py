@@ -1,5 +1,7 @@
 """What the tiny DiT is trained on, checked against what the sampler will do."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ CONFIG = BatchConfig(
   step_weights=(0.25, 0.25, 0.25, 0.25),
   context_noise=0.1,
   omit_probability=0.3,
+  ambiguous_weight=1.0,
   extra_context_probability=0.5,
 )
 
@@ -75,6 +78,19 @@ class TestFirstChunks:
       where = (first_chunks.step == 0) & omits[:, None]
       assert where.any()
       np.testing.assert_array_equal(said[where], np.broadcast_to(truth[:, None], said.shape)[where])
+
+  def test_ambiguous_scenes_come_as_often_as_asked(self, data):
+    scenes = shapes.scenes_in("train")
+    repeat = lambda x: jnp.repeat(x[:1], len(scenes), axis=0)
+    tokens = jnp.arange(len(scenes) * 4 * 3).reshape(len(scenes), 4, 3)
+    data = Dataset(jnp.asarray(scenes, jnp.int32), data.clips, repeat(data.first), tokens)
+    config = dataclasses.replace(CONFIG, first_scenes=4000, first_copies=1, ambiguous_weight=3.0)
+    scene = np.asarray(training_batches.draw_first_chunks(jax.random.key(7), data, config, SIGMAS).tokens)[:, 0] // 12
+    captions = [shapes.caption(*attributes).split() for attributes in scenes]
+    two = np.array([caption.count("blue") + caption.count("green") == 2 for caption in captions])
+    assert 100 < two.sum() < 300
+    expected = 3 * two.sum() / (3 * two.sum() + (~two).sum())
+    assert abs(two[scene].mean() - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
 
 
 @pytest.fixture(scope="module")

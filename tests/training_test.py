@@ -10,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import training
+from streamt1_jax.config import ConfigError
 from tests.command_line import result_of, start
 
 
@@ -64,11 +65,21 @@ def test_the_curve_is_a_table_and_a_picture(run_flags, tmp_path):
   assert "--checkpoint_every=3" in (tmp_path / "flags.txt").read_text()
 
 
+def test_a_run_is_not_resumed_as_another(run_flags, tmp_path):
+  training.start_run()
+  with flagsaver.flagsaver(checkpoint_every=4):
+    training.start_run()
+  with flagsaver.flagsaver(seed=7), pytest.raises(ConfigError, match="--seed=0 there, --seed=7 here"):
+    training.start_run()
+  assert "--seed=0" in (tmp_path / "flags.txt").read_text()
+
+
 @pytest.mark.parametrize(
   ("program", "arguments", "fragments"),
   [
     ("train_vae", ["--preset=golden", "--run_dir=run"], ["--preset=golden", "backbone alone"]),
     ("train_dit", ["--preset=bench_mid", "--run_dir=run", "--codec_dir=codec"], ["--preset=bench_mid"]),
+    ("train_dit", ["--init_from=missing", "--run_dir=file/run", "--codec_dir=codec"], ["file/run", "Not a directory"]),
     ("train_tokenizer", ["--output=file/tokenizer.model"], ["--output=file/tokenizer.model", "cannot be written"]),
     ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=d"], ["--tokenizer=d", "file"]),
     ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=file"], ["a does not exist"]),

@@ -46,6 +46,8 @@ class BatchConfig:
     step_weights: how often first chunks train at each of the timesteps.
     context_noise: largest noise added to clean context, in standard deviations of the latent.
     omit_probability: how often a caption leaves out the size, and likewise the speed.
+    ambiguous_weight: how often a scene is drawn whose object and background both have colours that either may have ("a
+      blue circle ... dark green"), where any other scene counts 1. Which is which is said by the order of words alone.
     extra_context_probability: how often a chunk sees an older chunk besides sink and window.
   """
 
@@ -55,6 +57,7 @@ class BatchConfig:
   step_weights: tuple[float, ...]
   context_noise: float
   omit_probability: float
+  ambiguous_weight: float
   extra_context_probability: float
 
 
@@ -160,7 +163,7 @@ def make_dataset(latents: dict[str, np.ndarray], tokenizer: Tokenizer) -> Datase
 def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array) -> ClipBatch:
   """Whole clips; `sigmas` [S] are the noise levels of the timesteps."""
   keys = iter(jax.random.split(key, 9))
-  scene = jax.random.randint(next(keys), (config.clips,), 0, data.attributes.shape[0])
+  scene = _draw_scenes(next(keys), data.attributes, config.ambiguous_weight, config.clips)
   start = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[1])
   clean = data.clips[scene, start]
   tokens, _, _ = _draw_captions(next(keys), data.tokens[scene], config.omit_probability)
@@ -190,7 +193,7 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   """
   keys = iter(jax.random.split(key, 6))
   shape = (config.first_scenes, config.first_copies)
-  scene = jax.random.randint(next(keys), shape[:1], 0, data.attributes.shape[0])
+  scene = _draw_scenes(next(keys), data.attributes, config.ambiguous_weight, config.first_scenes)
   tokens, omit_size, omit_speed = _draw_captions(next(keys), data.tokens[scene], config.omit_probability)
   step = jax.random.choice(next(keys), sigmas.shape[0], shape, p=jnp.asarray(config.step_weights))
   start = jax.random.randint(next(keys), shape, 0, data.first.shape[1])
@@ -232,6 +235,15 @@ def draw_visible(key: jax.Array, extra_probability: float) -> tuple[jax.Array, j
   visible = jnp.stack([jnp.zeros_like(chunk), chunk - 2, chunk - 1, older], axis=1)
   valid = jnp.stack([chunk > 0, chunk > 2, chunk > 1, use & (oldest_window > 1)], axis=1)
   return jnp.clip(visible, 0, CHUNKS - 1), valid
+
+
+def _draw_scenes(key: jax.Array, attributes: jax.Array, ambiguous_weight: float, n: int) -> jax.Array:
+  """[n] rows of `attributes` [M, 6]; see `BatchConfig.ambiguous_weight`."""
+  color, background = (attributes[:, shapes.Attributes._fields.index(name)] for name in ("color", "background"))
+  color_words = jnp.asarray([[name in background for background in shapes.BACKGROUNDS] for name in shapes.COLORS])
+  ambiguous = color_words.any(axis=1)[color] & color_words.any(axis=0)[background]
+  weights = jnp.where(ambiguous, ambiguous_weight, 1.0)
+  return jax.random.choice(key, attributes.shape[0], (n,), p=weights / weights.sum())
 
 
 def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tuple[jax.Array, jax.Array, jax.Array]:
