@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import glob
 import pathlib
@@ -77,8 +78,7 @@ def with_given_prompts(videos: list[epath.Path], prompts_file: str) -> list[Task
     if len(lines) != len(videos):
       raise ConfigError(f"{flag} has {len(lines)} prompts for {len(videos)} videos")
     return [Task(video, prompt) for video, prompt in zip(videos, lines, strict=True)]
-  names = [name for name, _ in by_name]
-  twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+  twice = [name for name, count in collections.Counter(name for name, _ in by_name).items() if count > 1]
   if twice:
     raise ConfigError(f"{flag} names {part_files.list_some(twice)} more than once")
   return _match(videos, dict(by_name), flag)

@@ -112,7 +112,8 @@ class Output:
     with _writing(self.partial):
       atomic.replace_bytes(self.partial, "".join(f"{line}\n" for line in lines).encode())
       file = self.partial.open("a")
-    with file:
+    # Closing writes again what could not be written before, and fails again.
+    with _writing(self.partial), file:
       yield RowFile(self.partial, file)
 
   def write(self, document: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str]) -> None:
