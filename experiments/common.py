@@ -24,6 +24,10 @@ BAD_INPUT, RUN_FAILED, INTERRUPTED = 2, 3, 130
 """Exit codes."""
 
 
+class RunFailed(Exception):
+  """A program did its work, and some of it failed; what succeeded is kept."""
+
+
 class _Integer(flags.IntegerParser):
   """Says what is allowed, where absl quotes Python."""
 
@@ -88,7 +92,7 @@ def _exit_code(main: Callable[[], None]) -> int:
     if error.filename is None:
       raise
     return _report(f"{error.filename}: {error.strerror}", BAD_INPUT)
-  except SearchError as error:
+  except (SearchError, RunFailed) as error:
     return _report(str(error), RUN_FAILED)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):

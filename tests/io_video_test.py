@@ -1,5 +1,8 @@
 """Videos on disk: what is written is what is seen, and a failed write leaves nothing."""
 
+import struct
+
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -117,6 +120,90 @@ def test_a_missing_or_foreign_file_is_no_video(tmp_path):
   for name in ("absent.mp4", "notes.mp4"):
     with pytest.raises(ConfigError, match=name):
       video.read_video(tmp_path / name)
+
+
+def _patched(content: bytes, box: bytes, offset: int, value: bytes) -> bytes:
+  """`content` with `value` at `offset` bytes after the name of the last `box` of an mp4."""
+  place = content.rindex(box) + 4 + offset
+  return content[:place] + value + content[place + len(value) :]
+
+
+@pytest.mark.parametrize(
+  ("matrix", "turns"),
+  [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)],
+  ids=["clockwise", "upside down", "counter-clockwise"],
+)
+def test_frames_are_turned_as_the_file_asks(tmp_path, matrix, turns):
+  """The track header's matrix takes (x, y), y downwards, to (a x + c y, b x + d y); (0, 1, -1, 0) turns clockwise."""
+  path = tmp_path / "clip.mp4"
+  video.write_video(path, _moving_disc(3, width=48), 16)
+  stored, _ = video.read_video(path)
+  a, b, c, d = (number << 16 for number in matrix)
+  path.write_bytes(_patched(path.read_bytes(), b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)))
+  turned, _ = video.read_video(path)
+  np.testing.assert_array_equal(turned, np.rot90(stored, turns, axes=(1, 2)))
+
+
+def test_some_frames(tmp_path):
+  path = tmp_path / "clip.mp4"
+  video.write_video(path, _moving_disc(9), 16)
+  every, _ = video.read_video(path)
+  assert video.probe_video(path) == (9, 16.0, 64, 64)
+  np.testing.assert_array_equal(video.read_frames(path, [8, 0, 3, 3], 9), every[[8, 0, 3, 3]])
+  with pytest.raises(ConfigError, match="clip.mp4 is incomplete: 9 frames of 10"):
+    video.read_frames(path, [0], 10)
+
+
+def _encode_as(path, codec: str, frames: int, rate: int = 30) -> bytes:
+  with av.open(path, "w") as container:
+    stream = container.add_stream(codec, rate=rate)
+    stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+    for frame in _moving_disc(frames):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode())
+  return path.read_bytes()
+
+
+def test_frames_are_counted_where_the_file_does_not_say(tmp_path):
+  _encode_as(tmp_path / "clip.webm", "libvpx-vp9", 7)
+  assert video.probe_video(tmp_path / "clip.webm") == (7, 30.0, 64, 64)
+
+
+def test_files_without_a_frame_rate_are_refused(tmp_path):
+  _encode_as(tmp_path / "raw.h264", "libx264", 7)
+  Image.fromarray(_moving_disc(1)[0]).save(tmp_path / "picture.png")
+  # All durations of an mp4 are 0: those of its frames and that of the track.
+  content = _encode_as(tmp_path / "instant.mp4", "mpeg4", 7)
+  content = _patched(_patched(content, b"stts", 12, bytes(4)), b"mdhd", 16, bytes(4))
+  (tmp_path / "instant.mp4").write_bytes(content)
+  # Without its default duration a track of one frame has no rate; 0xEC makes the entry a void one.
+  content = _encode_as(tmp_path / "frame.mkv", "mpeg4", 1)
+  place = content.index(bytes.fromhex("23e38384"))
+  (tmp_path / "frame.mkv").write_bytes(content[:place] + bytes.fromhex("ec86") + content[place + 2 :])
+  for name in ("raw.h264", "picture.png", "instant.mp4", "frame.mkv"):
+    with pytest.raises(ConfigError, match=f"{name} does not say its frame rate"):
+      video.probe_video(tmp_path / name)
+
+
+def test_unknown_codecs_are_refused(tmp_path):
+  path = tmp_path / "clip.mp4"
+  video.write_video(path, _moving_disc(3), 16)
+  path.write_bytes(_patched(path.read_bytes(), b"avc1", -4, b"zzzz"))
+  with pytest.raises(ConfigError, match="clip.mp4 is not readable: FFmpeg knows no decoder"):
+    video.read_video(path)
+
+
+def test_damaged_frames_are_refused(tmp_path):
+  """A decoder hides what it cannot read, and goes on."""
+  path = tmp_path / "clip.mp4"
+  video.write_video(path, np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), np.uint8), 16)
+  content = bytearray(path.read_bytes())
+  for place in range(len(content) // 2, len(content) - 4000, 997):
+    content[place] ^= 0x55
+  path.write_bytes(content)
+  assert video.probe_video(path).num_frames == 12
+  with pytest.raises(ConfigError, match="clip.mp4 is damaged: frame"):
+    video.read_video(path)
 
 
 def test_contact_sheet_shows_evenly_spaced_frames():

@@ -1,12 +1,15 @@
 """Videos as H.264 in MP4, and contact sheets as PNG: what a person looks at.
 
-Scores never go through these files: rewards see the frames on the device.
+The search's scores never go through these files: its rewards see the frames on the device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fractions
 import io
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -54,6 +57,64 @@ def write_video(
   atomic.replace_bytes(path, _encode(padded, fps, constant_rate_factor))
 
 
+class VideoInfo(NamedTuple):
+  """What a video file says of itself.
+
+  Attributes:
+    num_frames: frames it holds.
+    fps: frames per second, the average where the rate varies.
+    height: rows of a frame as it is stored, in pixels; a rotation that the file asks for comes on top.
+    width: columns of a frame as it is stored.
+  """
+
+  num_frames: int
+  fps: float
+  height: int
+  width: int
+
+
+def probe_video(path: epath.PathLike) -> VideoInfo:
+  """Length, speed and size of a video; decodes nothing where the file says how many frames it holds.
+
+  Raises:
+    ConfigError: the file is missing, empty, not a video, of a codec unknown here, or does not say its frame rate.
+  """
+  with _opened(path) as (container, stream):
+    num_frames = stream.frames or sum(1 for _ in container.decode(stream))
+    if not num_frames:
+      raise ConfigError(f"{path} is empty: it holds no frame")
+    return VideoInfo(num_frames, _frame_rate(path, container, stream), stream.height, stream.width)
+
+
+def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+  """Some frames of a video file. All of it is decoded, so that damage anywhere is noticed; only these are kept.
+
+  Args:
+    path: a file of any format FFmpeg reads.
+    indices: which frames, at least one, 0..num_frames - 1.
+    num_frames: what `probe_video` found.
+
+  Returns:
+    uint8 `[len(indices), H, W, 3]`, RGB, turned as the file asks.
+
+  Raises:
+    ConfigError: as `probe_video`, or the file is damaged or incomplete.
+  """
+  wanted, kept, count = {int(index) for index in indices}, {}, 0
+  with _opened(path) as (container, stream):
+    for frame in container.decode(stream):
+      if frame.is_corrupt:
+        raise ConfigError(f"{path} is damaged: frame {count} cannot be decoded whole")
+      if count in wanted:
+        kept[count] = _upright(frame)
+      count += 1
+  if count != num_frames:
+    raise ConfigError(f"{path} is incomplete: {count} frames of {num_frames}")
+  if len({frame.shape for frame in kept.values()}) > 1:
+    raise ConfigError(f"{path} changes the size of its frames midway")
+  return np.stack([kept[int(index)] for index in indices])
+
+
 def read_video(path: epath.PathLike) -> tuple[np.ndarray, float]:
   """All frames of a video file.
 
@@ -64,21 +125,40 @@ def read_video(path: epath.PathLike) -> tuple[np.ndarray, float]:
     Frames, uint8 `[T, H, W, 3]`, RGB; and frames per second.
 
   Raises:
-    ConfigError: the file is missing, not a video, or incomplete.
+    ConfigError: as `read_frames`.
   """
+  info = probe_video(path)
+  return read_frames(path, range(info.num_frames), info.num_frames), info.fps
+
+
+@contextlib.contextmanager
+def _opened(path: epath.PathLike) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
   source = epath.Path(path)
   if not source.is_file():
     raise ConfigError(f"{source} does not exist or is not a file; expected a video")
   try:
     with av.open(io.BytesIO(source.read_bytes())) as container:
+      if not container.streams.video:
+        raise ConfigError(f"{source} is not a video: it has no pictures")
       stream = container.streams.video[0]
-      frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-      fps, expected = stream.average_rate, stream.frames
-  except (av.error.FFmpegError, IndexError) as error:
-    raise ConfigError(f"{source} is not a readable video: {error}") from error
-  if not frames or fps is None or (expected and len(frames) != expected):
-    raise ConfigError(f"{source} is incomplete: {len(frames)} frames of {expected or 'an unknown number'}")
-  return np.stack(frames), float(fps)
+      if stream.codec_context is None:
+        raise ConfigError(f"{source} is not readable: FFmpeg knows no decoder for its codec")
+      yield container, stream
+  except av.error.FFmpegError as error:
+    raise ConfigError(f"{source} is not a readable video: {error.strerror}") from error
+
+
+def _frame_rate(path: epath.PathLike, container: av.container.InputContainer, stream: av.VideoStream) -> float:
+  # For pictures, and for streams without time stamps, FFmpeg makes up 25 frames per second.
+  made_up = container.format.flags & av.format.Flags.no_timestamps.value or container.format.name.endswith("_pipe")
+  if made_up or not stream.average_rate:
+    raise ConfigError(f"{path} does not say its frame rate")
+  return float(stream.average_rate)
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+  """uint8 `[H, W, 3]`; telephones store pictures as the sensor lies, and how to turn them."""
+  return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def contact_sheet(
