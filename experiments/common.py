@@ -8,6 +8,7 @@ import math
 import pathlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,6 +23,8 @@ flags.disclaim_key_flags()
 
 BAD_INPUT, RUN_FAILED, INTERRUPTED = 2, 3, 130
 """Exit codes."""
+
+_interrupted = threading.Event()
 
 
 class RunFailed(Exception):
@@ -66,8 +69,22 @@ def define_float(name: str, default: float | None, meaning: str) -> flags.FlagHo
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main` and exits with 0, or with one line on stderr and one of the codes above."""
   # A preempted machine sends SIGTERM; leave then as after Ctrl-C.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  signal.signal(signal.SIGTERM, _interrupt)
+  # Background jobs of a shell ignore Ctrl-C, and should.
+  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, _interrupt)
   app.run(lambda _: _exit_code(main), flags_parser=_parse_flags)
+
+
+def _interrupt(signal_number: int, frame: object) -> None:
+  _interrupted.set()
+  raise KeyboardInterrupt
+
+
+def raise_if_interrupted() -> None:
+  """For loops to call: Python drops a KeyboardInterrupt that is raised inside a callback or a finaliser."""
+  if _interrupted.is_set():
+    raise KeyboardInterrupt
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:

@@ -110,12 +110,14 @@ def search_video(plan: Plan, prompt: str, timer: manifest.PhaseTimer, traces: li
   bar = tqdm.tqdm(total=plan.num_chunks, desc=clean(prompt)[:40], bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
   with bar:
     for index in range(plan.num_chunks):
+      common.raise_if_interrupted()
       # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
       guard = jax.transfer_guard_host_to_device("disallow" if index else "allow")
       with guard, timer.phase("search" if index else "first_chunk"):
         traces.append(jax.device_get(next(chunks)))
       bar.set_postfix_str(f"best score {traces[-1].score[0]:.3f}", refresh=False)
       bar.update()
+  common.raise_if_interrupted()
   with timer.phase("assemble"):
     return plan.pipeline.assemble(condition, plan.search, traces)
 

@@ -179,6 +179,7 @@ def score_all(
       for task, row in zip(tasks, started, strict=True):
         if is_finished(row, rows):
           continue
+        common.raise_if_interrupted()
         rows[row.video] = score_video(task, row, scorers)
         file.append(rows[row.video])
         bar.update()

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from absl import flags, logging
 from etils import epath
 
+from experiments import common
 from streamt1_jax.config import ConfigError
 
 FLAGS = flags.FLAGS
@@ -84,6 +85,7 @@ def run_steps(
       print(f"resumed at step {start}", flush=True)
     began = time.perf_counter()
     for step in range(start, steps):
+      common.raise_if_interrupted()
       carry, terms = update(carry, jnp.asarray(step))
       if (step + 1) % FLAGS.log_every == 0:
         _log(run_dir / CURVE_FILE, {"step": step + 1} | {name: float(value) for name, value in terms.items()})
