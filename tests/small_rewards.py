@@ -1,0 +1,56 @@
+"""Reward folders of tiny random models, as a checkpoint has them, and a tokenizer that knows a few words."""
+
+import pathlib
+
+import jax
+import numpy as np
+import tokenizers
+
+from streamt1_jax.io import checkpoint
+from streamt1_jax.rewards import folder, prompts
+from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig
+from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
+from streamt1_jax.rewards.videoalign import VideoAlignConfig
+
+BACKBONE = Qwen2VLConfig(
+  VisionConfig(dim=16, ffn_dim=24, num_heads=2, num_layers=2, patch_size=4),
+  DecoderConfig(dim=16, ffn_dim=24, num_heads=2, num_kv_heads=1, num_layers=2, vocab_size=40),
+)
+_PIXELS = {"min_pixels": 16 * 24, "max_pixels": 16 * 24}
+CONFIGS = {
+  "hpsv3": HPSv3Config(BACKBONE, head_dims=(12, 6), **_PIXELS),
+  "videoalign": VideoAlignConfig(BACKBONE, **_PIXELS),
+}
+_TEXTS = {
+  "hpsv3": "\nRate: {text_prompt} <|Reward|>\n",
+  "videoalign": "\nRate: <|VQ_reward|> <|MQ_reward|>\n{text_prompt} <|TA_reward|>\n",
+}
+_WORDS = ("<unk>", "rate", "a", "red", "blue", "circle", "square", "moves", "left", "right")
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
+def _tokenizer() -> tokenizers.Tokenizer:
+  words = {word: index for index, word in enumerate((*_WORDS, *_SPECIAL))}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer.add_special_tokens(list(_SPECIAL))
+  return tokenizer
+
+
+def random_params(config: folder.RewardConfig):
+  """Every parameter filled; scales differ from 1 and biases from 0."""
+  generator = np.random.default_rng(0)
+  scale = lambda leaf: leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.5
+  fill = lambda leaf: (generator.normal(size=leaf.shape) * scale(leaf) + 0.1).astype(np.float32)
+  return jax.tree.map(fill, folder.abstract_params(config))
+
+
+def save_reward(path: pathlib.Path, model: str) -> pathlib.Path:
+  """A folder that `load_reward` reads; `model` is "hpsv3" or "videoalign"."""
+  config, template = CONFIGS[model], PromptTemplate("toy", _TEXTS[model], REWARD_TOKENS[model])
+  checkpoint.save_params(path, random_params(config))
+  (path / folder.REWARD_FILE).write_bytes(folder.config_json_bytes(config))
+  (path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(template))
+  prompts.with_reward_tokens(_tokenizer(), template).save(str(path / prompts.TOKENIZER_FILE))
+  return path
