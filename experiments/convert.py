@@ -5,6 +5,12 @@
     --vae=Wan2.1_VAE.pth --text_encoder=models_t5_umt5-xxl-enc-bf16.pth --tokenizer=google/umt5-xxl/spiece.model
   python -m experiments.generate --checkpoint=checkpoints/longlive --prompt="a panda reads a newspaper"
 
+The reward models are optional parts, `rewards/hpsv3` and `rewards/videoalign`, and may be added at any time:
+
+  python -m experiments.convert --model=wan_1_3b --output=checkpoints/longlive --reward_tokenizer=tokenizer.json \
+    --hpsv3=HPSv3.safetensors --hpsv3_prompt=hpsv3-1.0.0-py3-none-any.whl \
+    --videoalign=VideoReward --videoalign_prompt=prompt_template.py
+
 Which flavour a file is (Wan, diffusers, Hugging Face, a training program's) is told from its content. Parts may come
 in several runs; the folder becomes a checkpoint when the last one is there, and a part that is done is skipped.
 `--dry_run` says what would be done and what is missing. Exit codes: 0; 2 for bad input, after which nothing
@@ -20,7 +26,7 @@ from absl import flags
 
 from experiments import common
 from streamt1_jax.config import PRESETS, ConfigError, ModelConfig, preset
-from streamt1_jax.convert import engine, execute, plan
+from streamt1_jax.convert import engine, execute, plan, reward_part
 from streamt1_jax.io import checkpoint, config_json
 from streamt1_jax.pipeline import TOKENIZER_FILE
 
@@ -42,6 +48,15 @@ _LORA_ALPHA = common.define_float("lora_alpha", None, "The adapter's alpha, wher
 _VAE = flags.DEFINE_string("vae", None, "Weights of the video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string("text_encoder", None, "Weights of the UMT5 encoder.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Sentencepiece model, or the folder of spiece.model.")
+_REWARDS = {
+  name: (
+    flags.DEFINE_string(name, None, f"Weights of this reward model: {published}."),
+    flags.DEFINE_string(f"{name}_prompt", None, f"Its text: {reward_part.PUBLISHED_TEXT[name]}."),
+    flags.DEFINE_string(f"{name}_config", None, "Other sizes: a JSON file like `config` in a reward.json."),
+  )
+  for name, published in (("hpsv3", "HPSv3.safetensors"), ("videoalign", "model.pth, or the folder of its checkpoint"))
+}
+_REWARD_TOKENIZER = flags.DEFINE_string("reward_tokenizer", None, "tokenizer.json of Qwen2-VL, or its folder.")
 _OUTPUT = flags.DEFINE_string("output", None, "The checkpoint folder.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Dtype of the stored weights.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would be done, and what is missing.")
@@ -62,6 +77,22 @@ def read_model() -> ModelConfig:
   if not path.is_file():
     raise ConfigError(f"--model {path} does not exist")
   return checkpoint.model_config_from_dict(config_json.parse_strict_json(path.read_text(), str(path)), str(path))
+
+
+def reward_sources() -> list[reward_part.RewardSources]:
+  """The reward models of the flags."""
+  given = []
+  for name, (weights, prompt, config) in _REWARDS.items():
+    if weights.value is None:
+      stray = [flag.name for flag in (prompt, config) if flag.value is not None]
+      if stray:
+        raise ConfigError(f"--{stray[0]} needs --{name}, the weights it belongs to")
+      continue
+    paths = (_path(flag) for flag in (weights, prompt, _REWARD_TOKENIZER, config))
+    given.append(reward_part.RewardSources(name, *paths))
+  if not given and _REWARD_TOKENIZER.value is not None:
+    raise ConfigError("--reward_tokenizer needs --hpsv3 or --videoalign, the weights it belongs to")
+  return given
 
 
 def dry_run(model: ModelConfig, plans: list[plan.PartPlan], output: pathlib.Path | None) -> None:
@@ -85,12 +116,16 @@ def main() -> None:
   sources = plan.Sources(
     _path(_BACKBONE), _ENTRY.value, _path(_LORA), _LORA_ALPHA.value, _path(_VAE), _path(_TEXT_ENCODER)
   )
-  if not any((sources.backbone, sources.vae, sources.text_encoder, _TOKENIZER.value, _DRY_RUN.value, sources.lora)):
-    raise ConfigError("nothing to convert; give --backbone, --vae, --text_encoder or --tokenizer")
+  rewards = reward_sources()
+  parts = (sources.backbone, sources.vae, sources.text_encoder, _TOKENIZER.value, sources.lora, *rewards)
+  if not any((*parts, _DRY_RUN.value)):
+    raise ConfigError(
+      "nothing to convert; give --backbone, --vae, --text_encoder, --tokenizer, --hpsv3 or --videoalign"
+    )
   if _OUTPUT.value is None and not _DRY_RUN.value:
     raise ConfigError("--output is missing; give the folder of the checkpoint, or --dry_run")
   try:
-    plans = plan.make_plans(model, sources)
+    plans = [*plan.make_plans(model, sources), *map(reward_part.make_plan, rewards)]
   except engine.FitError as error:
     if _DRY_RUN.value:
       print(error)

@@ -78,7 +78,9 @@ def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 # The programs themselves define flags, and each belongs to one program: only what they import is shared.
-_PROCESSES.set_forkserver_preload(["experiments.results", "streamt1_jax.convert.execute"])
+_PROCESSES.set_forkserver_preload(
+  ["experiments.results", "streamt1_jax.convert.execute", "streamt1_jax.convert.reward_part"]
+)
 
 
 def generate(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, Any] | None = None) -> Result:

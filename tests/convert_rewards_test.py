@@ -1,26 +1,20 @@
 """Mapping tables of HPSv3 and VideoAlign at full size, and adapters that are merged while they are read."""
 
-import json
 import math
-import pathlib
-import struct
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import tokenizers
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import engine, hpsv3, peft_merge, qwen2_vl, reward_part, videoalign
+from streamt1_jax.convert import engine, hpsv3, peft_merge, qwen2_vl, videoalign
 from streamt1_jax.rewards import hpsv3 as rewards_hpsv3
 from streamt1_jax.rewards import videoalign as rewards_videoalign
 from streamt1_jax.rewards.config import qwen2_vl_preset
-from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
-from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
-from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
+from streamt1_jax.rewards.videoalign import VideoAlignConfig
 
 _TINY = HPSv3Config(qwen2_vl_preset("qwen2_vl_tiny"), head_dims=(12, 6))
 _BLOCK_LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
@@ -197,94 +191,3 @@ class TestAdapters:
     change(tensors)
     with pytest.raises(ConfigError, match=message):
       peft_merge.merged(tensors, rank=2, alpha=4)
-
-
-_TEMPLATE = PromptTemplate(
-  "toy", "\nRate: <|VQ_reward|> <|MQ_reward|>\n{text_prompt} <|TA_reward|>\n", REWARD_TOKENS["videoalign"]
-)
-
-
-def _save_safetensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-  """The format by hand: length of the header, header, bytes."""
-  header, offset = {}, 0
-  for name, tensor in tensors.items():
-    header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
-    offset += tensor.nbytes
-  text = json.dumps(header).encode()
-  path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(tensor.tobytes() for tensor in tensors.values()))
-
-
-def _save_tokenizer(path: pathlib.Path) -> None:
-  special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-  words = {word: index for index, word in enumerate(("<unk>", *special))}
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-  tokenizer.add_special_tokens(list(special))
-  tokenizer.save(str(path))
-
-
-@pytest.fixture(scope="module")
-def adapted_checkpoint() -> dict[str, np.ndarray]:
-  config = TestPart._CONFIG
-  specs = engine.source_specs(videoalign.rules(config), rewards_videoalign.abstract_params(config))
-  shapes = {name: spec.shape for name, spec in specs.items()} | {"lm_head.weight": (256, 128)}
-  generator = np.random.default_rng(0)
-  draw = lambda shape: generator.normal(size=shape).astype(np.float32)
-  return {name: draw(shape) for name, shape in _with_adapters(shapes, TestPart._RANK).items()}
-
-
-class TestPart:
-  """Published files to a folder and back, at tiny size and with unmerged adapters."""
-
-  _CONFIG = VideoAlignConfig(qwen2_vl_preset("qwen2_vl_tiny"))
-  _RANK, _ALPHA = 3, 6
-
-  def _write(self, folder: pathlib.Path, tensors, template=_TEMPLATE, config=_CONFIG) -> pathlib.Path:
-    _save_safetensors(folder / "model.safetensors", tensors)
-    _save_tokenizer(folder / "published_tokenizer.json")
-    reward_part.write(
-      folder / "reward",
-      folder / "model.safetensors",
-      template,
-      folder / "published_tokenizer.json",
-      config,
-      jnp.float32,
-      lora_rank=self._RANK,
-      lora_alpha=self._ALPHA,
-    )
-    return folder / "reward"
-
-  def test_loaded_reward_is_the_converted_one(self, adapted_checkpoint, tmp_path):
-    loaded = load_reward(self._write(tmp_path, adapted_checkpoint), fps=16.0, dtype=jnp.float32)
-    expected = videoalign.convert(adapted_checkpoint, self._CONFIG, lora_rank=self._RANK, lora_alpha=self._ALPHA)
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
-    assert loaded.reward == VideoAlign(16.0, self._CONFIG)
-    tokens = loaded.prompt("a red circle")
-    assert tokens.after[tokens.reward_index].tolist() == [6, 7, 8]
-
-  def test_another_size_is_refused(self, adapted_checkpoint, tmp_path):
-    larger = VideoAlignConfig(qwen2_vl_preset("qwen2_vl_tiny", vocab_size=300))
-    with pytest.raises(
-      ConfigError, match=r"model.safetensors: .*\s+misshapen: model.embed_tokens.weight is \[256, 128\]"
-    ):
-      self._write(tmp_path, adapted_checkpoint, config=larger)
-    assert not (tmp_path / "reward").exists()
-
-  def test_tokenizer_that_does_not_fit_is_refused(self, adapted_checkpoint, tmp_path):
-    few_rows = VideoAlignConfig(qwen2_vl_preset("qwen2_vl_tiny", vocab_size=8))
-    with pytest.raises(ConfigError, match="has 9 tokens, toy embeds only 8"):
-      self._write(tmp_path, adapted_checkpoint, config=few_rows)
-
-  def test_altered_template_is_refused(self, adapted_checkpoint, tmp_path):
-    folder = self._write(tmp_path, adapted_checkpoint)
-    path = folder / "prompt_template.json"
-    path.write_text(path.read_text().replace("Rate:", "Judge:"))
-    with pytest.raises(ConfigError, match="the text has sha256"):
-      load_reward(folder, fps=16.0)
-
-  def test_foreign_folder_is_refused(self, tmp_path):
-    with pytest.raises(ConfigError, match="is not a reward model: it has no reward.json"):
-      load_reward(tmp_path, fps=16.0)
-    (tmp_path / "reward.json").write_text('{"format_version": 1, "reward": "clip", "config": {}}')
-    with pytest.raises(ConfigError, match="reward must be one of hpsv3, videoalign, got 'clip'"):
-      load_reward(tmp_path, fps=16.0)

@@ -57,7 +57,7 @@ def execute(
   if tokenizer_content is not None:
     _require_same_tokenizer(output / TOKENIZER_FILE, tokenizer_content, tokenizer)
   # All that exists is compared before anything is written.
-  provenance = {plan.part: _provenance(model, plan, dtype) for plan in plans}
+  provenance = {plan.part: _provenance(plan, dtype) for plan in plans}
   waiting = [plan for plan in plans if not _is_done(output / plan.part, provenance[plan.part])]
   _require_space(output, sum(plan.stored_bytes(dtype) for plan in waiting))
   for plan in waiting:
@@ -112,7 +112,8 @@ def _convert_part(plan: PartPlan, folder: pathlib.Path, provenance: dict[str, An
   pieces = engine.stream(plan.tensors, plan.flavour.rules, plan.flavour.abstract_params)
   with _bar(f"converting {plan.part}", plan.source_bytes()) as bar:
     source = (json.dumps(provenance, indent=2) + "\n").encode()
-    part_writer.write_part(folder, plan.leaves(dtype), _counted(pieces, bar), {SOURCE_FILE: source})
+    files = {SOURCE_FILE: source, **plan.extra_files()}
+    part_writer.write_part(folder, plan.leaves(dtype), _counted(pieces, bar), files)
 
 
 def _counted(pieces: Iterator[part_writer.Piece], bar: tqdm.tqdm) -> Iterator[part_writer.Piece]:
@@ -121,12 +122,12 @@ def _counted(pieces: Iterator[part_writer.Piece], bar: tqdm.tqdm) -> Iterator[pa
     bar.update(piece.rows.nbytes)
 
 
-def _provenance(model: ModelConfig, plan: PartPlan, dtype: Any) -> dict[str, Any]:
+def _provenance(plan: PartPlan, dtype: Any) -> dict[str, Any]:
   """Everything that decides the bytes of a part, and what was left out."""
   adapter = plan.adapter
   return {
     "converter": {"streamt1_jax": importlib.metadata.version("streamt1_jax"), "version": CONVERTER_VERSION},
-    "config": _part_config(model, plan.part),
+    "config": config_json.to_json_value(plan.config),
     "dtype": str(dtype),
     "names": plan.flavour.names,
     "entry": plan.entry,
@@ -142,6 +143,7 @@ def _provenance(model: ModelConfig, plan: PartPlan, dtype: Any) -> dict[str, Any
       "sources": [_describe_file(path) for path in adapter.files],
       "skipped": adapter.skipped,
     },
+    **plan.further_provenance(),
   }
 
 
@@ -188,10 +190,10 @@ def _require_usable(output: pathlib.Path, model: ModelConfig) -> None:
   """Raises ConfigError if what is there already cannot become, or is not, a checkpoint of `model`."""
   if output.exists() and not output.is_dir():
     raise ConfigError(f"--output {output} is a file; expected a folder")
-  for part in missing_parts(model, []):
-    if (output / part).exists() and _read_provenance(output / part).get("config") != _part_config(model, part):
-      raise ConfigError(f"{output / part} exists and was made for another --model; give another --output")
   if not (output / checkpoint.CONFIG_FILE).exists():
+    for part in missing_parts(model, []):
+      if (output / part).exists() and _read_provenance(output / part).get("config") != _part_config(model, part):
+        raise ConfigError(f"{output / part} exists and was made for another --model; give another --output")
     return
   existing = checkpoint.load_config(output)
   if existing != model:

@@ -6,8 +6,7 @@
   base_model.model.<name>                                    ── <name>
 
 A merged tensor is computed in float32 when it is read, one at a time, so that a large file never lies in memory
-twice. Plain
-numpy: mapping tables and the strict engine then see an ordinary checkpoint.
+twice. Plain numpy: mapping tables and the strict engine then see an ordinary checkpoint.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import numpy as np
 
 from streamt1_jax.config import ConfigError
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _BASE = ".base_layer"
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -55,7 +54,7 @@ class MergedWeight:
 
 def is_peft(names: Mapping[str, Any]) -> bool:
   """Whether a checkpoint has peft's names."""
-  return any(name.startswith(_PREFIX) for name in names)
+  return any(name.startswith(PREFIX) for name in names)
 
 
 def merged(tensors: Mapping[str, Any], rank: int, alpha: float) -> dict[str, Any]:
@@ -70,10 +69,10 @@ def merged(tensors: Mapping[str, Any], rank: int, alpha: float) -> dict[str, Any
     ConfigError: a name lacks peft's prefix, an adapter is incomplete, of another rank or of another shape than its
       base.
   """
-  foreign = [name for name in tensors if not name.startswith(_PREFIX)]
+  foreign = [name for name in tensors if not name.startswith(PREFIX)]
   if foreign:
-    raise ConfigError(f"a peft checkpoint names every tensor {_PREFIX}..., found {foreign[0]}")
-  plain = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    raise ConfigError(f"a peft checkpoint names every tensor {PREFIX}..., found {foreign[0]}")
+  plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
   adapted = {name.removesuffix(end) for name in plain for end in (_DOWN, _UP) if name.endswith(end)}
   result = {}
   for name, tensor in plain.items():

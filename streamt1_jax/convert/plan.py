@@ -21,7 +21,13 @@ from streamt1_jax.convert.flavours import Flavour
 from streamt1_jax.convert.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
 
-FLAGS = {"backbone": "--backbone", "codec": "--vae", "text": "--text_encoder"}
+FLAGS = {
+  "backbone": "--backbone",
+  "codec": "--vae",
+  "text": "--text_encoder",
+  "rewards/hpsv3": "--hpsv3",
+  "rewards/videoalign": "--videoalign",
+}
 """Folder of a part to the flag that names its source."""
 
 
@@ -53,6 +59,7 @@ class PartPlan:
   Attributes:
     part: folder of the part.
     flavour: whose names the source has; its mapping table.
+    config: sizes of the part, a dataclass.
     tensors: the source, by the names of the table; adapters are merged when a tensor is read.
     files: every file that is read.
     entry: the entry of the file that is taken, if it has entries.
@@ -62,6 +69,7 @@ class PartPlan:
 
   part: str
   flavour: Flavour
+  config: Any
   tensors: Mapping[str, LazyTensor | MergedWeight] = dataclasses.field(repr=False)
   files: list[pathlib.Path]
   entry: str | None
@@ -78,6 +86,18 @@ class PartPlan:
   def source_bytes(self) -> int:
     """Bytes of the tensors as they will be read."""
     return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in self.tensors.values())
+
+  def extra_files(self) -> dict[str, bytes]:
+    """What the folder holds beside weights, by name."""
+    return {}
+
+  def further_provenance(self) -> dict[str, Any]:
+    """JSON values that decide the bytes of the part, beside those of every part."""
+    return {}
+
+  def further_lines(self) -> Iterator[str]:
+    """What `describe` says beside that of every part."""
+    yield from ()
 
 
 def make_plans(model: ModelConfig, sources: Sources) -> list[PartPlan]:
@@ -100,12 +120,12 @@ def make_plans(model: ModelConfig, sources: Sources) -> list[PartPlan]:
     if path is not None:
       if not any(flavour.part == part for flavour in known):
         raise ConfigError(f"{FLAGS[part]}: the model {model.name!r} has no {part}")
-      plans.append(_plan_part(known, part, path, flavours.BACKBONE_ENTRIES[-1:], None))
+      plans.append(_plan_part(model, known, part, path, flavours.BACKBONE_ENTRIES[-1:], None))
   return plans
 
 
 def _plan_backbone(model: ModelConfig, known: Sequence[Flavour], sources: Sources) -> PartPlan:
-  plan = _plan_part(known, "backbone", sources.backbone, flavours.BACKBONE_ENTRIES, sources.backbone_entry)
+  plan = _plan_part(model, known, "backbone", sources.backbone, flavours.BACKBONE_ENTRIES, sources.backbone_entry)
   if sources.lora is None:
     return plan
   adapter = adapters.load(sources.lora, model, plan.flavour.names, sources.lora_alpha)
@@ -113,7 +133,12 @@ def _plan_backbone(model: ModelConfig, known: Sequence[Flavour], sources: Source
 
 
 def _plan_part(
-  known: Sequence[Flavour], part: str, path: pathlib.Path, entries: Sequence[str], entry: str | None
+  model: ModelConfig,
+  known: Sequence[Flavour],
+  part: str,
+  path: pathlib.Path,
+  entries: Sequence[str],
+  entry: str | None,
 ) -> PartPlan:
   where = f"{FLAGS[part]} {path}"
   file = weight_files.load(path)
@@ -127,7 +152,8 @@ def _plan_part(
     engine.check(tensors, flavour.rules, flavour.abstract_params)
   except engine.FitError as error:
     raise error.prefixed(f"{where}{weight_files.shard_advice(path)} as {flavour.names} {part}") from error
-  return PartPlan(part, flavour, tensors, file.files, found.entry, None, skipped)
+  # Parts are called like their configurations.
+  return PartPlan(part, flavour, getattr(model, part), tensors, file.files, found.entry, None, skipped)
 
 
 def missing_parts(model: ModelConfig, present: Sequence[str]) -> list[str]:
@@ -152,6 +178,7 @@ def describe(plan: PartPlan, dtype: Any) -> Iterator[str]:
     adapter = plan.adapter
     yield f"  merges a LoRA into {len(adapter.layers)} layers: rank {adapter.rank}, alpha {adapter.alpha:g}"
   yield from (f"  skips {what}" for what in [*plan.skipped, *(plan.adapter.skipped if plan.adapter else [])])
+  yield from (f"  {line}" for line in plan.further_lines())
   for rule in plan.flavour.rules:
     leaf = leaves[rule.path.replace(".", "/")]
     yield f"  {rule.source} -> {rule.path} {list(leaf.shape)} {leaf.dtype}"

@@ -1,77 +1,185 @@
-"""A reward model from its published files to a folder that `rewards.folder.load_reward` reads.
+"""What the conversion of a reward model will do: its published files opened and compared with its sizes.
 
-  weights ── open ── adapters merged as they are read ── compare ── tensor by tensor ──┐
-  instruction text (checksum) ── tokenizer (reward tokens added) ──────────────────────┴─ folder, whole or not at all
+  weights ── open ── adapters merged as they are read ── compare ──┐
+  instruction text (checksum) ── tokenizer (reward tokens added) ──┴─ RewardPlan, carried out like any part's
 
 One tensor is in memory at a time: HPSv3's 16.6 GB need a fraction of that.
 """
 
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import engine, hpsv3, peft_merge, qwen2_vl, videoalign, weight_files
+from streamt1_jax.convert import adapters, engine, hpsv3, peft_merge, qwen2_vl, reward_prompts, videoalign, weight_files
+from streamt1_jax.convert.flavours import Flavour
 from streamt1_jax.convert.lazy import LazyTensor
-from streamt1_jax.io import part_writer
+from streamt1_jax.convert.peft_merge import MergedWeight
+from streamt1_jax.convert.plan import PartPlan
+from streamt1_jax.io import config_json
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import prompts
-from streamt1_jax.rewards.folder import RewardConfig
-from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.folder import REWARD_CONFIGS, REWARDS_FOLDER, RewardConfig
 from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
 
+PUBLISHED_TEXT = {
+  "hpsv3": "the wheel of hpsv3 1.0.0, or its data_collator_qwen.py",
+  "videoalign": "prompt_template.py of its repository",
+}
+_TABLES = {"hpsv3": hpsv3, "videoalign": videoalign}
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_TORCH_FILE = "model.pth"
 
-def write(
-  output: pathlib.Path,
-  weights: pathlib.Path,
-  template: PromptTemplate,
-  tokenizer: pathlib.Path,
-  config: RewardConfig,
-  dtype: Any = jnp.bfloat16,
-  *,
-  lora_rank: int = videoalign.LORA_RANK,
-  lora_alpha: float = videoalign.LORA_ALPHA,
-) -> None:
-  """Converts one reward model.
 
-  Args:
-    output: the folder; it must not exist.
+@dataclasses.dataclass(frozen=True)
+class RewardSources:
+  """The published files of one reward.
+
+  Attributes:
+    name: "hpsv3" or "videoalign".
     weights: HPSv3.safetensors, VideoAlign's model.pth, or what transformers or peft saved; a file, index or folder.
-    template: the instruction text, from `reward_prompts`.
-    tokenizer: `tokenizer.json` of the base model or of the reward model.
-    config: sizes; an `HPSv3Config` or a `VideoAlignConfig`.
-    dtype: dtype of the stored backbone; the head is stored in float32.
-    lora_rank: rank of the adapters, if the weights have any.
-    lora_alpha: numerator of their scale.
+    prompt: where the instruction text is published, or a `prompt_template.json`.
+    tokenizer: `tokenizer.json` of Qwen2-VL, or the folder it is in.
+    config: JSON file of other sizes than the published model's, as `config` in a reward.json.
+  """
+
+  name: str
+  weights: pathlib.Path | None = None
+  prompt: pathlib.Path | None = None
+  tokenizer: pathlib.Path | None = None
+  config: pathlib.Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardPlan(PartPlan):
+  """A reward whose sources fit each other.
+
+  Attributes:
+    template: its instruction text.
+    tokenizer: content of its `tokenizer.json`, reward tokens included.
+  """
+
+  template: PromptTemplate
+  tokenizer: bytes = dataclasses.field(repr=False)
+
+  def leaves(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """As of every part, but the head stays float32."""
+    return engine.stored_leaves(reward_folder.abstract_params(self.config, dtype), None)
+
+  def extra_files(self) -> dict[str, bytes]:
+    return {
+      reward_folder.REWARD_FILE: reward_folder.config_json_bytes(self.config),
+      prompts.TEMPLATE_FILE: prompts.template_json(self.template),
+      prompts.TOKENIZER_FILE: self.tokenizer,
+    }
+
+  def further_provenance(self) -> dict[str, Any]:
+    return {
+      "prompt_template": {"model": self.template.model, "sha256": self.template.sha256},
+      "tokenizer": {"sha256": hashlib.sha256(self.tokenizer).hexdigest()},
+    }
+
+  def further_lines(self) -> Iterator[str]:
+    yield f"instruction text of {self.template.model}, sha256 {self.template.sha256}"
+    yield f"{prompts.TOKENIZER_FILE} with {', '.join(self.template.reward_tokens)}: {len(self.tokenizer):,} bytes"
+
+
+def make_plan(sources: RewardSources) -> RewardPlan:
+  """The plan of one reward whose weights are given.
 
   Raises:
-    ConfigError: a file is missing, damaged or another model's; the message names it. Nothing is left behind.
+    ConfigError: a file is not given, missing, damaged or another model's; the message names flag and file. It is an
+      `engine.FitError`, which lists every tensor, where names or shapes differ.
   """
-  special = prompts.with_reward_tokens(prompts.read_tokenizer(tokenizer), template)
-  RewardPrompt(special, template, config.backbone.decoder.vocab_size)
-  tensors = _plain_tensors(weight_files.load(weights), weights)
+  flag = f"--{sources.name}"
+  if sources.prompt is None:
+    raise ConfigError(f"{flag} needs {flag}_prompt, its instruction text: {PUBLISHED_TEXT[sources.name]}")
+  if sources.tokenizer is None:
+    raise ConfigError(f"{flag} needs --reward_tokenizer, the {prompts.TOKENIZER_FILE} of Qwen2-VL")
+  config = _read_config(sources)
+  with _prefixed(f"{flag}_prompt"):
+    template = reward_prompts.read(sources.name, sources.prompt)
+    reward_folder.require_template(config, template)
+  tokenizer = _read_tokenizer(sources.tokenizer, template, config)
+  path = _find_weights(sources.weights)
+  where = f"{flag} {path}"
+  file = weight_files.load(path)
+  tensors, skipped = _plain_tensors(file.content, where)
+  adapter = None
   if peft_merge.is_peft(tensors):
-    tensors = peft_merge.merged(tensors, lora_rank, lora_alpha)
-  tensors = {name: tensor for name, tensor in tensors.items() if name not in qwen2_vl.UNUSED}
-  table = hpsv3 if isinstance(config, HPSv3Config) else videoalign
-  rules = table.rules(config, qwen2_vl.has_new_names(tensors))
-  params = reward_folder.abstract_params(config, dtype)
+    with _prefixed(where):
+      tensors = peft_merge.merged(tensors, videoalign.LORA_RANK, videoalign.LORA_ALPHA)
+    adapter = _adapter(tensors)
+  new_names = qwen2_vl.has_new_names(tensors)
+  names = "transformers 4.52" if new_names else "transformers 4.45"
+  rules = tuple(_TABLES[sources.name].rules(config, new_names))
+  flavour = Flavour(f"{REWARDS_FOLDER}/{sources.name}", names, rules, reward_folder.abstract_params(config))
   try:
-    pieces = engine.stream(tensors, rules, params)
+    engine.check(tensors, flavour.rules, flavour.abstract_params)
   except engine.FitError as error:
-    raise error.prefixed(str(weights)) from error
-  files = {
-    reward_folder.REWARD_FILE: reward_folder.config_json_bytes(config),
-    prompts.TEMPLATE_FILE: prompts.template_json(template),
-    prompts.TOKENIZER_FILE: special.to_str().encode(),
-  }
-  part_writer.write_part(output, engine.stored_leaves(params, None), pieces, files)
+    raise error.prefixed(f"{where}{weight_files.shard_advice(path)} as {sources.name}") from error
+  return RewardPlan(flavour.part, flavour, config, tensors, file.files, None, adapter, skipped, template, tokenizer)
 
 
-def _plain_tensors(file: weight_files.WeightFile, path: pathlib.Path) -> Mapping[str, LazyTensor]:
-  for name, value in file.content.items():
+@contextlib.contextmanager
+def _prefixed(where: str) -> Iterator[None]:
+  """A ConfigError of the body begins with `where`."""
+  try:
+    yield
+  except ConfigError as error:
+    raise ConfigError(f"{where}: {error}") from error
+
+
+def _read_config(sources: RewardSources) -> RewardConfig:
+  config_type = REWARD_CONFIGS[sources.name]
+  if sources.config is None:
+    return config_type()
+  where = f"--{sources.name}_config {sources.config}"
+  try:
+    text = sources.config.read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise ConfigError(f"{where} cannot be read: {error}") from error
+  return config_json.from_json_value(config_type, config_json.parse_strict_json(text, where), where)
+
+
+def _read_tokenizer(path: pathlib.Path, template: PromptTemplate, config: RewardConfig) -> bytes:
+  path = path / prompts.TOKENIZER_FILE if path.is_dir() else path
+  with _prefixed("--reward_tokenizer"):
+    tokenizer = prompts.with_reward_tokens(prompts.read_tokenizer(path), template)
+    RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)
+  return tokenizer.to_str().encode()
+
+
+def _find_weights(path: pathlib.Path) -> pathlib.Path:
+  """Where the released loader looks in a folder: `model.pth` of the last checkpoint. Other paths are left alone."""
+  if not path.is_dir():
+    return path
+  steps = [int(match[1]) for entry in path.iterdir() if (match := _CHECKPOINT.fullmatch(entry.name))]
+  folder = path / f"checkpoint-{max(steps)}" if steps else path
+  return folder / _TORCH_FILE if (folder / _TORCH_FILE).is_file() else folder
+
+
+def _plain_tensors(content: Mapping[str, Any], where: str) -> tuple[dict[str, LazyTensor], list[str]]:
+  """The tensors that the reward reads, and the names of the others."""
+  for name, value in content.items():
     if not isinstance(name, str) or not isinstance(value, LazyTensor):
-      raise ConfigError(f"{path}: {name!r:.80} is a {type(value).__name__}; a reward model's file holds tensors only")
-  return file.content
+      raise ConfigError(f"{where}: {name!r:.80} is a {type(value).__name__}; a reward model's file holds tensors only")
+  is_unused = lambda name: name.removeprefix(peft_merge.PREFIX) in qwen2_vl.UNUSED
+  return (
+    {name: tensor for name, tensor in content.items() if not is_unused(name)},
+    [f"{name} (no reward reads it)" for name in content if is_unused(name)],
+  )
+
+
+def _adapter(tensors: Mapping[str, LazyTensor | MergedWeight]) -> adapters.Adapter:
+  layers = {name: (x.down, x.up) for name, x in tensors.items() if isinstance(x, MergedWeight)}
+  rank, alpha = videoalign.LORA_RANK, float(videoalign.LORA_ALPHA)
+  return adapters.Adapter(layers, rank, alpha, alpha / rank, [], [])

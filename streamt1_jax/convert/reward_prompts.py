@@ -10,11 +10,22 @@ import pathlib
 import zipfile
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.rewards import prompts
 from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
 
 _HPSV3_MODULE = "hpsv3/dataset/data_collator_qwen.py"
 _HPSV3_CONSTANTS = ("INSTRUCTION", "prompt_with_special_token")
 _VIDEOALIGN_CONSTANTS = ("DETAILED_PROMPT_WITH_SPECIAL_TOKEN",)
+
+
+def read(model: str, path: pathlib.Path) -> PromptTemplate:
+  """The text of "hpsv3" or "videoalign" from where it is published, or any text from a `prompt_template.json`.
+
+  Raises ConfigError as the functions for either do.
+  """
+  if path.suffix == ".json":
+    return prompts.load_template(path)
+  return {"hpsv3": read_hpsv3, "videoalign": read_videoalign}[model](path)
 
 
 def read_hpsv3(path: pathlib.Path) -> PromptTemplate:

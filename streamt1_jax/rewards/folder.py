@@ -17,13 +17,15 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import checkpoint, config_json, part_files
 from streamt1_jax.rewards import hpsv3, prompts, videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
-from streamt1_jax.rewards.prompts import RewardPrompt
+from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
 from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
 from streamt1_jax.typing import Params
 
 REWARD_FILE = "reward.json"
+REWARDS_FOLDER = "rewards"
+"""Folder of a checkpoint that holds its reward models, each in a folder named after it."""
 RewardConfig = HPSv3Config | VideoAlignConfig
-_CONFIGS = {"hpsv3": HPSv3Config, "videoalign": VideoAlignConfig}
+REWARD_CONFIGS = {"hpsv3": HPSv3Config, "videoalign": VideoAlignConfig}
 
 
 class LoadedReward(NamedTuple):
@@ -40,12 +42,16 @@ class LoadedReward(NamedTuple):
   prompt: RewardPrompt
 
 
+def reward_name(config: RewardConfig) -> str:
+  """Which reward it is a configuration of."""
+  return next(name for name, config_type in REWARD_CONFIGS.items() if isinstance(config, config_type))
+
+
 def config_json_bytes(config: RewardConfig) -> bytes:
   """Content of `reward.json`."""
-  name = next(name for name, config_type in _CONFIGS.items() if isinstance(config, config_type))
   content = {
     "format_version": part_files.FORMAT_VERSION,
-    "reward": name,
+    "reward": reward_name(config),
     "config": config_json.to_json_value(config),
   }
   return (json.dumps(content, indent=2) + "\n").encode()
@@ -56,9 +62,19 @@ def load_config(folder: epath.PathLike) -> RewardConfig:
   path = epath.Path(folder) / REWARD_FILE
   content = part_files.read_json_object(epath.Path(folder), REWARD_FILE, "a reward model")
   part_files.require_version(content, path)
-  if content.get("reward") not in _CONFIGS:
-    raise ConfigError(f"{path}: reward must be one of {', '.join(_CONFIGS)}, got {content.get('reward')!r:.60}")
-  return config_json.from_json_value(_CONFIGS[content["reward"]], content.get("config"), f"{path}: config")
+  if content.get("reward") not in REWARD_CONFIGS:
+    raise ConfigError(f"{path}: reward must be one of {', '.join(REWARD_CONFIGS)}, got {content.get('reward')!r:.60}")
+  return config_json.from_json_value(REWARD_CONFIGS[content["reward"]], content.get("config"), f"{path}: config")
+
+
+def require_template(config: RewardConfig, template: PromptTemplate) -> None:
+  """Raises ConfigError unless the text has as many reward tokens as the reward reads."""
+  expected = len(prompts.REWARD_TOKENS[reward_name(config)])
+  if len(template.reward_tokens) != expected:
+    raise ConfigError(
+      f"the prompt template of {template.model} has {len(template.reward_tokens)} reward tokens, "
+      f"{reward_name(config)} reads {expected}"
+    )
 
 
 def abstract_params(config: RewardConfig, dtype: Any = jnp.float32) -> Params:
@@ -71,7 +87,7 @@ def load_reward(folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16
   """Reads a reward model.
 
   Args:
-    folder: what `convert.reward_part.write` wrote.
+    folder: what `experiments.convert` or a training wrote.
     fps: frames per second of the videos to be judged; used by VideoAlign.
     dtype: dtype of the backbone.
 
@@ -80,9 +96,9 @@ def load_reward(folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16
   """
   folder = epath.Path(folder)
   config = load_config(folder)
-  prompt = RewardPrompt(
-    folder / prompts.TOKENIZER_FILE, prompts.load_template(folder), config.backbone.decoder.vocab_size
-  )
+  template = prompts.load_template(folder)
+  require_template(config, template)
+  prompt = RewardPrompt(folder / prompts.TOKENIZER_FILE, template, config.backbone.decoder.vocab_size)
   params = checkpoint.load_params(folder, abstract_params(config, dtype))
   reward = HPSv3(config) if isinstance(config, HPSv3Config) else VideoAlign(fps, config)
   return LoadedReward(reward, params, prompt)

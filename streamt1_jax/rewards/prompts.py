@@ -89,13 +89,14 @@ def template_json(template: PromptTemplate) -> bytes:
   return (json.dumps(config_json.to_json_value(stored), indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def load_template(folder: epath.PathLike) -> PromptTemplate:
-  """Reads `prompt_template.json`.
+def load_template(path: epath.PathLike) -> PromptTemplate:
+  """Reads a `prompt_template.json`, or the one in a folder.
 
   Raises ConfigError if it is missing or damaged, its text has not the checksum stored with it, or is said to be a
   published model's and is not.
   """
-  path = epath.Path(folder) / TEMPLATE_FILE
+  path = epath.Path(path)
+  path = path / TEMPLATE_FILE if path.is_dir() else path
   try:
     text = path.read_bytes().decode("utf-8")
   except (OSError, UnicodeDecodeError) as error:

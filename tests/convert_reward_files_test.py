@@ -1,0 +1,227 @@
+"""Published files of reward models to folders of a checkpoint, by the command, at tiny size.
+
+Files are written without the libraries that publish them; files of these: oracle/convert_rewards_test.py. A text of
+another name stands for the published ones, which are not part of this repository.
+"""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.convert import engine, hpsv3, reward_part, videoalign
+from streamt1_jax.io import config_json
+from streamt1_jax.rewards import folder, prompts
+from streamt1_jax.rewards.folder import load_reward
+from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.videoalign import VideoAlign
+from tests import small_rewards
+from tests.command_line import REPOSITORY, convert
+from tests.published_files import write_safetensors, write_torch
+from tests.published_model import files
+
+TABLES = {"hpsv3": hpsv3, "videoalign": videoalign}
+RANK = videoalign.LORA_RANK
+
+
+def tensors(model: str) -> dict[str, np.ndarray]:
+  """A random checkpoint; VideoAlign's with adapters on the decoder, as peft leaves them."""
+  config = small_rewards.CONFIGS[model]
+  generator = np.random.default_rng(len(model))
+  draw = lambda *shape: generator.normal(size=shape).astype(np.float32)
+  rows, dim = config.backbone.decoder.vocab_size, config.backbone.decoder.dim
+  specs = engine.source_specs(TABLES[model].rules(config), folder.abstract_params(config))
+  plain = {name: draw(*spec.shape) for name, spec in specs.items()} | {"lm_head.weight": draw(rows, dim)}
+  if model == "hpsv3":
+    return plain
+  wrapped = {}
+  for name, tensor in plain.items():
+    module, _, kind = name.rpartition(".")
+    adapted = name.startswith("model.layers.") and module.endswith("_proj")
+    wrapped[f"base_model.model.{module}{'.base_layer' if adapted else ''}.{kind}"] = tensor
+    if adapted and kind == "weight":
+      outputs, inputs = tensor.shape
+      wrapped[f"base_model.model.{module}.lora_A.default.weight"] = draw(RANK, inputs)
+      wrapped[f"base_model.model.{module}.lora_B.default.weight"] = draw(outputs, RANK)
+  return wrapped
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> pathlib.Path:
+  """Everything to be downloaded, in its published layout."""
+  path = tmp_path_factory.mktemp("published")
+  write_safetensors(path / "HPSv3.safetensors", tensors("hpsv3"))
+  last = path / "VideoReward/checkpoint-11352"
+  last.mkdir(parents=True)
+  write_torch(last / "model.pth", tensors("videoalign"))
+  (path / "VideoReward/checkpoint-9000").mkdir()
+  (path / "VideoReward/checkpoint-9000/model.pth").write_text("an earlier one")
+  for model, config in small_rewards.CONFIGS.items():
+    (path / f"{model}.json").write_text(json.dumps(config_json.to_json_value(config)))
+    stored = small_rewards.save_reward(path / "stored" / model, model)
+    shutil.copy(stored / prompts.TEMPLATE_FILE, path / f"{model}_prompt.json")
+  shutil.copy(path / "stored/hpsv3" / prompts.TOKENIZER_FILE, path)
+  return path
+
+
+def flags(published: pathlib.Path, **changes) -> list[str]:
+  """The flags of a conversion of both, some of them changed or (None) left out."""
+  given = {"hpsv3": published / "HPSv3.safetensors", "videoalign": published / "VideoReward"}
+  for model in ("hpsv3", "videoalign"):
+    given |= {f"{model}_prompt": published / f"{model}_prompt.json", f"{model}_config": published / f"{model}.json"}
+  given |= {"reward_tokenizer": published, "output": "out", "dtype": "float32"} | changes
+  return [f"--{name}={value}" for name, value in given.items() if value is not None]
+
+
+def template(published: pathlib.Path, model: str) -> prompts.PromptTemplate:
+  return prompts.load_template(published / f"{model}_prompt.json")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory, published) -> pathlib.Path:
+  """A folder in which both were converted."""
+  path = tmp_path_factory.mktemp("converted")
+  result = convert(path, *flags(published))
+  assert result.code == 0, result
+  assert "converting rewards/hpsv3" in result.stderr
+  return path
+
+
+@pytest.mark.parametrize("model", ["hpsv3", "videoalign"])
+def test_loaded_rewards_are_the_published_ones(converted, model):
+  loaded = load_reward(converted / "out/rewards" / model, fps=16.0, dtype=jnp.float32)
+  expected = TABLES[model].convert(tensors(model), small_rewards.CONFIGS[model])
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+  config = small_rewards.CONFIGS[model]
+  assert loaded.reward == {"hpsv3": HPSv3(config), "videoalign": VideoAlign(16.0, config)}[model]
+  tokens = loaded.prompt("a red circle")
+  # The tokenizer has 15 tokens and HPSv3's; VideoAlign's follow these.
+  assert tokens.after[tokens.reward_index].tolist() == {"hpsv3": [15], "videoalign": [16, 17, 18]}[model]
+
+
+def test_half_precision_keeps_the_head(tmp_path, published):
+  only_hpsv3 = dict.fromkeys(("videoalign", "videoalign_prompt", "videoalign_config"))
+  assert convert(tmp_path, *flags(published, **only_hpsv3, dtype="bfloat16")).code == 0
+  part = json.loads((tmp_path / "out/rewards/hpsv3/part.json").read_text())
+  assert part["dtype"] == "bfloat16+float32"
+  loaded = load_reward(tmp_path / "out/rewards/hpsv3", fps=16.0, dtype=jnp.float32)
+  expected = hpsv3.convert(tensors("hpsv3"), small_rewards.CONFIGS["hpsv3"])
+  jax.tree.map(np.testing.assert_array_equal, loaded.params["head"], expected["head"])
+
+
+def test_provenance(converted, published):
+  source = json.loads((converted / "out/rewards/videoalign/source.json").read_text())
+  assert source["sources"][0]["file"] == "model.pth"
+  assert source["lora"]["rank"] == RANK
+  assert source["lora"]["scale"] == 2.0
+  assert source["lora"]["layers"] == 7 * 2
+  assert source["skipped"] == ["base_model.model.lm_head.weight (no reward reads it)"]
+  assert source["prompt_template"] == {"model": "toy", "sha256": template(published, "videoalign").sha256}
+
+
+def test_done_parts_are_skipped_and_others_never_replaced(converted, published, tmp_path):
+  shutil.copytree(converted / "out", tmp_path / "out")
+  before = files(tmp_path)
+  again = convert(tmp_path, *flags(published))
+  assert again.code == 0, again
+  assert "converting" not in again.stderr
+  assert files(tmp_path) == before
+  other = template(published, "hpsv3").text.replace("Rate", "Judge")
+  (tmp_path / "other.json").write_bytes(prompts.template_json(prompts.PromptTemplate("toy", other, ("<|Reward|>",))))
+  refused = convert(tmp_path, *flags(published, hpsv3_prompt="other.json"))
+  assert refused.code == 2
+  assert "out/rewards/hpsv3 exists and was made otherwise (prompt_template differ" in refused.stderr
+  (tmp_path / "other.json").unlink()
+  assert files(tmp_path) == before
+
+
+def test_optional_parts_of_a_checkpoint(tmp_path, published):
+  """A complete checkpoint gets rewards at any time, and is complete without them."""
+  shutil.copytree(REPOSITORY / "checkpoints/tiny", tmp_path / "out", ignore=shutil.ignore_patterns("rewards"))
+  before = files(tmp_path)
+  result = convert(tmp_path, *flags(published), "--model=tiny")
+  assert result.code == 0, result
+  assert result.stdout.startswith("out is a checkpoint")
+  after = files(tmp_path)
+  assert before.items() <= after.items()
+  assert {path.relative_to(tmp_path / "out").parts[:2] for path in after.keys() - before.keys()} == {
+    ("rewards", "hpsv3"),
+    ("rewards", "videoalign"),
+  }
+
+
+def test_dry_run(tmp_path, published):
+  result = convert(tmp_path, *flags(published), "--dry_run")
+  assert (result.code, result.stderr) == (0, "")
+  assert files(tmp_path) == {}
+  for fragment in (
+    "rewards/hpsv3/ from --hpsv3, transformers 4.45 names",
+    "rewards/videoalign/ from --videoalign",
+    f"merges a LoRA into 14 layers: rank {RANK}, alpha 128",
+    "VideoReward/checkpoint-11352/model.pth",
+    "skips lm_head.weight",
+    f"instruction text of toy, sha256 {template(published, 'hpsv3').sha256}",
+    "model.layers.{layer}.self_attn.q_proj.weight -> backbone.decoder.blocks.query.kernel [2, 16, 16] float32",
+  ):
+    assert fragment in result.stdout
+
+
+@pytest.mark.parametrize(
+  ("changes", "fragments"),
+  [
+    ({"hpsv3_prompt": None}, ["--hpsv3 needs --hpsv3_prompt", "the wheel of hpsv3 1.0.0"]),
+    ({"hpsv3": None}, ["--hpsv3_prompt needs --hpsv3"]),
+    ({"hpsv3_config": None}, ["--hpsv3 ", "as hpsv3: the checkpoint does not fit", "misshapen"]),
+  ],
+)
+def test_refused_by_the_command(tmp_path, published, changes, fragments):
+  result = convert(tmp_path, *flags(published, **changes))
+  assert result.code == 2, result
+  assert files(tmp_path) == {}
+  (line,) = result.stderr.splitlines()
+  for fragment in fragments:
+    assert fragment in line
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"tokenizer": None}, "--hpsv3 needs --reward_tokenizer, the tokenizer.json"),
+    ({"tokenizer": "nowhere"}, "--reward_tokenizer: .*nowhere is not a readable tokenizer.json"),
+    ({"tokenizer": "hpsv3.json"}, "--reward_tokenizer: .*hpsv3.json is not a readable tokenizer.json"),
+    ({"weights": "nowhere"}, "nowhere does not exist"),
+    ({"weights": "VideoReward"}, r"--hpsv3 .*model.pth as hpsv3(.|\n)*missing: rm_head.0.weight"),
+    ({"config": "nowhere.json"}, "--hpsv3_config .*nowhere.json cannot be read"),
+    ({"config": "videoalign.json"}, "--hpsv3_config .*lacks head_dims"),
+    ({"prompt": "videoalign_prompt.json"}, "--hpsv3_prompt: .* has 3 reward tokens, hpsv3 reads 1"),
+    ({"prompt": "tokenizer.json"}, "--hpsv3_prompt: .*tokenizer.json lacks text"),
+    ({"prompt": "text.py"}, "--hpsv3_prompt: .*text.py: the prompt template of hpsv3 is not the published one"),
+  ],
+)
+def test_files_that_do_not_fit(published, changes, message):
+  (published / "text.py").write_text('INSTRUCTION = "{text_prompt}"\nprompt_with_special_token = "<|Reward|>"\n')
+  given = {"weights": "HPSv3.safetensors", "prompt": "hpsv3_prompt.json", "tokenizer": ".", "config": "hpsv3.json"}
+  paths = {name: file and published / file for name, file in (given | changes).items()}
+  with pytest.raises(ConfigError, match=message):
+    reward_part.make_plan(reward_part.RewardSources("hpsv3", **paths))
+
+
+def test_damaged_text_of_a_converted_reward(converted, tmp_path):
+  shutil.copytree(converted / "out/rewards/hpsv3", tmp_path / "hpsv3")
+  path = tmp_path / "hpsv3/prompt_template.json"
+  path.write_text(path.read_text().replace("Rate:", "Judge:"))
+  with pytest.raises(ConfigError, match="the text has sha256"):
+    load_reward(tmp_path / "hpsv3", fps=16.0)
+
+
+def test_foreign_folders(tmp_path):
+  with pytest.raises(ConfigError, match="is not a reward model: it has no reward.json"):
+    load_reward(tmp_path, fps=16.0)
+  (tmp_path / "reward.json").write_text('{"format_version": 1, "reward": "clip", "config": {}}')
+  with pytest.raises(ConfigError, match="reward must be one of hpsv3, videoalign, got 'clip'"):
+    load_reward(tmp_path, fps=16.0)
