@@ -61,9 +61,11 @@ def define_integer(
   return flags.DEFINE(_Integer(lower, upper), name, default, meaning)
 
 
-def define_float(name: str, default: float | None, meaning: str) -> flags.FlagHolder:
-  """A flag of any finite number."""
-  return flags.DEFINE(_FiniteFloat(), name, default, meaning)
+def define_float(
+  name: str, default: float | None, meaning: str, lower: float | None = None, upper: float | None = None
+) -> flags.FlagHolder:
+  """A flag of a finite number in `lower`..`upper`."""
+  return flags.DEFINE(_FiniteFloat(lower, upper), name, default, meaning)
 
 
 def run(main: Callable[[], None]) -> None:

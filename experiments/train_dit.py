@@ -32,7 +32,7 @@ from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.backbone.teacher_forcing import chunk_velocity, clip_velocity
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import ModelConfig
+from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.data import training_batches
 from streamt1_jax.data.training_batches import BatchConfig, Dataset
 from streamt1_jax.io.checkpoint import load_params, save_params
@@ -43,20 +43,26 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
 flags.DEFINE_string("init_from", None, "Folder with `backbone` and `text` parameters to go on from.")
-flags.DEFINE_integer("steps", 6000, "Optimiser steps.")
-flags.DEFINE_integer("clips", 4, "Whole clips in a batch.")
-flags.DEFINE_integer("first_scenes", 8, "Scenes of a batch whose first chunks are drawn.")
-flags.DEFINE_integer("first_copies", 8, "First chunks of each of them.")
-flags.DEFINE_integer("starts_per_scene", 3, "Encoded whole clips per scene, each from another start.")
-flags.DEFINE_float("first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.")
-flags.DEFINE_float("context_noise", 0.1, "Largest noise added to clean context, in standard deviations.")
-flags.DEFINE_float("omit_probability", 0.2, "How often a caption leaves out the size, and likewise the speed.")
-flags.DEFINE_float("ambiguous_weight", 1.0, "Weight of scenes of blue or green over dark blue or green.")
-flags.DEFINE_float("extra_context_probability", 0.3, "How often a chunk sees an older chunk besides sink and window.")
-flags.DEFINE_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).")
-flags.DEFINE_float("adam_learning_rate", 1.5e-3, "Peak learning rate of everything else (Adam).")
-flags.DEFINE_float("decay_fraction", 0.45, "Share of the run, at its end, over which the learning rate falls to zero.")
-flags.DEFINE_float("ema_decay", 0.999, "Decay of the weights' moving average.")
+common.define_integer("steps", 6000, "Optimiser steps.", 1)
+common.define_integer("clips", 4, "Whole clips in a batch.", 1)
+common.define_integer("first_scenes", 8, "Scenes of a batch whose first chunks are drawn.", 1)
+common.define_integer("first_copies", 8, "First chunks of each of them.", 1)
+common.define_integer("starts_per_scene", 3, "Encoded whole clips per scene, each from another start.", 1, 16)
+common.define_float("first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.", 0.0)
+common.define_float("context_noise", 0.1, "Largest noise added to clean context, in standard deviations.", 0.0)
+common.define_float(
+  "omit_probability", 0.2, "How often a caption leaves out the size, and likewise the speed.", 0.0, 1.0
+)
+common.define_float("ambiguous_weight", 1.0, "Weight of scenes of blue or green over dark blue or green.", 0.0)
+common.define_float(
+  "extra_context_probability", 0.3, "How often a chunk sees an older chunk besides sink and window.", 0.0, 1.0
+)
+common.define_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).", 0.0)
+common.define_float("adam_learning_rate", 1.5e-3, "Peak learning rate of everything else (Adam).", 0.0)
+common.define_float(
+  "decay_fraction", 0.45, "Share of the run, at its end, over which the learning rate falls to zero.", 0.0, 1.0
+)
+common.define_float("ema_decay", 0.999, "Decay of the weights' moving average.", 0.0, 1.0)
 flags.DEFINE_multi_float(
   "step_weights", [0.35, 0.35, 0.2, 0.1], "How often first chunks train at each of the four timesteps."
 )
@@ -73,10 +79,13 @@ def build_dataset(model: ModelConfig, codec, cache: epath.Path) -> Dataset:
   return training_batches.make_dataset(np.load(cache), Tokenizer(FLAGS.tokenizer, model.text.max_len))
 
 
-def batch_config() -> BatchConfig:
+def batch_config(model: ModelConfig) -> BatchConfig:
   names = (field.name for field in dataclasses.fields(BatchConfig))
   values = {name: getattr(FLAGS, name) for name in names}
-  return BatchConfig(**values | {"step_weights": tuple(values["step_weights"])})
+  weights, timesteps = tuple(values["step_weights"]), len(model.schedule.denoising_steps)
+  if len(weights) != timesteps or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+    raise ConfigError(f"--step_weights must be {timesteps} numbers of at least 0, not all 0, got {weights}")
+  return BatchConfig(**values | {"step_weights": weights})
 
 
 def loss_terms(
@@ -189,13 +198,15 @@ def init_modules(model: ModelConfig) -> tuple[dict, dict]:
 
 
 def main() -> None:
-  model, run_dir = common.trainable_preset(FLAGS.preset), training.start_run()
+  model = common.trainable_preset(FLAGS.preset)
+  batch = batch_config(model)
+  run_dir = training.start_run()
   graphdefs, params = init_modules(model)
   print({name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}, flush=True)
   data = build_dataset(model, load_encoder(model, FLAGS.codec_dir), run_dir / "latents.npz")
   optimizer = make_optimizer()
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-  update = make_update(graphdefs, optimizer, model, batch_config(), data)
+  update = make_update(graphdefs, optimizer, model, batch, data)
   trainer = training.run_steps(trainer, update, FLAGS.steps, run_dir)
   for name, average in trainer.average.items():
     save_params(run_dir / "params" / name, average)

@@ -32,20 +32,21 @@ from flax import nnx
 
 from experiments import common, training
 from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.io.checkpoint import load_params, save_params
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("steps", 2000, "Optimiser steps.")
-flags.DEFINE_integer(
-  "batch_size", 4, "Clips of the first length in a batch; longer clips come in proportionally fewer."
+common.define_integer("steps", 2000, "Optimiser steps.", 1)
+common.define_integer(
+  "batch_size", 4, "Clips of the first length in a batch; longer clips come in proportionally fewer.", 1
 )
 flags.DEFINE_multi_integer("clip_frames", [17, 33], "Lengths of the clips, taken in turn.")
-flags.DEFINE_float("muon_learning_rate", 0.05, "Peak learning rate of the convolution kernels (Muon).")
-flags.DEFINE_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).")
-flags.DEFINE_float("l1_weight", 0.05, "Weight of the mean absolute error beside the mean squared error.")
-flags.DEFINE_float("kl_weight", 2e-5, "Weight of the KL divergence per latent element.")
-flags.DEFINE_float("latent_noise", 0.1, "Largest noise before decoding, in standard deviations of the latent.")
+common.define_float("muon_learning_rate", 0.05, "Peak learning rate of the convolution kernels (Muon).", 0.0)
+common.define_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).", 0.0)
+common.define_float("l1_weight", 0.05, "Weight of the mean absolute error beside the mean squared error.", 0.0)
+common.define_float("kl_weight", 2e-5, "Weight of the KL divergence per latent element.", 0.0)
+common.define_float("latent_noise", 0.1, "Largest noise before decoding, in standard deviations of the latent.", 0.0)
 flags.DEFINE_string("init_from", None, "Parameters to begin with: `params` of an earlier run, or a codec/ of a model.")
 flags.DEFINE_bool("freeze_encoder", False, "Train the decoder alone; the latents stay as they are.")
 
@@ -208,8 +209,19 @@ def finish(graphdef, params, run_dir: epath.Path) -> None:
   print(f"held-out: {metrics}", flush=True)
 
 
+def check_clip_frames(stride: int) -> None:
+  """Raises ConfigError unless every length is one frame and whole groups of `stride` frames."""
+  for frames in FLAGS.clip_frames:
+    if not 1 <= frames <= EVALUATION_FRAMES or (frames - 1) % stride:
+      raise ConfigError(
+        f"--clip_frames must be 1 and a multiple of {stride} more, at most {EVALUATION_FRAMES}, got {frames}"
+      )
+
+
 def main() -> None:
-  model, run_dir = common.trainable_preset(FLAGS.preset), training.start_run()
+  model = common.trainable_preset(FLAGS.preset)
+  check_clip_frames(model.codec.temporal_stride)
+  run_dir = training.start_run()
   codec = VideoCodec(model.codec, rngs=nnx.Rngs(FLAGS.seed))
   graphdef, params = nnx.split(codec, nnx.Param)
   if FLAGS.init_from:
