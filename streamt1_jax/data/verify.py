@@ -24,8 +24,8 @@ from streamt1_jax.data import shapes
 
 VERDICTS = ("background", "color", "size", "motion", "shape", "permanence", "all_at_once")
 """Keys of every result; `all_at_once` is the conjunction of the others."""
-DRIFT_WINDOWS = ((0, 5), (7, 12), (15, 20), (25, 30))
-"""Windows of a 30 second video in seconds."""
+DRIFT_WINDOWS = ((0, 5), (7, 12), (15, 20), (24, 29))
+"""Windows, in seconds, of a video of 30 seconds: 40 chunks, which are 29.8."""
 
 _SIZE = shapes.FRAME_SIZE
 _COLORS = np.array(list(shapes.COLORS.values()), np.float32)
