@@ -58,14 +58,14 @@ def define_integer(
   name: str, default: int | None, meaning: str, lower: int | None = None, upper: int | None = None
 ) -> flags.FlagHolder:
   """An integer flag in `lower`..`upper`."""
-  return flags.DEFINE(_Integer(lower, upper), name, default, meaning)
+  return flags.DEFINE(_Integer(lower, upper), name, default, meaning, serializer=flags.ArgumentSerializer())
 
 
 def define_float(
   name: str, default: float | None, meaning: str, lower: float | None = None, upper: float | None = None
 ) -> flags.FlagHolder:
   """A flag of a finite number in `lower`..`upper`."""
-  return flags.DEFINE(_FiniteFloat(lower, upper), name, default, meaning)
+  return flags.DEFINE(_FiniteFloat(lower, upper), name, default, meaning, serializer=flags.ArgumentSerializer())
 
 
 def run(main: Callable[[], None]) -> None:

@@ -42,7 +42,8 @@ from streamt1_jax.text.umt5 import UMT5Encoder
 FLAGS = flags.FLAGS
 flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
-flags.DEFINE_string("init_from", None, "Folder with `backbone` and `text` parameters to go on from.")
+flags.DEFINE_string("init_from", None, "Folder with parameters to go on from.")
+flags.DEFINE_list("init_parts", ["backbone", "text"], "Parts read from --init_from; others are fresh.")
 common.define_integer("steps", 6000, "Optimiser steps.", 1)
 common.define_integer("clips", 4, "Whole clips in a batch.", 1)
 common.define_integer("first_scenes", 8, "Scenes of a batch whose first chunks are drawn.", 1)
@@ -63,6 +64,7 @@ common.define_float(
   "decay_fraction", 0.45, "Share of the run, at its end, over which the learning rate falls to zero.", 0.0, 1.0
 )
 common.define_float("ema_decay", 0.999, "Decay of the weights' moving average.", 0.0, 1.0)
+flags.DEFINE_bool("muon_on_text", False, "Muon on the text encoder, too: its unscaled attention saturates.")
 flags.DEFINE_multi_float(
   "step_weights", [0.35, 0.35, 0.2, 0.1], "How often first chunks train at each of the four timesteps."
 )
@@ -118,7 +120,8 @@ def _mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def make_optimizer() -> optax.GradientTransformation:
-  """Muon on the matrices of stacked blocks, Adam on the rest; warm-up, constant, cosine to zero."""
+  """Muon on the matrices of the backbone's blocks, Adam on the rest; warm-up, constant, cosine to zero."""
+  parts = {"backbone", "text"} if FLAGS.muon_on_text else {"backbone"}
 
   def schedule(peak: float) -> optax.Schedule:
     decay = int(FLAGS.steps * FLAGS.decay_fraction)
@@ -132,10 +135,9 @@ def make_optimizer() -> optax.GradientTransformation:
 
   def dimensions(params):
     matrix = optax.contrib.MuonDimensionNumbers(1, 2)
-    is_block_matrix = lambda path, p: (
-      any(getattr(k, "key", None) == "blocks" for k in path) and path[-1].key == "kernel"
-    )
-    return jax.tree_util.tree_map_with_path(lambda path, p: matrix if is_block_matrix(path, p) else None, params)
+    keys = lambda path: [getattr(step, "key", None) for step in path]
+    is_block_matrix = lambda path: path[0] in parts and "blocks" in path and path[-1] == "kernel"
+    return jax.tree_util.tree_map_with_path(lambda path, _: matrix if is_block_matrix(keys(path)) else None, params)
 
   muon = optax.contrib.muon(
     schedule(FLAGS.muon_learning_rate),
@@ -193,7 +195,7 @@ def init_modules(model: ModelConfig) -> tuple[dict, dict]:
   params = {name: nnx.to_pure_dict(p) for name, (_, p) in split.items()}
   if FLAGS.init_from:
     folder = common.find_folder(FLAGS.init_from)
-    params = {name: load_params(folder / name, part, jnp.float32) for name, part in params.items()}
+    params |= {name: load_params(folder / name, params[name], jnp.float32) for name in FLAGS.init_parts}
   return {name: g for name, (g, _) in split.items()}, params
 
 

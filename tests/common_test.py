@@ -3,6 +3,7 @@
 import signal
 
 import pytest
+from absl import flags
 
 from experiments import common
 
@@ -25,3 +26,10 @@ def test_an_interrupt_that_python_drops_is_not_lost():
   finally:
     signal.signal(signal.SIGINT, before)
     common._interrupted.clear()
+
+
+def test_bounded_flags_can_be_written_to_a_flagfile():
+  common.define_float("a_bounded_float", 0.5, "For this test.", 0.0, 1.0)
+  common.define_integer("a_bounded_integer", 3, "For this test.", 1)
+  assert flags.FLAGS["a_bounded_float"].serialize() == "--a_bounded_float=0.5"
+  assert flags.FLAGS["a_bounded_integer"].serialize() == "--a_bounded_integer=3"
