@@ -17,6 +17,7 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError, ModelConfig, preset
 from streamt1_jax.drivers import SearchError
+from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 # A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
 flags.disclaim_key_flags()
@@ -156,7 +157,13 @@ def require_writable(flag: str, path: str) -> None:
     raise ConfigError(f"--{flag}={path} cannot be written: {error.strerror or error}") from error
 
 
-def checkpoint_sha256(folder: epath.Path) -> str:
-  """Identifies a model wherever its folder is: checksum of config, tokenizer and the parts' own checksums."""
-  names = ["config.json", "tokenizer.model", *(f"{part}/part.json" for part in ("backbone", "codec", "text"))]
+def checkpoint_sha256(folder: epath.Path, rewards: Sequence[str] = ()) -> str:
+  """Identifies a model wherever its folder is: checksum of config, tokenizer and the parts' own checksums.
+
+  Args:
+    folder: the checkpoint.
+    rewards: names of its reward models that are used.
+  """
+  parts = ("backbone", "codec", "text", *(f"{REWARDS_FOLDER}/{name}" for name in rewards))
+  names = ["config.json", "tokenizer.model", *(f"{part}/part.json" for part in parts)]
   return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()

@@ -95,7 +95,7 @@ def main() -> None:
   if _CONTACT_SHEET.value:
     common.require_writable("contact_sheet", _CONTACT_SHEET.value)
   checkpoint = common.find_folder(_CHECKPOINT.value)
-  pipeline = Pipeline.load(checkpoint)
+  pipeline = search_flags.load_pipeline(checkpoint)
   frame = pipeline.models.codec.frame_shape()
   if frame != (shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3):
     raise ConfigError(f"--checkpoint={checkpoint}: its frames are {frame}, the shapes world's are 64x64 and RGB")

@@ -23,7 +23,6 @@ import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tqdm
 from absl import flags
 from etils import epath
@@ -64,6 +63,7 @@ class Plan:
 
   Attributes:
     pipeline: the loaded model.
+    rewards: what judges, as JSON values.
     search: how to search.
     num_chunks: length of every video.
     checkpoint_sha256: identifies the model, wherever its folder is.
@@ -71,6 +71,7 @@ class Plan:
   """
 
   pipeline: Pipeline
+  rewards: dict[str, Any]
   search: SearchConfig
   num_chunks: int
   checkpoint_sha256: str
@@ -84,6 +85,7 @@ class Plan:
       "num_latent_frames": self.num_chunks * self.pipeline.config.chunk_frames,
       "checkpoint_sha256": self.checkpoint_sha256,
       "dtype": _DTYPE.value,
+      **self.rewards,
       **dataclasses.asdict(self.search),
     }
 
@@ -100,6 +102,16 @@ def read_prompts() -> list[str]:
     if not clean(prompt):
       raise ConfigError(f"{source}: the prompt {prompt!r} is empty; give a sentence")
   return list(dict.fromkeys(prompts))
+
+
+def check_prompts(pipeline: Pipeline, prompts: list[str]) -> None:
+  """Raises ConfigError, naming flag and prompt, if a reward cannot read one of them."""
+  source = "--prompt" if _PROMPTS_FILE.value is None else f"--prompts_file {_PROMPTS_FILE.value}"
+  for prompt in prompts:
+    try:
+      pipeline.reward_features(prompt)
+    except ConfigError as error:
+      raise ConfigError(f"{source}: {prompt!r}: {error}") from error
 
 
 def search_video(plan: Plan, prompt: str, timer: manifest.PhaseTimer, traces: list[ChunkTrace]) -> Video:
@@ -145,11 +157,11 @@ def make_result(plan: Plan, prompt: str, folder: epath.Path) -> None:
     try:
       made = search_video(plan, prompt, timer, traces)
     except SearchError as error:
-      manifest.write_json(staging / "trace.json", describe_trace(traces, None, plan.search))
+      manifest.write_json(staging / "trace.json", plan.rewards | describe_trace(traces, None, plan.search))
       manifest.write_json(staging / results.FAILURE, {"error": str(error), "chunk": len(traces), **run})
       raise SearchError(f"prompt {prompt!r}, {error}") from error
     with timer.phase("write"):
-      trace = describe_trace(traces, made.beams, plan.search)
+      trace = plan.rewards | describe_trace(traces, made.beams, plan.search)
       results.write_video_files(staging, made, trace)
     run |= results.describe_video(made, trace, _SEED.value) | {
       "wall_seconds": timer.seconds,
@@ -164,15 +176,18 @@ def make_plan(checkpoint: epath.Path) -> Plan:
   timer = manifest.PhaseTimer()
   search = search_flags.search_config(load_config(checkpoint))
   with timer.phase("load"):
-    pipeline = Pipeline.load(checkpoint, dtype=jnp.dtype(_DTYPE.value))
+    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value)
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
-  return Plan(pipeline, search, chunks, common.checkpoint_sha256(checkpoint), timer.seconds["load"])
+  rewards = search_flags.reward_settings(pipeline, _DTYPE.value)
+  sha256 = common.checkpoint_sha256(checkpoint, pipeline.rewards.choice.stored)
+  return Plan(pipeline, rewards, search, chunks, sha256, timer.seconds["load"])
 
 
 def main() -> None:
   prompts = read_prompts()
   plan = make_plan(common.find_folder(_CHECKPOINT.value))
+  check_prompts(plan.pipeline, prompts)
   folders = [results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts]
   # All folders are looked at before the first search: a conflict in the last one costs nothing.
   finished = [

@@ -1,13 +1,21 @@
-"""The flags of a search, for every program that runs one; `SearchConfig.released()` gives their defaults."""
+"""The flags of a search and of what judges it, for every program that runs one.
+
+`SearchConfig.released()` gives the defaults of the search.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax.numpy as jnp
 from absl import flags
+from etils import epath
 
 from experiments import common
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.drivers import check_length
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.rewards import selection
 
 _RELEASED = SearchConfig.released()
 
@@ -25,6 +33,18 @@ _FIELDS = [
   common.define_integer("sliding_window", _RELEASED.sliding_window, "Chunks the video reward sees."),
   common.define_integer("max_sink_frames", _RELEASED.max_sink_frames, "Latent frames the sinks may grow to."),
 ]
+_KNOWN_REWARDS = ", ".join((*selection.IMAGE_REWARDS, *selection.VIDEO_REWARDS))
+_REWARD = flags.DEFINE_string(
+  "reward",
+  None,
+  f"Rewards joined by '+', of: {_KNOWN_REWARDS}. By default videoalign+hpsv3 if the checkpoint has both and there is a "
+  "search, else quality+coherence.",
+)
+_REWARD_WEIGHTS = flags.DEFINE_list("reward_weights", None, "Factors of their scores: hpsv3:0.5,videoalign:1. 1 each.")
+_SHORT_FRAMES = common.define_integer("short_frames", None, "Frames of a chunk the image reward sees; all by default.")
+_REWARD_DTYPE = flags.DEFINE_enum(
+  "reward_dtype", None, ["float32", "bfloat16"], "Of the rewards' weights and activations; the model's by default."
+)
 
 
 def search_config(model: ModelConfig) -> SearchConfig:
@@ -43,6 +63,45 @@ def search_config(model: ModelConfig) -> SearchConfig:
     if getattr(search, name) > limit:
       raise ConfigError(f"{name} must be at most {limit} (rotary tables), got {getattr(search, name)}")
   return search
+
+
+def load_pipeline(checkpoint: epath.Path, dtype: str = "float32") -> Pipeline:
+  """The model of a checkpoint with the rewards of the flags. Raises ConfigError, naming the flag or the file."""
+  # No choice is made in plain streaming, so nothing large is loaded to make it.
+  default = "+".join(selection.PROMPT_FREE) if _SEARCH.value == "none" else None
+  return Pipeline.load(
+    checkpoint,
+    dtype=jnp.dtype(dtype),
+    reward=default if _REWARD.value is None else _REWARD.value,
+    reward_weights=_reward_weights(),
+    short_frames=_SHORT_FRAMES.value,
+    reward_dtype=None if _REWARD_DTYPE.value is None else jnp.dtype(_REWARD_DTYPE.value),
+  )
+
+
+def _reward_weights() -> dict[str, float]:
+  weights = {}
+  for item in _REWARD_WEIGHTS.value or ():
+    name, _, number = item.partition(":")
+    try:
+      weight = float(number)
+    except ValueError as error:
+      raise ConfigError(f"--reward_weights: {item!r} is not name:number, as in hpsv3:0.5") from error
+    if name.strip() in weights:
+      raise ConfigError(f"--reward_weights: {name.strip()} is given twice")
+    weights[name.strip()] = weight
+  return weights
+
+
+def reward_settings(pipeline: Pipeline, dtype: str) -> dict[str, Any]:
+  """What judges, as JSON values; `dtype` is the model's. With the checkpoint it decides all scores."""
+  choice = pipeline.rewards.choice
+  return {
+    "image_rewards": choice.image,
+    "video_rewards": choice.video,
+    "short_frames": choice.short_frames,
+    "reward_dtype": (_REWARD_DTYPE.value or dtype) if choice.stored else None,
+  }
 
 
 def video_chunks(

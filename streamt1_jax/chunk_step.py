@@ -177,7 +177,7 @@ class _Step:
   params: Params
   condition: Condition
   chunk_index: jax.Array
-  num_past: jax.Array
+  num_past: jax.Array | int
   first: bool
 
   @property
@@ -284,7 +284,9 @@ def chunk_step(
   Returns:
     State after the chunk, and its trace.
   """
-  step = _Step(models, search, params, condition, state.chunk_index, state.num_past, first)
+  # Static for the first chunk: rewards then compile for a window without a past alone.
+  num_past = 0 if first else state.num_past
+  step = _Step(models, search, params, condition, state.chunk_index, num_past, first)
   beams, eviction = jax.vmap(step.evict)(state.beams)
 
   seed = noise_propagation.candidate_seeds(

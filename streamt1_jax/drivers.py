@@ -142,7 +142,7 @@ def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=("models",))
 def _whole_video_scores(params, condition, frames, models):
   def score(frames):
-    window = FrameWindow(frames[:-1], jnp.int32(frames.shape[0] - 1), frames[-1:])
+    window = FrameWindow(frames[:-1], frames.shape[0] - 1, frames[-1:])
     info = CandidateInfo(condition.num_chunks - 1, jnp.int32(0))
     return models.video_reward(params["video_reward"], condition.video_reward, window, info)
 

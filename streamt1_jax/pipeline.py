@@ -7,7 +7,8 @@ video.save("outputs/circle.mp4")
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,9 @@ from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
-from streamt1_jax.rewards.base import ImageReward, VideoReward
-from streamt1_jax.rewards.coherence import TemporalCoherence
-from streamt1_jax.rewards.quality import ImageQuality
+from streamt1_jax.rewards import selection
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.rewards.selection import Rewards
 from streamt1_jax.state import ChunkTrace, Condition
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -72,12 +73,14 @@ class Pipeline:
   Attributes:
     models: static half of the chunk step.
     params: weights of backbone, codec and rewards, by name.
-    text: prompts to embeddings; its weights, the largest of all, stay on disk.
+    text: prompts to embeddings; its weights stay on disk.
+    rewards: what judges.
   """
 
   models: Models
   params: Params
   text: PromptEncoder
+  rewards: Rewards
 
   @classmethod
   def load(
@@ -86,20 +89,26 @@ class Pipeline:
     *,
     dtype: jnp.dtype = jnp.float32,
     latent_size: tuple[int, int] | None = None,
-    image_reward: ImageReward | None = None,
-    video_reward: VideoReward | None = None,
+    reward: str | None = None,
+    reward_weights: Mapping[str, float] | None = None,
+    short_frames: int | None = None,
+    reward_dtype: jnp.dtype | None = None,
   ) -> "Pipeline":
     """Reads a checkpoint folder.
 
     Args:
-      directory: folder with `config.json`, `backbone/`, `codec/`, `text/` and `tokenizer.model`.
+      directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model`, and `rewards/` if it has
+        any.
       dtype: dtype of weights and activations.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
-      image_reward: scores chunks; prompt-free image quality by default.
-      video_reward: scores windows; prompt-free temporal coherence by default.
+      reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
+      reward_weights: factors of their scores.
+      short_frames: frames of a chunk that image rewards see; all by default.
+      reward_dtype: dtype of the rewards' backbones; `dtype` by default.
 
     Raises:
-      ConfigError: the folder is missing, foreign, damaged or of another model; the message names the file.
+      ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
+        message names the file or the argument.
     """
     directory = epath.Path(directory)
     config = load_config(directory)
@@ -107,6 +116,13 @@ class Pipeline:
       raise ConfigError(
         f"{directory}: preset {config.name!r} has no codec or no text encoder, so it cannot make videos"
       )
+    choice = selection.choose(
+      directory,
+      reward,
+      reward_weights,
+      short_frames=short_frames,
+      chunk_frames=config.codec.temporal_stride * config.chunk_frames,
+    )
     tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
@@ -114,16 +130,44 @@ class Pipeline:
     backbone, backbone_params = _restore(directory / "backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)), dtype)
     _, codec_params = _restore(directory / "codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)), dtype)
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
+    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype)
     models = Models(
       config=config,
       backbone=backbone,
       codec=StreamingDecoder(decoder, config.codec, (config.latent_height, config.latent_width)),
-      image_reward=image_reward or ImageQuality(),
-      video_reward=video_reward or TemporalCoherence(),
+      image_reward=rewards.image.reward,
+      video_reward=rewards.video.reward,
       draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
     )
-    params = {"backbone": backbone_params, "codec": codec_params["decoder"], "image_reward": {}, "video_reward": {}}
-    return cls(models, params, text)
+    params = {
+      "backbone": backbone_params,
+      "codec": codec_params["decoder"],
+      "image_reward": rewards.image.params,
+      "video_reward": rewards.video.params,
+    }
+    pipeline = cls(models, params, text, rewards)
+    pipeline._check_rewards(directory)
+    return pipeline
+
+  def _check_rewards(self, directory: epath.Path) -> None:
+    """Raises ConfigError unless the rewards can judge a first chunk, the shortest there is; nothing is computed."""
+    codec = self.models.codec
+    length = codec.num_frames(self.config.chunk_frames, first=True)
+    frames = jax.ShapeDtypeStruct((length, *codec.frame_shape()), codec.frame_dtype())
+
+    def judge(params, features, frames):
+      info = CandidateInfo(jnp.int32(0), jnp.int32(0))
+      image, video = self.models.image_reward, self.models.video_reward
+      image_condition = image.init(params["image_reward"], features[0])
+      video_condition = video.init(params["video_reward"], features[1])
+      image(params["image_reward"], image_condition, frames, info)
+      video(params["video_reward"], video_condition, FrameWindow(frames[:0], 0, frames), info)
+
+    try:
+      jax.eval_shape(judge, self.params, self.reward_features("a video"), frames)
+    except ConfigError as error:
+      size = "x".join(map(str, frames.shape[:3]))
+      raise ConfigError(f"{directory}: the rewards cannot judge its first chunk, {size}: {error}") from error
 
   @property
   def config(self) -> ModelConfig:
@@ -151,17 +195,26 @@ class Pipeline:
   def condition(self, prompt: str, num_chunks: int) -> Condition:
     """Everything that depends on the prompt alone. Before many prompts call `text.prepare` with all of them.
 
-    Raises ConfigError for an empty prompt; a prompt over the token limit is cut with a warning.
+    Raises ConfigError for an empty prompt or one that a reward cannot read; a prompt over the token limit is cut with
+    a warning.
     """
     if not prompt.strip():
       raise ConfigError("the prompt is empty")
-    embeddings = self.text(prompt)
+    image, video = self.reward_features(prompt)
     return Condition(
-      text=_text_memory(self.params["backbone"], embeddings, self.models),
-      image_reward=self.models.image_reward.init(self.params["image_reward"], embeddings),
-      video_reward=self.models.video_reward.init(self.params["video_reward"], embeddings),
+      text=_text_memory(self.params["backbone"], self.text(prompt), self.models),
+      image_reward=self.models.image_reward.init(self.params["image_reward"], image),
+      video_reward=self.models.video_reward.init(self.params["video_reward"], video),
       num_chunks=jnp.int32(num_chunks),
     )
+
+  def reward_features(self, prompt: str) -> tuple[Any, Any]:
+    """What the image reward and the video reward read of a prompt, on the device.
+
+    Raises ConfigError for a prompt that a reward cannot read, such as one that holds a special token.
+    """
+    features = self.rewards.image.prompt(prompt), self.rewards.video.prompt(prompt)
+    return jax.tree.map(jnp.asarray, features)
 
   def stream(self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int) -> Iterator[ChunkTrace]:
     """Yields every chunk as soon as it is searched; see `drivers.stream`."""

@@ -1,10 +1,14 @@
 """What the search asks of a reward: pure functions over frames that are already on the device, per candidate.
 
+  caption ── LoadedReward.prompt (host) ── init (device) ── condition ──┐    once per video
+  frames of a candidate ────────────────────────────────────────────── reward ── score
+
 A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt
-alone is computed once per video by `init`. The chunk step vmaps over candidates and beams; a beam's past frames stay
-unbatched.
+alone is computed once per video. What a reward reads of a prompt is its own affair: tokens of its own tokenizer, or
+nothing. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,17 +23,18 @@ class FrameWindow(NamedTuple):
   Attributes:
     past: [P, H, W, 3] uint8 decoded frames of the lineage, oldest first, left-aligned; shared by all candidates of a
       beam.
-    num_past: int32 scalar, valid frames in `past`; what follows them means nothing.
+    num_past: int32 scalar, valid frames in `past`; what follows them means nothing. A Python int where it is known when
+      the reward is compiled: a reward may then compile for that length alone.
     chunk: [Q, H, W, 3] uint8, the candidate's own frames.
   """
 
   past: jax.Array
-  num_past: jax.Array
+  num_past: jax.Array | int
   chunk: jax.Array
 
   @property
-  def num_frames(self) -> jax.Array:
-    """int32 scalar, frames in the window."""
+  def num_frames(self) -> jax.Array | int:
+    """Frames in the window; int32 scalar, or int if `num_past` is."""
     return self.num_past + self.chunk.shape[0]
 
   def take(self, indices: jax.Array) -> jax.Array:
@@ -58,7 +63,7 @@ class ImageReward(Protocol):
   """Short-term score: one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
-    """Prompt-only work, once per video; the result reaches every call as `condition`."""
+    """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
 
   def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
     """Score of frames [Q, H, W, 3], float32 scalar, higher is better."""
@@ -68,7 +73,22 @@ class VideoReward(Protocol):
   """Long-term score: the sliding window that ends with one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
-    """Prompt-only work, once per video; the result reaches every call as `condition`."""
+    """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
 
   def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> jax.Array:
     """Score of the window, float32 scalar, higher is better."""
+
+
+class LoadedReward(NamedTuple):
+  """A reward ready to judge.
+
+  Attributes:
+    reward: an `ImageReward` or a `VideoReward`.
+    params: its weights.
+    prompt: turns a caption into the `prompt_features` of `reward.init`, a tree of arrays; on the host. Raises
+      ConfigError for a caption that the reward cannot read.
+  """
+
+  reward: ImageReward | VideoReward
+  params: Params
+  prompt: Callable[[str], Any]

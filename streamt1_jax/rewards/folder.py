@@ -8,7 +8,7 @@
 """
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
@@ -16,6 +16,7 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import checkpoint, config_json, part_files
 from streamt1_jax.rewards import hpsv3, prompts, videoalign
+from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
 from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
 from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
@@ -26,20 +27,6 @@ REWARDS_FOLDER = "rewards"
 """Folder of a checkpoint that holds its reward models, each in a folder named after it."""
 RewardConfig = HPSv3Config | VideoAlignConfig
 REWARD_CONFIGS = {"hpsv3": HPSv3Config, "videoalign": VideoAlignConfig}
-
-
-class LoadedReward(NamedTuple):
-  """A reward ready to judge.
-
-  Attributes:
-    reward: an `ImageReward` (HPSv3) or a `VideoReward` (VideoAlign).
-    params: its weights.
-    prompt: turns a caption into the `prompt_features` of `reward.init`.
-  """
-
-  reward: HPSv3 | VideoAlign
-  params: Params
-  prompt: RewardPrompt
 
 
 def reward_name(config: RewardConfig) -> str:

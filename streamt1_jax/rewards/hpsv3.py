@@ -3,11 +3,13 @@
   frames [Q, H, W, 3] ── bicubic ── vision tower, one slice per frame ──┐
   prompt tokens ── embeddings (once per video) ──────────────────────── decoder ── <|Reward|> ── mu, log sigma
 
-All frames of a chunk have one length and one prompt, so they are one batch without padding.
+All frames of a chunk have one length and one prompt, so they need no padding. They are judged a few at a time: under
+the search's `vmap`s all candidates' frames of one place are one batch, and memory does not grow with the chunk.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -85,9 +87,12 @@ class HPSv3:
 
   Attributes:
     config: sizes.
+    tokens_at_once: how many tokens of a candidate's frames are in one batch, if that is more than one frame's. At full
+      size a frame has about 900, and its activations and attention scores take 0.2 GB.
   """
 
   config: HPSv3Config = HPSv3Config()
+  tokens_at_once: int = 1024
 
   def init(self, params: Params, prompt_features: PromptTokens) -> PromptEmbedding:
     """Embeds a prompt tokenised by `prompts.RewardPrompt`."""
@@ -104,9 +109,19 @@ class HPSv3:
     """
     c, vision = self.config, self.config.backbone.vision
     size = preprocess.smart_resize(*frames.shape[1:3], vision.token_pixels, c.min_pixels, c.max_pixels)
-    pixels = preprocess.normalise(preprocess.resize_like_pillow(frames, size))
-    patches = preprocess.pictures_to_patches(pixels, vision)
-    return self.model(params)(condition, patches, preprocess.grid_of(size, vision))
+    grid = preprocess.grid_of(size, vision)
+
+    def score(frame: jax.Array) -> jax.Array:
+      patches = preprocess.pictures_to_patches(preprocess.normalise(frame[None]), vision)
+      return self.model(params)(condition, patches, grid)[0]
+
+    length = condition.before.shape[0] + math.prod(grid) // vision.merge_size**2 + condition.after.shape[0]
+    return jax.lax.map(score, preprocess.resize_like_pillow(frames, size), batch_size=self._batch(len(frames), length))
+
+  def _batch(self, frames: int, length: int) -> int:
+    """Most frames of `length` tokens that fit into a batch and leave no remainder, which would be compiled again."""
+    most = max(1, self.tokens_at_once // length)
+    return max(n for n in range(1, min(most, frames) + 1) if frames % n == 0)
 
   def model(self, params: Params) -> HPSv3Model:
     """The model that holds `params`; for use inside a transformation."""

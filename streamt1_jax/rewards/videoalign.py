@@ -102,11 +102,14 @@ class VideoAlign:
   def __call__(self, params: Params, condition: PromptEmbedding, window: FrameWindow, info: CandidateInfo) -> jax.Array:
     """Score of a window of uint8 RGB frames; float32 scalar.
 
-    How many frames are looked at depends on the window's length. One branch is compiled per count, and only the branch
-    of the present count runs, as long as `window.num_past` is not batched.
+    How many frames are looked at depends on the window's length. If `window.num_past` is an int, that one count is
+    compiled; else one branch per count, and only the branch of the present count runs, as long as `num_past` is not
+    batched.
 
-    Raises ConfigError for a chunk of one frame.
+    Raises ConfigError for a window, or a chunk that could be one, of one frame.
     """
+    if isinstance(window.num_past, int):
+      return self.overall(self.raw_scores(params, condition, window.take(self.sample(window.num_frames))))
     shortest = window.chunk.shape[0]
     sampled = [self.sample(total) for total in range(shortest, shortest + window.past.shape[0] + 1)]
     counts = sorted({len(indices) for indices in sampled})
