@@ -8,8 +8,9 @@ timesteps.
 The first line gives XLA huge pages; without it a step takes 1.3 times as long, for page faults.
 
 Every batch has whole clips and many first chunks (`streamt1_jax.data.training_batches`), each with the velocity loss
-|v - (x - x0) / sigma|^2 of flow matching. Captions leave out size and speed now and then. Muon on the blocks' matrices,
-Adam on the rest, exponential moving average.
+|v - (x - x0) / sigma|^2 of flow matching. Captions leave out size and speed now and then. Beside that, linear readers
+of the captions' embeddings, which are thrown away in the end, must name the colours of object and background
+(`streamt1_jax.data.caption_readers`). Muon on the backbone's blocks, Adam on the rest, exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (final averages), `loss.csv`, `loss.png`,
 `latents.npz` (the encoded clips, made once).
@@ -33,7 +34,7 @@ from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.backbone.teacher_forcing import chunk_velocity, clip_velocity
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.data import training_batches
+from streamt1_jax.data import caption_readers, training_batches
 from streamt1_jax.data.training_batches import BatchConfig, Dataset
 from streamt1_jax.io.checkpoint import load_params, save_params
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -50,6 +51,7 @@ common.define_integer("first_scenes", 8, "Scenes of a batch whose first chunks a
 common.define_integer("first_copies", 8, "First chunks of each of them.", 1)
 common.define_integer("starts_per_scene", 3, "Encoded whole clips per scene, each from another start.", 1, 16)
 common.define_float("first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.", 0.0)
+common.define_float("naming_weight", 0.0, "Weight of the readers' loss.", 0.0)
 common.define_float("context_noise", 0.1, "Largest noise added to clean context, in standard deviations.", 0.0)
 common.define_float(
   "omit_probability", 0.2, "How often a caption leaves out the size, and likewise the speed.", 0.0, 1.0
@@ -70,7 +72,7 @@ flags.DEFINE_multi_float(
 )
 
 
-def build_dataset(model: ModelConfig, codec, cache: epath.Path) -> Dataset:
+def build_dataset(model: ModelConfig, codec, tokenizer: Tokenizer, cache: epath.Path) -> Dataset:
   """Encodes the training scenes, or reads them from `cache`."""
   if not cache.exists():
     latents = training_batches.encode_dataset(model, codec, FLAGS.starts_per_scene, FLAGS.seed)
@@ -78,7 +80,7 @@ def build_dataset(model: ModelConfig, codec, cache: epath.Path) -> Dataset:
     with partial.open("wb") as file:
       np.savez(file, **latents)
     partial.replace(cache)
-  return training_batches.make_dataset(np.load(cache), Tokenizer(FLAGS.tokenizer, model.text.max_len))
+  return training_batches.make_dataset(np.load(cache), tokenizer)
 
 
 def batch_config(model: ModelConfig) -> BatchConfig:
@@ -91,28 +93,37 @@ def batch_config(model: ModelConfig) -> BatchConfig:
 
 
 def loss_terms(
-  backbone: CausalWanDiT, text: UMT5Encoder, data: Dataset, key: jax.Array, model: ModelConfig, config: BatchConfig
+  backbone: CausalWanDiT,
+  text: UMT5Encoder,
+  readers: caption_readers.Readers,
+  data: Dataset,
+  key: jax.Array,
+  model: ModelConfig,
+  config: BatchConfig,
+  tokens_read: dict[str, list[int]],
 ) -> dict[str, jax.Array]:
-  """Mean squared velocity errors of one batch: of later chunks, of first chunks and of those at each timestep."""
+  """Mean squared velocity errors of one batch: of later chunks, of first chunks and of those at each timestep; and the
+  readers' loss."""
   schedule = denoising_schedule(model.schedule, model.backbone.freq_dim)
   sigmas, features = jnp.asarray(schedule.sigmas, jnp.float32), jnp.asarray(schedule.features)
   clip_key, first_key = jax.random.split(key)
 
-  def text_memory(ids):
-    embeddings = text(ids, ids > 0) * (ids > 0)[:, None]
-    return backbone.text_memory(embeddings)
+  encode = jax.vmap(lambda ids: text(ids, ids > 0) * (ids > 0)[:, None])
+  text_memory = jax.vmap(backbone.text_memory)
 
   batch = training_batches.draw_clips(clip_key, data, model, config, sigmas)
   inputs = batch.noisy, batch.clean, features[batch.step], jnp.asarray(schedule.context_features), batch.first_frame
-  flow = clip_velocity(backbone, *inputs, jax.vmap(text_memory)(batch.tokens), batch.visible, batch.valid)
+  flow = clip_velocity(backbone, *inputs, text_memory(encode(batch.tokens)), batch.visible, batch.valid)
   # The first chunks of whole clips are not coupled to their noise, so they would teach ghosts: leave them out.
   later = jnp.square(flow - batch.target)[:, 1:].mean()
 
   batch = training_batches.draw_first_chunks(first_key, data, config, sigmas)
-  flow = chunk_velocity(backbone, batch.noisy, features[batch.step], jax.vmap(text_memory)(batch.tokens))
+  embeddings = encode(batch.tokens)
+  flow = chunk_velocity(backbone, batch.noisy, features[batch.step], text_memory(embeddings))
   error = jnp.square(flow - batch.target).mean(axis=(2, 3, 4, 5))
   by_step = {f"first_{s}": _mean_where(error, batch.step == s) for s in range(len(sigmas))}
-  return {"later": later, "first": error.mean(), **by_step}
+  naming = caption_readers.naming_loss(readers, tokens_read, embeddings, batch.tokens, batch.attributes)
+  return {"later": later, "first": error.mean(), "naming": naming, **by_step}
 
 
 def _mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -149,20 +160,28 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 class Trainer(NamedTuple):
-  """What a training step changes; parameters are {"backbone", "text"} nested dicts."""
+  """What a training step changes; parameters are {"backbone", "text", "readers"} nested dicts."""
 
   params: dict
   average: dict
   optimizer: optax.OptState
 
 
-def make_update(graphdefs: dict, optimizer, model: ModelConfig, config: BatchConfig, data: Dataset):
+def make_update(
+  graphdefs: dict,
+  optimizer: optax.GradientTransformation,
+  model: ModelConfig,
+  config: BatchConfig,
+  data: Dataset,
+  tokens_read: dict[str, list[int]],
+):
   """The jitted training step, (trainer, step) to (trainer, loss terms)."""
 
   def loss(params, data, key):
-    backbone, text = nnx.merge(graphdefs["backbone"], params["backbone"]), nnx.merge(graphdefs["text"], params["text"])
-    terms = loss_terms(backbone, text, data, key, model, config)
-    return terms["later"] + FLAGS.first_weight * terms["first"], terms
+    backbone, text = (nnx.merge(graphdefs[name], params[name]) for name in ("backbone", "text"))
+    terms = loss_terms(backbone, text, params["readers"], data, key, model, config, tokens_read)
+    weighted = FLAGS.first_weight * terms["first"] + FLAGS.naming_weight * terms["naming"]
+    return terms["later"] + weighted, terms
 
   @functools.partial(jax.jit, donate_argnums=(0,))
   def train_step(trainer: Trainer, step: jax.Array, data: Dataset):
@@ -205,14 +224,16 @@ def main() -> None:
   run_dir = training.start_run()
   graphdefs, params = init_modules(model)
   print({name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}, flush=True)
-  data = build_dataset(model, load_encoder(model, FLAGS.codec_dir), run_dir / "latents.npz")
+  tokenizer = Tokenizer(FLAGS.tokenizer, model.text.max_len)
+  data = build_dataset(model, load_encoder(model, FLAGS.codec_dir), tokenizer, run_dir / "latents.npz")
   optimizer = make_optimizer()
+  params["readers"] = caption_readers.init_readers(model.text.dim)
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-  update = make_update(graphdefs, optimizer, model, batch, data)
+  update = make_update(graphdefs, optimizer, model, batch, data, caption_readers.tokens_read(tokenizer))
   trainer = training.run_steps(trainer, update, FLAGS.steps, run_dir)
-  for name, average in trainer.average.items():
-    save_params(run_dir / "params" / name, average)
-  names = ["later", *(f"first_{step}" for step in range(len(FLAGS.step_weights)))]
+  for name in graphdefs:
+    save_params(run_dir / "params" / name, trainer.average[name])
+  names = ["later", "naming", *(f"first_{step}" for step in range(len(FLAGS.step_weights)))]
   training.plot_curve(run_dir, names, "tiny causal DiT", ylabel="velocity error", yscale="log")
 
 

@@ -109,12 +109,14 @@ class FirstChunkBatch(NamedTuple):
     target: [G, R, F, C, H, W] their velocities.
     step: [G, R] int32 index of each chunk's timestep.
     tokens: [G, X] int32 captions.
+    attributes: [G, 6] int32 attribute indices.
   """
 
   noisy: jax.Array
   target: jax.Array
   step: jax.Array
   tokens: jax.Array
+  attributes: jax.Array
 
 
 def encode_scenes(codec, attributes: np.ndarray, starts: np.ndarray, num_frames: int) -> np.ndarray:
@@ -207,7 +209,7 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   noisy = jnp.where(_like_chunks(is_coupled), coupled, plain)
   chosen = jax.vmap(jax.vmap(noise_coupling.start_index))(noisy)
   clean = data.first[scene[:, None], jnp.where(is_coupled, chosen, start)]
-  return FirstChunkBatch(noisy, (noisy - clean) / _like_chunks(sigmas[step]), step, tokens)
+  return FirstChunkBatch(noisy, (noisy - clean) / _like_chunks(sigmas[step]), step, tokens, data.attributes[scene])
 
 
 def draw_first_frames(key: jax.Array, model: ModelConfig) -> jax.Array:

@@ -1,0 +1,56 @@
+"""Linear readers that make a text encoder say which of two colours is the object's.
+
+"a blue circle ... dark green" and "a green circle ... dark blue" have the same words, and a text encoder that learns
+from videos alone distinguishes them very late. So readers, which are thrown away after training, must name the object's
+colour from the embedding of the word that names its shape, and the background's from that of the word "background".
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.data import shapes
+from streamt1_jax.text.tokenizer import Tokenizer
+
+Readers = dict[str, jax.Array]
+"""A matrix [dim, values] for every attribute that is read."""
+
+
+def init_readers(dim: int) -> Readers:
+  """Readers of embeddings of `dim` channels that know nothing."""
+  values = shapes.attribute_names()
+  return {name: jnp.zeros((dim, len(values[name]))) for name in ("color", "background")}
+
+
+def tokens_read(tokenizer: Tokenizer) -> dict[str, list[int]]:
+  """For every reader the tokens whose embeddings it reads. Raises ConfigError if one of the words is several tokens."""
+
+  def token(word: str) -> int:
+    ids = tokenizer(word)
+    if ids.length != 2:  # the word and the end
+      raise ConfigError(f"the tokenizer must know {word!r} as one token, got {tokenizer.pieces(word)}")
+    return int(ids.ids[0])
+
+  return {"color": [token(shape) for shape in shapes.SHAPES], "background": [token("background")]}
+
+
+def naming_loss(
+  readers: Readers, read: dict[str, list[int]], embeddings: jax.Array, tokens: jax.Array, attributes: jax.Array
+) -> jax.Array:
+  """Cross entropy of the attributes of captions, the mean over readers; float32 scalar.
+
+  Args:
+    readers: see `init_readers`.
+    read: see `tokens_read`.
+    embeddings: [G, X, dim] of the captions.
+    tokens: [G, X] int32, the captions; each has one of the tokens of every reader.
+    attributes: [G, 6] int32 attribute indices, in the order of `shapes.Attributes`.
+  """
+  losses = []
+  for name, reader in readers.items():
+    is_read = jnp.isin(tokens, jnp.asarray(read[name]))
+    embedding = jnp.where(is_read[:, :, None], embeddings, 0.0).sum(axis=1)
+    label = attributes[:, shapes.Attributes._fields.index(name)]
+    losses.append(optax.softmax_cross_entropy_with_integer_labels(embedding @ reader, label).mean())
+  return sum(losses) / len(losses)
