@@ -52,6 +52,7 @@ common.define_integer("first_copies", 8, "First chunks of each of them.", 1)
 common.define_integer("starts_per_scene", 3, "Encoded whole clips per scene, each from another start.", 1, 16)
 common.define_float("first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.", 0.0)
 common.define_float("naming_weight", 0.0, "Weight of the readers' loss.", 0.0)
+common.define_float("neighbour_bias", 0.0, "How much the text encoder's heads begin with looking at the next words.")
 common.define_float("context_noise", 0.1, "Largest noise added to clean context, in standard deviations.", 0.0)
 common.define_float(
   "omit_probability", 0.2, "How often a caption leaves out the size, and likewise the speed.", 0.0, 1.0
@@ -210,6 +211,7 @@ def init_modules(model: ModelConfig) -> tuple[dict, dict]:
   }
   # The published initialisation: a head of zeros predicts zero velocity at first.
   modules["backbone"].head.kernel[...] *= 0.0
+  caption_readers.look_at_neighbours(modules["text"], FLAGS.neighbour_bias)
   split = {name: nnx.split(module, nnx.Param) for name, module in modules.items()}
   params = {name: nnx.to_pure_dict(p) for name, (_, p) in split.items()}
   if FLAGS.init_from:

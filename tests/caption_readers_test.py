@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.data import caption_readers, shapes
 from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
 
 TOKENIZER = "checkpoints/tiny/tokenizer.model"
 
@@ -46,6 +48,22 @@ def test_loss_is_the_cross_entropy_of_the_words_read(tokenizer):
   # Other words do not matter.
   others = ~np.isin(np.asarray(tokens), [*read["color"], *read["background"]])
   np.testing.assert_allclose(loss(embeddings + 7.0 * others[:, :, None]), loss(embeddings), rtol=1e-5)
+
+
+def test_heads_begin_with_looking_at_neighbours():
+  """With no other preference, a head's weight for its neighbour is e^4 against 1 for each of the others."""
+  config = preset("tiny").text
+  encoder = UMT5Encoder(config, nnx.Rngs(0))
+  encoder.blocks.self_attn.position_bias[...] *= 0.0
+  caption_readers.look_at_neighbours(encoder, 4.0)
+  length, middle = 11, 5
+  bias = np.asarray(encoder.blocks.self_attn.position_bias)
+  buckets = relative_buckets(length, config.num_buckets, config.max_distance)
+  weights = np.exp(bias[:, buckets[middle]])  # [blocks, keys, heads]
+  weights /= weights.sum(axis=1, keepdims=True)
+  for head, offset in enumerate((-1, 1, -2, 2)):
+    expected = np.where(np.arange(length) == middle + offset, np.exp(4.0), 1.0) / (np.exp(4.0) + length - 1)
+    np.testing.assert_allclose(weights[:, :, head], np.tile(expected, (config.num_layers, 1)), rtol=1e-5)
 
 
 def test_a_tokenizer_that_splits_a_word_is_refused():

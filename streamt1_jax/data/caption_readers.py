@@ -3,6 +3,9 @@
 "a blue circle ... dark green" and "a green circle ... dark blue" have the same words, and a text encoder that learns
 from videos alone distinguishes them very late. So readers, which are thrown away after training, must name the object's
 colour from the embedding of the word that names its shape, and the background's from that of the word "background".
+
+That alone is not enough: heads that begin with looking everywhere alike name the colours no better than a bag of words
+after 1500 steps. Those that begin with looking at neighbours name all within 150.
 """
 
 import jax
@@ -12,9 +15,20 @@ import optax
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
 
 Readers = dict[str, jax.Array]
 """A matrix [dim, values] for every attribute that is read."""
+
+
+def look_at_neighbours(encoder: UMT5Encoder, bias: float) -> None:
+  """Adds `bias` to every head's logits of one neighbour: heads 0, 1, 2, 3 of a block look at words -1, +1, -2, +2."""
+  attention = encoder.blocks.self_attn
+  buckets = relative_buckets(2 * attention.num_heads + 1, attention.num_buckets, attention.max_distance)
+  middle = attention.num_heads
+  for head in range(attention.num_heads):
+    offset = (head // 2 + 1) * (-1 if head % 2 == 0 else 1)
+    attention.position_bias[...] = attention.position_bias[...].at[:, buckets[middle, middle + offset], head].add(bias)
 
 
 def init_readers(dim: int) -> Readers:
