@@ -10,6 +10,7 @@ files must be the same, byte for byte. Then the parts are restored, a prompt is 
   backbone  Wan safetensors | diffusers shards | training .pt with generator_ema, and a LoRA .pt to merge into it
   codec     Wan2.1_VAE.pth  | diffusers safetensors
   text      UMT5-XXL .pth   | Hugging Face shards in float32
+  rewards   HPSv3.safetensors (16.6 GB), VideoAlign's model.pth with unmerged adapters
 
 Every conversion and check runs in a process of its own, so that its peak memory is its own. Prints a table, then one
 line of JSON.
@@ -40,13 +41,14 @@ from absl import flags
 from etils import epath
 from flax import nnx
 
-from experiments import common, random_weights
+from experiments import common, random_rewards, random_weights
 from experiments.random_weights import Tensor
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.convert import flavours, wan_dit
 from streamt1_jax.io import checkpoint, manifest, part_files
 from streamt1_jax.pipeline import TOKENIZER_FILE, Pipeline
+from streamt1_jax.rewards.folder import REWARDS_FOLDER
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
 
@@ -136,7 +138,14 @@ def sources(model: ModelConfig) -> list[Source]:
     Source("diffusers_vae", "codec", vae, False, safetensors("codec", "diffusers", float32)),
     Source("wan_umt5", "text", text, True, torch("text", "Wan", "bfloat16")),
     Source("hugging_face_umt5", "text", text, False, sharded("model", "text", "Hugging Face", float32)),
+    *(reward_source(name, model) for name in random_rewards.WEIGHTS),
   ]
+
+
+def reward_source(name: str, model: ModelConfig) -> Source:
+  """A reward model. Not of the final checkpoint: the search is to run without 20 GB of judges."""
+  write = lambda path: random_rewards.write(path, name, model)
+  return Source(name, f"{REWARDS_FOLDER}/{name}", random_rewards.convert_arguments(name), False, write)
 
 
 def restore_backbone(model: ModelConfig, folder: pathlib.Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_from_files_to_a_searched_chunk(tmp_path):
   done = run(
     f"--work_dir={tmp_path / 'check'}",
-    f"--sources={','.join([*FINAL, 'diffusers_vae'])}",
+    f"--sources={','.join([*FINAL, 'diffusers_vae', 'hpsv3', 'videoalign'])}",
     "--latent_height=4",
     "--latent_width=4",
     "--chunks=1",
@@ -29,7 +29,8 @@ def test_from_files_to_a_searched_chunk(tmp_path):
   report = json.loads(report)
   stages = {stage["stage"]: stage for stage in report["stages"]}
   checks = ["restore backbone", "encode prompt", "search"]
-  conversions = [f"convert {name}" for name in ("training_backbone_lora", "wan_vae", "diffusers_vae", "wan_umt5")]
+  converted = ("training_backbone_lora", "wan_vae", "diffusers_vae", "wan_umt5", "hpsv3", "videoalign")
+  conversions = [f"convert {name}" for name in converted]
   assert list(stages) == [*conversions, *checks]
   assert all(any(row.startswith(f"| {name} ") for row in table) for name in stages)
   assert all(stage["seconds"] > 0 and stage["peak_rss_bytes"] > 1e8 for stage in stages.values())

@@ -141,6 +141,16 @@ def test_reward_that_is_not_there(tmp_path, checkpoint):
   assert "there are quality, coherence, videoalign" in line
 
 
+def test_chunks_of_one_frame(tmp_path, checkpoint):
+  """A model whose first chunk is too short for the video reward is refused before anything is searched."""
+  path = shutil.copytree(checkpoint, tmp_path / "model") / "config.json"
+  document = json.loads(path.read_text())
+  document["model"]["chunk_frames"] = 1
+  path.write_text(json.dumps(document))
+  line = _refused(tmp_path, pathlib.Path("model"), f"--prompt={PROMPT}")
+  assert "model: the rewards cannot judge its first chunk, 1x32x32: a video needs at least 2 frames" in line
+
+
 class TestDamage:
   """What can be wrong in a reward's folder."""
 

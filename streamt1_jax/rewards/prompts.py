@@ -21,6 +21,8 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import config_json
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
 
+MAX_TOKENS = 4096
+"""Longest text; VideoAlign was trained on 6144 tokens, those of the pictures included."""
 TEMPLATE_FILE = "prompt_template.json"
 TOKENIZER_FILE = "tokenizer.json"
 PLACEHOLDER = "{text_prompt}"
@@ -145,7 +147,7 @@ class RewardPrompt:
   def __call__(self, caption: str) -> PromptTokens:
     """Tokens of one caption, numpy int32; taken verbatim, braces included.
 
-    Raises ConfigError for a caption that holds a special token: it would be read as one.
+    Raises ConfigError for a caption that holds a special token, which would be read as one, or is as long as a book.
     """
     strange = _SPECIAL_TOKEN.search(caption)
     if strange:
@@ -154,6 +156,8 @@ class RewardPrompt:
     after = self._encode(_AFTER_MEDIA + self.template.text.replace(PLACEHOLDER, caption))
     reward_index = np.asarray([np.flatnonzero(after == token)[0] for token in self._reward_ids], np.int32)
     used = int(reward_index[-1]) + 1
+    if used > MAX_TOKENS:
+      raise ConfigError(f"the prompt and its instruction text have {used} tokens, a reward model reads {MAX_TOKENS}")
     padded = np.full(-(-used // self.pad_to) * self.pad_to, self._pad_id, np.int32)
     padded[:used] = after[:used]
     return PromptTokens(before, padded, reward_index)

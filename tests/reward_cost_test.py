@@ -1,0 +1,42 @@
+"""FLOP of the reward models against figures worked out without this code; a TPU that does not exist."""
+
+import pytest
+
+from streamt1_jax.rewards import flop
+from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.videoalign import VideoAlign
+from tests.command_line import result_of, start
+
+_REWARDS = {"hpsv3": (HPSv3(), 656), "videoalign": (VideoAlign(16.0), 947)}
+"""With the tokens of their texts around a prompt of 127 tokens."""
+
+
+@pytest.mark.parametrize(
+  ("name", "frames", "tflop"),
+  [
+    ("hpsv3", 1, 13.5),
+    ("hpsv3", 9, 121),
+    ("videoalign", 9, 6.9),
+    ("videoalign", 33, 6.9),
+    ("videoalign", 45, 9.1),
+    ("videoalign", 69, 11.3),
+    ("videoalign", 81, 13.5),
+    ("videoalign", 93, 15.7),
+    ("videoalign", 117, 17.9),
+  ],
+)
+def test_published_sizes(name, frames, tflop):
+  """Rewards spec, section 4, which gives three digits."""
+  reward, text_tokens = _REWARDS[name]
+  found = flop.candidate_flop(reward, frames, (480, 832), text_tokens) / 1e12
+  assert found == pytest.approx(tflop, rel=0.01)
+
+
+def test_a_topology_that_does_not_exist(tmp_path):
+  """Whether or not the compiler is installed, one line says what is wrong."""
+  process = start(tmp_path, "--topology=v0:1x1", program="reward_cost")
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 2, result
+  assert result.stdout == ""
+  assert "error: --topology=v0:1x1: no such TPU, or no compiler for one" in result.stderr.splitlines()[-1]
