@@ -1,0 +1,342 @@
+"""Trains a small HPSv3 or VideoAlign on pairs of clips of the shapes world, of which the first is better.
+
+  export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+  python -m experiments.train_reward --flagfile=experiments/flagfiles/train_hpsv3.flags --run_dir=runs/hpsv3
+  python -m experiments.train_reward --flagfile=experiments/flagfiles/train_videoalign.flags --run_dir=runs/videoalign
+
+The architecture is that of the published model, the sizes are `shapes_config()`. The loss is Bradley and Terry's,
+-log sigmoid(r_better - r_worse), over three kinds of pairs (`streamt1_jax.data.preferences`):
+
+  the caption's clip against a corrupted one
+  the right caption against one that differs in an attribute, for the same clip
+  the two clips exchanged where the "corrupted" one is what the other caption says
+
+VideoAlign's three scores are trained one by one: each must fall for the corruptions that concern it and stay for those
+that do not. Beside that, linear readers of the media tokens, which are thrown away in the end, must name the attributes
+of the scene: without them the vision tower learns to see much later. Muon on the blocks' matrices, Adam on the rest,
+exponential moving average.
+
+Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
+final averages in float16, the head in float32), `loss.csv`, `loss.png`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from etils import epath
+from flax import nnx
+
+from experiments import common, training
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import ModelConfig
+from streamt1_jax.data import preferences, reward_text, shapes
+from streamt1_jax.data.preferences import PairConfig, Pairs
+from streamt1_jax.data.reward_text import CaptionTokens
+from streamt1_jax.io.checkpoint import load_params
+from streamt1_jax.rewards import folder, hpsv3, preprocess, videoalign
+from streamt1_jax.rewards.folder import RewardConfig
+from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.prompts import RewardPrompt
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", required=True)
+flags.DEFINE_string("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
+flags.DEFINE_string("init_from", None, "A reward's folder to go on from.")
+common.define_integer("steps", 2000, "Optimiser steps.", 1)
+common.define_integer("pairs", 16, "Pairs in a batch; half as many where 30 frames of a window are looked at.", 1)
+common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
+common.define_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).")
+common.define_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).")
+common.define_float("decay_fraction", 0.5, "Share of the run, at its end, over which the learning rate falls to zero.")
+common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.")
+common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.")
+common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.")
+
+WINDOWS = (9, 33, 81, 45, 21, 105, 57, 9, 93, 33, 69, 117, 45, 237, 81)
+"""Lengths of the windows, in frames, in the order in which training steps take them: what a search shows, and a longer
+one, since whole videos are judged in the end."""
+_LONG_WINDOW = 200
+_DIMENSIONS = videoalign.DIMENSIONS
+
+
+class Objective(NamedTuple):
+  """What the training of one reward needs to know; all static but the arrays.
+
+  Attributes:
+    name: "hpsv3" or "videoalign".
+    config: sizes.
+    graphdef: of the model.
+    captions: tokens of every caption.
+    scenes: pairs of scenes of the split "train".
+    codec: parameters and graph definition of the codec.
+  """
+
+  name: str
+  config: RewardConfig
+  graphdef: nnx.GraphDef
+  captions: CaptionTokens
+  scenes: preferences.Neighbours
+  codec: tuple[dict, nnx.GraphDef]
+
+
+class Trainer(NamedTuple):
+  """What a training step changes; parameters are {"reward", "readers"} nested dicts."""
+
+  params: dict
+  average: dict
+  optimizer: optax.OptState
+
+
+def through_codec(graphdef: nnx.GraphDef, params: dict) -> preferences.Codec:
+  codec = nnx.merge(graphdef, params)
+
+  def last_frame(frames: jax.Array, noise: jax.Array, key: jax.Array) -> jax.Array:
+    latents = codec.encoder.encode(frames)
+    return codec.decoder.decode(latents + noise * jax.random.normal(key, latents.shape))[-1]
+
+  return last_frame
+
+
+def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
+  """[N, T, dim] of clips [N, n, 64, 64, 3]: of one picture each (HPSv3) or of windows (VideoAlign)."""
+  vision = config.backbone.vision
+  to_patches = preprocess.pictures_to_patches if isinstance(config, HPSv3Config) else preprocess.to_patches
+  patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
+  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), preprocess.grid_of(clips.shape[2:4], vision))
+  return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
+
+
+def scores_of(model: nnx.Module, media: jax.Array, tokens) -> jax.Array:
+  """[N, R] scores of media tokens [N, T, dim] with one tokenised caption each: mu (R = 1), or VQ, MQ and TA."""
+  backbone = model.backbone
+  before = jnp.broadcast_to(tokens.before[None], (media.shape[0], *tokens.before.shape))
+  tokens = tokens._replace(before=before)
+  hidden = jax.vmap(lambda m, t: backbone.read(backbone.embed_prompt(t), m))(media, tokens)
+  return model.head(hidden)[..., 0]
+
+
+def pair_scores(objective: Objective, model: nnx.Module, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
+  """Scores [2 captions, 2 clips, B, R], (right, other) by (better, worse); and media tokens [2, B, T, dim]."""
+  count = pairs.kind.shape[0]
+  media = media_tokens(model, objective.config, jnp.concatenate([pairs.better, pairs.worse]))
+  right, other = (
+    jax.vmap(objective.captions.of)(row, pairs.omit_size, pairs.omit_speed) for row in (pairs.scene, pairs.other)
+  )
+  join = lambda *parts: jnp.concatenate(parts)
+  after, index = (
+    join(a, a, b, b) for a, b in zip((right.after, right.reward_index), (other.after, other.reward_index))
+  )
+  tokens = right._replace(before=objective.captions.before, after=after, reward_index=index)
+  scores = scores_of(model, join(media, media), tokens)
+  return scores.reshape(2, 2, count, -1), media.reshape(2, count, *media.shape[1:])
+
+
+def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
+  """-log sigmoid(better - worse)."""
+  return jax.nn.softplus(worse - better)
+
+
+@functools.cache
+def _table(attribute: str) -> np.ndarray:
+  """[kinds, 3] whether VQ, MQ and TA are in `attribute` of the corruption."""
+  rows = [[d in getattr(corruption, attribute) for d in _DIMENSIONS] for corruption in preferences.CORRUPTIONS.values()]
+  return np.array(rows, np.float32)
+
+
+def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+  """Losses and shares of pairs in the right order; `scores` as of `pair_scores`."""
+  (better, worse), (better_other, worse_other) = scores
+  is_text = jnp.asarray([c.family == "text" for c in preferences.CORRUPTIONS.values()])[pairs.kind]
+  # Text alignment comes last; for the image reward it is all there is.
+  alignment = lambda x: x[:, -1]
+  caption = bradley_terry(alignment(better), alignment(better_other))
+  exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
+  exchanged = exchanged + bradley_terry(alignment(worse_other), alignment(worse))
+  # A window that becomes another scene only in its last chunk is no clip of the other caption.
+  exchangeable = is_text & ~pairs.late
+  total = bradley_terry(better.sum(axis=1), worse.sum(axis=1))
+  terms = {"caption": caption.mean(), "exchanged": _mean_where(exchanged, exchangeable), "clip": total.mean()}
+  if scores.shape[-1] == len(_DIMENSIONS):
+    falls, stays = (jnp.asarray(_table(name))[pairs.kind] for name in ("falls", "stays"))
+    # What changes late changes while it moves, so motion quality may fall as well.
+    stays = stays * jnp.where(pairs.late & is_text, 0.0, 1.0)[:, None]
+    terms["clip"] = 0.5 * terms["clip"] + _mean_where(bradley_terry(better, worse), falls > 0)
+    terms["change"] = _mean_where(jnp.square(better - worse), stays > 0)
+  return terms | {
+    "clips_right": (better.sum(axis=1) > worse.sum(axis=1)).mean(),
+    "text_right": _mean_where(better.sum(axis=1) > worse.sum(axis=1), is_text),
+    "captions_right": (alignment(better) > alignment(better_other)).mean(),
+  }
+
+
+def _mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def named_fields(name: str) -> tuple[str, ...]:
+  """What the readers name; a speed cannot be read without the time between frames."""
+  return ("size", "color", "shape", "background", *(("direction",) if name == "videoalign" else ()))
+
+
+def init_readers(name: str, dim: int) -> dict[str, jax.Array]:
+  return {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
+
+
+def naming_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+  """Cross entropy of the attributes read from the media tokens [B, T, dim] of the better clips."""
+  pooled = media.mean(axis=1)
+  attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
+  losses, right = [], []
+  for field, kernel in readers.items():
+    logits, label = pooled @ kernel, getattr(attributes, field)
+    losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, label).mean())
+    right.append((logits.argmax(axis=1) == label).mean())
+  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
+
+
+def draw_batch(objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, codec: dict) -> Pairs:
+  """Pairs whose windows have `window` frames (int32), of which `looked_at` are looked at; for HPSv3 single frames."""
+  shrink = max(1, looked_at // 15)
+  count = max(1, FLAGS.pairs // shrink)
+  on_frames = objective.name == "hpsv3"
+  config = PairConfig(count=count, on_frames=on_frames, through_codec=min(count, FLAGS.through_codec // shrink))
+  last_frame = through_codec(objective.codec[1], codec)
+  if on_frames:
+    return preferences.draw_pairs(key, objective.scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1), last_frame)
+  times = jnp.round(jnp.linspace(0.0, 1.0, looked_at) * (window - 1)).astype(jnp.int32)
+  return preferences.draw_pairs(key, objective.scenes, config, times, window, last_frame)
+
+
+def windows_of(objective: Objective, fps: float) -> list[tuple[int, int]]:
+  """Length of the window and number of frames looked at, for every step in turn."""
+  if objective.name == "hpsv3":
+    return [(1, 1)]
+  reward = videoalign.VideoAlign(fps, objective.config)
+  return [(length, len(reward.sample(length))) for length in WINDOWS]
+
+
+def make_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
+  """The training step, (trainer, step) to (trainer, loss terms); jitted for every number of frames looked at."""
+  windows = windows_of(objective, float(shapes.FPS))
+
+  def loss(params, pairs):
+    scores, media = pair_scores(objective, nnx.merge(objective.graphdef, params["reward"]), pairs)
+    terms = preference_terms(scores, pairs) | naming_terms(params["readers"], media[0], pairs)
+    total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"] + FLAGS.naming_weight * terms["naming"]
+    # Only differences are learned from pairs; this keeps the level of all captions the same.
+    total = total + FLAGS.stay_weight * terms.get("change", 0.0) + 1e-3 * jnp.square(scores).mean()
+    return total, terms
+
+  @functools.partial(jax.jit, static_argnames="looked_at", donate_argnums=(0,))
+  def train_step(trainer: Trainer, step: jax.Array, window: jax.Array, codec: dict, looked_at: int):
+    key = jax.random.fold_in(jax.random.key(FLAGS.seed), step)
+    pairs = draw_batch(objective, key, window, looked_at, codec)
+    gradients, terms = jax.grad(loss, has_aux=True)(trainer.params, pairs)
+    updates, state = optimizer.update(gradients, trainer.optimizer, trainer.params)
+    params = optax.apply_updates(trainer.params, updates)
+    decay = jnp.minimum(FLAGS.ema_decay, (1.0 + step) / (10.0 + step))
+    average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, trainer.average, params)
+    return Trainer(params, average, state), terms
+
+  def update(trainer: Trainer, step: jax.Array):
+    window, looked_at = windows[int(step) % len(windows)]
+    return train_step(trainer, step, jnp.int32(window), objective.codec[0], looked_at)
+
+  return update
+
+
+def make_optimizer() -> optax.GradientTransformation:
+  return training.muon_and_adam(
+    FLAGS.steps, FLAGS.muon_learning_rate, FLAGS.adam_learning_rate, decay_fraction=FLAGS.decay_fraction
+  )
+
+
+def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: RewardConfig) -> Objective:
+  """Reads the codec and lays out captions and pairs of scenes."""
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
+  params = load_params(common.find_folder(FLAGS.codec_dir), nnx.to_pure_dict(abstract), jnp.float32)
+  module = hpsv3 if name == "hpsv3" else videoalign
+  return Objective(
+    name=name,
+    config=config,
+    graphdef=module.graphdef(config),
+    captions=reward_text.caption_tokens(prompt),
+    scenes=preferences.neighbours("train", ("train",)),
+    codec=(params, graphdef),
+  )
+
+
+def init_params(name: str, config: RewardConfig) -> dict:
+  """Fresh weights, or those of `--init_from`."""
+  if FLAGS.init_from:
+    return load_params(FLAGS.init_from, folder.abstract_params(config))
+  build = hpsv3.HPSv3Model if name == "hpsv3" else videoalign.VideoAlignModel
+  params = nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(FLAGS.seed)), nnx.Param))
+  if name == "hpsv3":
+    # The logarithm of sigma is not trained: sigma is 1.
+    params["head"]["out"]["kernel"] = params["head"]["out"]["kernel"].at[:, 1].set(0.0)
+  return params
+
+
+def score_statistics(objective: Objective, params: dict, batches: int = 45) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation, [R] each, of the scores of clips of training pairs, good and bad alike."""
+  windows = windows_of(objective, float(shapes.FPS))
+
+  @functools.partial(jax.jit, static_argnames="looked_at")
+  def score(params, step, window, codec, looked_at):
+    key = jax.random.fold_in(jax.random.key(FLAGS.seed + 1), step)
+    pairs = draw_batch(objective, key, window, looked_at, codec)
+    return pair_scores(objective, nnx.merge(objective.graphdef, params), pairs)[0][0]
+
+  scores = []
+  for step in range(batches):
+    window, looked_at = windows[step % len(windows)]
+    batch = score(params, jnp.int32(step), jnp.int32(window), objective.codec[0], looked_at)
+    scores.append(np.asarray(batch).reshape(-1, batch.shape[-1]))
+  joined = np.concatenate(scores)
+  return joined.mean(axis=0), joined.std(axis=0)
+
+
+def normalised(objective: Objective, params: dict) -> tuple[RewardConfig, dict]:
+  """Config and weights whose scores have mean 0 and standard deviation 1 over training clips.
+
+  VideoAlign has constants for it; mu of HPSv3 has none, so there the last layer is rescaled.
+  """
+  mean, std = score_statistics(objective, params)
+  print(f"scores: mean {mean}, standard deviation {std}", flush=True)
+  if objective.name == "videoalign":
+    as_tuple = lambda values: tuple(round(float(value), 4) for value in values)
+    return dataclasses.replace(objective.config, mean=as_tuple(mean), std=as_tuple(std)), params
+  out = params["head"]["out"]
+  kernel = out["kernel"].at[:, 0].divide(std[0])
+  bias = out["bias"].at[0].set((out["bias"][0] - mean[0]) / std[0])
+  return objective.config, params | {"head": params["head"] | {"out": {"kernel": kernel, "bias": bias}}}
+
+
+def main() -> None:
+  model, run_dir, name = common.trainable_preset(FLAGS.preset), training.start_run(), FLAGS.reward
+  config = (hpsv3 if name == "hpsv3" else videoalign).shapes_config()
+  template = reward_text.TEMPLATES[name]
+  tokenizer = reward_text.make_tokenizer(template, config.backbone.decoder.vocab_size)
+  prompt = RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)
+  objective = make_objective(name, model, prompt, config)
+  reward = init_params(name, config)
+  print(f"{sum(leaf.size for leaf in jax.tree.leaves(reward))} parameters", flush=True)
+  params = {"reward": reward, "readers": init_readers(name, config.backbone.decoder.dim)}
+  optimizer = make_optimizer()
+  trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+  trainer = training.run_steps(trainer, make_update(objective, optimizer), FLAGS.steps, run_dir)
+  config, final = normalised(objective, trainer.average["reward"])
+  folder.save_reward(epath.Path(run_dir) / "reward", config, final, template, tokenizer)
+  training.plot_curve(run_dir, ["clip", "caption", "naming"], f"small {name}", ylabel="loss", yscale="log")
+
+
+if __name__ == "__main__":
+  common.run(main)
