@@ -94,16 +94,6 @@ class Trainer(NamedTuple):
   optimizer: optax.OptState
 
 
-def through_codec(graphdef: nnx.GraphDef, params: dict) -> preferences.Codec:
-  codec = nnx.merge(graphdef, params)
-
-  def last_frame(frames: jax.Array, noise: jax.Array, key: jax.Array) -> jax.Array:
-    latents = codec.encoder.encode(frames)
-    return codec.decoder.decode(latents + noise * jax.random.normal(key, latents.shape))[-1]
-
-  return last_frame
-
-
 def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
   """[N, T, dim] of clips [N, n, 64, 64, 3]: of one picture each (HPSv3) or of windows (VideoAlign)."""
   vision = config.backbone.vision
@@ -130,9 +120,8 @@ def pair_scores(objective: Objective, model: nnx.Module, pairs: Pairs) -> tuple[
     jax.vmap(objective.captions.of)(row, pairs.omit_size, pairs.omit_speed) for row in (pairs.scene, pairs.other)
   )
   join = lambda *parts: jnp.concatenate(parts)
-  after, index = (
-    join(a, a, b, b) for a, b in zip((right.after, right.reward_index), (other.after, other.reward_index))
-  )
+  twice = lambda a, b: join(a, a, b, b)
+  after, index = twice(right.after, other.after), twice(right.reward_index, other.reward_index)
   tokens = right._replace(before=objective.captions.before, after=after, reward_index=index)
   scores = scores_of(model, join(media, media), tokens)
   return scores.reshape(2, 2, count, -1), media.reshape(2, count, *media.shape[1:])
@@ -207,7 +196,7 @@ def draw_batch(objective: Objective, key: jax.Array, window: jax.Array, looked_a
   count = max(1, FLAGS.pairs // shrink)
   on_frames = objective.name == "hpsv3"
   config = PairConfig(count=count, on_frames=on_frames, through_codec=min(count, FLAGS.through_codec // shrink))
-  last_frame = through_codec(objective.codec[1], codec)
+  last_frame = preferences.through_codec(nnx.merge(objective.codec[1], codec))
   if on_frames:
     return preferences.draw_pairs(key, objective.scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1), last_frame)
   times = jnp.round(jnp.linspace(0.0, 1.0, looked_at) * (window - 1)).astype(jnp.int32)

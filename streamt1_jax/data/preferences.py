@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.data import appearance, shapes
 from streamt1_jax.data.appearance import Appearance
 
@@ -107,7 +108,6 @@ class PairConfig:
     omit_probability: how often a caption leaves out the size, and likewise the speed, unless the pair is about it.
     milder_probability: how often the better clip has the same defect, only less of it.
     soft_probability: how often both clips are slightly blurred and noisy.
-    kind: the only corruption; None draws from all.
   """
 
   count: int
@@ -116,7 +116,6 @@ class PairConfig:
   omit_probability: float = 0.2
   milder_probability: float = 0.25
   soft_probability: float = 0.5
-  kind: str | None = None
 
 
 class Neighbours(NamedTuple):
@@ -165,6 +164,16 @@ Codec = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 frame [64, 64, 3], decoded."""
 
 
+def through_codec(codec: VideoCodec) -> Codec:
+  """Encodes, adds noise, decodes."""
+
+  def last_frame(frames: jax.Array, noise: jax.Array, key: jax.Array) -> jax.Array:
+    latents = codec.encoder.encode(frames)
+    return codec.decoder.decode(latents + noise * jax.random.normal(key, latents.shape))[-1]
+
+  return last_frame
+
+
 def neighbours(split: str, other_splits: tuple[str, ...]) -> Neighbours:
   """Pairs of scenes that differ in one field, the first of `split`, the second of one of `other_splits`."""
   scenes = shapes.all_scenes()
@@ -207,6 +216,7 @@ def draw_pairs(
   times: jax.Array,
   length: jax.Array,
   codec: Codec | None = None,
+  kind: jax.Array | None = None,
 ) -> Pairs:
   """Draws `config.count` pairs.
 
@@ -217,8 +227,9 @@ def draw_pairs(
     times: [n] int32, frames of the window that are looked at; one frame for an image reward.
     length: int32, frames of the window.
     codec: what the first `config.through_codec` pairs go through.
+    kind: int32, index into `NAMES` of the only corruption; None draws from all.
   """
-  draws = jax.vmap(lambda k: _draw_pair(k, scenes, config, length))(jax.random.split(key, config.count))
+  draws = jax.vmap(lambda k: _draw_pair(k, scenes, config, length, kind))(jax.random.split(key, config.count))
   split = config.through_codec
   head, tail = jax.tree.map(lambda x: x[:split], draws), jax.tree.map(lambda x: x[split:], draws)
   parts = []
@@ -244,12 +255,13 @@ class _Draw(NamedTuple):
   omit_speed: jax.Array
 
 
-def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: jax.Array) -> _Draw:
+def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: jax.Array, kind: jax.Array | None):
   keys = iter(jax.random.split(key, 24))
   uniform = lambda low=0.0, high=1.0: jax.random.uniform(next(keys), (), minval=low, maxval=high)
   chance = lambda probability: jax.random.bernoulli(next(keys), probability)
   below = lambda limit: jax.random.randint(next(keys), (), 0, limit)
-  kind = jax.random.choice(next(keys), len(NAMES), p=_shares(config))
+  drawn = jax.random.choice(next(keys), len(NAMES), p=_shares(config))
+  kind = drawn if kind is None else kind
   field = jax.random.categorical(next(keys), jnp.log(_field_weights(config))[kind])
   row = scenes.rows[field, below(scenes.num_rows[field])]
   other_row = scenes.others[row, field, below(scenes.num_others[row, field])]
@@ -363,8 +375,8 @@ def _to_bytes(frames: jax.Array) -> jax.Array:
 
 def _shares(config: PairConfig) -> jax.Array:
   """[kinds] probabilities."""
-  drawn = lambda name: config.kind in (None, name) and (CORRUPTIONS[name].on_frames or not config.on_frames)
-  shares = np.array([CORRUPTIONS[name].share * drawn(name) for name in NAMES])
+  drawn = lambda corruption: corruption.on_frames or not config.on_frames
+  shares = np.array([corruption.share * drawn(corruption) for corruption in CORRUPTIONS.values()])
   return jnp.asarray(shares / shares.sum(), jnp.float32)
 
 
