@@ -35,35 +35,34 @@ from flax import nnx
 
 from experiments import common, training
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import ModelConfig
+from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.data import preferences, reward_text, shapes
 from streamt1_jax.data.preferences import PairConfig, Pairs
 from streamt1_jax.data.reward_text import CaptionTokens
 from streamt1_jax.io.checkpoint import load_params
-from streamt1_jax.rewards import folder, hpsv3, preprocess, videoalign
+from streamt1_jax.rewards import folder, hpsv3, preference_loss, videoalign
 from streamt1_jax.rewards.folder import RewardConfig
-from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.prompts import RewardPrompt
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", required=True)
 flags.DEFINE_string("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
-flags.DEFINE_string("init_from", None, "A reward's folder to go on from.")
+flags.DEFINE_string("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
 common.define_integer("steps", 2000, "Optimiser steps.", 1)
-common.define_integer("pairs", 16, "Pairs in a batch; half as many where 30 frames of a window are looked at.", 1)
+common.define_integer("pairs", 16, "Pairs in a batch; a quarter of them in the longest window.", 1)
 common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
-common.define_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).")
-common.define_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).")
-common.define_float("decay_fraction", 0.5, "Share of the run, at its end, over which the learning rate falls to zero.")
-common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.")
-common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.")
-common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.")
+common.define_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).", 0.0)
+common.define_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).", 0.0)
+common.define_float(
+  "decay_fraction", 0.5, "Share of the run, at its end, over which the learning rate falls to zero.", 0.0, 1.0
+)
+common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.", 0.0, 1.0)
+common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.", 0.0)
+common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.", 0.0)
 
-WINDOWS = (9, 33, 81, 45, 21, 105, 57, 9, 93, 33, 69, 117, 45, 237, 81)
-"""Lengths of the windows, in frames, in the order in which training steps take them: what a search shows, and a longer
-one, since whole videos are judged in the end."""
-_LONG_WINDOW = 200
-_DIMENSIONS = videoalign.DIMENSIONS
+WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
+"""Lengths of the windows, in frames, in the order in which training steps take them: what a search shows, and 30
+seconds, since whole videos are judged in the end."""
 
 
 class Objective(NamedTuple):
@@ -94,102 +93,6 @@ class Trainer(NamedTuple):
   optimizer: optax.OptState
 
 
-def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
-  """[N, T, dim] of clips [N, n, 64, 64, 3]: of one picture each (HPSv3) or of windows (VideoAlign)."""
-  vision = config.backbone.vision
-  to_patches = preprocess.pictures_to_patches if isinstance(config, HPSv3Config) else preprocess.to_patches
-  patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
-  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), preprocess.grid_of(clips.shape[2:4], vision))
-  return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
-
-
-def scores_of(model: nnx.Module, media: jax.Array, tokens) -> jax.Array:
-  """[N, R] scores of media tokens [N, T, dim] with one tokenised caption each: mu (R = 1), or VQ, MQ and TA."""
-  backbone = model.backbone
-  before = jnp.broadcast_to(tokens.before[None], (media.shape[0], *tokens.before.shape))
-  tokens = tokens._replace(before=before)
-  hidden = jax.vmap(lambda m, t: backbone.read(backbone.embed_prompt(t), m))(media, tokens)
-  return model.head(hidden)[..., 0]
-
-
-def pair_scores(objective: Objective, model: nnx.Module, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-  """Scores [2 captions, 2 clips, B, R], (right, other) by (better, worse); and media tokens [2, B, T, dim]."""
-  count = pairs.kind.shape[0]
-  media = media_tokens(model, objective.config, jnp.concatenate([pairs.better, pairs.worse]))
-  right, other = (
-    jax.vmap(objective.captions.of)(row, pairs.omit_size, pairs.omit_speed) for row in (pairs.scene, pairs.other)
-  )
-  join = lambda *parts: jnp.concatenate(parts)
-  twice = lambda a, b: join(a, a, b, b)
-  after, index = twice(right.after, other.after), twice(right.reward_index, other.reward_index)
-  tokens = right._replace(before=objective.captions.before, after=after, reward_index=index)
-  scores = scores_of(model, join(media, media), tokens)
-  return scores.reshape(2, 2, count, -1), media.reshape(2, count, *media.shape[1:])
-
-
-def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
-  """-log sigmoid(better - worse)."""
-  return jax.nn.softplus(worse - better)
-
-
-@functools.cache
-def _table(attribute: str) -> np.ndarray:
-  """[kinds, 3] whether VQ, MQ and TA are in `attribute` of the corruption."""
-  rows = [[d in getattr(corruption, attribute) for d in _DIMENSIONS] for corruption in preferences.CORRUPTIONS.values()]
-  return np.array(rows, np.float32)
-
-
-def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
-  """Losses and shares of pairs in the right order; `scores` as of `pair_scores`."""
-  (better, worse), (better_other, worse_other) = scores
-  is_text = jnp.asarray([c.family == "text" for c in preferences.CORRUPTIONS.values()])[pairs.kind]
-  # Text alignment comes last; for the image reward it is all there is.
-  alignment = lambda x: x[:, -1]
-  caption = bradley_terry(alignment(better), alignment(better_other))
-  exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
-  exchanged = exchanged + bradley_terry(alignment(worse_other), alignment(worse))
-  # A window that becomes another scene only in its last chunk is no clip of the other caption.
-  exchangeable = is_text & ~pairs.late
-  total = bradley_terry(better.sum(axis=1), worse.sum(axis=1))
-  terms = {"caption": caption.mean(), "exchanged": _mean_where(exchanged, exchangeable), "clip": total.mean()}
-  if scores.shape[-1] == len(_DIMENSIONS):
-    falls, stays = (jnp.asarray(_table(name))[pairs.kind] for name in ("falls", "stays"))
-    # What changes late changes while it moves, so motion quality may fall as well.
-    stays = stays * jnp.where(pairs.late & is_text, 0.0, 1.0)[:, None]
-    terms["clip"] = 0.5 * terms["clip"] + _mean_where(bradley_terry(better, worse), falls > 0)
-    terms["change"] = _mean_where(jnp.square(better - worse), stays > 0)
-  return terms | {
-    "clips_right": (better.sum(axis=1) > worse.sum(axis=1)).mean(),
-    "text_right": _mean_where(better.sum(axis=1) > worse.sum(axis=1), is_text),
-    "captions_right": (alignment(better) > alignment(better_other)).mean(),
-  }
-
-
-def _mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
-  return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
-
-
-def named_fields(name: str) -> tuple[str, ...]:
-  """What the readers name; a speed cannot be read without the time between frames."""
-  return ("size", "color", "shape", "background", *(("direction",) if name == "videoalign" else ()))
-
-
-def init_readers(name: str, dim: int) -> dict[str, jax.Array]:
-  return {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
-
-
-def naming_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
-  """Cross entropy of the attributes read from the media tokens [B, T, dim] of the better clips."""
-  pooled = media.mean(axis=1)
-  attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
-  losses, right = [], []
-  for field, kernel in readers.items():
-    logits, label = pooled @ kernel, getattr(attributes, field)
-    losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, label).mean())
-    right.append((logits.argmax(axis=1) == label).mean())
-  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
-
-
 def draw_batch(objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, codec: dict) -> Pairs:
   """Pairs whose windows have `window` frames (int32), of which `looked_at` are looked at; for HPSv3 single frames."""
   shrink = max(1, looked_at // 15)
@@ -216,8 +119,10 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
   windows = windows_of(objective, float(shapes.FPS))
 
   def loss(params, pairs):
-    scores, media = pair_scores(objective, nnx.merge(objective.graphdef, params["reward"]), pairs)
-    terms = preference_terms(scores, pairs) | naming_terms(params["readers"], media[0], pairs)
+    model = nnx.merge(objective.graphdef, params["reward"])
+    scores, media = preference_loss.pair_scores(model, objective.config, objective.captions, pairs)
+    terms = preference_loss.preference_terms(scores, pairs)
+    terms |= preference_loss.naming_terms(params["readers"], media[0], pairs)
     total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"] + FLAGS.naming_weight * terms["naming"]
     # Only differences are learned from pairs; this keeps the level of all captions the same.
     total = total + FLAGS.stay_weight * terms.get("change", 0.0) + 1e-3 * jnp.square(scores).mean()
@@ -263,14 +168,18 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
 
 
 def init_params(name: str, config: RewardConfig) -> dict:
-  """Fresh weights, or those of `--init_from`."""
-  if FLAGS.init_from:
-    return load_params(FLAGS.init_from, folder.abstract_params(config))
+  """Fresh weights; the backbone, and the head of the same kind, from `--init_from` if it is given."""
   build = hpsv3.HPSv3Model if name == "hpsv3" else videoalign.VideoAlignModel
   params = nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(FLAGS.seed)), nnx.Param))
   if name == "hpsv3":
     # The logarithm of sigma is not trained: sigma is 1.
     params["head"]["out"]["kernel"] = params["head"]["out"]["kernel"].at[:, 1].set(0.0)
+  if FLAGS.init_from:
+    given = folder.load_config(FLAGS.init_from)
+    loaded = load_params(FLAGS.init_from, folder.abstract_params(given))
+    if given.backbone != config.backbone:
+      raise ConfigError(f"--init_from={FLAGS.init_from}: its backbone has other sizes than {name}'s")
+    params |= loaded if folder.reward_name(given) == name else {"backbone": loaded["backbone"]}
   return params
 
 
@@ -282,7 +191,8 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
   def score(params, step, window, codec, looked_at):
     key = jax.random.fold_in(jax.random.key(FLAGS.seed + 1), step)
     pairs = draw_batch(objective, key, window, looked_at, codec)
-    return pair_scores(objective, nnx.merge(objective.graphdef, params), pairs)[0][0]
+    model = nnx.merge(objective.graphdef, params)
+    return preference_loss.pair_scores(model, objective.config, objective.captions, pairs)[0][0]
 
   scores = []
   for step in range(batches):
@@ -313,12 +223,12 @@ def main() -> None:
   model, run_dir, name = common.trainable_preset(FLAGS.preset), training.start_run(), FLAGS.reward
   config = (hpsv3 if name == "hpsv3" else videoalign).shapes_config()
   template = reward_text.TEMPLATES[name]
-  tokenizer = reward_text.make_tokenizer(template, config.backbone.decoder.vocab_size)
+  tokenizer = reward_text.make_tokenizer(config.backbone.decoder.vocab_size)
   prompt = RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)
   objective = make_objective(name, model, prompt, config)
   reward = init_params(name, config)
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(reward))} parameters", flush=True)
-  params = {"reward": reward, "readers": init_readers(name, config.backbone.decoder.dim)}
+  params = {"reward": reward, "readers": preference_loss.init_readers(name, config.backbone.decoder.dim)}
   optimizer = make_optimizer()
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
   trainer = training.run_steps(trainer, make_update(objective, optimizer), FLAGS.steps, run_dir)

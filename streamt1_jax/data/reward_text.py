@@ -57,20 +57,26 @@ class CaptionTokens(NamedTuple):
     return PromptTokens(self.before, self.after[scene, which], self.reward_index[scene, which])
 
 
-def make_tokenizer(template: PromptTemplate, vocab_size: int) -> tokenizers.Tokenizer:
-  """Byte-level BPE of at most `vocab_size` tokens, trained on all captions and the text around them."""
+def make_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
+  """Byte-level BPE of at most `vocab_size` tokens, trained on all captions and the texts around them.
+
+  The same for all rewards, so that one can go on from the backbone of another.
+  """
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
-  special = (*_CHAT_TOKENS, *template.reward_tokens)
+  reward_tokens = [token for template in TEMPLATES.values() for token in template.reward_tokens]
+  special = (*_CHAT_TOKENS, *reward_tokens)
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size - len(special),
     initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     show_progress=False,
   )
-  text = functools.reduce(lambda text, token: text.replace(token, ""), template.reward_tokens, template.text)
-  corpus = [text.replace(prompts.PLACEHOLDER, shapes.caption(*scene)) for scene in shapes.all_scenes()]
+  texts = [template.text for template in TEMPLATES.values()]
+  texts = [functools.reduce(lambda text, token: text.replace(token, ""), reward_tokens, text) for text in texts]
+  captions = [shapes.caption(*scene) for scene in shapes.all_scenes()]
+  corpus = [text.replace(prompts.PLACEHOLDER, caption) for text in texts for caption in captions]
   tokenizer.train_from_iterator([*corpus, *_CHAT_WORDS], trainer)
   tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in special])
   return tokenizer

@@ -149,7 +149,7 @@ def _qwen2_vl_shapes() -> Qwen2VLConfig:
   # Few wide heads: faster on a CPU. Sequences are short, so rotary frequencies need not reach far.
   return Qwen2VLConfig(
     VisionConfig(dim=96, ffn_dim=384, num_heads=2, num_layers=2, patch_size=8),
-    DecoderConfig(dim=128, ffn_dim=352, num_heads=2, num_kv_heads=1, num_layers=3, vocab_size=416, rope_theta=1e4),
+    DecoderConfig(dim=128, ffn_dim=352, num_heads=2, num_kv_heads=1, num_layers=3, vocab_size=448, rope_theta=1e4),
     rope_dtype="float32",
   )
 

@@ -1,0 +1,120 @@
+"""What a small reward learns from: the preference loss, and readers that help the vision tower to see.
+
+  pairs ── media tokens, once per clip ──┬─ decoder, with each of two captions ── scores ── Bradley and Terry
+                                         └─ linear readers ── names of the attributes
+
+Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from streamt1_jax.data import preferences, shapes
+from streamt1_jax.data.preferences import Pairs
+from streamt1_jax.data.reward_text import CaptionTokens
+from streamt1_jax.rewards import preprocess
+from streamt1_jax.rewards.folder import RewardConfig
+from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.videoalign import DIMENSIONS
+
+
+def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
+  """[N, T, dim] of clips [N, n, 64, 64, 3]: of one picture each (HPSv3) or of windows (VideoAlign)."""
+  vision = config.backbone.vision
+  to_patches = preprocess.pictures_to_patches if isinstance(config, HPSv3Config) else preprocess.to_patches
+  patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
+  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), preprocess.grid_of(clips.shape[2:4], vision))
+  return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
+
+
+def scores_of(model: nnx.Module, media: jax.Array, tokens: PromptTokens) -> jax.Array:
+  """[N, R] scores of media tokens [N, T, dim] with one tokenised caption each: mu (R = 1), or VQ, MQ and TA."""
+  backbone = model.backbone
+  before = jnp.broadcast_to(tokens.before[None], (media.shape[0], *tokens.before.shape))
+  tokens = tokens._replace(before=before)
+  hidden = jax.vmap(lambda m, t: backbone.read(backbone.embed_prompt(t), m))(media, tokens)
+  return model.head(hidden)[..., 0]
+
+
+def pair_scores(
+  model: nnx.Module, config: RewardConfig, captions: CaptionTokens, pairs: Pairs
+) -> tuple[jax.Array, jax.Array]:
+  """Scores [2 captions, 2 clips, B, R], (right, other) by (better, worse); and media tokens [2, B, T, dim]."""
+  count = pairs.kind.shape[0]
+  media = media_tokens(model, config, jnp.concatenate([pairs.better, pairs.worse]))
+  right, other = (jax.vmap(captions.of)(row, pairs.omit_size, pairs.omit_speed) for row in (pairs.scene, pairs.other))
+  join = lambda *parts: jnp.concatenate(parts)
+  twice = lambda a, b: join(a, a, b, b)
+  after, index = twice(right.after, other.after), twice(right.reward_index, other.reward_index)
+  tokens = right._replace(before=captions.before, after=after, reward_index=index)
+  scores = scores_of(model, join(media, media), tokens)
+  return scores.reshape(2, 2, count, -1), media.reshape(2, count, *media.shape[1:])
+
+
+def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
+  """-log sigmoid(better - worse)."""
+  return jax.nn.softplus(worse - better)
+
+
+@functools.cache
+def _table(attribute: str) -> np.ndarray:
+  """[kinds, 3] whether VQ, MQ and TA are in `attribute` of the corruption."""
+  rows = [[d in getattr(corruption, attribute) for d in DIMENSIONS] for corruption in preferences.CORRUPTIONS.values()]
+  return np.array(rows, np.float32)
+
+
+def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+  """Losses and shares of pairs in the right order; `scores` as of `pair_scores`."""
+  (better, worse), (better_other, worse_other) = scores
+  is_text = jnp.asarray([c.family == "text" for c in preferences.CORRUPTIONS.values()])[pairs.kind]
+  # Text alignment comes last; for the image reward it is all there is.
+  alignment = lambda x: x[:, -1]
+  caption = bradley_terry(alignment(better), alignment(better_other))
+  exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
+  exchanged = exchanged + bradley_terry(alignment(worse_other), alignment(worse))
+  # A window that becomes another scene only in its last chunk is no clip of the other caption.
+  exchangeable = is_text & ~pairs.late
+  total = bradley_terry(better.sum(axis=1), worse.sum(axis=1))
+  terms = {"caption": caption.mean(), "exchanged": mean_where(exchanged, exchangeable), "clip": total.mean()}
+  if scores.shape[-1] == len(DIMENSIONS):
+    falls, stays = (jnp.asarray(_table(name))[pairs.kind] for name in ("falls", "stays"))
+    # What changes late changes while it moves, so motion quality may fall as well.
+    stays = stays * jnp.where(pairs.late & is_text, 0.0, 1.0)[:, None]
+    terms["clip"] = 0.5 * terms["clip"] + mean_where(bradley_terry(better, worse), falls > 0)
+    terms["change"] = mean_where(jnp.square(better - worse), stays > 0)
+  return terms | {
+    "clips_right": (better.sum(axis=1) > worse.sum(axis=1)).mean(),
+    "text_right": mean_where(better.sum(axis=1) > worse.sum(axis=1), is_text),
+    "captions_right": (alignment(better) > alignment(better_other)).mean(),
+  }
+
+
+def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def named_fields(name: str) -> tuple[str, ...]:
+  """What the readers name; a speed cannot be read without the time between frames."""
+  return ("size", "color", "shape", "background", *(("direction",) if name == "videoalign" else ()))
+
+
+def init_readers(name: str, dim: int) -> dict[str, jax.Array]:
+  return {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
+
+
+def naming_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+  """Cross entropy of the attributes read from the media tokens [B, T, dim] of the better clips."""
+  pooled = media.mean(axis=1)
+  attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
+  losses, right = [], []
+  for field, kernel in readers.items():
+    logits, label = pooled @ kernel, getattr(attributes, field)
+    losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, label).mean())
+    right.append((logits.argmax(axis=1) == label).mean())
+  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
