@@ -12,8 +12,9 @@ The architecture is that of the published model, the sizes are `shapes_config()`
   the two clips exchanged where the "corrupted" one is what the other caption says
 
 VideoAlign's three scores are trained one by one: each must fall for the corruptions that concern it and stay for those
-that do not. Beside that, linear readers of the media tokens, which are thrown away in the end, must name the attributes
-of the scene: without them the vision tower learns to see much later. Muon on the blocks' matrices, Adam on the rest,
+that do not. Beside that, linear readers, which are thrown away in the end, must name the attributes of the scene from
+the media tokens and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became
+a reward. Muon on the blocks' matrices, Adam on the rest,
 exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
@@ -58,11 +59,15 @@ common.define_float(
 )
 common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.", 0.0, 1.0)
 common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.", 0.0)
+common.define_float("words_weight", 3.0, "Weight of the loss of the reader that foretells the caption's words.", 0.0)
 common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.", 0.0)
 
 WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
 """Lengths of the windows, in frames, in the order in which training steps take them: what a search shows, and 30
 seconds, since whole videos are judged in the end."""
+
+
+_RECENT = 0.97  # decay of the averages in the loss curve
 
 
 class Objective(NamedTuple):
@@ -86,11 +91,19 @@ class Objective(NamedTuple):
 
 
 class Trainer(NamedTuple):
-  """What a training step changes; parameters are {"reward", "readers"} nested dicts."""
+  """What a training step changes.
+
+  Attributes:
+    params: {"reward", "readers"}, nested dicts.
+    average: their moving average.
+    optimizer: state.
+    recent: loss terms, averaged over the last steps: one batch is too small to see anything.
+  """
 
   params: dict
   average: dict
   optimizer: optax.OptState
+  recent: dict
 
 
 def draw_batch(objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, codec: dict) -> Pairs:
@@ -120,12 +133,13 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
 
   def loss(params, pairs):
     model = nnx.merge(objective.graphdef, params["reward"])
-    scores, media = preference_loss.pair_scores(model, objective.config, objective.captions, pairs)
-    terms = preference_loss.preference_terms(scores, pairs)
-    terms |= preference_loss.naming_terms(params["readers"], media[0], pairs)
-    total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"] + FLAGS.naming_weight * terms["naming"]
+    reading = preference_loss.read_pairs(model, objective.config, objective.captions, pairs)
+    terms = preference_loss.preference_terms(reading.scores, pairs)
+    terms |= preference_loss.naming_terms(params["readers"], reading, pairs)
+    total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"]
+    total = total + FLAGS.naming_weight * terms["naming"] + FLAGS.words_weight * terms["words"]
     # Only differences are learned from pairs; this keeps the level of all captions the same.
-    total = total + FLAGS.stay_weight * terms.get("change", 0.0) + 1e-3 * jnp.square(scores).mean()
+    total = total + FLAGS.stay_weight * terms.get("change", 0.0) + 1e-3 * jnp.square(reading.scores).mean()
     return total, terms
 
   @functools.partial(jax.jit, static_argnames="looked_at", donate_argnums=(0,))
@@ -137,11 +151,14 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
     params = optax.apply_updates(trainer.params, updates)
     decay = jnp.minimum(FLAGS.ema_decay, (1.0 + step) / (10.0 + step))
     average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, trainer.average, params)
-    return Trainer(params, average, state), terms
+    share = jnp.maximum(1.0 - _RECENT, 1.0 / (1.0 + step))
+    recent = {name: (1.0 - share) * trainer.recent[name] + share * value for name, value in terms.items()}
+    return Trainer(params, average, state, recent)
 
   def update(trainer: Trainer, step: jax.Array):
     window, looked_at = windows[int(step) % len(windows)]
-    return train_step(trainer, step, jnp.int32(window), objective.codec[0], looked_at)
+    trainer = train_step(trainer, step, jnp.int32(window), objective.codec[0], looked_at)
+    return trainer, trainer.recent
 
   return update
 
@@ -192,7 +209,7 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
     key = jax.random.fold_in(jax.random.key(FLAGS.seed + 1), step)
     pairs = draw_batch(objective, key, window, looked_at, codec)
     model = nnx.merge(objective.graphdef, params)
-    return preference_loss.pair_scores(model, objective.config, objective.captions, pairs)[0][0]
+    return preference_loss.read_pairs(model, objective.config, objective.captions, pairs).scores[0]
 
   scores = []
   for step in range(batches):
@@ -228,13 +245,15 @@ def main() -> None:
   objective = make_objective(name, model, prompt, config)
   reward = init_params(name, config)
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(reward))} parameters", flush=True)
-  params = {"reward": reward, "readers": preference_loss.init_readers(name, config.backbone.decoder.dim)}
+  decoder = config.backbone.decoder
+  params = {"reward": reward, "readers": preference_loss.init_readers(name, decoder.dim, decoder.vocab_size)}
   optimizer = make_optimizer()
-  trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+  recent = {term: jnp.zeros(()) for term in preference_loss.term_names(name)}
+  trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params), recent)
   trainer = training.run_steps(trainer, make_update(objective, optimizer), FLAGS.steps, run_dir)
   config, final = normalised(objective, trainer.average["reward"])
   folder.save_reward(epath.Path(run_dir) / "reward", config, final, template, tokenizer)
-  training.plot_curve(run_dir, ["clip", "caption", "naming"], f"small {name}", ylabel="loss", yscale="log")
+  training.plot_curve(run_dir, ["clip", "caption", "naming", "words"], f"small {name}", ylabel="loss", yscale="log")
 
 
 if __name__ == "__main__":

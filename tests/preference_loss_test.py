@@ -15,6 +15,7 @@ from streamt1_jax.data import preferences, reward_text, shapes
 from streamt1_jax.data.preferences import NAMES, Pairs
 from streamt1_jax.rewards import folder, hpsv3, preference_loss, prompts, videoalign
 from streamt1_jax.rewards.prompts import RewardPrompt
+from streamt1_jax.rewards.qwen2_vl import PromptTokens
 from tests import small_rewards
 
 _ROWS = 448
@@ -86,9 +87,9 @@ def test_batches_score_as_the_search_does(name):
   pairs = _pairs(["color", "blur"], [False, False], frames=1 if name == "hpsv3" else 4)
   module = hpsv3 if name == "hpsv3" else videoalign
   model = nnx.merge(module.graphdef(config), params)
-  scores, media = jax.jit(lambda pairs: preference_loss.pair_scores(model, config, captions, pairs))(pairs)
+  reading = jax.jit(lambda pairs: preference_loss.read_pairs(model, config, captions, pairs))(pairs)
   tokens = 16 if name == "hpsv3" else 2 * 16
-  assert media.shape == (2, 2, tokens, config.backbone.decoder.dim)
+  assert reading.media.shape == (2, tokens, config.backbone.decoder.dim)
 
   reward = hpsv3.HPSv3(config) if name == "hpsv3" else videoalign.VideoAlign(16.0, config)
 
@@ -103,7 +104,9 @@ def test_batches_score_as_the_search_does(name):
     for caption, row in enumerate((pairs.scene[index], pairs.other[index])):
       words = shapes.caption(*shapes.all_scenes()[row], bool(pairs.omit_size[index]), bool(pairs.omit_speed[index]))
       for clip, frames in enumerate((pairs.better[index], pairs.worse[index])):
-        np.testing.assert_allclose(scores[caption, clip, index], alone(prompt(words), frames), rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(
+          reading.scores[caption, clip, index], alone(prompt(words), frames), rtol=2e-4, atol=2e-4
+        )
 
 
 class TestLoss:
@@ -142,11 +145,28 @@ class TestLoss:
       if corruption.family == "text":
         assert corruption.falls == ("TA",)
 
-  def test_readers_start_knowing_nothing(self):
-    readers = preference_loss.init_readers("hpsv3", 8)
+  def test_readers_start_knowing_nothing_and_read_the_right_things(self):
+    readers = preference_loss.init_readers("hpsv3", 8, 5)
     pairs = _pairs(["color"] * 3, [False] * 3)
-    terms = preference_loss.naming_terms(readers, jnp.ones((3, 16, 8)), pairs)
+    media, hidden = jnp.ones((3, 16, 8)), jnp.zeros((3, 4, 8)).at[:, 0, 0].set(1.0)
+    after = jnp.array([[4, 1, 2, 0]] * 3)
+    tokens = PromptTokens(jnp.zeros((3, 2), int), after, jnp.full((3, 1), 2))
+    terms = preference_loss.naming_terms(readers, preference_loss.Reading(None, media, hidden, tokens), pairs)
     np.testing.assert_allclose(terms["naming"], np.mean(np.log([2, 6, 3, 4])), rtol=1e-6)
+    np.testing.assert_allclose(terms["words"], np.log(5), rtol=1e-6)
+    # Position 0 foretells token 1, position 1 the last reward token; what follows that does not count.
+    readers["words"] = readers["words"].at[0, 1].set(3.0)
+    terms = preference_loss.naming_terms(readers, preference_loss.Reading(None, media, hidden, tokens), pairs)
+    np.testing.assert_allclose(terms["words"], (np.log(np.exp(3.0) + 4) - 3.0 + np.log(5)) / 2, rtol=1e-6)
+
+  @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
+  def test_names_of_all_terms(self, name):
+    pairs, scores = _pairs(["color"], [False]), jnp.zeros((2, 2, 1, 1 if name == "hpsv3" else 3))
+    readers = preference_loss.init_readers(name, 8, 5)
+    tokens = PromptTokens(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int), jnp.full((1, 1), 2))
+    reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens)
+    terms = preference_loss.preference_terms(scores, pairs) | preference_loss.naming_terms(readers, reading, pairs)
+    assert set(terms) == set(preference_loss.term_names(name))
 
 
 class TestFolder:

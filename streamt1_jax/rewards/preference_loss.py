@@ -1,12 +1,13 @@
 """What a small reward learns from: the preference loss, and readers that help the vision tower to see.
 
   pairs ── media tokens, once per clip ──┬─ decoder, with each of two captions ── scores ── Bradley and Terry
-                                         └─ linear readers ── names of the attributes
+                                         └─ linear readers ── names of the attributes, next words
 
 Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,28 +34,38 @@ def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> j
   return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
 
 
-def scores_of(model: nnx.Module, media: jax.Array, tokens: PromptTokens) -> jax.Array:
-  """[N, R] scores of media tokens [N, T, dim] with one tokenised caption each: mu (R = 1), or VQ, MQ and TA."""
-  backbone = model.backbone
-  before = jnp.broadcast_to(tokens.before[None], (media.shape[0], *tokens.before.shape))
-  tokens = tokens._replace(before=before)
-  hidden = jax.vmap(lambda m, t: backbone.read(backbone.embed_prompt(t), m))(media, tokens)
-  return model.head(hidden)[..., 0]
+class Reading(NamedTuple):
+  """What a model makes of B pairs.
+
+  Attributes:
+    scores: [2 captions, 2 clips, B, R] (right, other) by (better, worse): mu (R = 1), or raw VQ, MQ and TA.
+    media: [B, T, dim] media tokens of the better clips.
+    hidden: [B, Y, dim] hidden states of the text after them, with the right caption.
+    tokens: what that text is; fields have a leading [B].
+  """
+
+  scores: jax.Array
+  media: jax.Array
+  hidden: jax.Array
+  tokens: PromptTokens
 
 
-def pair_scores(
-  model: nnx.Module, config: RewardConfig, captions: CaptionTokens, pairs: Pairs
-) -> tuple[jax.Array, jax.Array]:
-  """Scores [2 captions, 2 clips, B, R], (right, other) by (better, worse); and media tokens [2, B, T, dim]."""
-  count = pairs.kind.shape[0]
+def read_pairs(model: nnx.Module, config: RewardConfig, captions: CaptionTokens, pairs: Pairs) -> Reading:
+  """Reads both clips of every pair with both captions."""
+  backbone, count = model.backbone, pairs.kind.shape[0]
   media = media_tokens(model, config, jnp.concatenate([pairs.better, pairs.worse]))
-  right, other = (jax.vmap(captions.of)(row, pairs.omit_size, pairs.omit_speed) for row in (pairs.scene, pairs.other))
-  join = lambda *parts: jnp.concatenate(parts)
-  twice = lambda a, b: join(a, a, b, b)
-  after, index = twice(right.after, other.after), twice(right.reward_index, other.reward_index)
-  tokens = right._replace(before=captions.before, after=after, reward_index=index)
-  scores = scores_of(model, join(media, media), tokens)
-  return scores.reshape(2, 2, count, -1), media.reshape(2, count, *media.shape[1:])
+  rows = jnp.concatenate([pairs.scene] * 2 + [pairs.other] * 2)
+  tokens = jax.vmap(captions.of)(rows, jnp.tile(pairs.omit_size, 4), jnp.tile(pairs.omit_speed, 4))
+  positions = jnp.arange(captions.after.shape[-1])
+
+  def read(media: jax.Array, after: jax.Array) -> jax.Array:
+    prompt = backbone.embed_prompt(PromptTokens(captions.before, after, positions))
+    return backbone.read(prompt, media)
+
+  hidden = jax.vmap(read)(jnp.concatenate([media, media]), tokens.after)
+  scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, tokens.reward_index)
+  first = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
+  return Reading(scores.reshape(2, 2, count, -1), *first)
 
 
 def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
@@ -70,7 +81,7 @@ def _table(attribute: str) -> np.ndarray:
 
 
 def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
-  """Losses and shares of pairs in the right order; `scores` as of `pair_scores`."""
+  """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
   (better, worse), (better_other, worse_other) = scores
   is_text = jnp.asarray([c.family == "text" for c in preferences.CORRUPTIONS.values()])[pairs.kind]
   # Text alignment comes last; for the image reward it is all there is.
@@ -95,6 +106,12 @@ def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
   }
 
 
+def term_names(name: str) -> tuple[str, ...]:
+  """Keys of `preference_terms` and `naming_terms` together, for the reward of this name."""
+  names = ("caption", "exchanged", "clip", "clips_right", "text_right", "captions_right")
+  return (*names, *(("change",) if name == "videoalign" else ()), "naming", "named_right", "words")
+
+
 def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
@@ -104,17 +121,29 @@ def named_fields(name: str) -> tuple[str, ...]:
   return ("size", "color", "shape", "background", *(("direction",) if name == "videoalign" else ()))
 
 
-def init_readers(name: str, dim: int) -> dict[str, jax.Array]:
-  return {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
+def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
+  """Weights of the readers by field, and of the one that foretells the next word of the caption."""
+  fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
+  return fields | {"words": jnp.zeros((dim, vocab_size))}
 
 
-def naming_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
-  """Cross entropy of the attributes read from the media tokens [B, T, dim] of the better clips."""
-  pooled = media.mean(axis=1)
+def naming_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
+  """Cross entropies of the better clips' attributes, read from media tokens, and of the words of their captions.
+
+  The second is what Qwen2-VL was trained with before it became a reward: it teaches the decoder to look an attribute up
+  at the word that will name it.
+  """
+  pooled = reading.media.mean(axis=1)
   attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
   losses, right = [], []
-  for field, kernel in readers.items():
-    logits, label = pooled @ kernel, getattr(attributes, field)
-    losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, label).mean())
+  for field in readers.keys() - {"words"}:
+    logits, label = pooled @ readers[field], getattr(attributes, field)
+    losses.append(_cross_entropy(logits, label).mean())
     right.append((logits.argmax(axis=1) == label).mean())
-  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
+  following = reading.tokens.after[:, 1:]
+  is_text = jnp.arange(following.shape[1])[None] < reading.tokens.reward_index[:, -1:]
+  words = mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)
+  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right), "words": words}
+
+
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels
