@@ -14,8 +14,7 @@ The architecture is that of the published model, the sizes are `shapes_config()`
 VideoAlign's three scores are trained one by one: each must fall for the corruptions that concern it and stay for those
 that do not. Beside that, linear readers, which are thrown away in the end, must name the attributes of the scene from
 the media tokens and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became
-a reward. Muon on the blocks' matrices, Adam on the rest,
-exponential moving average.
+a reward. Adam, exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
 final averages in float16, the head in float32), `loss.csv`, `loss.png`.
@@ -52,11 +51,7 @@ flags.DEFINE_string("init_from", None, "Folder of a reward whose backbone to go 
 common.define_integer("steps", 2000, "Optimiser steps.", 1)
 common.define_integer("pairs", 16, "Pairs in a batch; a quarter of them in the longest window.", 1)
 common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
-common.define_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).", 0.0)
-common.define_float("adam_learning_rate", 2e-3, "Peak learning rate of everything else (Adam).", 0.0)
-common.define_float(
-  "decay_fraction", 0.5, "Share of the run, at its end, over which the learning rate falls to zero.", 0.0, 1.0
-)
+common.define_float("learning_rate", 1.5e-3, "Peak of the learning rate (Adam).", 0.0)
 common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.", 0.0, 1.0)
 common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.", 0.0)
 common.define_float("words_weight", 3.0, "Weight of the loss of the reader that foretells the caption's words.", 0.0)
@@ -164,9 +159,9 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
 
 
 def make_optimizer() -> optax.GradientTransformation:
-  return training.muon_and_adam(
-    FLAGS.steps, FLAGS.muon_learning_rate, FLAGS.adam_learning_rate, decay_fraction=FLAGS.decay_fraction
-  )
+  """Adam; warm-up, cosine to zero. Muon makes attention without normalised queries and keys saturate."""
+  schedule = optax.warmup_cosine_decay_schedule(0.0, FLAGS.learning_rate, min(100, FLAGS.steps // 10), FLAGS.steps)
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
 
 def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: RewardConfig) -> Objective:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import optax
 import orbax.checkpoint as ocp
 from absl import flags, logging
 from etils import epath
@@ -61,44 +60,6 @@ def _require_same_flags(written: epath.Path) -> None:
       f"--run_dir={written.parent} holds a run with other flags: {' '.join(sorted(before - now)) or 'fewer'} there, "
       f"{' '.join(sorted(now - before)) or 'fewer'} here; give the same flags or another folder"
     )
-
-
-def muon_and_adam(
-  steps: int, muon_learning_rate: float, adam_learning_rate: float, *, decay_fraction: float
-) -> optax.GradientTransformation:
-  """Muon on the matrices of stacked blocks, Adam on the rest; warm-up, constant, cosine to zero.
-
-  Args:
-    steps: of the whole run.
-    muon_learning_rate: peak.
-    adam_learning_rate: peak.
-    decay_fraction: share of the run, at its end, over which both fall to zero.
-  """
-
-  def schedule(peak: float) -> optax.Schedule:
-    decay = int(steps * decay_fraction)
-    warmup = min(100, steps // 10)
-    pieces = [
-      optax.linear_schedule(0.0, peak, warmup),
-      optax.constant_schedule(peak),
-      optax.cosine_decay_schedule(peak, decay),
-    ]
-    return optax.join_schedules(pieces, [warmup, max(warmup, steps - decay)])
-
-  def dimensions(params):
-    matrix = optax.contrib.MuonDimensionNumbers(1, 2)
-    is_block_matrix = lambda path, p: (
-      any(getattr(k, "key", None) == "blocks" for k in path) and path[-1].key == "kernel"
-    )
-    return jax.tree_util.tree_map_with_path(lambda path, p: matrix if is_block_matrix(path, p) else None, params)
-
-  muon = optax.contrib.muon(
-    schedule(muon_learning_rate),
-    adam_learning_rate=schedule(adam_learning_rate),
-    muon_weight_dimension_numbers=dimensions,
-    consistent_rms=0.2,
-  )
-  return optax.chain(optax.clip_by_global_norm(1.0), muon)
 
 
 def run_steps(
