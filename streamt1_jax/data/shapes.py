@@ -107,8 +107,8 @@ def render(scene: Scene, frame_indices: jax.Array) -> jax.Array:
   radius = jnp.asarray(list(SIZES.values()), jnp.float32)[scene.size]
   distance = signed_distance(scene.shape, radius, offsets[:, None, :, 0], offsets[:, :, None, 1])
   coverage = jnp.clip(0.5 - distance, 0.0, 1.0)[..., None]
-  color = _palette(COLORS)[scene.color].reshape(1, 1, 1, 3)
-  background = _palette(BACKGROUNDS)[scene.background].reshape(1, 1, 1, 3)
+  color = palette(COLORS)[scene.color].reshape(1, 1, 1, 3)
+  background = palette(BACKGROUNDS)[scene.background].reshape(1, 1, 1, 3)
   return background + coverage * (color - background)
 
 
@@ -215,7 +215,7 @@ def _torus_offsets(centers: jax.Array) -> jax.Array:
   return (jnp.mod(steps + half, FRAME_SIZE) - half).astype(jnp.float32) + 0.5
 
 
-def _palette(table: dict[str, tuple[int, int, int]]) -> jax.Array:
+def palette(table: dict[str, tuple[int, int, int]]) -> jax.Array:
   return jnp.asarray(list(table.values()), jnp.float32) / 255.0
 
 

@@ -62,7 +62,9 @@ class CheckpointInfo:
   provenance: dict[str, Any]
 
 
-def save_params(directory: epath.PathLike, params: Any, *, dtype: Any = None) -> None:
+def save_params(
+  directory: epath.PathLike, params: Any, *, dtype: Any = None, files: Mapping[str, bytes] | None = None
+) -> None:
   """Writes one part of a model, replacing an earlier version of it; on failure the earlier version stays.
 
   With several processes every one must call this, on a file system they share.
@@ -71,6 +73,7 @@ def save_params(directory: epath.PathLike, params: Any, *, dtype: Any = None) ->
     directory: folder of the part, such as `tiny/backbone`; its parents are made.
     params: nested dict of arrays, or an `nnx.State`.
     dtype: dtype to store floating weights in; None keeps each as it is.
+    files: further files of the folder, name to content.
 
   Raises:
     ConfigError: `directory` holds something else than a part; a weight is empty or not finite (or too large
@@ -86,7 +89,7 @@ def save_params(directory: epath.PathLike, params: Any, *, dtype: Any = None) ->
   check_finite(leaves, f"the weights for {target}")
   staging = target.parent / f".{target.name}.partial"
   try:
-    _write_part(target, staging, leaves)
+    _write_part(target, staging, leaves, files or {})
   except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError.
     raise ConfigError(f"cannot write {target}: {part_files.first_line(error)}") from error
   finally:
@@ -213,7 +216,7 @@ def _to_storage(leaf: Any, dtype: Any) -> Any:
     return array.astype(target_dtype(array.dtype, dtype))
 
 
-def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any]) -> None:
+def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
   _on_first_process(lambda: _make_empty(staging))
   # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
@@ -226,6 +229,8 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
     marker = written / _COMMIT_MARKER
     if marker.exists():
       marker.write_text("committed\n")  # Orbax writes the path of this machine into it; only its presence counts.
+    for name, content in files.items():
+      (written / name).write_bytes(content)
     part_files.write_part_file(written, leaves)
     if target.exists():
       target.rename(staging / "replaced")

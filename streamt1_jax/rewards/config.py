@@ -145,11 +145,28 @@ def _qwen2_vl_tiny() -> Qwen2VLConfig:
   )
 
 
-_PRESETS = {"qwen2_vl_2b": _qwen2_vl_2b, "qwen2_vl_7b": _qwen2_vl_7b, "qwen2_vl_tiny": _qwen2_vl_tiny}
+def _qwen2_vl_shapes() -> Qwen2VLConfig:
+  # Few wide heads: faster on a CPU. Sequences are short, so rotary frequencies need not reach far.
+  return Qwen2VLConfig(
+    VisionConfig(dim=96, ffn_dim=384, num_heads=2, num_layers=2, patch_size=8),
+    DecoderConfig(dim=128, ffn_dim=352, num_heads=2, num_kv_heads=1, num_layers=3, vocab_size=448, rope_theta=1e4),
+    rope_dtype="float32",
+  )
+
+
+_PRESETS = {
+  "qwen2_vl_2b": _qwen2_vl_2b,
+  "qwen2_vl_7b": _qwen2_vl_7b,
+  "qwen2_vl_tiny": _qwen2_vl_tiny,
+  "qwen2_vl_shapes": _qwen2_vl_shapes,
+}
 
 
 def qwen2_vl_preset(name: str, vocab_size: int | None = None) -> Qwen2VLConfig:
-  """The sizes of "qwen2_vl_2b", "qwen2_vl_7b" or "qwen2_vl_tiny" (rewards spec, section 1.1).
+  """The sizes of a preset.
+
+  "qwen2_vl_2b" and "qwen2_vl_7b" are the published ones (rewards spec, section 1.1), "qwen2_vl_tiny" is for tests, and
+  "qwen2_vl_shapes" is what the small rewards of the shapes world are trained with.
 
   Args:
     name: the preset.

@@ -10,7 +10,9 @@
 import json
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import tokenizers
 from etils import epath
 
 from streamt1_jax.config import ConfigError
@@ -68,6 +70,39 @@ def abstract_params(config: RewardConfig, dtype: Any = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
   module = hpsv3 if isinstance(config, HPSv3Config) else videoalign
   return module.abstract_params(config, dtype)
+
+
+def save_reward(
+  folder: epath.PathLike,
+  config: RewardConfig,
+  params: Params,
+  template: PromptTemplate,
+  tokenizer: tokenizers.Tokenizer,
+  dtype: Any = jnp.float16,
+) -> None:
+  """Writes a reward model trained here; converted ones are written by `convert.reward_part`.
+
+  Args:
+    folder: what `load_reward` will read; an earlier reward there is replaced when the new one is whole.
+    config: sizes and constants.
+    params: weights, as of `abstract_params`.
+    template: the instruction text.
+    tokenizer: its tokenizer, reward tokens included.
+    dtype: dtype of the stored backbone; the head is stored in float32.
+
+  Raises:
+    ConfigError: a weight is not finite or too large for `dtype`, tokenizer and sizes do not fit, the folder holds
+      something else, or the file system refuses.
+  """
+  target = epath.Path(folder)
+  RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)
+  stored = params | {"backbone": jax.tree.map(lambda leaf: leaf.astype(dtype), params["backbone"])}
+  files = {
+    REWARD_FILE: config_json_bytes(config),
+    prompts.TEMPLATE_FILE: prompts.template_json(template),
+    prompts.TOKENIZER_FILE: tokenizer.to_str().encode(),
+  }
+  checkpoint.save_params(target, stored, files=files)
 
 
 def load_reward(folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16) -> LoadedReward:

@@ -42,6 +42,11 @@ class HPSv3Config:
   max_pixels: int = _PIXELS
 
 
+def shapes_config() -> HPSv3Config:
+  """A million parameters, for 64 x 64 frames of the shapes world."""
+  return HPSv3Config(qwen2_vl_preset("qwen2_vl_shapes"), head_dims=(64, 16), min_pixels=64 * 64, max_pixels=64 * 64)
+
+
 class RewardMLP(nnx.Module):
   """Three linear layers with ReLU between; always computed in float32."""
 

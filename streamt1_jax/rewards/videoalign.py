@@ -56,6 +56,12 @@ class VideoAlignConfig:
       raise ConfigError(f"head_dtype must be float32 or bfloat16, got {self.head_dtype!r}")
 
 
+def shapes_config() -> VideoAlignConfig:
+  """A million parameters, for 64 x 64 frames of the shapes world; scores are not normalised before training ends."""
+  backbone = qwen2_vl_preset("qwen2_vl_shapes")
+  return VideoAlignConfig(backbone, min_pixels=64 * 64, max_pixels=64 * 64, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 class VideoAlignModel(nnx.Module):
   """Weights of VideoAlign; one row of weights reads all three reward tokens."""
 

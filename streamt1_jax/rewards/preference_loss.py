@@ -1,0 +1,149 @@
+"""What a small reward learns from: the preference loss, and readers that help the vision tower to see.
+
+  pairs ── media tokens, once per clip ──┬─ decoder, with each of two captions ── scores ── Bradley and Terry
+                                         └─ linear readers ── names of the attributes, next words
+
+Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from streamt1_jax.data import preferences, shapes
+from streamt1_jax.data.preferences import Pairs
+from streamt1_jax.data.reward_text import CaptionTokens
+from streamt1_jax.rewards import preprocess
+from streamt1_jax.rewards.folder import RewardConfig
+from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.videoalign import DIMENSIONS
+
+
+def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
+  """[N, T, dim] of clips [N, n, 64, 64, 3]: of one picture each (HPSv3) or of windows (VideoAlign)."""
+  vision = config.backbone.vision
+  to_patches = preprocess.pictures_to_patches if isinstance(config, HPSv3Config) else preprocess.to_patches
+  patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
+  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), preprocess.grid_of(clips.shape[2:4], vision))
+  return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
+
+
+class Reading(NamedTuple):
+  """What a model makes of B pairs.
+
+  Attributes:
+    scores: [2 captions, 2 clips, B, R] (right, other) by (better, worse): mu (R = 1), or raw VQ, MQ and TA.
+    media: [B, T, dim] media tokens of the better clips.
+    hidden: [B, Y, dim] hidden states of the text after them, with the right caption.
+    tokens: what that text is; fields have a leading [B].
+  """
+
+  scores: jax.Array
+  media: jax.Array
+  hidden: jax.Array
+  tokens: PromptTokens
+
+
+def read_pairs(model: nnx.Module, config: RewardConfig, captions: CaptionTokens, pairs: Pairs) -> Reading:
+  """Reads both clips of every pair with both captions."""
+  backbone, count = model.backbone, pairs.kind.shape[0]
+  media = media_tokens(model, config, jnp.concatenate([pairs.better, pairs.worse]))
+  rows = jnp.concatenate([pairs.scene] * 2 + [pairs.other] * 2)
+  tokens = jax.vmap(captions.of)(rows, jnp.tile(pairs.omit_size, 4), jnp.tile(pairs.omit_speed, 4))
+  positions = jnp.arange(captions.after.shape[-1])
+
+  def read(media: jax.Array, after: jax.Array) -> jax.Array:
+    prompt = backbone.embed_prompt(PromptTokens(captions.before, after, positions))
+    return backbone.read(prompt, media)
+
+  hidden = jax.vmap(read)(jnp.concatenate([media, media]), tokens.after)
+  scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, tokens.reward_index)
+  first = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
+  return Reading(scores.reshape(2, 2, count, -1), *first)
+
+
+def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
+  """-log sigmoid(better - worse)."""
+  return jax.nn.softplus(worse - better)
+
+
+@functools.cache
+def _table(attribute: str) -> np.ndarray:
+  """[kinds, 3] whether VQ, MQ and TA are in `attribute` of the corruption."""
+  rows = [[d in getattr(corruption, attribute) for d in DIMENSIONS] for corruption in preferences.CORRUPTIONS.values()]
+  return np.array(rows, np.float32)
+
+
+def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+  """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
+  (better, worse), (better_other, worse_other) = scores
+  is_text = jnp.asarray([c.family == "text" for c in preferences.CORRUPTIONS.values()])[pairs.kind]
+  # Text alignment comes last; for the image reward it is all there is.
+  alignment = lambda x: x[:, -1]
+  caption = bradley_terry(alignment(better), alignment(better_other))
+  exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
+  exchanged = exchanged + bradley_terry(alignment(worse_other), alignment(worse))
+  # A window that becomes another scene only in its last chunk is no clip of the other caption.
+  exchangeable = is_text & ~pairs.late
+  total = bradley_terry(better.sum(axis=1), worse.sum(axis=1))
+  terms = {"caption": caption.mean(), "exchanged": mean_where(exchanged, exchangeable), "clip": total.mean()}
+  if scores.shape[-1] == len(DIMENSIONS):
+    falls, stays = (jnp.asarray(_table(name))[pairs.kind] for name in ("falls", "stays"))
+    # What changes late changes while it moves, so motion quality may fall as well.
+    stays = stays * jnp.where(pairs.late & is_text, 0.0, 1.0)[:, None]
+    terms["clip"] = 0.5 * terms["clip"] + mean_where(bradley_terry(better, worse), falls > 0)
+    terms["change"] = mean_where(jnp.square(better - worse), stays > 0)
+  return terms | {
+    "clips_right": (better.sum(axis=1) > worse.sum(axis=1)).mean(),
+    "text_right": mean_where(better.sum(axis=1) > worse.sum(axis=1), is_text),
+    "captions_right": (alignment(better) > alignment(better_other)).mean(),
+  }
+
+
+def term_names(name: str) -> tuple[str, ...]:
+  """Keys of `preference_terms` and `naming_terms` together, for the reward of this name."""
+  names = ("caption", "exchanged", "clip", "clips_right", "text_right", "captions_right")
+  return (*names, *(("change",) if name == "videoalign" else ()), "naming", "named_right", "words")
+
+
+def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def named_fields(name: str) -> tuple[str, ...]:
+  """What the readers name; a speed cannot be read without the time between frames."""
+  return ("size", "color", "shape", "background", *(("direction",) if name == "videoalign" else ()))
+
+
+def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
+  """Weights of the readers by field, and of the one that foretells the next word of the caption."""
+  fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
+  return fields | {"words": jnp.zeros((dim, vocab_size))}
+
+
+def naming_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
+  """Cross entropies of the better clips' attributes, read from media tokens, and of the words of their captions.
+
+  The second is what Qwen2-VL was trained with before it became a reward: it teaches the decoder to look an attribute up
+  at the word that will name it.
+  """
+  pooled = reading.media.mean(axis=1)
+  attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
+  losses, right = [], []
+  for field in readers.keys() - {"words"}:
+    logits, label = pooled @ readers[field], getattr(attributes, field)
+    losses.append(_cross_entropy(logits, label).mean())
+    right.append((logits.argmax(axis=1) == label).mean())
+  following = reading.tokens.after[:, 1:]
+  is_text = jnp.arange(following.shape[1])[None] < reading.tokens.reward_index[:, -1:]
+  words = mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)
+  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right), "words": words}
+
+
+_cross_entropy = optax.softmax_cross_entropy_with_integer_labels

@@ -1,0 +1,75 @@
+"""Comparisons of searches: what is read back, and the statistics."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from experiments import comparison
+from streamt1_jax import noise_propagation
+from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.data import verify
+
+_SETTINGS = {"seconds": 5.0}
+
+
+def _row(**passed) -> dict:
+  """A row in which the methods in `passed` pass every verdict or none."""
+  return {"verdicts": {m: dict.fromkeys(verify.VERDICTS, passed.get(m, False)) for m in comparison.METHODS}}
+
+
+def test_rows_survive_an_interruption(tmp_path):
+  path = epath.Path(tmp_path / "rows.jsonl")
+  assert comparison.read_rows(path, _SETTINGS) == []
+  rows = [_row(plain=True), _row(search=True)]
+  comparison.write_rows(path, _SETTINGS, rows)
+  assert comparison.read_rows(path, _SETTINGS) == rows
+  text = path.read_text()
+  path.write_text(text[:-20])
+  assert comparison.read_rows(path, _SETTINGS) == rows[:1]
+
+
+def test_other_files_are_refused(tmp_path):
+  path = epath.Path(tmp_path / "rows.jsonl")
+  comparison.write_rows(path, _SETTINGS, [])
+  with pytest.raises(ConfigError, match="--output=.* other settings"):
+    comparison.read_rows(path, {"seconds": 30.0})
+  path.write_text(json.dumps(_SETTINGS) + "\nno\n")
+  with pytest.raises(ConfigError, match="line 2: not JSON"):
+    comparison.read_rows(path, _SETTINGS)
+
+
+def test_differences_are_paired():
+  """Both methods pass half of the prompts; on which ones decides the interval of the difference."""
+  same = [_row(plain=i < 50, search=i < 50) for i in range(100)]
+  opposite = [_row(plain=i < 50, search=i >= 50) for i in range(100)]
+  found = [comparison.summary(rows)["search - plain"]["shape"] for rows in (same, opposite)]
+  assert found[0] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+  # Differences of 1 and -1: the mean of 100 has the standard deviation 0.1.
+  assert found[1]["mean"] == 0.0
+  np.testing.assert_allclose([found[1]["low"], found[1]["high"]], [-0.196, 0.196], atol=0.03)
+
+
+def test_interval_of_a_share():
+  """p = .25, n = 400: plus and minus 1.96 sqrt(p (1 - p) / n) = .0424."""
+  found = comparison.interval(np.repeat([1.0, 0.0], [100, 300]))
+  assert found["mean"] == 0.25
+  np.testing.assert_allclose([found["low"], found["high"]], [0.2076, 0.2924], atol=0.006)
+
+
+def test_the_table_has_a_row_for_every_method_and_difference():
+  table = comparison.table(comparison.summary([_row(plain=True), _row(search=True)]))
+  lines = table.splitlines()
+  assert len(lines) == 2 + len(comparison.METHODS) + len(comparison.DIFFERENCES)
+  assert lines[2].startswith("| plain | 0.50 [0.00, 1.00] |")
+
+
+@pytest.mark.parametrize(("beam_size", "top_k"), [(2, 2), (4, 1), (3, 2)])
+def test_plain_videos_begin_with_the_noises_of_the_search(beam_size, top_k):
+  search = SearchConfig.released(beam_size=beam_size, top_k=top_k)
+  drawn = noise_propagation.candidate_seeds(
+    jnp.int32(7), jnp.zeros(top_k, jnp.int32), jnp.int32(0), beam_size=beam_size, first_candidate="reuse"
+  )
+  assert comparison.plain_seeds(7, search) == np.asarray(drawn).ravel().tolist()
