@@ -25,7 +25,7 @@ from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.noise_propagation import DrawNoise
 from streamt1_jax.parallel.execution import Execution
-from streamt1_jax.parallel.sharding import constrain, with_shardings
+from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, VideoReward
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Latents, Params
@@ -101,8 +101,7 @@ def init_state(models: Models, params: Params, search: SearchConfig, seed: int) 
     )
 
   beams = jax.vmap(empty_beam, axis_size=search.top_k)()
-  state = SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), beams)
-  return with_shardings(models.execution.mesh, "state", state)
+  return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), beams)
 
 
 def velocity(
@@ -170,6 +169,8 @@ def _views(beams: Beam) -> attention.MemoryView:
 
 def _gather_beams(beams: Beam, parents: jax.Array) -> Beam:
   """The beams at `parents` [K]; the only place where memories move, block by block and within their own space."""
+  if parents.shape[0] == 1:
+    return beams
   # "clip", since the default mode checks every index against the size and selects over whole memories.
   take = lambda x: jnp.take(x, parents, axis=0, mode="clip")
 
@@ -200,9 +201,12 @@ class _Step:
   def first_frame(self) -> jax.Array:
     return self.chunk_index * self.models.config.chunk_frames
 
-  def evict(self, beam: Beam) -> tuple[Beam, memory_sinking.Eviction]:
-    memory, eviction = memory_sinking.evict(beam.memory, self.models.rotary, self.models.config, self.search)
-    return beam._replace(memory=memory), eviction
+  def evict(self, beams: Beam) -> tuple[Beam, memory_sinking.Eviction]:
+    """Makes room in the memory of every beam [K], and tells what left it."""
+    evict = jax.vmap(lambda memory: memory_sinking.evict(memory, self.models.rotary, self.models.config, self.search))
+    evict = by_shards(evict, self.models.execution.mesh, ["memory"], ["memory", "per_beam"])
+    memory, eviction = evict(beams.memory)
+    return beams._replace(memory=memory), eviction
 
   def sample(self, seed: jax.Array, parent_noise: jax.Array, view: attention.MemoryView) -> tuple[jax.Array, jax.Array]:
     """Fused noise [F, C, H, W] and every x0 [S, F, C, H, W] of one candidate."""
@@ -260,19 +264,30 @@ class _Step:
   def flags(self, short: jax.Array, long: jax.Array, history: reward_pruning.ScoreHistory) -> reward_pruning.Flags:
     return reward_pruning.route_flags(short, long, history, self.search)
 
-  def commit(self, beam: Beam, winner: Winner, view: attention.MemoryView) -> Beam:
-    """Clean pass of one winner at the context timestep, and everything its beam remembers of it."""
+  def commit(self, beams: Beam, winners: Winner) -> Beam:
+    """Clean pass of the winners [K] at the context timestep, and everything their beams remember of them."""
     features, text = self.models.schedule.context_features, self.condition.text
-    _, chunk = velocity(self.models, self.params, winner.latents, features, self.first_frame, text, view)
-    window = None if beam.latents is None else _append_latents(beam.latents, winner.latents, self.chunk_index)
+
+    def clean_pass(latents, view):
+      return velocity(self.models, self.params, latents, features, self.first_frame, text, view)[1]
+
+    def remember(memory, chunk, flags, first_frame):
+      commit = lambda *beam: memory_sinking.commit(*beam, first_frame, self.models.config)
+      return (jax.vmap(commit)(memory, chunk, flags),)
+
+    chunks = jax.vmap(clean_pass, in_axes=(0, _VIEW_AXES))(winners.latents, _views(beams))
+    names = ["memory", "chunk_memory", "per_beam", "shared"]
+    remember = by_shards(remember, self.models.execution.mesh, names, ["memory"])
+    (memory,) = remember(beams.memory, chunks, winners.flags, self.first_frame)
+    append_latents = jax.vmap(_append_latents, in_axes=(0, 0, None))
     return Beam(
-      memory=memory_sinking.commit(beam.memory, chunk, winner.flags, self.first_frame, self.models.config),
-      noise=winner.noise,
-      seed=winner.seed,
-      history=reward_pruning.extend_history(beam.history, winner.short, winner.long),
-      past=_append_frames(beam.past, self.num_past, winner.frames),
-      codec=winner.codec,
-      latents=window,
+      memory=memory,
+      noise=winners.noise,
+      seed=winners.seed,
+      history=jax.vmap(reward_pruning.extend_history)(beams.history, winners.short, winners.long),
+      past=jax.vmap(_append_frames, in_axes=(0, None, 0))(beams.past, self.num_past, winners.frames),
+      codec=winners.codec,
+      latents=None if beams.latents is None else append_latents(beams.latents, winners.latents, self.chunk_index),
     )
 
 
@@ -303,7 +318,7 @@ def chunk_step(
   # Static for the first chunk: rewards then compile for a window without a past alone.
   num_past = 0 if first else state.num_past
   step = _Step(models, search, params, condition, state.chunk_index, num_past, first)
-  beams, eviction = jax.vmap(step.evict)(state.beams)
+  beams, eviction = step.evict(state.beams)
 
   seed = noise_propagation.candidate_seeds(
     state.base_seed,
@@ -332,7 +347,7 @@ def chunk_step(
   if winners.frames is None:
     decoded, codec = models.execution.map_beams(step.decode)(winners.latents, beams.codec)
     winners = winners._replace(frames=decoded, codec=codec)
-  beams = jax.vmap(step.commit, in_axes=(0, 0, _VIEW_AXES))(beams, winners, _views(beams))
+  beams = step.commit(beams, winners)
 
   trace = ChunkTrace(
     candidates=CandidateTrace(seed, short, long, hybrid, usable, flags),

@@ -5,7 +5,7 @@ The compiler (GSPMD) divides the programs: from the shardings of their arguments
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -49,6 +49,11 @@ _QWEN2_VL = (
   ("backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
   ("backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
 )
+_MEMORY = (
+  ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
+  ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
+  (".*", ("beam",)),
+)
 ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
   "backbone": (
     (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "head")),
@@ -62,10 +67,14 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
   "codec": (),
   "image_reward": _QWEN2_VL,
   "video_reward": _QWEN2_VL,
+  "text": (("k|v", ("layer", "head", "token", "channel")),),
   "condition": (("text/(k|v)", ("layer", "head", "token", "channel")),),
+  "memory": _MEMORY,
+  "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")),),
+  "per_beam": ((".*", ("beam",)),),
+  "shared": (),
   "state": (
-    ("beams/memory/(k|v)", ("beam", "layer", "slot", "head", "token", "channel")),
-    ("beams/memory/accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
+    *((f"beams/memory/({pattern})", axes) for pattern, axes in _MEMORY),
     ("beams/codec/.*", ("beam", "frame", "row", "column", "channel")),
     ("beams/.*", ("beam",)),
   ),
@@ -115,11 +124,11 @@ def _axes(table: Sequence[tuple[str, tuple[str, ...]]], path: str) -> tuple[str,
   return next((axes for pattern, axes in table if re.fullmatch(pattern, path)), ())
 
 
-def with_shardings(mesh: Mesh | None, name: str, tree: T) -> T:
-  """A traced tree, constrained to the table; as it is without a mesh."""
+def with_shardings(mesh: Mesh | None, name: str, tree: T, *, leading: tuple[str, ...] = ()) -> T:
+  """A traced tree, constrained to `tree_shardings`; as it is without a mesh."""
   if mesh is None:
     return tree
-  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, name, tree))
+  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, name, tree, leading=leading))
 
 
 def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
@@ -127,3 +136,25 @@ def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
   if mesh is None:
     return tree
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape)), tree)
+
+
+def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Sequence[str]) -> Callable:
+  """`f` as every device runs it on its own shards; only where none needs what another one holds.
+
+  Args:
+    f: takes trees, and returns a tuple of trees.
+    mesh: the mesh; without one the result is `f`.
+    inputs: names in `ARRAYS` of the trees it takes.
+    outputs: of those it returns.
+  """
+  if mesh is None:
+    return f
+  specs = lambda names, trees: tuple(
+    jax.tree.map(lambda x: x.spec, tree_shardings(mesh, name, tree)) for name, tree in zip(names, trees, strict=True)
+  )
+
+  def run(*trees: Any) -> Any:
+    out = specs(outputs, jax.eval_shape(f, *trees))
+    return jax.shard_map(f, mesh=mesh, in_specs=specs(inputs, trees), out_specs=out, check_vma=False)(*trees)
+
+  return run
