@@ -116,11 +116,12 @@ def _slot(cache: jax.Array, slot: jax.Array) -> jax.Array:
 
 @_slot.def_vmap
 def _slot_of_every_beam(size, batched, cache, slot):
-  # Beam by beam: for a gather or a scatter over beams a TPU copies all memories into another layout and back.
+  # Beam by beam: for a gather or a scatter over beams a TPU copies all memories into another layout and back. The
+  # barrier keeps the compiler from reading slots again while others are being written, out of a copy of all of them.
   assert all(batched)
   shape = (1, cache.shape[1], 1, *cache.shape[3:])
   slots = [jax.lax.dynamic_slice(cache, _start(cache, beam, slot[beam]), shape) for beam in range(size)]
-  return jnp.concatenate(slots).squeeze(2), True
+  return jax.lax.optimization_barrier(jnp.concatenate(slots).squeeze(2)), True
 
 
 @jax.custom_batching.custom_vmap
