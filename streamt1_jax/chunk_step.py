@@ -24,6 +24,8 @@ from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule
 from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.noise_propagation import DrawNoise
+from streamt1_jax.parallel.execution import Execution
+from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, VideoReward
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Latents, Params
@@ -42,6 +44,7 @@ class Models:
     image_reward: scores a chunk.
     video_reward: scores the sliding window.
     draw_noise: seed to noise.
+    execution: on which devices, and how.
   """
 
   config: ModelConfig
@@ -50,6 +53,7 @@ class Models:
   image_reward: ImageReward
   video_reward: VideoReward
   draw_noise: DrawNoise
+  execution: Execution = Execution()
 
   @functools.cached_property
   def schedule(self) -> DenoisingSchedule:
@@ -111,7 +115,8 @@ def velocity(
 ):
   """Velocity of one chunk at one timestep, and the keys and values it would commit; `features` is [freq_dim]."""
   features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
-  attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer)
+  run = models.execution
+  attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer, run.attention, run.mesh)
   return nnx.merge(models.backbone, params["backbone"])(latents, features, first_frame, text, attend)
 
 
@@ -163,9 +168,21 @@ def _views(beams: Beam) -> attention.MemoryView:
 
 
 def _gather_beams(beams: Beam, parents: jax.Array) -> Beam:
-  """The beams at `parents` [K]; the only place where memories are copied."""
+  """The beams at `parents` [K]; the only place where memories move, block by block and within their own space."""
+  if parents.shape[0] == 1:
+    return beams
   # "clip", since the default mode checks every index against the size and selects over whole memories.
-  return jax.tree.map(lambda x: jnp.take(x, parents, axis=0, mode="clip"), beams)
+  take = lambda x: jnp.take(x, parents, axis=0, mode="clip")
+
+  def move(layer, cache):
+    moved = take(jax.lax.dynamic_index_in_dim(cache, layer, 1))
+    return jax.lax.dynamic_update_slice_in_dim(cache, moved, layer, 1)
+
+  memory = beams.memory
+  caches = memory.k, memory.v, memory.accumulator
+  caches = jax.lax.fori_loop(0, memory.k.shape[1], lambda i, caches: jax.tree.map(lambda c: move(i, c), caches), caches)
+  rest = jax.tree.map(take, beams._replace(memory=memory._replace(k=None, v=None, accumulator=None)))
+  return rest._replace(memory=rest.memory._replace(k=caches[0], v=caches[1], accumulator=caches[2]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +201,12 @@ class _Step:
   def first_frame(self) -> jax.Array:
     return self.chunk_index * self.models.config.chunk_frames
 
-  def evict(self, beam: Beam) -> tuple[Beam, memory_sinking.Eviction]:
-    memory, eviction = memory_sinking.evict(beam.memory, self.models.rotary, self.models.config, self.search)
-    return beam._replace(memory=memory), eviction
+  def evict(self, beams: Beam) -> tuple[Beam, memory_sinking.Eviction]:
+    """Makes room in the memory of every beam [K], and tells what left it."""
+    evict = jax.vmap(lambda memory: memory_sinking.evict(memory, self.models.rotary, self.models.config, self.search))
+    evict = by_shards(evict, self.models.execution.mesh, ["memory"], ["memory", "per_beam"])
+    memory, eviction = evict(beams.memory)
+    return beams._replace(memory=memory), eviction
 
   def sample(self, seed: jax.Array, parent_noise: jax.Array, view: attention.MemoryView) -> tuple[jax.Array, jax.Array]:
     """Fused noise [F, C, H, W] and every x0 [S, F, C, H, W] of one candidate."""
@@ -211,52 +231,63 @@ class _Step:
     long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
     return short.astype(jnp.float32), long.astype(jnp.float32)
 
-  def judge_streamed(self, latents: Latents, index: jax.Array, past: jax.Array, codec: Any):
+  def judge_streamed(self, candidate: tuple[Latents, jax.Array], beam: Beam):
     """Scores, frames and decoder state of one candidate; its window is made of frames that are decoded already."""
-    frames, codec = self.decode(latents, codec)
-    return *self.scores(frames, FrameWindow(past, self.num_past, frames), index), frames, codec
+    latents, index = candidate
+    frames, codec = self.decode(latents, beam.codec)
+    scores = self.scores(frames, FrameWindow(beam.past, self.num_past, frames), index)
+    return *scores, *((None, None) if self.models.execution.decoding == "twice" else (frames, codec))
 
-  def judge_from_scratch(self, latents: Latents, index: jax.Array, window: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def judge_from_scratch(self, candidate: tuple[Latents, jax.Array], beam: Beam):
     """Scores of one candidate whose chunk and window are decoded anew, each as a video of its own."""
+    latents, index = candidate
     frames = self.decode_from_scratch(latents)
-    window = _append_latents(window, latents, self.chunk_index)
+    window = _append_latents(beam.latents, latents, self.chunk_index)
     chunks = jnp.minimum(self.chunk_index + 1, window.shape[0])
     valid = self.models.codec.num_frames(chunks * self.models.config.chunk_frames, first=True)
     decoded = self.decode_from_scratch(window.reshape(-1, *window.shape[2:]))
     num_past = valid - frames.shape[0]
     newest = jax.lax.dynamic_slice_in_dim(decoded, num_past, frames.shape[0])
-    return self.scores(frames, FrameWindow(decoded, num_past, newest), index)
+    return *self.scores(frames, FrameWindow(decoded, num_past, newest), index), None, None
 
   def judge(self, beams: Beam, latents: jax.Array):
     """Scores all candidates `latents [K, B, F, C, H, W]`.
 
     Returns:
       Image scores and video scores [K, B]; frames and decoder states [K, B, ...] of the continued streams, both None
-      when rewards decode from scratch: then only winners are decoded.
+      where only winners are decoded for good.
     """
     index = jnp.arange(self.search.num_candidates).reshape(latents.shape[:2])
-    if self.search.reward_decode == "scratch":
-      judge = jax.vmap(jax.vmap(self.judge_from_scratch, in_axes=(0, 0, None)))
-      return *judge(latents, index, beams.latents), None, None
-    judge = jax.vmap(jax.vmap(self.judge_streamed, in_axes=(0, 0, None, None)))
-    return judge(latents, index, beams.past, beams.codec)
+    judge = self.judge_streamed if self.search.reward_decode == "streamed" else self.judge_from_scratch
+    return self.models.execution.map_candidates(judge)((latents, index), beams._replace(memory=None))
 
   def flags(self, short: jax.Array, long: jax.Array, history: reward_pruning.ScoreHistory) -> reward_pruning.Flags:
     return reward_pruning.route_flags(short, long, history, self.search)
 
-  def commit(self, beam: Beam, winner: Winner, view: attention.MemoryView) -> Beam:
-    """Clean pass of one winner at the context timestep, and everything its beam remembers of it."""
+  def commit(self, beams: Beam, winners: Winner) -> Beam:
+    """Clean pass of the winners [K] at the context timestep, and everything their beams remember of them."""
     features, text = self.models.schedule.context_features, self.condition.text
-    _, chunk = velocity(self.models, self.params, winner.latents, features, self.first_frame, text, view)
-    window = None if beam.latents is None else _append_latents(beam.latents, winner.latents, self.chunk_index)
+
+    def clean_pass(latents, view):
+      return velocity(self.models, self.params, latents, features, self.first_frame, text, view)[1]
+
+    def remember(memory, chunk, flags, first_frame):
+      commit = lambda *beam: memory_sinking.commit(*beam, first_frame, self.models.config)
+      return (jax.vmap(commit)(memory, chunk, flags),)
+
+    chunks = jax.vmap(clean_pass, in_axes=(0, _VIEW_AXES))(winners.latents, _views(beams))
+    names = ["memory", "chunk_memory", "per_beam", "shared"]
+    remember = by_shards(remember, self.models.execution.mesh, names, ["memory"])
+    (memory,) = remember(beams.memory, chunks, winners.flags, self.first_frame)
+    append_latents = jax.vmap(_append_latents, in_axes=(0, 0, None))
     return Beam(
-      memory=memory_sinking.commit(beam.memory, chunk, winner.flags, self.first_frame, self.models.config),
-      noise=winner.noise,
-      seed=winner.seed,
-      history=reward_pruning.extend_history(beam.history, winner.short, winner.long),
-      past=_append_frames(beam.past, self.num_past, winner.frames),
-      codec=winner.codec,
-      latents=window,
+      memory=memory,
+      noise=winners.noise,
+      seed=winners.seed,
+      history=jax.vmap(reward_pruning.extend_history)(beams.history, winners.short, winners.long),
+      past=jax.vmap(_append_frames, in_axes=(0, None, 0))(beams.past, self.num_past, winners.frames),
+      codec=winners.codec,
+      latents=None if beams.latents is None else append_latents(beams.latents, winners.latents, self.chunk_index),
     )
 
 
@@ -287,7 +318,7 @@ def chunk_step(
   # Static for the first chunk: rewards then compile for a window without a past alone.
   num_past = 0 if first else state.num_past
   step = _Step(models, search, params, condition, state.chunk_index, num_past, first)
-  beams, eviction = jax.vmap(step.evict)(state.beams)
+  beams, eviction = step.evict(state.beams)
 
   seed = noise_propagation.candidate_seeds(
     state.base_seed,
@@ -296,8 +327,10 @@ def chunk_step(
     beam_size=search.beam_size,
     first_candidate=search.first_candidate,
   )
+  mesh = models.execution.mesh
+  seed = constrain(mesh, seed, "beam", "candidate")
   sample = jax.vmap(jax.vmap(step.sample, in_axes=(0, None, None)), in_axes=(0, 0, _VIEW_AXES))
-  noise, x0 = sample(seed, beams.noise, _views(beams))
+  noise, x0 = constrain(mesh, sample(seed, beams.noise, _views(beams)), "beam", "candidate")
   latents = x0[:, :, -1]
 
   short, long, frames, codec = step.judge(beams, latents)
@@ -309,11 +342,12 @@ def chunk_step(
 
   candidates = Winner(latents, noise, seed, short, long, flags, frames, codec)
   winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
+  winners = constrain(mesh, winners, "beam")
   beams = _gather_beams(beams, survivor // search.beam_size)
   if winners.frames is None:
-    decoded, codec = jax.vmap(step.decode)(winners.latents, beams.codec)
+    decoded, codec = models.execution.map_beams(step.decode)(winners.latents, beams.codec)
     winners = winners._replace(frames=decoded, codec=codec)
-  beams = jax.vmap(step.commit, in_axes=(0, 0, _VIEW_AXES))(beams, winners, _views(beams))
+  beams = step.commit(beams, winners)
 
   trace = ChunkTrace(
     candidates=CandidateTrace(seed, short, long, hybrid, usable, flags),
@@ -325,4 +359,6 @@ def chunk_step(
     steps={"noise": noise, "x0": x0} if record else None,
   )
   num_past = jnp.minimum(state.num_past + winners.frames.shape[1], past_capacity(models, search))
-  return SearchState(state.chunk_index + 1, state.base_seed, num_past, beams), trace
+  state = SearchState(state.chunk_index + 1, state.base_seed, num_past, beams)
+  # The trace is what a host reads: every device has all of it.
+  return with_shardings(mesh, "state", state), constrain(mesh, trace)

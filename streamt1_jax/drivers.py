@@ -5,15 +5,17 @@ carries its own past frames, and the state stays the same size however long the 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from streamt1_jax.chunk_step import Models, chunk_step, init_state
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.parallel.sharding import RULES, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Params
@@ -39,15 +41,33 @@ class FinalBeams(NamedTuple):
   best: int
 
 
+# Prompts of one batch are searched in lockstep: they share the counters, and with them every shape and every branch.
+_STATE_AXES = SearchState(chunk_index=None, base_seed=0, num_past=None, beams=0)
+_CONDITION_AXES = Condition(text=0, image_reward=0, video_reward=0, num_chunks=None)
+
+
 @functools.partial(jax.jit, static_argnames=("models", "search", "first", "record"), donate_argnames=("state",))
 def jitted_chunk_step(params, state, condition, models, search, *, first, record=False):
-  """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated."""
-  return chunk_step(params, state, condition, models, search, first=first, record=record)
+  """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated.
+
+  Where the state has a seed per prompt, all its arrays but the counters lead with prompts, and so do those of the
+  condition and of the trace.
+  """
+  step = functools.partial(chunk_step, models=models, search=search, first=first, record=record)
+  if state.base_seed.ndim:
+    axes = (None, _STATE_AXES, _CONDITION_AXES)
+    step = jax.vmap(step, in_axes=axes, out_axes=(_STATE_AXES, 0), spmd_axis_name=RULES["prompt"])
+  return step(params, state, condition)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "search"))
 def jitted_init_state(params, seed, models, search):
-  return init_state(models, params, search, seed)
+  """`init_state` of one seed, or of a seed per prompt."""
+  init = lambda seed: init_state(models, params, search, seed)
+  mesh = models.execution.mesh
+  if jnp.ndim(seed):
+    return with_shardings(mesh, "state", jax.vmap(init, out_axes=_STATE_AXES)(seed), leading=("prompt",))
+  return with_shardings(mesh, "state", init(seed))
 
 
 def max_chunks(model: ModelConfig) -> int:
@@ -70,21 +90,40 @@ def stream(
   search: SearchConfig,
   *,
   num_chunks: int,
-  seed: int,
+  seed: int | Sequence[int],
   record: bool = False,
 ) -> Iterator[ChunkTrace]:
   """Yields the trace of every chunk as soon as it is searched.
 
+  With a seed per prompt, and a condition that `stack_conditions` made, several prompts are searched at once and all
+  arrays of a trace lead with them; `of_prompt` takes one out.
+
   Raises:
-    ConfigError: the length or the search does not fit the model.
-    SearchError: all candidates of a chunk are NaN or Inf. Chunks yielded before are good.
+    ConfigError: the length or the search does not fit the model, or the prompts do not divide by the mesh.
+    SearchError: all candidates of a prompt's chunk are NaN or Inf. Chunks yielded before are good.
   """
   check_length(models, search, num_chunks)
-  state = jitted_init_state(params, seed, models, search)
+  mesh = models.execution.mesh
+  if np.ndim(seed) and mesh is not None and len(seed) % mesh.shape[RULES["prompt"]]:
+    raise ConfigError(f"{len(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
+  state = jitted_init_state(params, np.asarray(seed, np.int32), models, search)
   for index in range(num_chunks):
     state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
     yield trace
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def stack_conditions(conditions: Sequence[Condition], mesh: Mesh | None = None) -> Condition:
+  """The conditions of several videos of one length, as one for `stream`."""
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *conditions)
+  stacked = stacked._replace(num_chunks=conditions[0].num_chunks)
+  return with_shardings(mesh, "condition", stacked, leading=("prompt",))
+
+
+def of_prompt(trace: ChunkTrace, index: int) -> ChunkTrace:
+  """One prompt's part of the trace of several."""
+  return jax.tree.map(lambda x: x[index], trace)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks", "record"))
@@ -118,8 +157,10 @@ def rollout(
   return traces
 
 
-def check_usable(trace: ChunkTrace, chunk_index: int, seed: int) -> None:
-  if not np.asarray(trace.candidates.usable).any():
+def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
+  usable = np.asarray(trace.candidates.usable).any(axis=(-2, -1))
+  if not usable.all():
+    seed = np.ravel(seed)[np.argmin(usable)]
     raise SearchError(f"chunk {chunk_index}, seed {seed}: every candidate is NaN or Inf")
 
 

@@ -109,12 +109,37 @@ def _valid(memory: Memory) -> jax.Array:
   return jnp.arange(memory.frame.shape[0]) < memory.count
 
 
+@jax.custom_batching.custom_vmap
 def _slot(cache: jax.Array, slot: jax.Array) -> jax.Array:
   return jax.lax.dynamic_index_in_dim(cache, slot, 1, keepdims=False)
 
 
+@_slot.def_vmap
+def _slot_of_every_beam(size, batched, cache, slot):
+  # Beam by beam: for a gather or a scatter over beams a TPU copies all memories into another layout and back. The
+  # barrier keeps the compiler from reading slots again while others are being written, out of a copy of all of them.
+  assert all(batched)
+  shape = (1, cache.shape[1], 1, *cache.shape[3:])
+  slots = [jax.lax.dynamic_slice(cache, _start(cache, beam, slot[beam]), shape) for beam in range(size)]
+  return jax.lax.optimization_barrier(jnp.concatenate(slots).squeeze(2)), True
+
+
+@jax.custom_batching.custom_vmap
 def _with_slot(cache: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
   return jax.lax.dynamic_update_index_in_dim(cache, value.astype(cache.dtype), slot, 1)
+
+
+@_with_slot.def_vmap
+def _with_slot_of_every_beam(size, batched, cache, slot, value):
+  assert all(batched)
+  value = value.astype(cache.dtype)
+  for beam in range(size):
+    cache = jax.lax.dynamic_update_slice(cache, value[beam, :, None][None], _start(cache, beam, slot[beam]))
+  return cache, True
+
+
+def _start(cache: jax.Array, beam: int, slot: jax.Array) -> tuple:
+  return (beam, 0, slot, *(0,) * (cache.ndim - 3))
 
 
 def _choose_route(memory: Memory, leaving: jax.Array, model: ModelConfig, search: SearchConfig) -> jax.Array:

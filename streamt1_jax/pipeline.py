@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
@@ -25,6 +26,8 @@ from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.parallel.execution import Execution
+from streamt1_jax.parallel.sharding import tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
@@ -93,6 +96,7 @@ class Pipeline:
     reward_weights: Mapping[str, float] | None = None,
     short_frames: int | None = None,
     reward_dtype: jnp.dtype | None = None,
+    mesh: Mesh | None = None,
   ) -> "Pipeline":
     """Reads a checkpoint folder.
 
@@ -105,6 +109,7 @@ class Pipeline:
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default.
+      mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
@@ -127,8 +132,9 @@ class Pipeline:
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
-    backbone, backbone_params = _restore(directory / "backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)), dtype)
-    _, codec_params = _restore(directory / "codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)), dtype)
+    restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
+    backbone, backbone_params = restore("backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)))
+    _, codec_params = restore("codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)))
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
     rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype)
     models = Models(
@@ -138,6 +144,7 @@ class Pipeline:
       image_reward=rewards.image.reward,
       video_reward=rewards.video.reward,
       draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
+      execution=Execution(mesh=mesh),
     )
     params = {
       "backbone": backbone_params,
@@ -270,13 +277,20 @@ class Pipeline:
     return self.assemble(condition, search, traces)
 
 
-def _restore(directory: epath.Path, build: Callable[[], nnx.Module], dtype: jnp.dtype) -> tuple[nnx.GraphDef, Params]:
+def _restore(
+  directory: epath.Path, part: str, build: Callable[[], nnx.Module], *, dtype: jnp.dtype, mesh: Mesh | None
+) -> tuple[nnx.GraphDef, Params]:
   """Graph definition of a module and its weights as a nested dict; nothing is allocated but the weights."""
   graphdef, abstract = nnx.split(nnx.eval_shape(build), nnx.Param)
-  return graphdef, load_params(directory, nnx.to_pure_dict(abstract), dtype)
+  abstract = nnx.to_pure_dict(abstract)
+  if mesh is not None:
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    abstract = jax.tree.map(place, abstract, tree_shardings(mesh, part, abstract))
+  return graphdef, load_params(directory / part, abstract, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="models")
 def _text_memory(backbone: Params, embeddings: jax.Array, models: Models):
   embeddings = embeddings.astype(jax.tree.leaves(backbone)[0].dtype)
-  return nnx.merge(models.backbone, backbone).text_memory(embeddings)
+  text = nnx.merge(models.backbone, backbone).text_memory(embeddings)
+  return with_shardings(models.execution.mesh, "text", text)

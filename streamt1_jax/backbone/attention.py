@@ -8,13 +8,17 @@ exactly through their log-sum-exp:
 How many slots are visible is data, not shape: empty slots cost nothing, and a growing memory compiles once.
 
 `attend_with_memory` is written for one candidate. Its batching rules see what a plain `vmap` would lose: candidates
-of one beam share the memory, so they become rows of the same products, and all beams are handled by one call. The
-softmax is merged slot by slot; two implementations differ in how many heads a step of the fold takes:
+of one beam share the memory, so they become rows of the same products, and all beams, of all prompts, are handled by
+one call. The softmax is merged slot by slot; the implementations differ in what a step of the fold takes:
 
-  fold          all heads at once
+  fold          all heads at once: the default on a GPU
   fold_by_head  one head after the other: the default on a CPU, where a head's scores of one slot stay in cache
+  flash         a block of queries of one head, whose scores never leave the core: a Pallas kernel for TPUs, the
+                default there if heads are a multiple of 128 wide; elsewhere it is interpreted, for tests
 
 All slots of a head in one product were no faster on a CPU, and need a branch compiled per number of visible slots.
+
+On a mesh every device attends with its own heads, candidates and beams, and none waits for another.
 """
 
 import functools
@@ -23,10 +27,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from streamt1_jax.backbone import flash_attention
+from streamt1_jax.parallel.sharding import partition_spec
 from streamt1_jax.typing import Keys, Queries, Values
 
-Implementation = Literal["fold", "fold_by_head"]
+Implementation = Literal["fold", "fold_by_head", "flash"]
 
 
 class MemoryView(NamedTuple):
@@ -67,6 +74,7 @@ def attend_with_memory(
   memory: MemoryView,
   layer: jax.Array,
   implementation: Implementation | None = None,
+  mesh: Mesh | None = None,
 ) -> jax.Array:
   """Attention of a chunk to itself (no mask inside it) and to every valid slot of `memory` at block `layer`.
 
@@ -77,18 +85,19 @@ def attend_with_memory(
     memory: slots of the beam.
     layer: int32 scalar.
     implementation: one of the above; None chooses by platform.
+    mesh: devices among which heads, and the candidates, beams and prompts of a `vmap`, are divided.
 
   Returns:
     [T, A, D] in q's dtype.
   """
-  call = _one_candidate(implementation)
+  call = _one_candidate(implementation, mesh)
   return call(q * q.shape[-1] ** -0.5, k, v, memory.k, memory.v, memory.count, memory.trip_count, layer).astype(q.dtype)
 
 
 @functools.cache
-def _one_candidate(implementation: Implementation | None) -> Callable:
+def _one_candidate(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
   """Attention of [T, A, D]; batched over candidates (memory unbatched) or over beams (memory batched)."""
-  candidates = _one_beam(implementation)
+  candidates = _one_beam(implementation, mesh)
 
   @jax.custom_batching.custom_vmap
   def call(q, k, v, *memory):
@@ -100,24 +109,46 @@ def _one_candidate(implementation: Implementation | None) -> Callable:
     if not any(batched[3:]):
       return candidates(q, k, v, *memory), True
     memory = _batch(size, batched[3:6], memory[:3]) + memory[3:]
-    return _all_beams(implementation, q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
+    return _one_prompt(implementation, mesh)(q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
 
   return call
 
 
 @functools.cache
-def _one_beam(implementation: Implementation | None) -> Callable:
+def _one_beam(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
   """Attention of a beam's candidates [B, T, A, D] with one memory; batched over beams."""
+  beams = _one_prompt(implementation, mesh)
 
   @jax.custom_batching.custom_vmap
   def call(q, k, v, mk, mv, count, trip_count, layer):
     beam = (x[None] for x in (q, k, v, mk, mv, count))
-    return _all_beams(implementation, *beam, trip_count, layer)[0]
+    return beams(*beam, trip_count, layer)[0]
 
   @call.def_vmap
   def rule(size, batched, q, k, v, mk, mv, count, trip_count, layer):
-    beams = _batch(size, batched[:6], (q, k, v, mk, mv, count))
-    return _all_beams(implementation, *beams, trip_count, layer), True
+    return beams(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), trip_count, layer), True
+
+  return call
+
+
+@functools.cache
+def _one_prompt(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
+  """Attention of a prompt's beams [K, B, T, A, D], each with its memory; batched over prompts."""
+  all_beams = functools.partial(_all_beams, implementation)
+
+  @jax.custom_batching.custom_vmap
+  def call(*inputs):
+    if mesh is None:
+      return all_beams(*inputs)
+    prompt = (x[None] for x in inputs[:7])
+    return _on_mesh(all_beams, mesh, *prompt, inputs[7])[0]
+
+  @call.def_vmap
+  def rule(size, batched, *inputs):
+    prompts = _batch(size, batched[:7], inputs[:7])
+    if mesh is None:
+      return _all_prompts(all_beams, *prompts, inputs[7]), True
+    return _on_mesh(all_beams, mesh, *prompts, inputs[7]), True
 
   return call
 
@@ -130,12 +161,36 @@ def _batch(size: int, batched, arrays: tuple) -> tuple:
   )
 
 
+def _on_mesh(all_beams: Callable, mesh: Mesh, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+  """`_all_prompts` on the devices of a mesh."""
+  spec = lambda x, *axes: partition_spec(mesh, axes, x.shape)
+  queries = spec(q, "prompt", "beam", "candidate", "token", "head")
+  memory = spec(mk, "prompt", "beam", "layer", "slot", "head")
+  counts = spec(count, "prompt", "beam"), spec(trip_count, "prompt"), spec(layer)
+  run = functools.partial(_all_prompts, all_beams)
+  specs = (queries, queries, queries, memory, memory, *counts)
+  local = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+  return local(q, k, v, mk, mv, count, trip_count, layer)
+
+
+def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+  """Attention [G, K, B, T, A, D] of all beams of G prompts; they are beams like any others."""
+  merge = lambda x: x.reshape(-1, *x.shape[2:])
+  beams = (merge(x) for x in (q, k, v, mk, mv, count))
+  return all_beams(*beams, trip_count.max(), layer).reshape(q.shape)
+
+
 def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
-  """Attention [K, B, T, A, D] float32 of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K]."""
+  """Attention [K, B, T, A, D] of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K]."""
   arguments = (q, k, v, mk, mv, count, trip_count, layer)
-  if implementation is None:
-    return jax.lax.platform_dependent(*arguments, cpu=_fold_by_head, default=_fold)
-  return {"fold": _fold, "fold_by_head": _fold_by_head}[implementation](*arguments)
+  flash = {"tpu": flash_attention.attend_slots} if flash_attention.supports(q.shape[-1]) else {}
+  choices = {
+    None: {"cpu": _fold_by_head, "default": _fold} | flash,
+    "fold": {"default": _fold},
+    "fold_by_head": {"default": _fold_by_head},
+    "flash": {"default": functools.partial(flash_attention.attend_slots, interpret=True)} | flash,
+  }
+  return jax.lax.platform_dependent(*arguments, **choices[implementation])
 
 
 def _logits(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:

@@ -20,11 +20,13 @@ class StreamingDecoder:
     graphdef: graph definition of a `VideoDecoder`; its parameters are the `params` of every method.
     config: the codec's sizes.
     latent_size: rows and columns of the latent.
+    frame_by_frame: decodes one latent frame after the other, with the activations of one.
   """
 
   graphdef: nnx.GraphDef
   config: CodecConfig
   latent_size: tuple[int, int]
+  frame_by_frame: bool = False
 
   def init_state(self, params: Params) -> Any:
     dtype = jax.tree.leaves(params)[0].dtype
@@ -32,6 +34,17 @@ class StreamingDecoder:
 
   def decode(self, params: Params, latents: Latents, state: Any, *, first: bool) -> tuple[Frames, Any]:
     latents = latents.astype(jax.tree.leaves(params)[0].dtype)
+    if not self.frame_by_frame:
+      return self._step(params, latents, state, first)
+    frames = []
+    if first:
+      start, state = self._step(params, latents[:1], state, first)
+      frames, latents = [start], latents[1:]
+    step = lambda state, latent: self._step(params, latent[None], state, False)[::-1]
+    state, rest = jax.lax.scan(step, state, latents)
+    return jnp.concatenate([*frames, rest.reshape(-1, *rest.shape[2:])]), state
+
+  def _step(self, params: Params, latents: Latents, state: Any, first: bool) -> tuple[Frames, Any]:
     frames, state = nnx.merge(self.graphdef, params).decode_step(latents, state, first)
     return quantize_frames(frames), state
 

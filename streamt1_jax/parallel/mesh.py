@@ -1,0 +1,103 @@
+"""Devices as a grid.
+
+  data        prompts: every one is a search of its own
+  candidate   candidates of a search
+  model       attention heads, feed-forward channels, rows of the video decoder
+
+is what a user divides devices by: "data:2,candidate:4". In the mesh, `candidate` is two axes, `beam` and `sibling`: a
+beam's memory lies where its candidates are made, and only siblings, candidates of one beam, need copies of it. Beams
+come first, so "candidate:4" of a search with two beams of two candidates is beam:2 x sibling:2.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+
+AXES = ("data", "candidate", "model")
+MESH_AXES = ("data", "beam", "sibling", "model")
+
+
+def parse_sizes(text: str) -> dict[str, int]:
+  """Sizes by axis of a text like "data:2,candidate:4"; axes that it does not name have size 1.
+
+  Raises ConfigError for anything else.
+  """
+  sizes = {}
+  for entry in text.split(","):
+    axis, _, size = entry.partition(":")
+    if axis not in AXES or axis in sizes or not size.isascii() or not size.isdigit() or int(size) < 1:
+      raise ConfigError(
+        f"a mesh is written axis:size,axis:size with the axes {', '.join(AXES)}, each at most once, and sizes of at "
+        f"least 1, got {entry!r}"
+      )
+    sizes[axis] = int(size)
+  return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def default_sizes(num_devices: int, model: ModelConfig, search: SearchConfig, num_prompts: int = 1) -> dict[str, int]:
+  """Sizes that use as many of the devices as they can: candidates first, then prompts, then the model.
+
+  Candidates and prompts are apart until the scores are compared; shards of the model talk in every block.
+  """
+  candidate = max(size for size in _candidate_sizes(search) if num_devices % size == 0)
+  data = math.gcd(num_devices // candidate, num_prompts)
+  model_shards = math.gcd(num_devices // (candidate * data), _model_shards(model))
+  return {"data": data, "candidate": candidate, "model": model_shards}
+
+
+def make_mesh(
+  sizes: Mapping[str, int], model: ModelConfig, search: SearchConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh | None:
+  """The mesh of these sizes, or None if they are all 1: one device needs none.
+
+  Args:
+    sizes: by axis, as `parse_sizes` gives them.
+    model: must be divisible by `model`.
+    search: must be divisible by `candidate`.
+    devices: all devices of the run by default. The first ones are used if there are more than the sizes ask for.
+
+  Raises:
+    ConfigError: the devices, the heads or the candidates cannot be divided so.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = math.prod(sizes.values())
+  if len(devices) % count:
+    raise ConfigError(f"a mesh of {_text(sizes)} takes {count} devices, which does not divide the {len(devices)} here")
+  if _model_shards(model) % sizes["model"]:
+    raise ConfigError(
+      f"model:{sizes['model']} does not divide the {model.backbone.num_heads} heads and {model.backbone.ffn_dim} "
+      f"feed-forward channels; allowed: {', '.join(map(str, _divisors(_model_shards(model))))}"
+    )
+  if sizes["candidate"] not in _candidate_sizes(search):
+    raise ConfigError(
+      f"candidate:{sizes['candidate']} does not divide {search.top_k} beams of {search.beam_size} candidates; "
+      f"allowed: {', '.join(map(str, _candidate_sizes(search)))}"
+    )
+  if count == 1:
+    return None
+  beam = math.gcd(sizes["candidate"], search.top_k)
+  shape = (sizes["data"], beam, sizes["candidate"] // beam, sizes["model"])
+  return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices[:count])
+
+
+def _text(sizes: Mapping[str, int]) -> str:
+  return ",".join(f"{axis}:{sizes[axis]}" for axis in AXES)
+
+
+def _model_shards(model: ModelConfig) -> int:
+  """Every divisor of it divides the heads and the hidden channels."""
+  return math.gcd(model.backbone.num_heads, model.backbone.ffn_dim)
+
+
+def _candidate_sizes(search: SearchConfig) -> list[int]:
+  """Sizes whose part that is left after the beams divides the candidates of a beam."""
+  sizes = range(1, search.num_candidates + 1)
+  return [size for size in sizes if search.beam_size % (size // math.gcd(size, search.top_k)) == 0]
+
+
+def _divisors(number: int) -> list[int]:
+  return [size for size in range(1, number + 1) if number % size == 0]

@@ -1,0 +1,160 @@
+"""Which device holds what: one table from the axes of arrays to the axes of the mesh.
+
+The compiler (GSPMD) divides the programs: from the shardings of their arguments and from the few constraints that
+`chunk_step` puts on what it computes. Only attention is divided by hand, since its kernels are closed to the compiler.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
+
+RULES: Mapping[str, str | None] = {
+  "prompt": "data",
+  "beam": "beam",
+  "candidate": "sibling",
+  "head": "model",  # attention heads, or the channels of all heads one after the other
+  "hidden": "model",  # inner channels of a feed-forward layer
+  "word": "model",  # rows of a token embedding
+  "row": "model",  # of a latent frame or its pixels inside the video decoder
+  "layer": None,
+  "slot": None,
+  "frame": None,
+  "token": None,
+  "column": None,
+  "channel": None,
+}
+"""Axis of an array to axis of the mesh, None for an axis that every device holds in full."""
+
+_PROJECTIONS = "blocks/(self|cross)_attention"
+_QWEN2_VL = (
+  ("backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
+  ("backbone/vision/blocks/qkv/bias", ("layer", "head")),
+  ("backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
+  ("backbone/vision/blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
+  ("backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
+  ("backbone/vision/blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
+  ("backbone/vision/merger/hidden/kernel", ("channel", "hidden")),
+  ("backbone/vision/merger/hidden/bias", ("hidden",)),
+  ("backbone/vision/merger/out/kernel", ("hidden", "channel")),
+  ("backbone/decoder/token_embedding", ("word", "channel")),
+  # Keys and values have few heads: they are small, and no mesh divides them all.
+  ("backbone/decoder/blocks/query/kernel", ("layer", "channel", "head")),
+  ("backbone/decoder/blocks/query/bias", ("layer", "head")),
+  ("backbone/decoder/blocks/out/kernel", ("layer", "head", "channel")),
+  ("backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
+  ("backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
+)
+_MEMORY = (
+  ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
+  ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
+  (".*", ("beam",)),
+)
+ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+  "backbone": (
+    (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "head")),
+    (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "head")),
+    (f"{_PROJECTIONS}/(query|key)_norm/scale", ("layer", "head")),
+    (f"{_PROJECTIONS}/out/kernel", ("layer", "head", "channel")),
+    ("blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
+    ("blocks/ffn_in/bias", ("layer", "hidden")),
+    ("blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
+  ),
+  "codec": (),
+  "image_reward": _QWEN2_VL,
+  "video_reward": _QWEN2_VL,
+  "text": (("k|v", ("layer", "head", "token", "channel")),),
+  "condition": (("text/(k|v)", ("layer", "head", "token", "channel")),),
+  "memory": _MEMORY,
+  "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")),),
+  "per_beam": ((".*", ("beam",)),),
+  "shared": (),
+  "state": (
+    *((f"beams/memory/({pattern})", axes) for pattern, axes in _MEMORY),
+    ("beams/codec/.*", ("beam", "frame", "row", "column", "channel")),
+    ("beams/.*", ("beam",)),
+  ),
+}
+"""Per tree, the axes of its arrays by path; the first pattern that fits counts, and what none fits is replicated."""
+
+
+def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+  """The table applied to one array; `axes` name its leading axes.
+
+  An axis that its part of the mesh does not divide stays whole: the one candidate of a clean pass, say.
+
+  Raises:
+    ValueError: two axes would lie on the same axis of the mesh.
+    KeyError: an axis is not in the table.
+  """
+  placed = [RULES[axis] for axis in axes]
+  used = [axis for axis in placed if axis is not None]
+  if len(used) != len(set(used)):
+    raise ValueError(f"axes {tuple(axes)} use an axis of the mesh twice: {tuple(placed)}")
+  return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(placed, shape)))
+
+
+def sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
+  """`partition_spec` on its mesh."""
+  return NamedSharding(mesh, partition_spec(mesh, axes, shape))
+
+
+def tree_shardings(mesh: Mesh, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+  """The sharding of every array of a tree that `ARRAYS` describes.
+
+  Args:
+    mesh: the mesh.
+    name: the tree's name in `ARRAYS`.
+    tree: arrays, or anything with shapes.
+    leading: axes that all its arrays have in front of the described ones.
+  """
+
+  def of_leaf(path, leaf):
+    axes = _axes(ARRAYS[name], jax.tree_util.keystr(path, simple=True, separator="/"))
+    return sharding(mesh, (*leading, *axes)[: len(leaf.shape)], leaf.shape)
+
+  return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def _axes(table: Sequence[tuple[str, tuple[str, ...]]], path: str) -> tuple[str, ...]:
+  return next((axes for pattern, axes in table if re.fullmatch(pattern, path)), ())
+
+
+def with_shardings(mesh: Mesh | None, name: str, tree: T, *, leading: tuple[str, ...] = ()) -> T:
+  """A traced tree, constrained to `tree_shardings`; as it is without a mesh."""
+  if mesh is None:
+    return tree
+  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, name, tree, leading=leading))
+
+
+def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
+  """A traced tree whose arrays all begin with `axes`, constrained to the table; as it is without a mesh."""
+  if mesh is None:
+    return tree
+  return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape)), tree)
+
+
+def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Sequence[str]) -> Callable:
+  """`f` as every device runs it on its own shards; only where none needs what another one holds.
+
+  Args:
+    f: takes trees, and returns a tuple of trees.
+    mesh: the mesh; without one the result is `f`.
+    inputs: names in `ARRAYS` of the trees it takes.
+    outputs: of those it returns.
+  """
+  if mesh is None:
+    return f
+  specs = lambda names, trees: tuple(
+    jax.tree.map(lambda x: x.spec, tree_shardings(mesh, name, tree)) for name, tree in zip(names, trees, strict=True)
+  )
+
+  def run(*trees: Any) -> Any:
+    out = specs(outputs, jax.eval_shape(f, *trees))
+    return jax.shard_map(f, mesh=mesh, in_specs=specs(inputs, trees), out_specs=out, check_vma=False)(*trees)
+
+  return run
