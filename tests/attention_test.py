@@ -12,7 +12,7 @@ from streamt1_jax.backbone.attention import MemoryView, attend, attend_with_memo
 LAYERS, SLOTS, HEADS, TOKENS, WIDTH = 2, 5, 3, 7, 8
 LAYER = 1
 
-both = pytest.mark.parametrize("implementation", ["fold", "fold_by_head", "flash"])
+both = pytest.mark.parametrize("implementation", ["fold", "flash"])
 
 
 def _random(seed, *shape):

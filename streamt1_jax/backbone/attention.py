@@ -11,12 +11,12 @@ How many slots are visible is data, not shape: empty slots cost nothing, and a g
 of one beam share the memory, so they become rows of the same products, and all beams, of all prompts, are handled by
 one call. The softmax is merged slot by slot; the implementations differ in what a step of the fold takes:
 
-  fold          all heads at once: the default on a GPU
-  fold_by_head  one head after the other: the default on a CPU, where a head's scores of one slot stay in cache
-  flash         a block of queries of one head, whose scores never leave the core: a Pallas kernel for TPUs, the
-                default there if heads are a multiple of 128 wide; elsewhere it is interpreted, for tests
+  fold   all heads of a slot at once: the default
+  flash  a block of queries of one head, whose scores never leave the core: a Pallas kernel for TPUs, the default there
+         if heads are a multiple of 128 wide; elsewhere it is interpreted, for tests
 
-All slots of a head in one product were no faster on a CPU, and need a branch compiled per number of visible slots.
+Measured on CPUs: one head after the other keeps a slot's scores in cache and is still up to 1.3 times slower, for its
+many small products; all slots in one product were no faster, and need a branch compiled per number of visible slots.
 
 On a mesh every device attends with its own heads, candidates and beams, and none waits for another.
 """
@@ -33,7 +33,7 @@ from streamt1_jax.backbone import flash_attention
 from streamt1_jax.parallel.sharding import partition_spec
 from streamt1_jax.typing import Keys, Queries, Values
 
-Implementation = Literal["fold", "fold_by_head", "flash"]
+Implementation = Literal["fold", "flash"]
 
 
 class MemoryView(NamedTuple):
@@ -185,9 +185,8 @@ def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, tr
   arguments = (q, k, v, mk, mv, count, trip_count, layer)
   flash = {"tpu": flash_attention.attend_slots} if flash_attention.supports(q.shape[-1]) else {}
   choices = {
-    None: {"cpu": _fold_by_head, "default": _fold} | flash,
+    None: {"default": _fold} | flash,
     "fold": {"default": _fold},
-    "fold_by_head": {"default": _fold_by_head},
     "flash": {"default": functools.partial(flash_attention.attend_slots, interpret=True)} | flash,
   }
   return jax.lax.platform_dependent(*arguments, **choices[implementation])
@@ -209,32 +208,14 @@ def _begin(logits: jax.Array, weigh: Callable) -> _Partial:
 
 
 def _fold(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
-  """One slot after the other, all heads at once."""
+  """One slot after the other, all heads at once; candidates are rows of the same product with a slot."""
   q, k, v = (x.transpose(0, 3, 1, 2, 4) for x in (q, k, v))
-  return _fold_heads(q, k, v, mk, mv, count, trip_count, layer, 0).transpose(0, 2, 3, 1, 4)
-
-
-def _fold_by_head(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
-  """One head after the other, and for each one slot after the other."""
-  # Heads lead, so that the loop reads contiguous rows; the rotation that makes q and k can write them so at once.
-  by_head = tuple(x.transpose(3, 0, 1, 2, 4)[:, :, None] for x in (q, k, v))
-
-  def one_head(inputs):
-    head, q, k, v = inputs
-    return _fold_heads(q, k, v, mk, mv, count, trip_count, layer, head)
-
-  out = jax.lax.map(one_head, (jnp.arange(mk.shape[3]), *by_head))
-  return out[:, :, 0].transpose(1, 2, 3, 0, 4)
-
-
-def _fold_heads(q, k, v, mk, mv, count, trip_count, layer, head) -> jax.Array:
-  """Attention [K, A', B, T, D] of the A' heads from `head` on; candidates are rows of the same product with a slot."""
   beams, heads, candidates, tokens, width = q.shape
   own = _begin(_logits("nabqd,nabkd->nabqk", q, k), lambda w: _weigh("nabqk,nabkd->nabqd", w, v))
   rows = lambda x: x.reshape(beams, heads, candidates * tokens, -1)
 
   def visit(slot, partial):
-    start, size = (0, layer, slot, head, 0, 0), (beams, 1, 1, heads, tokens, width)
+    start, size = (0, layer, slot, 0, 0, 0), (beams, 1, 1, heads, tokens, width)
     at_slot = lambda cache: jax.lax.dynamic_slice(cache, start, size).reshape(beams, heads, tokens, width)
     valid = (slot < count).reshape(-1, 1, 1, 1)
     logits = _logits("naqd,nakd->naqk", rows(q), at_slot(mk))
@@ -245,4 +226,4 @@ def _fold_heads(q, k, v, mk, mv, count, trip_count, layer, head) -> jax.Array:
     return _Partial(acc, peak, partial.total * keep + weights.sum(axis=-1, keepdims=True))
 
   partial = jax.lax.fori_loop(0, trip_count, visit, jax.tree.map(rows, own))
-  return (partial.acc / partial.total).reshape(q.shape)
+  return (partial.acc / partial.total).reshape(q.shape).transpose(0, 2, 3, 1, 4)
