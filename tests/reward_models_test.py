@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards import hpsv3, preprocess, videoalign
+from streamt1_jax.rewards import decoder, hpsv3, preprocess, qwen2_vl, videoalign
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig, qwen2_vl_preset
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
@@ -222,3 +222,48 @@ class TestConfig:
   def test_faults(self, make, message):
     with pytest.raises(ConfigError, match=message):
       make()
+
+
+class TestInBlocks:
+  """What is computed a part at a time, to bound memory, is what it is as a whole."""
+
+  @pytest.mark.parametrize("length", [5, 8, 19])
+  def test_causal_attention(self, monkeypatch, length):
+    generator = np.random.default_rng(length)
+    q, k, v = (jnp.asarray(generator.normal(size=(length, heads, 6)), jnp.float32) for heads in (4, 2, 2))
+    scores = np.einsum("tkgd,skd->kgts", q.reshape(length, 2, 2, 6), k) / 6**0.5
+    scores = np.where(np.tri(length, dtype=bool), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = np.einsum("kgts,skd->tkgd", weights, v).reshape(length, 4, 6)
+    for queries in (1024, 8, 3):
+      monkeypatch.setattr(decoder, "_QUERIES_AT_ONCE", queries)
+      np.testing.assert_allclose(decoder.causal_attention(q, k, v), expected, atol=1e-5)
+
+  @pytest.mark.parametrize("patches", [1, 24, 48, 1000])
+  def test_slices(self, monkeypatch, videoalign_params, patches):
+    monkeypatch.setattr(qwen2_vl, "_PATCHES_AT_ONCE", patches)
+    pixels = jnp.asarray(np.random.default_rng(0).normal(size=(4, 24, 96)), jnp.float32)
+    backbone = _VIDEOALIGN.model(videoalign_params).backbone
+    expected = backbone.vision(pixels, (4, 6))
+    np.testing.assert_allclose(backbone.see(pixels, (4, 6)), expected.reshape(-1, 16), atol=1e-5)
+
+  def test_batches_leave_no_remainder(self):
+    found = [qwen2_vl.whole_batch(12, most) for most in (1, 4, 5, 7, 100)]
+    assert found == [1, 4, 4, 6, 12]
+    assert qwen2_vl.whole_batch(7, 3) == 1
+
+  def test_frames(self, hpsv3_params):
+    frames, tokens = _frames(6), _tokens([5, 9, 2, 7], [3])
+    scores = [
+      jax.jit(lambda params, reward=reward: reward.frame_scores(params, reward.init(params, tokens), frames))(
+        hpsv3_params
+      )
+      for reward in (
+        _HPSV3,
+        dataclasses.replace(_HPSV3, tokens_at_once=1),
+        dataclasses.replace(_HPSV3, tokens_at_once=30),
+      )
+    ]
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+    np.testing.assert_allclose(scores[2], scores[0], atol=1e-5)

@@ -13,6 +13,30 @@ from streamt1_jax.backbone.dit import RMSNorm
 from streamt1_jax.rewards import rotary
 from streamt1_jax.rewards.config import DecoderConfig, RopeDtype
 
+_QUERIES_AT_ONCE = 1024
+
+
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Causal attention [T, A, D] of one sequence; `k, v` [T, A_kv, D], shared by groups of query heads.
+
+  Long sequences take their queries in blocks, so that scores grow with T alone: 60 frames of a video are 8500 tokens,
+  whose scores would take 3.5 GB.
+  """
+  length = q.shape[0]
+  blocks = -(-length // _QUERIES_AT_ONCE)
+  if blocks == 1:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+  size = -(-length // blocks)
+  queries = jnp.pad(q, ((0, blocks * size - length), (0, 0), (0, 0))).reshape(blocks, size, *q.shape[1:])
+
+  def attend(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+    start, queries = block
+    visible = jnp.arange(length)[None] <= (start + jnp.arange(size))[:, None]
+    return jax.nn.dot_product_attention(queries, k, v, mask=visible[None])
+
+  attended = jax.lax.map(attend, (size * jnp.arange(blocks), queries))
+  return attended.reshape(-1, *q.shape[1:])[:length]
+
 
 class DecoderBlock(nnx.Module):
   """One pre-norm block, for one sequence [T, dim]."""
@@ -34,7 +58,7 @@ class DecoderBlock(nnx.Module):
     """Causal attention branch, before the residual; `cos, sin` [T, head_dim / 2]. Query heads share keys in groups."""
     y = self.attn_norm(x)
     q, k, v = (project(y).reshape(x.shape[0], -1, self.head_dim) for project in (self.query, self.key, self.value))
-    attended = jax.nn.dot_product_attention(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v, is_causal=True)
+    attended = causal_attention(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v)
     return self.out(attended.reshape(x.shape))
 
   def feed_forward(self, x: jax.Array) -> jax.Array:

@@ -121,12 +121,8 @@ class HPSv3:
       return self.model(params)(condition, patches, grid)[0]
 
     length = condition.before.shape[0] + math.prod(grid) // vision.merge_size**2 + condition.after.shape[0]
-    return jax.lax.map(score, preprocess.resize_like_pillow(frames, size), batch_size=self._batch(len(frames), length))
-
-  def _batch(self, frames: int, length: int) -> int:
-    """Most frames of `length` tokens that fit into a batch and leave no remainder, which would be compiled again."""
-    most = max(1, self.tokens_at_once // length)
-    return max(n for n in range(1, min(most, frames) + 1) if frames % n == 0)
+    batch = qwen2_vl.whole_batch(len(frames), max(1, self.tokens_at_once // length))
+    return jax.lax.map(score, preprocess.resize_like_pillow(frames, size), batch_size=batch)
 
   def model(self, params: Params) -> HPSv3Model:
     """The model that holds `params`; for use inside a transformation."""

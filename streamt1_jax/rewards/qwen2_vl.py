@@ -43,6 +43,15 @@ class PromptEmbedding(NamedTuple):
   reward_index: jax.Array
 
 
+# Of one candidate; at full size a slice has 1008, whose attention scores take 65 MB.
+_PATCHES_AT_ONCE = 2048
+
+
+def whole_batch(count: int, most: int) -> int:
+  """Largest batch of at most `most` that divides `count`: a remainder would be compiled on its own."""
+  return max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+
+
 class Qwen2VL(nnx.Module):
   """Vision tower and decoder."""
 
@@ -52,6 +61,13 @@ class Qwen2VL(nnx.Module):
 
   def embed_prompt(self, tokens: PromptTokens) -> PromptEmbedding:
     return PromptEmbedding(self.decoder.embed(tokens.before), self.decoder.embed(tokens.after), tokens.reward_index)
+
+  def see(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Media tokens [S * N / 4, M] of the patches [S, N, V] of S slices, a few slices at a time."""
+    most = max(1, _PATCHES_AT_ONCE // patches.shape[1])
+    batch = whole_batch(patches.shape[0], most)
+    media = jax.lax.map(lambda one: self.vision(one[None], grid)[0], patches, batch_size=batch)
+    return media.reshape(-1, media.shape[-1])
 
   def read(self, prompt: PromptEmbedding, media: jax.Array) -> jax.Array:
     """Hidden states [R, M] of the reward tokens of one sequence with media tokens [Z, M]; `vmap` for several."""

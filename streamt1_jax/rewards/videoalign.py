@@ -72,8 +72,7 @@ class VideoAlignModel(nnx.Module):
 
   def __call__(self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Raw VQ, MQ, TA, float32 [3], of patches [S, N, V] of one video."""
-    media = self.backbone.vision(patches, grid)
-    hidden = self.backbone.read(prompt, media.reshape(-1, media.shape[-1]))
+    hidden = self.backbone.read(prompt, self.backbone.see(patches, grid))
     return self.head(hidden)[:, 0].astype(jnp.float32)
 
 
