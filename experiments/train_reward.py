@@ -30,7 +30,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
-from etils import epath
 from flax import nnx
 
 from experiments import common, training
@@ -232,22 +231,21 @@ def normalised(objective: Objective, params: dict) -> tuple[RewardConfig, dict]:
 
 
 def main() -> None:
-  model, run_dir, name = common.trainable_preset(FLAGS.preset), training.start_run(), FLAGS.reward
+  model, name = common.trainable_preset(FLAGS.preset), FLAGS.reward
   config = (hpsv3 if name == "hpsv3" else videoalign).shapes_config()
-  template = reward_text.TEMPLATES[name]
-  tokenizer = reward_text.make_tokenizer(config.backbone.decoder.vocab_size)
-  prompt = RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)
-  objective = make_objective(name, model, prompt, config)
+  template, decoder = reward_text.TEMPLATES[name], config.backbone.decoder
+  tokenizer = reward_text.make_tokenizer(decoder.vocab_size)
   reward = init_params(name, config)
+  objective = make_objective(name, model, RewardPrompt(tokenizer, template, decoder.vocab_size), config)
+  run_dir = training.start_run()
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(reward))} parameters", flush=True)
-  decoder = config.backbone.decoder
   params = {"reward": reward, "readers": preference_loss.init_readers(name, decoder.dim, decoder.vocab_size)}
   optimizer = make_optimizer()
   recent = {term: jnp.zeros(()) for term in preference_loss.term_names(name)}
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params), recent)
   trainer = training.run_steps(trainer, make_update(objective, optimizer), FLAGS.steps, run_dir)
   config, final = normalised(objective, trainer.average["reward"])
-  folder.save_reward(epath.Path(run_dir) / "reward", config, final, template, tokenizer)
+  folder.save_reward(run_dir / "reward", config, final, template, tokenizer)
   training.plot_curve(run_dir, ["clip", "caption", "naming", "words"], f"small {name}", ylabel="loss", yscale="log")
 
 
