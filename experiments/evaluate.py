@@ -49,9 +49,12 @@ def generated_videos(pipeline: Pipeline, captions: list[str]) -> Iterator[np.nda
   search = search_flags.search_config(pipeline.config)
   frames = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * pipeline.config.chunk_frames
   pipeline.text.prepare(captions)
-  for index, caption in enumerate(captions):
-    seed = _SEED.value + _SEED_STEP * index
-    yield pipeline.generate(caption, num_latent_frames=frames, search=search, seed=seed).frames
+  seeds = [_SEED.value + _SEED_STEP * index for index in range(len(captions))]
+  together = pipeline.prompts_together
+  for start in range(0, len(captions), together):
+    batch = slice(start, start + together)
+    for video in pipeline.generate_together(captions[batch], seeds[batch], num_latent_frames=frames, search=search):
+      yield video.frames
 
 
 def reconstructed_videos(checkpoint: epath.Path, pipeline: Pipeline, captions: list[str]) -> Iterator[np.ndarray]:
@@ -95,7 +98,7 @@ def main() -> None:
   if _CONTACT_SHEET.value:
     common.require_writable("contact_sheet", _CONTACT_SHEET.value)
   checkpoint = common.find_folder(_CHECKPOINT.value)
-  pipeline = search_flags.load_pipeline(checkpoint)
+  pipeline = search_flags.load_pipeline(checkpoint, num_prompts=_NUM_CAPTIONS.value)
   frame = pipeline.models.codec.frame_shape()
   if frame != (shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3):
     raise ConfigError(f"--checkpoint={checkpoint}: its frames are {frame}, the shapes world's are 64x64 and RGB")

@@ -11,6 +11,8 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
   trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
   manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
 
+On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2).
+
 Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Exit codes: 0;
 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and the
 trace so far); 130 when interrupted.
@@ -18,8 +20,10 @@ trace so far); 130 when interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -35,7 +39,7 @@ from streamt1_jax.io import manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.trace import describe_trace
 from streamt1_jax.pipeline import Pipeline, Video
-from streamt1_jax.state import ChunkTrace
+from streamt1_jax.state import ChunkTrace, Condition
 from streamt1_jax.text.tokenizer import clean
 
 _SEED_LIMIT = 2**31
@@ -114,24 +118,43 @@ def check_prompts(pipeline: Pipeline, prompts: list[str]) -> None:
       raise ConfigError(f"{source}: {prompt!r}: {error}") from error
 
 
-def search_video(plan: Plan, prompt: str, timer: manifest.PhaseTimer, traces: list[ChunkTrace]) -> Video:
-  """One searched video. `traces` receives every chunk when it is made: a failed search leaves them."""
+def stream_videos(plan: Plan, conditions: list[Condition]) -> Iterator[list[ChunkTrace]]:
+  """Yields a trace per video, on the host, whenever a chunk of all of them is searched."""
+  options = {"num_chunks": plan.num_chunks}
+  if plan.pipeline.prompts_together > 1:
+    seeds = [_SEED.value] * len(conditions)
+    yield from plan.pipeline.stream_together(conditions, plan.search, seeds=seeds, **options)
+  else:
+    for trace in plan.pipeline.stream(conditions[0], plan.search, seed=_SEED.value, **options):
+      yield [jax.device_get(trace)]
+
+
+def search_videos(
+  plan: Plan, prompts: list[str], timer: manifest.PhaseTimer, traces: list[list[ChunkTrace]]
+) -> list[Video]:
+  """The searched videos of prompts that are made together.
+
+  `traces` has a list per prompt, which receives every chunk when it is made: a failed search leaves them.
+  """
   with timer.phase("text"):
-    condition = jax.block_until_ready(plan.pipeline.condition(prompt, plan.num_chunks))
-  chunks = plan.pipeline.stream(condition, plan.search, num_chunks=plan.num_chunks, seed=_SEED.value)
-  bar = tqdm.tqdm(total=plan.num_chunks, desc=clean(prompt)[:40], bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
+    conditions = [jax.block_until_ready(plan.pipeline.condition(prompt, plan.num_chunks)) for prompt in prompts]
+  chunks = stream_videos(plan, conditions)
+  title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
+  bar = tqdm.tqdm(total=plan.num_chunks, desc=title, bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
   with bar:
     for index in range(plan.num_chunks):
       common.raise_if_interrupted()
       # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
       guard = jax.transfer_guard_host_to_device("disallow" if index else "allow")
       with guard, timer.phase("search" if index else "first_chunk"):
-        traces.append(jax.device_get(next(chunks)))
-      bar.set_postfix_str(f"best score {traces[-1].score[0]:.3f}", refresh=False)
+        for earlier, trace in zip(traces, next(chunks), strict=True):
+          earlier.append(trace)
+      bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
       bar.update()
   common.raise_if_interrupted()
   with timer.phase("assemble"):
-    return plan.pipeline.assemble(condition, plan.search, traces)
+    assemble = lambda condition, chunks: plan.pipeline.assemble(condition, plan.search, chunks)
+    return [assemble(condition, chunks) for condition, chunks in zip(conditions, traces, strict=True)]
 
 
 def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -142,41 +165,49 @@ def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
     "prompt_truncated": plan.pipeline.text.tokenizer(prompt).truncated,
     "flags": {flag.name: flag.value for flag in own_flags},
     "environment": manifest.environment(),
+    "mesh": plan.pipeline.mesh_sizes,
   }
 
 
-def make_result(plan: Plan, prompt: str, folder: epath.Path) -> None:
-  """Searches the video of `prompt` and fills its folder. Raises SearchError, after saving the trace."""
-  timer, traces = manifest.PhaseTimer(), []
+def make_results(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> None:
+  """Searches the videos of prompts that are made together and fills their folders.
+
+  Raises SearchError, after saving the trace of the prompt that failed.
+  """
+  timer, traces = manifest.PhaseTimer(), [[] for _ in prompts]
   timer.seconds["load"] = plan.load_seconds
-  with (
-    results.staged_folder(folder, keep_on=SearchError) as staging,
-    manifest.CompileCounter() as compilations,
-  ):
-    run = describe_run(plan, prompt)
+  with contextlib.ExitStack() as stack:
+    failed = lambda index: lambda error: isinstance(error, SearchError) and error.prompt == index
+    staged = [results.staged_folder(folder, keep_on=failed(index)) for index, folder in enumerate(folders)]
+    staging = [stack.enter_context(folder) for folder in staged]
+    compilations = stack.enter_context(manifest.CompileCounter())
+    runs = [describe_run(plan, prompt) for prompt in prompts]
     try:
-      made = search_video(plan, prompt, timer, traces)
+      videos = search_videos(plan, prompts, timer, traces)
     except SearchError as error:
-      manifest.write_json(staging / "trace.json", plan.rewards | describe_trace(traces, None, plan.search))
-      manifest.write_json(staging / results.FAILURE, {"error": str(error), "chunk": len(traces), **run})
-      raise SearchError(f"prompt {prompt!r}, {error}") from error
-    with timer.phase("write"):
-      trace = plan.rewards | describe_trace(traces, made.beams, plan.search)
-      results.write_video_files(staging, made, trace)
-    run |= results.describe_video(made, trace, _SEED.value) | {
-      "wall_seconds": timer.seconds,
-      "compilations": {"count": compilations.count, "seconds": compilations.seconds},
-      "peak_memory_bytes": {"host": manifest.peak_rss_bytes(), "device": manifest.peak_device_bytes()},
-    }
-    manifest.write_json(staging / results.MANIFEST, run)
+      index = error.prompt
+      chunks, folder = traces[index], staging[index]
+      manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
+      manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
+      raise SearchError(f"prompt {prompts[index]!r}, {error}", index) from error
+    for made, chunks, folder, run in zip(videos, traces, staging, runs, strict=True):
+      with timer.phase("write"):
+        trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
+        results.write_video_files(folder, made, trace)
+      run |= results.describe_video(made, trace, _SEED.value) | {
+        "wall_seconds": timer.seconds,
+        "compilations": {"count": compilations.count, "seconds": compilations.seconds},
+        "peak_memory_bytes": {"host": manifest.peak_rss_bytes(), "device": manifest.peak_device_bytes()},
+      }
+      manifest.write_json(folder / results.MANIFEST, run)
 
 
-def make_plan(checkpoint: epath.Path) -> Plan:
+def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
   """Loads the model once, for all prompts."""
   timer = manifest.PhaseTimer()
   search = search_flags.search_config(load_config(checkpoint))
   with timer.phase("load"):
-    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value)
+    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, num_prompts)
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
   rewards = search_flags.reward_settings(pipeline, _DTYPE.value)
@@ -186,7 +217,7 @@ def make_plan(checkpoint: epath.Path) -> Plan:
 
 def main() -> None:
   prompts = read_prompts()
-  plan = make_plan(common.find_folder(_CHECKPOINT.value))
+  plan = make_plan(common.find_folder(_CHECKPOINT.value), len(prompts))
   check_prompts(plan.pipeline, prompts)
   folders = [results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts]
   # All folders are looked at before the first search: a conflict in the last one costs nothing.
@@ -194,14 +225,19 @@ def main() -> None:
     results.is_finished(folder, plan.settings(prompt), overwrite=_OVERWRITE.value)
     for prompt, folder in zip(prompts, folders, strict=True)
   ]
-  # The text encoder is read from disk once for all of them.
-  plan.pipeline.text.prepare([prompt for prompt, done in zip(prompts, finished, strict=True) if not done])
-  for prompt, folder, done in zip(prompts, folders, finished, strict=True):
+  for folder, done in zip(folders, finished, strict=True):
     if done:
       print(f"{folder} is finished, skipped")
-    else:
-      make_result(plan, prompt, folder)
-    print(folder / "video.mp4", flush=True)
+      print(folder / "video.mp4", flush=True)
+  missing = [pair for pair, done in zip(zip(prompts, folders, strict=True), finished, strict=True) if not done]
+  # The text encoder is read from disk once for all of them.
+  plan.pipeline.text.prepare([prompt for prompt, _ in missing])
+  together = plan.pipeline.prompts_together
+  for start in range(0, len(missing), together):
+    batch = missing[start : start + together]
+    make_results(plan, [prompt for prompt, _ in batch], [folder for _, folder in batch])
+    for _, folder in batch:
+      print(folder / "video.mp4", flush=True)
 
 
 if __name__ == "__main__":

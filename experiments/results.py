@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -49,12 +49,12 @@ def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: b
 
 
 @contextlib.contextmanager
-def staged_folder(target: epath.Path, *, keep_on: type[Exception]) -> Iterator[epath.Path]:
+def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -> Iterator[epath.Path]:
   """Gives an empty folder to fill, which then takes the place of `target`: whole or not at all.
 
   Args:
     target: the folder of the result; an earlier one is replaced.
-    keep_on: an error of this type is raised on, but what is in the folder is kept.
+    keep_on: whether an error leaves what is in the folder; it is raised on.
 
   Raises:
     ConfigError: the file system refuses; an earlier result stays.
@@ -65,8 +65,9 @@ def staged_folder(target: epath.Path, *, keep_on: type[Exception]) -> Iterator[e
     staging.mkdir(parents=True)
     try:
       yield staging
-    except keep_on:
-      _replace_folder(target, staging)
+    except Exception as error:
+      if keep_on(error):
+        _replace_folder(target, staging)
       raise
     _replace_folder(target, staging)
   except OSError as error:

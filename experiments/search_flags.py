@@ -1,4 +1,4 @@
-"""The flags of a search and of what judges it, for every program that runs one.
+"""The flags of a search, of what judges it and of its devices, for every program that runs one.
 
 `SearchConfig.released()` gives the defaults of the search.
 """
@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from experiments import common
+from experiments import common, device_flags
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.drivers import check_length
+from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import selection
 
@@ -46,6 +47,8 @@ _REWARD_DTYPE = flags.DEFINE_enum(
   "reward_dtype", None, ["float32", "bfloat16"], "Of the rewards' weights and activations; the model's by default."
 )
 
+flags.adopt_module_key_flags(device_flags)
+
 
 def search_config(model: ModelConfig) -> SearchConfig:
   """The search that the flags ask for. Raises ConfigError, naming the flag, if it cannot run on `model`."""
@@ -65,8 +68,12 @@ def search_config(model: ModelConfig) -> SearchConfig:
   return search
 
 
-def load_pipeline(checkpoint: epath.Path, dtype: str = "float32") -> Pipeline:
-  """The model of a checkpoint with the rewards of the flags. Raises ConfigError, naming the flag or the file."""
+def load_pipeline(checkpoint: epath.Path, dtype: str = "float32", num_prompts: int = 1) -> Pipeline:
+  """The model of a checkpoint with the rewards and on the devices of the flags.
+
+  Raises ConfigError, naming the flag or the file.
+  """
+  model = load_config(checkpoint)
   # No choice is made in plain streaming, so nothing large is loaded to make it.
   default = "+".join(selection.PROMPT_FREE) if _SEARCH.value == "none" else None
   return Pipeline.load(
@@ -76,6 +83,8 @@ def load_pipeline(checkpoint: epath.Path, dtype: str = "float32") -> Pipeline:
     reward_weights=_reward_weights(),
     short_frames=_SHORT_FRAMES.value,
     reward_dtype=None if _REWARD_DTYPE.value is None else jnp.dtype(_REWARD_DTYPE.value),
+    mesh=device_flags.make_mesh(model, search_config(model), num_prompts),
+    decoding=device_flags.DECODING.value,
   )
 
 

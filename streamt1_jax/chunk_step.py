@@ -318,7 +318,8 @@ def chunk_step(
   # Static for the first chunk: rewards then compile for a window without a past alone.
   num_past = 0 if first else state.num_past
   step = _Step(models, search, params, condition, state.chunk_index, num_past, first)
-  beams, eviction = step.evict(state.beams)
+  with jax.named_scope("evict"):
+    beams, eviction = step.evict(state.beams)
 
   seed = noise_propagation.candidate_seeds(
     state.base_seed,
@@ -330,10 +331,12 @@ def chunk_step(
   mesh = models.execution.mesh
   seed = constrain(mesh, seed, "beam", "candidate")
   sample = jax.vmap(jax.vmap(step.sample, in_axes=(0, None, None)), in_axes=(0, 0, _VIEW_AXES))
-  noise, x0 = constrain(mesh, sample(seed, beams.noise, _views(beams)), "beam", "candidate")
+  with jax.named_scope("denoise"):
+    noise, x0 = constrain(mesh, sample(seed, beams.noise, _views(beams)), "beam", "candidate")
   latents = x0[:, :, -1]
 
-  short, long, frames, codec = step.judge(beams, latents)
+  with jax.named_scope("judge"):
+    short, long, frames, codec = step.judge(beams, latents)
   weight = reward_pruning.fusion_weight(state.chunk_index, condition.num_chunks, search.fusion_cap)
   hybrid = reward_pruning.hybrid_score(short, long, weight)
   flags = jax.vmap(jax.vmap(step.flags, in_axes=(0, 0, None)))(short, long, beams.history)
@@ -341,13 +344,15 @@ def chunk_step(
   survivor, score = reward_pruning.prune(hybrid.reshape(-1), usable.reshape(-1), search.top_k)
 
   candidates = Winner(latents, noise, seed, short, long, flags, frames, codec)
-  winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
-  winners = constrain(mesh, winners, "beam")
-  beams = _gather_beams(beams, survivor // search.beam_size)
+  with jax.named_scope("prune"):
+    winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
+    winners = constrain(mesh, winners, "beam")
+    beams = _gather_beams(beams, survivor // search.beam_size)
   if winners.frames is None:
     decoded, codec = models.execution.map_beams(step.decode)(winners.latents, beams.codec)
     winners = winners._replace(frames=decoded, codec=codec)
-  beams = step.commit(beams, winners)
+  with jax.named_scope("commit"):
+    beams = step.commit(beams, winners)
 
   trace = ChunkTrace(
     candidates=CandidateTrace(seed, short, long, hybrid, usable, flags),

@@ -22,7 +22,15 @@ from streamt1_jax.typing import Params
 
 
 class SearchError(RuntimeError):
-  """A search that cannot go on: every candidate of a chunk is NaN or Inf."""
+  """A search that cannot go on: every candidate of a chunk is NaN or Inf.
+
+  Attributes:
+    prompt: index of the video among those searched together.
+  """
+
+  def __init__(self, message: str, prompt: int = 0):
+    super().__init__(message)
+    self.prompt = prompt
 
 
 class FinalBeams(NamedTuple):
@@ -160,8 +168,8 @@ def rollout(
 def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
   usable = np.asarray(trace.candidates.usable).any(axis=(-2, -1))
   if not usable.all():
-    seed = np.ravel(seed)[np.argmin(usable)]
-    raise SearchError(f"chunk {chunk_index}, seed {seed}: every candidate is NaN or Inf")
+    prompt = int(np.argmin(usable))
+    raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: every candidate is NaN or Inf", prompt)
 
 
 def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:

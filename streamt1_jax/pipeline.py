@@ -7,7 +7,8 @@ video.save("outputs/circle.mp4")
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +27,8 @@ from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
-from streamt1_jax.parallel.execution import Execution
-from streamt1_jax.parallel.sharding import tree_shardings, with_shardings
+from streamt1_jax.parallel.execution import Decoding, Execution
+from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
@@ -37,6 +38,7 @@ from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.typing import Params
 
 TOKENIZER_FILE = "tokenizer.model"
+_LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Pipeline:
     short_frames: int | None = None,
     reward_dtype: jnp.dtype | None = None,
     mesh: Mesh | None = None,
+    decoding: Decoding | None = None,
   ) -> "Pipeline":
     """Reads a checkpoint folder.
 
@@ -110,6 +113,8 @@ class Pipeline:
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
+      decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
+        pixels are decoded in turn by default.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
@@ -136,15 +141,18 @@ class Pipeline:
     backbone, backbone_params = restore("backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)))
     _, codec_params = restore("codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)))
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
-    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype)
+    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh)
+    size = config.latent_height, config.latent_width
+    if decoding is None:
+      decoding = "in_turn" if math.prod(size) * config.codec.spatial_stride**2 > _LARGE_FRAME else "together"
     models = Models(
       config=config,
       backbone=backbone,
-      codec=StreamingDecoder(decoder, config.codec, (config.latent_height, config.latent_width)),
+      codec=StreamingDecoder(decoder, config.codec, size, frame_by_frame=decoding != "together"),
       image_reward=rewards.image.reward,
       video_reward=rewards.video.reward,
       draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
-      execution=Execution(mesh=mesh),
+      execution=Execution(mesh=mesh, decoding=decoding),
     )
     params = {
       "backbone": backbone_params,
@@ -208,12 +216,14 @@ class Pipeline:
     if not prompt.strip():
       raise ConfigError("the prompt is empty")
     image, video = self.reward_features(prompt)
-    return Condition(
+    condition = Condition(
       text=_text_memory(self.params["backbone"], self.text(prompt), self.models),
       image_reward=self.models.image_reward.init(self.params["image_reward"], image),
       video_reward=self.models.video_reward.init(self.params["video_reward"], video),
       num_chunks=jnp.int32(num_chunks),
     )
+    mesh = self.models.execution.mesh
+    return condition if mesh is None else jax.device_put(condition, tree_shardings(mesh, "condition", condition))
 
   def reward_features(self, prompt: str) -> tuple[Any, Any]:
     """What the image reward and the video reward read of a prompt, on the device.
@@ -223,9 +233,37 @@ class Pipeline:
     features = self.rewards.image.prompt(prompt), self.rewards.video.prompt(prompt)
     return jax.tree.map(jnp.asarray, features)
 
-  def stream(self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int) -> Iterator[ChunkTrace]:
+  def stream(
+    self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int | Sequence[int]
+  ) -> Iterator[ChunkTrace]:
     """Yields every chunk as soon as it is searched; see `drivers.stream`."""
     return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed)
+
+  @property
+  def mesh_sizes(self) -> dict[str, int] | None:
+    """Axes and sizes of the mesh, or None on one device."""
+    mesh = self.models.execution.mesh
+    return None if mesh is None else dict(mesh.shape)
+
+  @property
+  def prompts_together(self) -> int:
+    """How many prompts the devices search at the same time."""
+    sizes = self.mesh_sizes
+    return 1 if sizes is None else sizes[RULES["prompt"]]
+
+  def stream_together(
+    self, conditions: Sequence[Condition], search: SearchConfig, *, num_chunks: int, seeds: Sequence[int]
+  ) -> Iterator[list[ChunkTrace]]:
+    """As `stream`, for several videos of one length in lockstep: yields a trace per video, on the host.
+
+    SearchError tells by its `prompt` which of them failed.
+    """
+    missing = -len(conditions) % self.prompts_together
+    repeat = lambda items: [*items, *[items[-1]] * missing]
+    together = drivers.stack_conditions(repeat(conditions), self.models.execution.mesh)
+    for trace in self.stream(together, search, num_chunks=num_chunks, seed=repeat(seeds)):
+      trace = jax.device_get(trace)
+      yield [drivers.of_prompt(trace, index) for index in range(len(conditions))]
 
   def assemble(self, condition: Condition, search: SearchConfig, traces: list[ChunkTrace]) -> Video:
     """The best of the surviving videos."""
@@ -276,17 +314,26 @@ class Pipeline:
         on_chunk(trace)
     return self.assemble(condition, search, traces)
 
+  def generate_together(
+    self, prompts: Sequence[str], seeds: Sequence[int], *, num_latent_frames: int, search: SearchConfig
+  ) -> list[Video]:
+    """As `generate`, for several videos of one length: in lockstep where devices are divided by prompts."""
+    if self.prompts_together == 1:
+      options = {"num_latent_frames": num_latent_frames, "search": search}
+      return [self.generate(prompt, seed=seed, **options) for prompt, seed in zip(prompts, seeds, strict=True)]
+    num_chunks = self.num_chunks(num_latent_frames=num_latent_frames)
+    conditions = [self.condition(prompt, num_chunks) for prompt in prompts]
+    chunks = list(self.stream_together(conditions, search, num_chunks=num_chunks, seeds=seeds))
+    by_prompt = zip(conditions, zip(*chunks, strict=True), strict=True)
+    return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
+
 
 def _restore(
   directory: epath.Path, part: str, build: Callable[[], nnx.Module], *, dtype: jnp.dtype, mesh: Mesh | None
 ) -> tuple[nnx.GraphDef, Params]:
   """Graph definition of a module and its weights as a nested dict; nothing is allocated but the weights."""
   graphdef, abstract = nnx.split(nnx.eval_shape(build), nnx.Param)
-  abstract = nnx.to_pure_dict(abstract)
-  if mesh is not None:
-    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    abstract = jax.tree.map(place, abstract, tree_shardings(mesh, part, abstract))
-  return graphdef, load_params(directory / part, abstract, dtype)
+  return graphdef, load_params(directory / part, placed(mesh, part, nnx.to_pure_dict(abstract)), dtype)
 
 
 @functools.partial(jax.jit, static_argnames="models")

@@ -22,6 +22,7 @@ from streamt1_jax.config import ModelConfig, preset
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.umt5 import UMT5Encoder
 
+HOST_DEVICES = "--xla_force_host_platform_device_count=8"
 _STDOUT, _STDERR = ".stdout", ".stderr"
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -122,8 +123,10 @@ def _run_program(
   os.chdir(folder)
   # As from a terminal: a shell's background jobs, these tests perhaps, ignore Ctrl-C and hand that on.
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  for name, value in jax_settings.items():
+  # One device, as on most machines, unless the settings ask for several.
+  for name, value in ({"jax_num_cpu_devices": 1} | jax_settings).items():
     jax.config.update(name, value)
+  os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(HOST_DEVICES, "")
   for stream, name in ((1, _STDOUT), (2, _STDERR)):
     os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
   if file_bytes is not None:

@@ -65,6 +65,14 @@ def attend_slots(q, k, v, mk, mv, count, trip_count, layer, *, interpret: bool =
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel",) * 4 + ("arbitrary",), vmem_limit_bytes=_VMEM_BYTES
     ),
+    cost_estimate=pl.CostEstimate(
+      # With every slot in use but the one that the chunk itself will take.
+      flops=4 * q.size * tokens * mk.shape[2],
+      bytes_accessed=(q.size + k.size + v.size) * q.dtype.itemsize
+      + q.size * 4
+      + (mk.size + mv.size) * mk.dtype.itemsize,
+      transcendentals=q.size // width * tokens * mk.shape[2],
+    ),
     interpret=pltpu.InterpretParams() if interpret else False,
   )
   return call(layer.reshape(1), count, columns(q), columns(k), columns(v), mk, mv).reshape(q.shape)

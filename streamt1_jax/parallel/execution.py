@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.parallel.sharding import RULES
 
-DECODING = ("together", "in_turn", "twice")
+Decoding = Literal["together", "in_turn", "twice"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Execution:
 
   mesh: Mesh | None = None
   attention: Implementation | None = None
-  decoding: Literal["together", "in_turn", "twice"] = "together"
+  decoding: Decoding = "together"
 
   def map_candidates(self, f: Callable) -> Callable:
     """`f(candidate, beam)` as a function of trees that lead with [K, B] and [K]; its results lead with [K, B]."""

@@ -31,23 +31,25 @@ RULES: Mapping[str, str | None] = {
 """Axis of an array to axis of the mesh, None for an axis that every device holds in full."""
 
 _PROJECTIONS = "blocks/(self|cross)_attention"
+# A tree may hold several reward models, each under its name.
+_MODEL = r"(\w+/)?"
 _QWEN2_VL = (
-  ("backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
-  ("backbone/vision/blocks/qkv/bias", ("layer", "head")),
-  ("backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
-  ("backbone/vision/blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
-  ("backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
-  ("backbone/vision/blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
-  ("backbone/vision/merger/hidden/kernel", ("channel", "hidden")),
-  ("backbone/vision/merger/hidden/bias", ("hidden",)),
-  ("backbone/vision/merger/out/kernel", ("hidden", "channel")),
-  ("backbone/decoder/token_embedding", ("word", "channel")),
+  (rf"{_MODEL}backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
+  (rf"{_MODEL}backbone/vision/blocks/qkv/bias", ("layer", "head")),
+  (rf"{_MODEL}backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
+  (rf"{_MODEL}backbone/vision/blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
+  (rf"{_MODEL}backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
+  (rf"{_MODEL}backbone/vision/blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
+  (rf"{_MODEL}backbone/vision/merger/hidden/kernel", ("channel", "hidden")),
+  (rf"{_MODEL}backbone/vision/merger/hidden/bias", ("hidden",)),
+  (rf"{_MODEL}backbone/vision/merger/out/kernel", ("hidden", "channel")),
+  (rf"{_MODEL}backbone/decoder/token_embedding", ("word", "channel")),
   # Keys and values have few heads: they are small, and no mesh divides them all.
-  ("backbone/decoder/blocks/query/kernel", ("layer", "channel", "head")),
-  ("backbone/decoder/blocks/query/bias", ("layer", "head")),
-  ("backbone/decoder/blocks/out/kernel", ("layer", "head", "channel")),
-  ("backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
-  ("backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
+  (rf"{_MODEL}backbone/decoder/blocks/query/kernel", ("layer", "channel", "head")),
+  (rf"{_MODEL}backbone/decoder/blocks/query/bias", ("layer", "head")),
+  (rf"{_MODEL}backbone/decoder/blocks/out/kernel", ("layer", "head", "channel")),
+  (rf"{_MODEL}backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
+  (rf"{_MODEL}backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
 )
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
@@ -65,6 +67,7 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ("blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
   ),
   "codec": (),
+  "reward": _QWEN2_VL,
   "image_reward": _QWEN2_VL,
   "video_reward": _QWEN2_VL,
   "text": (("k|v", ("layer", "head", "token", "channel")),),
@@ -122,6 +125,13 @@ def tree_shardings(mesh: Mesh, name: str, tree: Any, *, leading: tuple[str, ...]
 
 def _axes(table: Sequence[tuple[str, tuple[str, ...]]], path: str) -> tuple[str, ...]:
   return next((axes for pattern, axes in table if re.fullmatch(pattern, path)), ())
+
+
+def placed(mesh: Mesh | None, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+  """The shapes of a tree with the shardings of `tree_shardings`: arguments for `load_params` or to compile for."""
+  shardings = tree_shardings(mesh, name, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
+  place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+  return jax.tree.map(place, tree, shardings)
 
 
 def with_shardings(mesh: Mesh | None, name: str, tree: T, *, leading: tuple[str, ...] = ()) -> T:

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import tokenizers
 from etils import epath
+from jax.sharding import Mesh
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import checkpoint, config_json, part_files
+from streamt1_jax.parallel.sharding import placed
 from streamt1_jax.rewards import hpsv3, prompts, videoalign
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
@@ -105,13 +107,16 @@ def save_reward(
   checkpoint.save_params(target, stored, files=files)
 
 
-def load_reward(folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16) -> LoadedReward:
+def load_reward(
+  folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16, mesh: Mesh | None = None
+) -> LoadedReward:
   """Reads a reward model.
 
   Args:
     folder: what `experiments.convert` or a training wrote.
     fps: frames per second of the videos to be judged; used by VideoAlign.
     dtype: dtype of the backbone.
+    mesh: devices that share the weights; None for one.
 
   Raises:
     ConfigError: a file is missing, damaged or does not fit the others.
@@ -121,6 +126,6 @@ def load_reward(folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16
   template = prompts.load_template(folder)
   require_template(config, template)
   prompt = RewardPrompt(folder / prompts.TOKENIZER_FILE, template, config.backbone.decoder.vocab_size)
-  params = checkpoint.load_params(folder, abstract_params(config, dtype))
+  params = checkpoint.load_params(folder, placed(mesh, "reward", abstract_params(config, dtype)))
   reward = HPSv3(config) if isinstance(config, HPSv3Config) else VideoAlign(fps, config)
   return LoadedReward(reward, params, prompt)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards import folder as reward_folder
@@ -195,7 +196,9 @@ def _check_weights(weights: Mapping[str, float], names: Iterable[str]) -> None:
       raise ConfigError(f"reward_weights: the weight of {name} must be positive and finite, got {weight}")
 
 
-def load(directory: epath.PathLike, choice: RewardChoice, *, fps: float, dtype: Any) -> Rewards:
+def load(
+  directory: epath.PathLike, choice: RewardChoice, *, fps: float, dtype: Any, mesh: Mesh | None = None
+) -> Rewards:
   """Loads chosen rewards.
 
   Args:
@@ -203,11 +206,12 @@ def load(directory: epath.PathLike, choice: RewardChoice, *, fps: float, dtype: 
     choice: from `choose`.
     fps: frames per second of the videos to be judged.
     dtype: dtype of their backbones.
+    mesh: devices that share their weights; None for one.
 
   Raises:
     ConfigError: a reward's folder is damaged, of another size than it says, or of another reward.
   """
-  load_one = lambda name: _load_one(epath.Path(directory) / REWARDS_FOLDER / name, name, fps, dtype)
+  load_one = lambda name: _load_one(epath.Path(directory) / REWARDS_FOLDER / name, name, fps, dtype, mesh)
   image = {name: load_one(name) for name in choice.image}
   video = {name: load_one(name) for name in choice.video}
   terms = lambda loaded, weights: tuple(Term(name, x.reward, weights[name]) for name, x in loaded.items())
@@ -218,13 +222,13 @@ def load(directory: epath.PathLike, choice: RewardChoice, *, fps: float, dtype: 
   )
 
 
-def _load_one(path: epath.Path, name: str, fps: float, dtype: Any) -> LoadedReward:
+def _load_one(path: epath.Path, name: str, fps: float, dtype: Any, mesh: Mesh | None) -> LoadedReward:
   if name in BUILT_IN:
     return LoadedReward(BUILT_IN[name](), {}, lambda caption: ())
   found = reward_folder.reward_name(reward_folder.load_config(path))
   if found != name:
     raise ConfigError(f"{path} holds {found}, not {name}")
-  return reward_folder.load_reward(path, fps=fps, dtype=dtype)
+  return reward_folder.load_reward(path, fps=fps, dtype=dtype, mesh=mesh)
 
 
 def _join(reward: Any, loaded: Mapping[str, LoadedReward]) -> LoadedReward:

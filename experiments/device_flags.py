@@ -1,0 +1,45 @@
+"""The flags that say how devices are used, for every program that runs a search."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel.execution import Decoding
+
+_MESH = flags.DEFINE_string(
+  "mesh",
+  None,
+  "Devices by axis, as in data:2,candidate:4,model:1: prompts, candidates, shards of the model. By default candidates "
+  "first, then prompts, then the model.",
+)
+DECODING = flags.DEFINE_enum(
+  "decoding",
+  None,
+  typing.get_args(Decoding),
+  "Candidates are decoded together, in turn with less memory, or in turn and winners twice with even less. By default "
+  "in turn if frames are large.",
+)
+
+
+def make_mesh(
+  model: ModelConfig, search: SearchConfig, num_prompts: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh | None:
+  """The mesh that the flag asks for, or None for one device; of all devices by default.
+
+  Raises ConfigError, naming the flag.
+  """
+  devices = jax.devices() if devices is None else devices
+  if _MESH.value is None:
+    sizes = device_mesh.default_sizes(len(devices), model, search, num_prompts)
+    return device_mesh.make_mesh(sizes, model, search, devices)
+  try:
+    return device_mesh.make_mesh(device_mesh.parse_sizes(_MESH.value), model, search, devices)
+  except ConfigError as error:
+    raise ConfigError(f"--mesh={_MESH.value}: {error}") from error
