@@ -21,7 +21,16 @@ from streamt1_jax.io.trace import describe_trace
 from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
-from tests.command_line import REPOSITORY, Result, generate, quick_compilation, result_of, save_model, start
+from tests.command_line import (
+  HOST_DEVICES,
+  REPOSITORY,
+  Result,
+  generate,
+  quick_compilation,
+  result_of,
+  save_model,
+  start,
+)
 
 PROMPT = "a red circle moves left over a dark blue background"
 LONG_PROMPT = "a blue square " + "that moves slowly " * 20
@@ -54,7 +63,8 @@ class Finished:
     )
     command = [sys.executable, "-c", code, *self.arguments, "--prompts_file=list.txt", f"--seed={SEED}"]
     variables = {name.upper(): str(value) for name, value in jax_settings.items()}
-    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
+    environment = os.environ | variables | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace(HOST_DEVICES, "")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     self.result = Result(done.returncode, done.stdout, done.stderr)
     self.outputs = [folder / results.result_folder("outputs", prompt.strip()) for prompt in (PROMPT, LONG_PROMPT)]
 

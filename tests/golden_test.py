@@ -21,6 +21,9 @@ from streamt1_jax.backbone import attention, rope
 from streamt1_jax.backbone.lora import merge_lora
 from streamt1_jax.backbone.schedule import denoising_schedule, sigma_of, sigma_table, time_features
 from streamt1_jax.convert import engine, wan_dit
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel import sharding
+from streamt1_jax.parallel.execution import Execution
 from tests import golden_support as golden
 
 _HERE = pathlib.Path(__file__).parent / "golden"
@@ -129,8 +132,26 @@ def _host(memory):
   return jax.tree.map(lambda x: np.array(x), memory)
 
 
-def test_case(case_file):
+def _on_all_devices(case):
+  """The case on a mesh of as many of the eight devices as its candidates and heads can use."""
+  mesh = device_mesh.make_mesh(
+    device_mesh.default_sizes(jax.device_count(), case.model, case.search), case.model, case.search
+  )
+  assert mesh.size >= 4
+  place = lambda name, tree: jax.device_put(tree, sharding.tree_shardings(mesh, name, tree))
+  return dataclasses.replace(
+    case,
+    models=dataclasses.replace(case.models, execution=Execution(mesh=mesh)),
+    params={name: place(name, part) for name, part in case.params.items()},
+    condition=place("condition", case.condition),
+  )
+
+
+@pytest.mark.parametrize("devices", ["one_device", "mesh"])
+def test_case(case_file, devices):
   case = golden.load_case(case_file)
+  if devices == "mesh":
+    case = _on_all_devices(case)
   z, search = case.arrays, case.search
   _close(case.models.schedule.timesteps, z["denoising_timesteps"], 1e-4)
   state = drivers.jitted_init_state(case.params, case.seed, case.models, search)

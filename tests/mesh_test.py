@@ -1,1 +1,309 @@
 """The same search on one device and on many, and what lies where."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments import hlo_collectives
+from streamt1_jax import drivers
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.config import ConfigError, SearchConfig, preset
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel import sharding
+from streamt1_jax.parallel.execution import Execution
+from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.hpsv3 import abstract_params as hpsv3_params
+from tests import small_search as small
+
+P = PartitionSpec
+NUM_CHUNKS = 6
+SEEDS = (0, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+  """Many small programs run for milliseconds each: what they cost is their compilation."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _mesh(text, search=small.SEARCH):
+  return device_mesh.make_mesh(device_mesh.parse_sizes(text), small.MODEL, search)
+
+
+class TestSizes:
+  def test_parse(self):
+    assert device_mesh.parse_sizes("candidate:4,data:2") == {"data": 2, "candidate": 4, "model": 1}
+
+  @pytest.mark.parametrize("text", ["", "data", "data:0", "data:-1", "data:two", "beam:2", "data:2,data:2", "data:2,"])
+  def test_anything_else_is_refused(self, text):
+    with pytest.raises(ConfigError, match="axes data, candidate, model"):
+      device_mesh.parse_sizes(text)
+
+  @pytest.mark.parametrize(
+    ("devices", "prompts", "beam_size", "top_k", "expected"),
+    [
+      (1, 5, 2, 2, (1, 1, 1)),
+      (8, 1, 2, 2, (1, 4, 2)),
+      (8, 6, 2, 2, (2, 4, 1)),
+      (64, 16, 2, 2, (16, 4, 1)),
+      (64, 4, 2, 2, (4, 4, 4)),
+      (4, 1, 1, 1, (1, 1, 4)),
+      (8, 3, 1, 1, (1, 1, 4)),
+      (8, 1, 8, 1, (1, 8, 1)),
+    ],
+  )
+  def test_default(self, devices, prompts, beam_size, top_k, expected):
+    """12 heads: at most 4 shards of 8 devices."""
+    search = SearchConfig(beam_size=beam_size, top_k=top_k)
+    sizes = device_mesh.default_sizes(devices, preset("wan_1_3b"), search, prompts)
+    assert tuple(sizes[axis] for axis in device_mesh.AXES) == expected
+
+  def test_one_device_needs_no_mesh(self):
+    assert _mesh("data:1,candidate:1") is None
+
+  @pytest.mark.parametrize(
+    ("text", "beam_size", "top_k", "beam", "sibling"),
+    [
+      ("candidate:4", 2, 2, 2, 2),
+      ("candidate:2", 2, 2, 2, 1),
+      ("candidate:4", 8, 1, 1, 4),
+      ("candidate:8", 4, 4, 4, 2),
+    ],
+  )
+  def test_beams_first(self, text, beam_size, top_k, beam, sibling):
+    mesh = _mesh(text, SearchConfig(beam_size=beam_size, top_k=top_k))
+    assert dict(mesh.shape) == {"data": 1, "beam": beam, "sibling": sibling, "model": 1}
+
+  @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+      ("data:3", "takes 3 devices, which does not divide the 8"),
+      ("data:16", "takes 16 devices, which does not divide the 8"),
+      ("model:4", r"model:4 does not divide the 2 heads and 32 feed-forward channels; allowed: 1, 2$"),
+      ("candidate:8", r"candidate:8 does not divide 2 beams of 2 candidates; allowed: 1, 2, 4$"),
+    ],
+  )
+  def test_what_cannot_be_divided(self, text, message):
+    with pytest.raises(ConfigError, match=message):
+      _mesh(text)
+
+
+class TestTable:
+  MESH = functools.cached_property(lambda self: _mesh("data:2,candidate:2,model:2"))
+
+  def test_an_axis_of_the_mesh_is_used_once(self):
+    with pytest.raises(ValueError, match="twice"):
+      sharding.partition_spec(self.MESH, ("head", "token", "hidden"), (4, 3, 4))
+
+  def test_unknown_axis(self):
+    with pytest.raises(KeyError, match="heads"):
+      sharding.partition_spec(self.MESH, ("heads",), (4,))
+
+  def test_what_does_not_divide_stays_whole(self):
+    spec = sharding.partition_spec(self.MESH, ("beam", "head", "channel"), (1, 6, 8))
+    assert spec == P(None, "model", None)
+
+  def test_rules_name_axes_of_the_mesh(self):
+    assert {axis for axis in sharding.RULES.values() if axis} == set(device_mesh.MESH_AXES)
+
+  def test_every_pattern_means_something(self):
+    """A misspelt path would silently replicate what it should shard."""
+    from flax import nnx
+
+    model = preset("wan_1_3b")
+    models, params = small.models(), small.params()
+    search = dataclasses.replace(small.SEARCH, sink_ema_dtype="float32")
+    half = {"backbone": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), params["backbone"])}
+    state = jax.eval_shape(lambda p: drivers.init_state(models, params | p, search, 0), half)
+    state = state._replace(beams=state.beams._replace(codec=(np.zeros((2, 2, 4, 4, 8)),)))
+    trees = {
+      "backbone": nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)),
+      "reward": {"hpsv3": hpsv3_params(HPSv3Config())},
+      "condition": small.condition(1),
+      "state": state,
+      "memory": state.beams.memory,
+    }
+    for name, tree in trees.items():
+      axes_of = {}
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(path, simple=True, separator="/")
+        axes_of[path] = sharding.axes_of(name, path)
+        assert len(axes_of[path]) <= len(leaf.shape), path
+      missing = {axes for _, axes in sharding.ARRAYS[name]} - set(axes_of.values())
+      assert not missing, (name, missing)
+
+  def test_most_weights_are_sharded(self):
+    """At full size little more than embeddings of time and text is on every shard."""
+    from flax import nnx
+
+    model = preset("wan_1_3b")
+    tree = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param))
+    shardings = jax.tree.leaves(sharding.tree_shardings(self.MESH, "backbone", tree))
+    whole = sum(x.size for x, s in zip(jax.tree.leaves(tree), shardings, strict=True) if s.is_fully_replicated)
+    assert whole < 0.03 * sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _models(mesh, **execution):
+  return dataclasses.replace(small.models(), execution=Execution(mesh=mesh, **execution))
+
+
+def _params(mesh):
+  params = small.params()
+  return {name: jax.device_put(part, sharding.tree_shardings(mesh, name, part)) for name, part in params.items()}
+
+
+def _conditions(mesh):
+  """Both prompts, as the mesh takes them: one after the other, or together."""
+  conditions = [small.condition(NUM_CHUNKS, prompt) for prompt in range(2)]
+  if mesh is None or mesh.shape["data"] == 1:
+    return conditions, list(SEEDS)
+  return [drivers.stack_conditions(conditions, mesh)], [SEEDS]
+
+
+def _search(mesh, **execution):
+  """Traces of both prompts."""
+  params = small.params() if mesh is None else _params(mesh)
+  models, traces = _models(mesh, **execution), []
+  for condition, seed in zip(*_conditions(mesh), strict=True):
+    stream = drivers.stream(params, condition, models, small.SEARCH, num_chunks=NUM_CHUNKS, seed=seed)
+    traces.append([jax.device_get(trace) for trace in stream])
+  if len(traces) == 2:
+    return traces
+  return [[drivers.of_prompt(trace, prompt) for trace in traces[0]] for prompt in range(2)]
+
+
+_on_one_device = functools.cache(lambda: _search(None))
+
+
+def _assert_same_search(found, expected):
+  for traces, others in zip(found, expected, strict=True):
+    for trace, other in zip(traces, others, strict=True):
+      for exact in ("survivor", "eviction"):
+        np.testing.assert_array_equal(getattr(trace, exact), getattr(other, exact))
+      np.testing.assert_array_equal(trace.candidates.seed, other.candidates.seed)
+      np.testing.assert_array_equal(trace.candidates.flags, other.candidates.flags)
+      for close in (lambda t: t.latents, lambda t: t.frames, lambda t: t.candidates.hybrid):
+        np.testing.assert_allclose(close(trace), close(other), rtol=0, atol=1e-5)
+
+
+MESHES = ["data:2", "candidate:2", "candidate:4", "model:2", "data:2,candidate:2,model:2", "candidate:4,model:2"]
+
+
+@pytest.mark.parametrize("text", MESHES)
+def test_same_winners_and_latents(text):
+  _assert_same_search(_search(_mesh(text)), _on_one_device())
+
+
+@pytest.mark.parametrize("decoding", ["in_turn", "twice"])
+@pytest.mark.parametrize("text", [None, "candidate:4", "data:2,candidate:2"])
+def test_decoding_changes_nothing(decoding, text):
+  mesh = None if text is None else _mesh(text)
+  _assert_same_search(_search(mesh, decoding=decoding), _on_one_device())
+
+
+def test_prompts_are_apart():
+  """The two searches differ, so that mixing them up would show."""
+  first, second = _on_one_device()
+  assert any(list(a.survivor) != list(b.survivor) for a, b in zip(first, second, strict=True))
+
+
+def test_prompts_divide_by_the_mesh():
+  condition = drivers.stack_conditions([small.condition(2)] * 3)
+  stream = drivers.stream(
+    small.params(), condition, _models(_mesh("data:2")), small.SEARCH, num_chunks=2, seed=[1, 2, 3]
+  )
+  with pytest.raises(ConfigError, match="3 prompts do not divide by data:2"):
+    next(stream)
+
+
+def test_several_prompts_on_one_device():
+  conditions = [small.condition(NUM_CHUNKS, prompt) for prompt in range(2)]
+  stream = drivers.stream(
+    small.params(),
+    drivers.stack_conditions(conditions),
+    small.models(),
+    small.SEARCH,
+    num_chunks=NUM_CHUNKS,
+    seed=SEEDS,
+  )
+  traces = [jax.device_get(trace) for trace in stream]
+  found = [[drivers.of_prompt(trace, prompt) for trace in traces] for prompt in range(2)]
+  _assert_same_search(found, _on_one_device())
+
+
+class TestWhatLiesWhere:
+  TEXT = "data:2,candidate:2,model:2"
+
+  @functools.cached_property
+  def step(self):
+    """The compiled step, its arguments, and what it returned."""
+    mesh = _mesh(self.TEXT)
+    (condition,), (seeds,) = _conditions(mesh)
+    params, models = _params(mesh), _models(mesh)
+    state = drivers.jitted_init_state(params, np.asarray(seeds, np.int32), models, small.SEARCH)
+    lowered = drivers.jitted_chunk_step.lower(params, state, condition, models, small.SEARCH, first=False)
+    compiled = lowered.compile()
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    after, trace = compiled(params, state, condition)
+    return mesh, params, condition, shardings, after, trace, compiled
+
+  def test_specs(self):
+    mesh, params, condition, before, after, trace, _ = self.step
+    block = params["backbone"]["blocks"]
+    expected = [
+      (block["self_attention"]["query"]["kernel"], P(None, None, "model")),
+      (block["cross_attention"]["key_norm"]["scale"], P(None, "model")),
+      (block["self_attention"]["out"]["kernel"], P(None, "model", None)),
+      (block["ffn_in"]["kernel"], P(None, None, "model")),
+      (block["ffn_out"]["kernel"], P(None, "model", None)),
+      (block["ffn_out"]["bias"], P()),
+      (condition.text.k, P("data", None, "model", None, None)),
+      (after.beams.memory.k, P("data", "beam", None, None, "model", None, None)),
+      (after.beams.memory.v, P("data", "beam", None, None, "model", None, None)),
+      (after.beams.memory.frame, P("data", "beam", None)),
+      (after.beams.noise, P("data", "beam", None, None, None, None)),
+      (after.beams.past, P("data", "beam", None, None, None, None)),
+      (after.base_seed, P("data")),
+      (trace.latents, P("data")),
+    ]
+    for array, spec in expected:
+      assert array.sharding.spec == spec or array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim)
+    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), after, before)
+    assert all(jax.tree.leaves(same))
+
+  def test_shards_are_parts(self):
+    """Heads, beams and prompts: an eighth of the memory, half of the weights of blocks."""
+    _, params, _, _, after, _, _ = self.step
+    for array, parts in ((after.beams.memory.k, 8), (params["backbone"]["blocks"]["ffn_in"]["kernel"], 2)):
+      sizes = {shard.data.size for shard in array.addressable_shards}
+      assert sizes == {array.size // parts}
+      assert len({shard.index for shard in array.addressable_shards}) == parts
+
+  def test_nothing_is_gathered(self):
+    """No array of the compiled program is larger than the shard of the memory that it is given."""
+    mesh, _, _, _, after, _, compiled = self.step
+    shard = after.beams.memory.k.addressable_shards[0].data
+    text = compiled.as_text()
+    sizes = [size for line in text.splitlines() for size in hlo_collectives.result_bytes(line)]
+    assert shard.nbytes in sizes
+    assert max(sizes) == shard.nbytes
+
+  def test_candidates_denoise_alone(self):
+    """Between candidates nothing is sent while they are denoised; between shards of the model little besides sums."""
+    mesh, *_, compiled = self.step
+    found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "prune"))
+    denoising = [one for one in found if one.phase == "denoise"]
+    assert {one.axes for one in denoising} == {"model"}
+    activation = small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
+    candidates = small.SEARCH.beam_size  # Of one beam and one prompt.
+    passes = 2 * small.MODEL.backbone.num_layers  # Two denoising steps.
+    large = [one for one in denoising if one.bytes >= activation]
+    assert {one.bytes for one in large} == {candidates * activation}
+    assert sum(one.executions for one in large) == 3 * passes
+    assert any("beam" in one.axes for one in found if one.phase == "prune")

@@ -117,14 +117,15 @@ def tree_shardings(mesh: Mesh, name: str, tree: Any, *, leading: tuple[str, ...]
   """
 
   def of_leaf(path, leaf):
-    axes = _axes(ARRAYS[name], jax.tree_util.keystr(path, simple=True, separator="/"))
+    axes = axes_of(name, jax.tree_util.keystr(path, simple=True, separator="/"))
     return sharding(mesh, (*leading, *axes)[: len(leaf.shape)], leaf.shape)
 
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def _axes(table: Sequence[tuple[str, tuple[str, ...]]], path: str) -> tuple[str, ...]:
-  return next((axes for pattern, axes in table if re.fullmatch(pattern, path)), ())
+def axes_of(name: str, path: str) -> tuple[str, ...]:
+  """Axes of the array at `path`, keys joined by "/", of the tree called `name`; those that are not named are whole."""
+  return next((axes for pattern, axes in ARRAYS[name] if re.fullmatch(pattern, path)), ())
 
 
 def placed(mesh: Mesh | None, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:

@@ -1,0 +1,157 @@
+"""What is read from programs: collectives from compiled text, FLOP from jaxprs, both against counts by hand."""
+
+import functools
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments import flop_count, hlo_collectives
+from experiments.hlo_collectives import Collective
+from streamt1_jax.backbone import flash_attention
+from tests.command_line import result_of, start
+
+SHAPE = {"x": 2, "y": 4}
+
+
+def _collectives(f, *shapes, specs, out):
+  mesh = jax.make_mesh(tuple(SHAPE.values()), tuple(SHAPE))
+  run = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+  text = jax.jit(run).lower(*(jnp.zeros(shape) for shape in shapes)).compile().as_text()
+  return hlo_collectives.find(text, SHAPE, ("phase_one", "phase_two"))
+
+
+def test_kinds_axes_phases_and_loops():
+  def f(x):
+    with jax.named_scope("phase_one"):
+      x = jax.lax.fori_loop(0, 5, lambda _, x: jax.lax.psum(x, "y") * 0.1, x)
+    with jax.named_scope("phase_two"):
+      return jax.lax.all_gather(x, "x"), jax.lax.ppermute(x, "y", [(0, 1), (1, 2)])
+
+  found = _collectives(f, (16, 4), specs=P(("x", "y")), out=(P(None, ("x", "y")), P(("x", "y"))))
+  shard = 16 * 4 * 4 // 8
+  assert set(found) == {
+    Collective("all-reduce", "y", "phase_one", shard, 5),
+    Collective("all-gather", "x", "phase_two", 2 * shard, 1),
+    Collective("collective-permute", "y", "phase_two", shard, 1),
+  }
+  assert hlo_collectives.by_kind(found)["all-reduce"] == {"count": 5, "bytes": 5 * shard}
+
+
+def test_both_axes():
+  (found,) = _collectives(lambda x: jax.lax.psum(x, ("x", "y")), (8,), specs=P(("x", "y")), out=P())
+  assert (found.axes, found.phase, found.bytes) == ("x+y", "", 4)
+
+
+def test_asynchronous_text():
+  """As TPUs are compiled for: started and finished apart, groups as an iota."""
+  text = """HloModule m
+%cond.1 (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[]{:T(128)} constant(30), backend_config={}
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %c), direction=LT
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (bf16[4,128]{1,0:T(8,128)(2,1)}, bf16[16,128]{1,0:T(8,128)(2,1)}) all-gather-start(%x), channel_id=1, replica_groups=[2,4]<=[8], metadata={op_name="jit(f)/phase_one/dot"}
+  %d = bf16[16,128]{1,0} all-gather-done(%s)
+}
+
+ENTRY %main.5 (a: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]{0}) while(%t), condition=%cond.1, body=%body.1
+  ROOT %r = f32[8]{0:T(128)} all-reduce(%g), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%sum
+}
+"""  # noqa: E501
+  assert set(hlo_collectives.find(text, SHAPE, ("phase_one",))) == {
+    Collective("all-gather", "y", "phase_one", 16 * 128 * 2, 30),
+    Collective("all-reduce", "x", "", 32, 1),
+  }
+
+
+def test_flop():
+  def f(x, w, image, kernel):
+    x, _ = jax.lax.scan(lambda x, _: (x @ w, None), x, length=3)
+    x = jax.lax.cond(x[0, 0] > 0, lambda x: x @ w @ w, lambda x: x, x)
+    y = jax.lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.jit(lambda x: x @ w)(x).sum() + y.sum()
+
+  shapes = (5, 7), (7, 7), (1, 6, 8, 2), (3, 3, 2, 4)
+  jaxpr = jax.make_jaxpr(f)(*map(jnp.zeros, shapes))
+  assert flop_count.count(jaxpr) == 6 * (2 * 5 * 7 * 7) + 2 * 6 * 8 * 4 * 3 * 3 * 2
+
+
+def test_flop_of_the_attention_kernel():
+  """Own keys and all slots but the last, which is empty while the chunk is made."""
+  beams, candidates, tokens, heads, width, layers, slots = 2, 3, 16, 4, 8, 2, 5
+  q = jnp.zeros((beams, candidates, tokens, heads, width))
+  cache = jnp.zeros((beams, layers, slots, heads, tokens, width))
+  count = jnp.zeros(beams, jnp.int32)
+  attend = functools.partial(flash_attention.attend_slots, interpret=True)
+  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, jnp.int32(0), jnp.int32(0))
+  assert flop_count.count(jaxpr) == 4 * beams * candidates * heads * tokens * (slots * tokens) * width
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "cpu"])
+def test_kernel_or_its_substitute_lowers(platform):
+  """Lowering needs no device: the kernel becomes Mosaic's own program on TPUs."""
+  from streamt1_jax.backbone.attention import MemoryView, attend_with_memory
+
+  tokens, heads, width = 24, 2, 128
+  x = jax.ShapeDtypeStruct((tokens, heads, width), jnp.bfloat16)
+  cache = jax.ShapeDtypeStruct((2, 3, heads, tokens, width), jnp.bfloat16)
+  scalar = jax.ShapeDtypeStruct((), jnp.int32)
+  attend = lambda q, k, v, mk, mv, count, layer: attend_with_memory(q, k, v, MemoryView(mk, mv, count, count), layer)
+  exported = jax.export.export(jax.jit(attend), platforms=[platform])(x, x, x, cache, cache, scalar, scalar)
+  assert ("tpu_custom_call" in exported.mlir_module()) == (platform == "tpu")
+
+
+_needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+
+
+def _compile(folder, *arguments):
+  process = start(folder, *arguments, program="aot_compile")
+  process.join()
+  return result_of(process.exitcode, folder)
+
+
+@_needs_compiler
+def test_compiles_for_a_slice_that_is_not_there(tmp_path):
+  arguments = ["--checkpoint_preset=golden", "--topology=v5e:2x4", "--mesh=data:2,candidate:2,model:2"]
+  result = _compile(tmp_path, *arguments)
+  assert result.code == 0, result
+  report = json.loads(result.stdout.splitlines()[-1])
+  assert report["mesh"] == {"data": 2, "beam": 2, "sibling": 1, "model": 2}
+  assert report["fits"] is True
+  parts = ("argument_bytes", "output_bytes", "temporary_bytes")
+  assert report["hbm_peak_bytes_per_chip"] == sum(report[part] for part in parts) < report["hbm_limit_bytes"]
+  assert report["hbm_limit_bytes"] == int(15.75 * 2**30)
+  # By hand: 4 forwards of 4 candidates and 1 of 2 beams for both prompts, each seeing 8 chunks of 36 tokens.
+  linear, text, patches = 2 * 36 * (6 * 96**2 + 2 * 96 * 192), 4 * 36 * 16 * 96, 4 * 36 * 64 * 96
+  forward = 3 * (linear + text + 4 * 36 * 36 * 8 * 96) + patches
+  assert report["flop"] == pytest.approx(2 * 18 * forward, rel=0.1)
+  assert report["candidate_collectives_in_denoising"] == 0
+  assert 0 < report["activation_collectives_per_block"] <= 3
+  assert report["collectives"]["all-reduce"]["count"] >= 3 * 3 * 4
+  assert report["compile_seconds"] > 0
+
+
+@_needs_compiler
+@pytest.mark.parametrize(
+  ("arguments", "fragments"),
+  [
+    (["--topology=v9:1x1"], ["--topology=v9:1x1", "no such slice", "v5e:1x1"]),
+    (["--mesh=model:5"], ["--mesh=model:5", "5 devices", "8"]),
+    (["--mesh=model:8"], ["--mesh=model:8", "12 heads", "1, 2, 3, 4, 6, 12"]),
+    (["--mesh=rows:2"], ["--mesh=rows:2", "data, candidate, model"]),
+    (["--checkpoint_preset=huge"], ["huge", "wan_1_3b"]),
+  ],
+)
+def test_bad_input(tmp_path, arguments, fragments):
+  result = _compile(tmp_path, *arguments)
+  assert result.code == 2, result
+  (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+  for fragment in fragments:
+    assert fragment in line
