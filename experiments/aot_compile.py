@@ -32,6 +32,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 import jax
 import jax.numpy as jnp
 from absl import flags
+from etils import epath
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
@@ -64,6 +65,7 @@ _MAX_SINK_FRAMES = common.define_integer("max_sink_frames", 15, "Latent frames t
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
 _REWARDS = flags.DEFINE_bool("rewards", False, "Judge by HPSv3 and VideoAlign at full size, not by built-in rewards.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of weights and activations.")
+_HLO_FILE = flags.DEFINE_string("hlo_file", None, "Where the compiled program is written, as text.")
 flags.adopt_module_key_flags(device_flags)
 
 GIB = 1 << 30
@@ -238,13 +240,15 @@ def compile_and_analyse(program: Program) -> Analysis:
   memory = compiled.memory_analysis()
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-  mesh = program.models.execution.mesh
+  mesh, text = program.models.execution.mesh, compiled.as_text()
+  if _HLO_FILE.value:
+    epath.Path(_HLO_FILE.value).write_text(text)
   return Analysis(
     peak=memory.argument_size_in_bytes + outputs + temporaries,
     arguments=memory.argument_size_in_bytes,
     outputs=outputs,
     temporaries=temporaries,
-    collectives=hlo_collectives.find(compiled.as_text(), {"none": 1} if mesh is None else dict(mesh.shape), PHASES),
+    collectives=hlo_collectives.find(text, {"none": 1} if mesh is None else dict(mesh.shape), PHASES),
     seconds=seconds,
   )
 
@@ -309,6 +313,8 @@ def print_tables(report: dict[str, Any], collectives: list[Collective] | None) -
 
 
 def main() -> None:
+  if _HLO_FILE.value:
+    common.require_writable("hlo_file", _HLO_FILE.value)
   model = preset(_PRESET.value)
   if _NUM_LAYERS.value is not None:
     backbone = dataclasses.replace(model.backbone, num_layers=_NUM_LAYERS.value)

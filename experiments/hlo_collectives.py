@@ -1,7 +1,7 @@
 """What devices send each other in a compiled program, read from its text (HLO).
 
-Loops count: a collective in a loop of 30 blocks in a loop of 4 steps is 120. The number of trips is the constant that
-the loop's condition compares its counter with; a loop whose end is data counts once.
+Loops count: a collective in a loop of 30 blocks in a loop of 4 steps is 120. The number of trips is what the compiler
+notes, or the constant that the loop's condition compares its counter with; a loop whose end is data counts once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def find(text: str, mesh_shape: Mapping[str, int], phases: tuple[str, ...] = ())
         size = _largest(result) if operation.endswith("-start") else _total(result)
         found[Collective(kind, _axes(rest, mesh_shape), phase, size, 0)] += executions
       condition = re.search(r"condition=%?([\w.-]+)", rest)
-      times = executions * (trips.get(condition[1], 1) if condition else 1)
+      known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', rest)
+      times = executions * (int(known[1]) if known else trips[condition[1]] if condition else 1)
       for called in _callees(rest):
         if called in computations:
           visit(called, times)
@@ -160,6 +161,13 @@ def _groups(rest: str) -> list[list[int]]:
   listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
   if listed:
     return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d, ]+)\}", listed[1])]
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+  if named:
+    sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
+    across = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", named[2])]
+    ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+    ids = np.moveaxis(ids, across, range(-len(across), 0))
+    return ids.reshape(-1, math.prod(ids.shape[ids.ndim - len(across) :])).tolist()
   iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
   if not iota:
     return []

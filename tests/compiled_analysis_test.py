@@ -7,6 +7,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from experiments import flop_count, hlo_collectives
@@ -18,7 +19,7 @@ SHAPE = {"x": 2, "y": 4}
 
 
 def _collectives(f, *shapes, specs, out):
-  mesh = jax.make_mesh(tuple(SHAPE.values()), tuple(SHAPE))
+  mesh = jax.make_mesh(tuple(SHAPE.values()), tuple(SHAPE), (AxisType.Auto,) * len(SHAPE))
   run = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
   text = jax.jit(run).lower(*(jnp.zeros(shape) for shape in shapes)).compile().as_text()
   return hlo_collectives.find(text, SHAPE, ("phase_one", "phase_two"))
@@ -62,12 +63,14 @@ def test_asynchronous_text():
 
 ENTRY %main.5 (a: f32[8]) -> f32[8] {
   %w = (s32[], f32[8]{0}) while(%t), condition=%cond.1, body=%body.1
-  ROOT %r = f32[8]{0:T(128)} all-reduce(%g), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%sum
+  %r = f32[8]{0:T(128)} all-reduce(%g), replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%sum
+  ROOT %n = f32[2]{0:T(128)} all-reduce(%r), replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b','c'}, use_global_device_ids=true
 }
 """  # noqa: E501
   assert set(hlo_collectives.find(text, SHAPE, ("phase_one",))) == {
     Collective("all-gather", "y", "phase_one", 16 * 128 * 2, 30),
     Collective("all-reduce", "x", "", 32, 1),
+    Collective("all-reduce", "y", "", 8, 1),
   }
 
 
@@ -144,7 +147,7 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
   [
     (["--topology=v9:1x1"], ["--topology=v9:1x1", "no such slice", "v5e:1x1"]),
     (["--mesh=model:5"], ["--mesh=model:5", "5 devices", "8"]),
-    (["--mesh=model:8"], ["--mesh=model:8", "12 heads", "1, 2, 3, 4, 6, 12"]),
+    (["--mesh=model:8"], ["--mesh=model:8", "12 heads", "allowed: 1, 2, 4"]),
     (["--mesh=rows:2"], ["--mesh=rows:2", "data, candidate, model"]),
     (["--checkpoint_preset=huge"], ["huge", "wan_1_3b"]),
   ],

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -23,3 +24,10 @@ def pytest_addoption(parser):
     help="Folder with qwen.tiktoken, the hpsv3 wheel and VideoAlign's prompt_template.py; tests that need it are "
     "skipped without it.",
   )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _release_programs():
+  """Compiled programs hold several memory maps each, of which a process may have 65,530 on Linux."""
+  yield
+  jax.clear_caches()

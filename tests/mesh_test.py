@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import hlo_collectives
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, SearchConfig, preset
@@ -283,27 +282,4 @@ class TestWhatLiesWhere:
     for array, parts in ((after.beams.memory.k, 8), (params["backbone"]["blocks"]["ffn_in"]["kernel"], 2)):
       sizes = {shard.data.size for shard in array.addressable_shards}
       assert sizes == {array.size // parts}
-      assert len({shard.index for shard in array.addressable_shards}) == parts
-
-  def test_nothing_is_gathered(self):
-    """No array of the compiled program is larger than the shard of the memory that it is given."""
-    mesh, _, _, _, after, _, compiled = self.step
-    shard = after.beams.memory.k.addressable_shards[0].data
-    text = compiled.as_text()
-    sizes = [size for line in text.splitlines() for size in hlo_collectives.result_bytes(line)]
-    assert shard.nbytes in sizes
-    assert max(sizes) == shard.nbytes
-
-  def test_candidates_denoise_alone(self):
-    """Between candidates nothing is sent while they are denoised; between shards of the model little besides sums."""
-    mesh, *_, compiled = self.step
-    found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "prune"))
-    denoising = [one for one in found if one.phase == "denoise"]
-    assert {one.axes for one in denoising} == {"model"}
-    activation = small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
-    candidates = small.SEARCH.beam_size  # Of one beam and one prompt.
-    passes = 2 * small.MODEL.backbone.num_layers  # Two denoising steps.
-    large = [one for one in denoising if one.bytes >= activation]
-    assert {one.bytes for one in large} == {candidates * activation}
-    assert sum(one.executions for one in large) == 3 * passes
-    assert any("beam" in one.axes for one in found if one.phase == "prune")
+      assert len({str(shard.index) for shard in array.addressable_shards}) == parts
