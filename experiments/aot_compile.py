@@ -16,28 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import time
 from typing import Any
-
-# The compiler asks the cloud what it runs on, and waits, unless it is told. Any slice will do: it is not used.
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# No TPU is opened, so there is nothing to keep for one process.
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 from etils import epath
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from experiments import common, device_flags, flop_count, hlo_collectives
+from experiments import common, device_flags, flop_count, hlo_collectives, tpu_compiler
 from experiments.hlo_collectives import Collective
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT, TextMemory
@@ -45,16 +35,15 @@ from streamt1_jax.chunk_step import Models, chunk_step, init_state
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
+from streamt1_jax.config import ModelConfig, SearchConfig, preset
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.sharding import RULES, placed
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.coherence import TemporalCoherence
-from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
+from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.quality import ImageQuality
-from streamt1_jax.rewards.qwen2_vl import PromptEmbedding
-from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
+from streamt1_jax.rewards.videoalign import VideoAlign
 from streamt1_jax.state import Condition, SearchState
 
 _PRESET = flags.DEFINE_string("checkpoint_preset", "wan_1_3b", "Model preset.")
@@ -72,8 +61,6 @@ GIB = 1 << 30
 # By the compiler's own message when a program does not fit: what is left of the chip's memory for programs.
 _DEVICE_GIB = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.73, "TPU v6 lite": 31.24, "TPU7x": 94.74}
 PHASES = ("evict", "denoise", "judge", "prune", "commit")
-# Tokens of a reward's text before and after the frames, for a prompt of about 130 tokens (rewards spec, section 2).
-_REWARD_TEXT = {"hpsv3": (16, 704, 1), "videoalign": (16, 832, 3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,20 +128,12 @@ def _rewards(model: ModelConfig, dtype: jnp.dtype) -> tuple[Any, Any, dict[str, 
   """Image and video reward, and the shapes of their weights and conditions."""
   if not _REWARDS.value:
     return ImageQuality(), TemporalCoherence(), {"image_reward": {}, "video_reward": {}}, [{}, {}]
-  configs = {"hpsv3": HPSv3Config(), "videoalign": VideoAlignConfig()}
-
-  def condition(name: str) -> PromptEmbedding:
-    before, after, reads = _REWARD_TEXT[name]
-    width = configs[name].backbone.decoder.dim
-    text = lambda length: jax.ShapeDtypeStruct((length, width), dtype)
-    return PromptEmbedding(text(before), text(after), jax.ShapeDtypeStruct((reads,), jnp.int32))
-
-  params = [folder.abstract_params(config, dtype) for config in configs.values()]
+  rewards = [HPSv3(), VideoAlign(model.fps)]
+  params = [folder.abstract_params(reward.config, dtype) for reward in rewards]
   return (
-    HPSv3(configs["hpsv3"]),
-    VideoAlign(model.fps, configs["videoalign"]),
+    *rewards,
     dict(zip(("image_reward", "video_reward"), params, strict=True)),
-    [condition(name) for name in configs],
+    [tpu_compiler.prompt_shapes(reward, dtype) for reward in rewards],
   )
 
 
@@ -177,19 +156,6 @@ def place_on(mesh: Mesh | None, device: jax.Device, prompts: bool) -> Any:
     return lambda name, tree: jax.tree.map(shape, tree)
   of_prompts = lambda name: ("prompt",) if prompts and name in ("state", "condition") else ()
   return lambda name, tree: placed(mesh, name, tree, leading=of_prompts(name))
-
-
-def get_devices(topology: str) -> list[jax.Device]:
-  """The devices of a slice. Raises ConfigError if there is no such slice, or no compiler."""
-  try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-  except Exception as error:
-    if "not installed" in str(error):
-      raise ConfigError("this needs libtpu, the compiler for TPUs: pip install -e '.[tpu]'") from error
-    raise ConfigError(
-      f"--topology={topology}: there is no such slice; known are v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v4:2x2x1, "
-      f"v5p:2x2x1 to v5p:4x4x4 and tpu7x:2x2x1 ({str(error).splitlines()[0]})"
-    ) from error
 
 
 def count_flop(program: Program) -> float:
@@ -321,7 +287,7 @@ def main() -> None:
     model = dataclasses.replace(model, backbone=backbone)
   search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)
   search.validate_for(model)
-  devices = get_devices(_TOPOLOGY.value)
+  devices = tpu_compiler.get_devices(_TOPOLOGY.value)
   mesh = device_flags.make_mesh(model, search, devices=devices)
   program = build(model, search, mesh, jnp.dtype(_DTYPE.value))
   prompts = mesh is not None and mesh.shape[RULES["prompt"]] > 1

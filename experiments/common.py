@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import math
 import pathlib
 import signal
@@ -12,11 +13,15 @@ import threading
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 from etils import epath
+from flax import nnx
 
+from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig, preset
 from streamt1_jax.drivers import SearchError
+from streamt1_jax.io.checkpoint import load_params
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 # A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
@@ -71,6 +76,8 @@ def define_float(
 
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main` and exits with 0, or with one line on stderr and one of the codes above."""
+  # JAX reports every platform that is not there.
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
   # A preempted machine sends SIGTERM; leave then as after Ctrl-C.
   signal.signal(signal.SIGTERM, _interrupt)
   # Background jobs of a shell ignore Ctrl-C, and should.
@@ -141,6 +148,12 @@ def trainable_preset(name: str) -> ModelConfig:
   if model.codec is None or model.text is None:
     raise ConfigError(f"--preset={name} is a backbone alone; codec and text encoder are needed, as in: tiny")
   return model
+
+
+def load_codec(model: ModelConfig, folder: epath.PathLike) -> VideoCodec:
+  """The trained codec of a model, in float32. Raises ConfigError if the folder holds none of its size."""
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
+  return nnx.merge(graphdef, load_params(folder, nnx.to_pure_dict(abstract), jnp.float32))
 
 
 def require_writable(flag: str, path: str) -> None:

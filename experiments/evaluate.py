@@ -20,13 +20,11 @@ import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
-from flax import nnx
 
 from experiments import common, search_flags
-from streamt1_jax.codec.vae import VideoCodec, quantize_frames
+from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes, verify
-from streamt1_jax.io.checkpoint import load_params
 from streamt1_jax.io.video import write_png
 from streamt1_jax.pipeline import Pipeline
 
@@ -62,8 +60,7 @@ def reconstructed_videos(checkpoint: epath.Path, pipeline: Pipeline, captions: l
   config = pipeline.config
   search = search_flags.search_config(config)
   length = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * config.chunk_frames
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0))), nnx.Param)
-  codec = nnx.merge(graphdef, load_params(checkpoint / "codec", nnx.to_pure_dict(abstract), jnp.float32))
+  codec = common.load_codec(config, checkpoint / "codec")
   indices = jnp.arange(1 + config.codec.temporal_stride * (length - 1))
   through = jax.jit(
     lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1)))

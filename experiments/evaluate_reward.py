@@ -1,7 +1,7 @@
 """Agreement of a small reward with pairs of clips of captions that it was not trained on.
 
-  python -m experiments.evaluate_reward --reward_dir=checkpoints/tiny/rewards/hpsv3 --split=test
-  python -m experiments.evaluate_reward --reward_dir=checkpoints/tiny/rewards/videoalign --split=test
+  python -m experiments.evaluate_reward --reward_dir=runs/hpsv3/reward --split=test
+  python -m experiments.evaluate_reward --reward_dir=runs/videoalign/reward --split=test
 
 prints a Markdown table and, last, one JSON line: per corruption the share of pairs in which the better clip scores
 higher, by the score that a search uses (mu, or Overall) and by the scores that the corruption concerns; and how often
@@ -19,17 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 from absl import flags
-from flax import nnx
 
 from experiments import common
-from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import preferences, reward_text, shapes
 from streamt1_jax.data.preferences import CORRUPTIONS, PairConfig, Pairs
-from streamt1_jax.io.checkpoint import load_config, load_params
+from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.rewards.folder import LoadedReward, load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.videoalign import DIMENSIONS
 
 _REWARD_DIR = flags.DEFINE_string("reward_dir", None, "Folder of the reward.", required=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model whose codec is used.")
@@ -40,7 +39,6 @@ _SEED = common.define_integer("seed", 0, "Of the pairs.", 0, 10**9)
 
 WINDOWS = tuple(9 + 12 * chunk for chunk in range(10))
 """Frames of the windows that a search of `sliding_window=10` shows."""
-DIMENSIONS = ("VQ", "MQ", "TA")
 
 
 def pair_scores(loaded: LoadedReward, params, pairs: Pairs, captions: reward_text.CaptionTokens) -> jax.Array:
@@ -127,9 +125,7 @@ def load_codec() -> preferences.Codec:
   config = load_config(checkpoint)
   if config.codec is None:
     raise ConfigError(f"--checkpoint={checkpoint} has no codec")
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0))), nnx.Param)
-  params = load_params(checkpoint / "codec", nnx.to_pure_dict(abstract), jnp.float32)
-  return preferences.through_codec(nnx.merge(graphdef, params))
+  return preferences.through_codec(common.load_codec(config, checkpoint / "codec"))
 
 
 def main() -> None:

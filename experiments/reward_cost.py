@@ -3,8 +3,8 @@
   python -m experiments.reward_cost --topology=v6e:1x1
   python -m experiments.reward_cost --reward=hpsv3 --beam_size=4
 
-No TPU is needed, only its compiler (`pip install libtpu`); no weights are needed either. Every row is one call of the
-search on one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
+No TPU is needed, only its compiler (`pip install -e '.[tpu]'`), and no weights. Every row is one call of the search on
+one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
 HPSv3 sees frames of a chunk, VideoAlign some of the frames of a window.
 
 TFLOP are counted from shapes (see `streamt1_jax.rewards.flop`), tokens that fill up a prompt included.
@@ -13,21 +13,17 @@ TFLOP are counted from shapes (see `streamt1_jax.rewards.flop`), tokens that fil
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
-from jax.experimental import topologies
 
-from experiments import common
-from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards import flop, hpsv3, videoalign
+from experiments import common, tpu_compiler
+from streamt1_jax.rewards import flop, folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.qwen2_vl import PromptEmbedding
 from streamt1_jax.rewards.videoalign import VideoAlign
 
 _REWARD = flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Only this one; both by default.")
@@ -38,10 +34,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of wei
 
 _FRAME = (480, 832, 3)
 _FPS = 16
-_BEFORE = 15
-_AFTER = {"hpsv3": 704, "videoalign": 960}  # 641 and 932 tokens, filled up to multiples of 64
 _LENGTHS = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
-_REWARD_TOKENS = {"hpsv3": 1, "videoalign": 3}
 _CHUNK = 12
 
 
@@ -65,12 +58,7 @@ def compile_call(name: str, frames: int, device: Any) -> Row:
   """One call on all candidates, compiled for `device`."""
   reward = rewards()[name]
   dtype = jnp.dtype(_DTYPE.value)
-  module = {"hpsv3": hpsv3, "videoalign": videoalign}[name]
-  dim = reward.config.backbone.decoder.dim
-  embedding = lambda length: jax.ShapeDtypeStruct((length, dim), dtype)
-  prompt = PromptEmbedding(
-    embedding(_BEFORE), embedding(_AFTER[name]), jax.ShapeDtypeStruct((_REWARD_TOKENS[name],), jnp.int32)
-  )
+  prompt = tpu_compiler.prompt_shapes(reward, dtype)
   own = frames if name == "hpsv3" else min(frames, _CHUNK)
   past = jax.ShapeDtypeStruct((_TOP_K.value, frames - own, *_FRAME), jnp.uint8)
   chunk = jax.ShapeDtypeStruct((_TOP_K.value, _BEAM_SIZE.value, own, *_FRAME), jnp.uint8)
@@ -84,39 +72,20 @@ def compile_call(name: str, frames: int, device: Any) -> Row:
   on_device = jax.sharding.SingleDeviceSharding(device)
   # Kept, for the search holds the table of token embeddings too, though only `init` reads it.
   call = jax.jit(judge, in_shardings=on_device, out_shardings=on_device, keep_unused=True)
-  memory = call.lower(module.abstract_params(reward.config, dtype), prompt, past, chunk).compile().memory_analysis()
+  memory = call.lower(folder.abstract_params(reward.config, dtype), prompt, past, chunk).compile().memory_analysis()
   return Row(
     name,
     frames,
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.peak_memory_in_bytes,
-    flop.candidate_flop(reward, frames, _FRAME[:2], _BEFORE + _AFTER[name]) / 1e12,
+    flop.candidate_flop(reward, frames, _FRAME[:2], tpu_compiler.text_tokens(name)) / 1e12,
   )
-
-
-def find_device() -> Any:
-  """A chip that is not there. Raises ConfigError if its compiler is missing or knows no such topology."""
-  # The compiler takes a lock as if it had the chips; several programs may compile at a time.
-  settings = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  }
-  for variable, value in settings.items():
-    os.environ.setdefault(variable, value)
-  try:
-    return topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices[0]
-  except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
-    raise ConfigError(
-      f"--topology={_TOPOLOGY.value}: no such TPU, or no compiler for one (pip install libtpu): {error}"
-    ) from error
 
 
 def table() -> Iterator[str]:
   """Lines of the table, each as soon as it is compiled."""
-  device = find_device()
+  device = tpu_compiler.get_devices(_TOPOLOGY.value)[0]
   columns = ("reward", "frames", "arguments, GB", "temporary, GB", "peak, GB", "TFLOP per candidate")
   yield f"| {' | '.join(columns)} |"
   yield f"|{'|'.join('---' for _ in columns)}|"
@@ -129,7 +98,6 @@ def table() -> Iterator[str]:
 
 
 def main() -> None:
-  jax.config.update("jax_platforms", "cpu")
   for line in table():
     print(line, flush=True)
 

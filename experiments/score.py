@@ -45,8 +45,7 @@ from experiments.score_rows import Output, Row, to_table
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, video
 from streamt1_jax.rewards import folder as reward_folder
-from streamt1_jax.rewards import prompts as reward_prompts
-from streamt1_jax.rewards import scoring
+from streamt1_jax.rewards import scoring, selection
 from streamt1_jax.rewards.scoring import VideoScorer
 
 _VIDEOS = flags.DEFINE_string("videos", None, "Video file, folder of videos, or glob.", required=True)
@@ -61,20 +60,19 @@ _IMAGE_FRAMES = common.define_integer("image_frames", None, "Frames that image r
 _BATCH = common.define_integer("batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier scores, whatever they are of.")
 
-_REWARDS_FOLDER = "rewards"
 _MOST_BYTES = 8 << 30
 
 
 def find_rewards() -> dict[str, epath.Path]:
   """Folders of the rewards of the flags, by name; those of built-in ones do not exist."""
-  rewards = common.find_folder(_CHECKPOINT.value) / _REWARDS_FOLDER
+  rewards = common.find_folder(_CHECKPOINT.value) / reward_folder.REWARDS_FOLDER
   present = sorted(path.name for path in rewards.iterdir() if path.is_dir()) if rewards.is_dir() else []
-  names = _REWARD.value.split("+") if _REWARD.value is not None else present or list(scoring.BUILT_IN)
+  names = _REWARD.value.split("+") if _REWARD.value is not None else present or list(selection.PROMPT_FREE)
   for name in names:
     if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9]", name) or names.count(name) > 1:
       raise ConfigError(f"--reward={_REWARD.value} must be different names joined by '+', such as quality+coherence")
-    if name not in (*scoring.BUILT_IN, *present):
-      found = ", ".join((*scoring.BUILT_IN, *present))
+    if name not in (*selection.BUILT_IN, *present):
+      found = ", ".join((*selection.BUILT_IN, *present))
       raise ConfigError(f"--reward={_REWARD.value}: {rewards} has no {name}; there are: {found}")
   return {name: rewards / name for name in names}
 
@@ -82,13 +80,13 @@ def find_rewards() -> dict[str, epath.Path]:
 def reward_sha256(folder: epath.Path) -> str:
   """Identifies a reward wherever its folder is. Raises ConfigError if it is none."""
   reward_folder.load_config(folder)
-  files = (reward_folder.REWARD_FILE, reward_prompts.TEMPLATE_FILE, reward_prompts.TOKENIZER_FILE, part_files.PART_FILE)
-  return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
+  # It has the checksums of all other files.
+  return hashlib.sha256((folder / part_files.PART_FILE).read_bytes()).hexdigest()
 
 
 def run_settings(rewards: dict[str, epath.Path]) -> dict[str, Any]:
   """Everything but the videos and prompts that decides the scores."""
-  weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in scoring.BUILT_IN}
+  weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in selection.BUILT_IN}
   return {"reward": "+".join(rewards), "dtype": _DTYPE.value, "image_frames": _IMAGE_FRAMES.value, **weights}
 
 
@@ -98,7 +96,7 @@ def read_tasks(rewards: dict[str, epath.Path]) -> list[Task]:
   if _PROMPTS_FILE.value is not None:
     return score_inputs.with_given_prompts(videos, _PROMPTS_FILE.value)
   tasks = score_inputs.with_own_prompts(videos)
-  needy = [name for name in rewards if name not in scoring.BUILT_IN]
+  needy = [name for name in rewards if name not in selection.BUILT_IN]
   if not needy:
     return [Task(task.video, task.prompt) for task in tasks]
   without = [task for task in tasks if task.prompt is None and task.fault is None]

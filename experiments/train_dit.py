@@ -32,7 +32,6 @@ from experiments import common, training
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.backbone.teacher_forcing import chunk_velocity, clip_velocity
-from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.data import caption_readers, training_batches
 from streamt1_jax.data.training_batches import BatchConfig, Dataset
@@ -44,7 +43,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
 flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
 flags.DEFINE_string("init_from", None, "Folder with parameters to go on from.")
-flags.DEFINE_list("init_parts", ["backbone", "text"], "Parts read from --init_from; others are fresh.")
+_PARTS = ["backbone", "text"]
+flags.DEFINE_multi_enum("init_parts", _PARTS, _PARTS, "Parts read from --init_from; others are fresh.")
 common.define_integer("steps", 6000, "Optimiser steps.", 1)
 common.define_integer("clips", 4, "Whole clips in a batch.", 1)
 common.define_integer("first_scenes", 8, "Scenes of a batch whose first chunks are drawn.", 1)
@@ -133,7 +133,7 @@ def _mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 def make_optimizer() -> optax.GradientTransformation:
   """Muon on the matrices of the backbone's blocks, Adam on the rest; warm-up, constant, cosine to zero."""
-  parts = {"backbone", "text"} if FLAGS.muon_on_text else {"backbone"}
+  parts = _PARTS if FLAGS.muon_on_text else ["backbone"]
 
   def schedule(peak: float) -> optax.Schedule:
     decay = int(FLAGS.steps * FLAGS.decay_fraction)
@@ -197,12 +197,6 @@ def make_update(
   return functools.partial(train_step, data=data)
 
 
-def load_encoder(model: ModelConfig, codec_dir: str):
-  """Encoder of one clip, frames [T, height, width, 3] in [-1, 1] to latents, from what `train_vae` wrote."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
-  return nnx.merge(graphdef, load_params(codec_dir, abstract)).encoder.encode
-
-
 def init_modules(model: ModelConfig) -> tuple[dict, dict]:
   """Graph definitions and parameters of backbone and text encoder, fresh or of `--init_from`."""
   modules = {
@@ -227,7 +221,8 @@ def main() -> None:
   graphdefs, params = init_modules(model)
   print({name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}, flush=True)
   tokenizer = Tokenizer(FLAGS.tokenizer, model.text.max_len)
-  data = build_dataset(model, load_encoder(model, FLAGS.codec_dir), tokenizer, run_dir / "latents.npz")
+  codec = common.load_codec(model, FLAGS.codec_dir)
+  data = build_dataset(model, codec.encoder.encode, tokenizer, run_dir / "latents.npz")
   optimizer = make_optimizer()
   params["readers"] = caption_readers.init_readers(model.text.dim)
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params))

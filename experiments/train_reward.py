@@ -33,7 +33,6 @@ from absl import flags
 from flax import nnx
 
 from experiments import common, training
-from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.data import preferences, reward_text, shapes
 from streamt1_jax.data.preferences import PairConfig, Pairs
@@ -165,8 +164,7 @@ def make_optimizer() -> optax.GradientTransformation:
 
 def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: RewardConfig) -> Objective:
   """Reads the codec and lays out captions and pairs of scenes."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
-  params = load_params(common.find_folder(FLAGS.codec_dir), nnx.to_pure_dict(abstract), jnp.float32)
+  graphdef, params = nnx.split(common.load_codec(model, common.find_folder(FLAGS.codec_dir)), nnx.Param)
   module = hpsv3 if name == "hpsv3" else videoalign
   return Objective(
     name=name,
@@ -174,7 +172,7 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
     graphdef=module.graphdef(config),
     captions=reward_text.caption_tokens(prompt),
     scenes=preferences.neighbours("train", ("train",)),
-    codec=(params, graphdef),
+    codec=(nnx.to_pure_dict(params), graphdef),
   )
 
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import random_rewards
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import engine, hpsv3, reward_part, videoalign
+from streamt1_jax.convert import hpsv3, reward_part, videoalign
 from streamt1_jax.io import config_json
-from streamt1_jax.rewards import folder, prompts
+from streamt1_jax.rewards import prompts
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.videoalign import VideoAlign
@@ -26,29 +27,13 @@ from tests.published_files import write_safetensors, write_torch
 from tests.published_model import files
 
 TABLES = {"hpsv3": hpsv3, "videoalign": videoalign}
-RANK = videoalign.LORA_RANK
 
 
 def tensors(model: str) -> dict[str, np.ndarray]:
   """A random checkpoint; VideoAlign's with adapters on the decoder, as peft leaves them."""
-  config = small_rewards.CONFIGS[model]
   generator = np.random.default_rng(len(model))
-  draw = lambda *shape: generator.normal(size=shape).astype(np.float32)
-  rows, dim = config.backbone.decoder.vocab_size, config.backbone.decoder.dim
-  specs = engine.source_specs(TABLES[model].rules(config), folder.abstract_params(config))
-  plain = {name: draw(*spec.shape) for name, spec in specs.items()} | {"lm_head.weight": draw(rows, dim)}
-  if model == "hpsv3":
-    return plain
-  wrapped = {}
-  for name, tensor in plain.items():
-    module, _, kind = name.rpartition(".")
-    adapted = name.startswith("model.layers.") and module.endswith("_proj")
-    wrapped[f"base_model.model.{module}{'.base_layer' if adapted else ''}.{kind}"] = tensor
-    if adapted and kind == "weight":
-      outputs, inputs = tensor.shape
-      wrapped[f"base_model.model.{module}.lora_A.default.weight"] = draw(RANK, inputs)
-      wrapped[f"base_model.model.{module}.lora_B.default.weight"] = draw(outputs, RANK)
-  return wrapped
+  specs = random_rewards.reward_tensors(model, small_rewards.CONFIGS[model])
+  return {name: generator.normal(size=spec.shape).astype(np.float32) for name, spec in specs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +102,7 @@ def test_half_precision_keeps_the_head(tmp_path, published):
 def test_provenance(converted, published):
   source = json.loads((converted / "out/rewards/videoalign/source.json").read_text())
   assert source["sources"][0]["file"] == "model.pth"
-  assert source["lora"]["rank"] == RANK
+  assert source["lora"]["rank"] == videoalign.LORA_RANK
   assert source["lora"]["scale"] == 2.0
   assert source["lora"]["layers"] == 7 * 2
   assert source["skipped"] == ["base_model.model.lm_head.weight (no reward reads it)"]
@@ -162,7 +147,7 @@ def test_dry_run(tmp_path, published):
   for fragment in (
     "rewards/hpsv3/ from --hpsv3, transformers 4.45 names",
     "rewards/videoalign/ from --videoalign",
-    f"merges a LoRA into 14 layers: rank {RANK}, alpha 128",
+    f"merges a LoRA into 14 layers: rank {videoalign.LORA_RANK}, alpha 128",
     "VideoReward/checkpoint-11352/model.pth",
     "skips lm_head.weight",
     f"instruction text of toy, sha256 {template(published, 'hpsv3').sha256}",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments import hlo_collectives
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, SearchConfig, preset
@@ -283,3 +284,26 @@ class TestWhatLiesWhere:
       sizes = {shard.data.size for shard in array.addressable_shards}
       assert sizes == {array.size // parts}
       assert len({str(shard.index) for shard in array.addressable_shards}) == parts
+
+  def test_memory_moves_block_by_block(self):
+    """Pruning may move a beam to another device; nothing larger than one block of both beams is ever sent."""
+    mesh, _, _, _, after, _, compiled = self.step
+    shard = after.beams.memory.k.addressable_shards[0].data
+    one_block = small.SEARCH.top_k * shard.nbytes // small.MODEL.backbone.num_layers
+    found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape))
+    assert max(one.bytes for one in found) == one_block
+    assert {one.axes for one in found if one.bytes == one_block} == {"beam"}
+
+  def test_candidates_denoise_alone(self):
+    """Between beams only the largest number of slots is sent; between shards of the model little besides sums."""
+    mesh, *_, compiled = self.step
+    found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "prune"))
+    denoising = [one for one in found if one.phase == "denoise"]
+    assert [(one.axes, one.bytes, one.executions) for one in denoising if one.axes != "model"] == [("beam", 4, 1)]
+    activation = small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
+    candidates = small.SEARCH.beam_size  # Of one beam and one prompt.
+    passes = 2 * small.MODEL.backbone.num_layers  # Two denoising steps.
+    large = [one for one in denoising if one.bytes >= activation]
+    assert {one.bytes for one in large} == {candidates * activation}
+    assert sum(one.executions for one in large) == 3 * passes
+    assert any("beam" in one.axes for one in found if one.phase == "prune")

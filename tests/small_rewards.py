@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import tokenizers
 
-from streamt1_jax.io import checkpoint
 from streamt1_jax.rewards import folder, prompts
 from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
@@ -49,8 +48,6 @@ def random_params(config: folder.RewardConfig):
 def save_reward(path: pathlib.Path, model: str) -> pathlib.Path:
   """A folder that `load_reward` reads; `model` is "hpsv3" or "videoalign"."""
   config, template = CONFIGS[model], PromptTemplate("toy", _TEXTS[model], REWARD_TOKENS[model])
-  checkpoint.save_params(path, random_params(config))
-  (path / folder.REWARD_FILE).write_bytes(folder.config_json_bytes(config))
-  (path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(template))
-  prompts.with_reward_tokens(_tokenizer(), template).save(str(path / prompts.TOKENIZER_FILE))
+  tokenizer = prompts.with_reward_tokens(_tokenizer(), template)
+  folder.save_reward(path, config, random_params(config), template, tokenizer, np.float32)
   return path

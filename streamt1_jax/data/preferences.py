@@ -238,21 +238,16 @@ def draw_pairs(
   if split < config.count:
     parts.append(_pair_frames(tail, times, lambda look, t: _to_bytes(appearance.draw(look, t))))
   better, worse = (jnp.concatenate(clips) for clips in zip(*parts))
-  return Pairs(better, worse, **{name: getattr(draws, name) for name in Pairs._fields[2:]})
+  return draws.pair._replace(better=better, worse=worse)
 
 
 class _Draw(NamedTuple):
-  """One pair before it is drawn; see `Pairs`. The worse clip is the better one before `since`."""
+  """One pair before its frames are drawn. The worse clip is the better one before `since`; `pair` has no frames yet."""
 
   better: Appearance
   worse: Appearance
   since: jax.Array
-  kind: jax.Array
-  late: jax.Array
-  scene: jax.Array
-  other: jax.Array
-  omit_size: jax.Array
-  omit_speed: jax.Array
+  pair: Pairs
 
 
 def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: jax.Array, kind: jax.Array | None):
@@ -288,12 +283,7 @@ def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: j
     better=better,
     worse=worse,
     since=jnp.where(late, length - _LAST_CHUNK, -_LONG_AGO),
-    kind=kind,
-    late=late,
-    scene=row,
-    other=other_row,
-    omit_size=omitted("size"),
-    omit_speed=omitted("speed"),
+    pair=Pairs(None, None, kind, late, row, other_row, omit_size=omitted("size"), omit_speed=omitted("speed")),
   )
 
 

@@ -28,9 +28,6 @@ from streamt1_jax.rewards.qwen2_vl import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS, VideoAlign
 from streamt1_jax.typing import Params
 
-BUILT_IN = ("quality", "coherence")
-"""Rewards that need no weights and read no prompt."""
-
 Scores = Mapping[str, float | list[float]]
 _LEAST_SIDE = 16  # pixels that the built-in rewards need on a side
 _ONLY_CANDIDATE = CandidateInfo(np.int32(0), np.int32(0))
@@ -156,7 +153,7 @@ def make_scorer(
   """A reward that scores whole videos.
 
   Args:
-    name: of the reward: one of `BUILT_IN`, or any name for the one in `folder`.
+    name: of the reward: one of `selection.BUILT_IN`, or any name for the one in `folder`.
     folder: what `convert.reward_part.write` wrote; a built-in reward reads nothing.
     dtype: dtype of the backbone.
     most_frames: see `FrameScorer`.
