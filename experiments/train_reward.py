@@ -133,6 +133,8 @@ def windows_of(objective: Objective, fps: float) -> list[tuple[int, int]]:
 def make_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
   """The training step, (trainer, step) to (trainer, loss terms); jitted for every number of frames looked at."""
   windows = windows_of(objective, float(shapes.FPS))
+  # Those of which the fewest frames are looked at show all that can be named.
+  shortest = [window for window in windows if window[1] == min(looked_at for _, looked_at in windows)]
 
   def seeing_loss(params, pairs):
     model = nnx.merge(objective.graphdef, params["reward"])
@@ -169,8 +171,8 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
 
   def update(trainer: Trainer, step: jax.Array):
     seeing = int(step) < FLAGS.seeing_steps
-    # The shortest window shows all that can be named.
-    window, looked_at = windows[0 if seeing else int(step) % len(windows)]
+    turns = shortest if seeing else windows
+    window, looked_at = turns[int(step) % len(turns)]
     trainer = train_step(trainer, step, jnp.int32(window), objective.codec[0], looked_at, seeing)
     return trainer, trainer.recent
 
