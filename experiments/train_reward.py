@@ -14,7 +14,8 @@ The architecture is that of the published model, the sizes are `shapes_config()`
 VideoAlign's three scores are trained one by one: each must fall for the corruptions that concern it and stay for those
 that do not. Beside that, linear readers, which are thrown away in the end, must name the attributes of the scene from
 the media tokens and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became
-a reward. Adam, exponential moving average.
+a reward. The first steps do nothing but name, on more clips than pairs could be afforded. Adam; exponential moving
+average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
 final averages in float16, the head in float32), `loss.csv`, `loss.png`.
@@ -47,6 +48,8 @@ flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", requ
 flags.DEFINE_string("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
 flags.DEFINE_string("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
 common.define_integer("steps", 2000, "Optimiser steps.", 1)
+common.define_integer("seeing_steps", 0, "First steps in which only the vision tower learns, by naming attributes.", 0)
+common.define_integer("seeing_pairs", 64, "Clips in their batches.", 1)
 common.define_integer("pairs", 16, "Pairs in a batch; a quarter of them in the longest window.", 1)
 common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
 common.define_float("learning_rate", 1.5e-3, "Peak of the learning rate (Adam).", 0.0)
@@ -99,12 +102,18 @@ class Trainer(NamedTuple):
   recent: dict
 
 
-def draw_batch(objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, codec: dict) -> Pairs:
-  """Pairs whose windows have `window` frames (int32), of which `looked_at` are looked at; for HPSv3 single frames."""
+def draw_batch(
+  objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, codec: dict, *, pairs: int, coded: int
+) -> Pairs:
+  """Pairs whose windows have `window` frames (int32), of which `looked_at` are looked at; for HPSv3 single frames.
+
+  Args:
+    pairs: how many, in windows of which up to 29 frames are looked at; fewer in longer ones.
+    coded: how many of them go through the codec.
+  """
   shrink = max(1, looked_at // 15)
-  count = max(1, FLAGS.pairs // shrink)
   on_frames = objective.name == "hpsv3"
-  config = PairConfig(count=count, on_frames=on_frames, through_codec=min(count, FLAGS.through_codec // shrink))
+  config = PairConfig(max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink)
   last_frame = preferences.through_codec(nnx.merge(objective.codec[1], codec))
   if on_frames:
     return preferences.draw_pairs(key, objective.scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1), last_frame)
@@ -123,34 +132,47 @@ def windows_of(objective: Objective, fps: float) -> list[tuple[int, int]]:
 def make_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
   """The training step, (trainer, step) to (trainer, loss terms); jitted for every number of frames looked at."""
   windows = windows_of(objective, float(shapes.FPS))
+  # Those of which the fewest frames are looked at show all that can be named.
+  shortest = [window for window in windows if window[1] == min(looked_at for _, looked_at in windows)]
 
-  def loss(params, pairs):
+  def seeing_loss(params, pairs):
+    model = nnx.merge(objective.graphdef, params["reward"])
+    media = preference_loss.media_tokens(model, objective.config, pairs.better)
+    terms = preference_loss.seeing_terms(params["readers"], media, pairs)
+    return terms["naming"], terms
+
+  def whole_loss(params, pairs):
     model = nnx.merge(objective.graphdef, params["reward"])
     reading = preference_loss.read_pairs(model, objective.config, objective.captions, pairs)
     terms = preference_loss.preference_terms(reading.scores, pairs)
-    terms |= preference_loss.naming_terms(params["readers"], reading, pairs)
+    terms |= preference_loss.seeing_terms(params["readers"], reading.media, pairs)
+    terms |= preference_loss.telling_terms(params["readers"], reading)
     total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"]
     total = total + FLAGS.naming_weight * terms["naming"] + FLAGS.words_weight * terms["words"]
     # Only differences are learned from pairs; this keeps the level of all captions the same.
     total = total + FLAGS.stay_weight * terms.get("change", 0.0) + 1e-3 * jnp.square(reading.scores).mean()
     return total, terms
 
-  @functools.partial(jax.jit, static_argnames="looked_at", donate_argnums=(0,))
-  def train_step(trainer: Trainer, step: jax.Array, window: jax.Array, codec: dict, looked_at: int):
+  @functools.partial(jax.jit, static_argnames=("looked_at", "seeing"), donate_argnums=(0,))
+  def train_step(trainer: Trainer, step: jax.Array, window: jax.Array, codec: dict, looked_at: int, seeing: bool):
     key = jax.random.fold_in(jax.random.key(FLAGS.seed), step)
-    pairs = draw_batch(objective, key, window, looked_at, codec)
-    gradients, terms = jax.grad(loss, has_aux=True)(trainer.params, pairs)
+    # The codec's looks come later: they cost more than all the rest of a step that only names.
+    count, coded = (FLAGS.seeing_pairs, 0) if seeing else (FLAGS.pairs, min(FLAGS.pairs, FLAGS.through_codec))
+    pairs = draw_batch(objective, key, window, looked_at, codec, pairs=count, coded=coded)
+    gradients, terms = jax.grad(seeing_loss if seeing else whole_loss, has_aux=True)(trainer.params, pairs)
     updates, state = optimizer.update(gradients, trainer.optimizer, trainer.params)
     params = optax.apply_updates(trainer.params, updates)
     decay = jnp.minimum(FLAGS.ema_decay, (1.0 + step) / (10.0 + step))
     average = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, trainer.average, params)
     share = jnp.maximum(1.0 - _RECENT, 1.0 / (1.0 + step))
     recent = {name: (1.0 - share) * trainer.recent[name] + share * value for name, value in terms.items()}
-    return Trainer(params, average, state, recent)
+    return Trainer(params, average, state, trainer.recent | recent)
 
   def update(trainer: Trainer, step: jax.Array):
-    window, looked_at = windows[int(step) % len(windows)]
-    trainer = train_step(trainer, step, jnp.int32(window), objective.codec[0], looked_at)
+    seeing = int(step) < FLAGS.seeing_steps
+    turns = shortest if seeing else windows
+    window, looked_at = turns[int(step) % len(turns)]
+    trainer = train_step(trainer, step, jnp.int32(window), objective.codec[0], looked_at, seeing)
     return trainer, trainer.recent
 
   return update
@@ -199,7 +221,9 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
   @functools.partial(jax.jit, static_argnames="looked_at")
   def score(params, step, window, codec, looked_at):
     key = jax.random.fold_in(jax.random.key(FLAGS.seed + 1), step)
-    pairs = draw_batch(objective, key, window, looked_at, codec)
+    pairs = draw_batch(
+      objective, key, window, looked_at, codec, pairs=FLAGS.pairs, coded=min(FLAGS.pairs, FLAGS.through_codec)
+    )
     model = nnx.merge(objective.graphdef, params)
     return preference_loss.read_pairs(model, objective.config, objective.captions, pairs).scores[0]
 

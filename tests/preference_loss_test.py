@@ -151,12 +151,13 @@ class TestLoss:
     media, hidden = jnp.ones((3, 16, 8)), jnp.zeros((3, 4, 8)).at[:, 0, 0].set(1.0)
     after = jnp.array([[4, 1, 2, 0]] * 3)
     tokens = PromptTokens(jnp.zeros((3, 2), int), after, jnp.full((3, 1), 2))
-    terms = preference_loss.naming_terms(readers, preference_loss.Reading(None, media, hidden, tokens), pairs)
+    reading = preference_loss.Reading(None, media, hidden, tokens)
+    terms = preference_loss.seeing_terms(readers, media, pairs) | preference_loss.telling_terms(readers, reading)
     np.testing.assert_allclose(terms["naming"], np.mean(np.log([2, 6, 3, 4])), rtol=1e-6)
     np.testing.assert_allclose(terms["words"], np.log(5), rtol=1e-6)
     # Position 0 foretells token 1, position 1 the last reward token; what follows that does not count.
     readers["words"] = readers["words"].at[0, 1].set(3.0)
-    terms = preference_loss.naming_terms(readers, preference_loss.Reading(None, media, hidden, tokens), pairs)
+    terms = preference_loss.telling_terms(readers, reading)
     np.testing.assert_allclose(terms["words"], (np.log(np.exp(3.0) + 4) - 3.0 + np.log(5)) / 2, rtol=1e-6)
 
   @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
@@ -165,7 +166,10 @@ class TestLoss:
     readers = preference_loss.init_readers(name, 8, 5)
     tokens = PromptTokens(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int), jnp.full((1, 1), 2))
     reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens)
-    terms = preference_loss.preference_terms(scores, pairs) | preference_loss.naming_terms(readers, reading, pairs)
+    terms = preference_loss.preference_terms(scores, pairs)
+    terms |= preference_loss.seeing_terms(readers, reading.media, pairs) | preference_loss.telling_terms(
+      readers, reading
+    )
     assert set(terms) == set(preference_loss.term_names(name))
 
 

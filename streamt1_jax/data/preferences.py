@@ -62,8 +62,10 @@ def _text(field: str, share: float = 1.0) -> Corruption:
   return Corruption("text", (field,), ("TA",), ("VQ", "MQ"), field in VISIBLE_FIELDS, share)
 
 
-def _picture(*falls: str, fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ("MQ",)) -> Corruption:
-  return Corruption("picture", fields, falls, stays, True)
+def _picture(
+  *falls: str, fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ("MQ",), share: float = 1.0
+) -> Corruption:
+  return Corruption("picture", fields, falls, stays, True, share)
 
 
 def _motion(fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ()) -> Corruption:
@@ -82,8 +84,8 @@ CORRUPTIONS = {
   "noise": _picture("VQ"),
   "ghost": _picture("VQ", stays=()),
   "faint": _picture("VQ", stays=()),
-  "eroded": _picture("VQ", stays=()),
-  "mixed_shape": _picture("VQ", "TA", fields=("shape",)),
+  "eroded": _picture("VQ", stays=(), share=1.5),
+  "mixed_shape": _picture("VQ", "TA", fields=("shape",), share=2.0),
   "mixed_color": _picture("TA", fields=("color", "background", "binding")),
   "flicker": _picture("VQ", stays=()),
   "freeze": _motion(stays=("VQ",)),

@@ -107,7 +107,7 @@ def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
 
 
 def term_names(name: str) -> tuple[str, ...]:
-  """Keys of `preference_terms` and `naming_terms` together, for the reward of this name."""
+  """Keys of all terms together, for the reward of this name."""
   names = ("caption", "exchanged", "clip", "clips_right", "text_right", "captions_right")
   return (*names, *(("change",) if name == "videoalign" else ()), "naming", "named_right", "words")
 
@@ -127,23 +127,27 @@ def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
   return fields | {"words": jnp.zeros((dim, vocab_size))}
 
 
-def naming_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
-  """Cross entropies of the better clips' attributes, read from media tokens, and of the words of their captions.
-
-  The second is what Qwen2-VL was trained with before it became a reward: it teaches the decoder to look an attribute up
-  at the word that will name it.
-  """
-  pooled = reading.media.mean(axis=1)
+def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+  """Cross entropy of the better clips' attributes, read from their media tokens [B, T, dim]."""
+  pooled = media.mean(axis=1)
   attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
   losses, right = [], []
   for field in readers.keys() - {"words"}:
     logits, label = pooled @ readers[field], getattr(attributes, field)
     losses.append(_cross_entropy(logits, label).mean())
     right.append((logits.argmax(axis=1) == label).mean())
+  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
+
+
+def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, jax.Array]:
+  """Cross entropy of the words of the better clips' captions, each foretold from those before it.
+
+  What Qwen2-VL was trained with before it became a reward: it teaches the decoder to look an attribute up at the word
+  that will name it.
+  """
   following = reading.tokens.after[:, 1:]
   is_text = jnp.arange(following.shape[1])[None] < reading.tokens.reward_index[:, -1:]
-  words = mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)
-  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right), "words": words}
+  return {"words": mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)}
 
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels
