@@ -1,9 +1,11 @@
 """Measures a whole search: work per second, against the machine's own matrix-product rate in the same run.
 
   python -m experiments.benchmark --preset=bench_mid --beam_size=2 --top_k=2 --chunks=7
+  python -m experiments.benchmark --preset=bench_mid --mesh=data:2,candidate:4
   python -m experiments.benchmark --preset=bench_mid --top_k=1 --live_bytes
 
-The first prints one JSON line, the second a table of what candidates cost in memory (see `memory_rows`).
+The first two print one JSON line, the last a table of what candidates cost in memory (see `memory_rows`). On a mesh
+that divides prompts as many are searched together, and the work is that of all of them.
 
 Random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is the search
 itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards that the
@@ -19,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
+from jax.sharding import Mesh
 
-from experiments import common
+from experiments import common, device_flags
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
@@ -28,6 +31,8 @@ from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.io.manifest import CompileCounter, peak_rss_bytes
 from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.parallel.execution import Execution
+from streamt1_jax.parallel.sharding import RULES, tree_shardings
 from streamt1_jax.state import Condition
 
 _PRESET = flags.DEFINE_string("preset", "bench_mid", "Model preset.")
@@ -39,6 +44,7 @@ _REPEATS = common.define_integer("repeats", 2, "Timed searches; the fastest coun
 _APPEND_ALWAYS = flags.DEFINE_bool("append_always", False, "Route every chunk to a new sink: the largest memory.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 _LIVE_BYTES = flags.DEFINE_bool("live_bytes", False, "Report bytes at 1, 4 and 8 candidates per beam instead.")
+flags.adopt_module_key_flags(device_flags)
 
 
 class ConstantReward:
@@ -58,19 +64,32 @@ class AlternatingReward:
     return self.slope * info.chunk_index.astype(jnp.float32)
 
 
-def build(model: ModelConfig, search: SearchConfig) -> tuple[Models, dict, Condition]:
-  """Random weights in the flag's dtype, and a random prompt."""
+def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None) -> tuple[Models, dict, Condition]:
+  """Random weights in the flag's dtype, and a random prompt, or as many as the mesh searches together."""
   dtype = jnp.dtype(_DTYPE.value)
   graphdef, params = nnx.split(CausalWanDiT(model, nnx.Rngs(0)), nnx.Param)
   backbone = jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(params))
   rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if _APPEND_ALWAYS.value else (ConstantReward(),) * 2
   frame = model.latent_shape[1:]
   draw = gaussian_noise(model.latent_shape, len(model.schedule.denoising_steps))
-  models = Models(model, graphdef, LatentCodec(frame), *rewards, draw)
+  models = Models(
+    model,
+    graphdef,
+    LatentCodec(frame),
+    *rewards,
+    draw,
+    Execution(mesh=mesh, decoding=device_flags.DECODING.value or "together"),
+  )
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
   text = nnx.merge(graphdef, backbone).text_memory(embeddings)
   params = {"backbone": backbone, "codec": {}, "image_reward": {}, "video_reward": {}}
-  return models, params, Condition(text, (), (), jnp.int32(_CHUNKS.value))
+  condition = Condition(text, (), (), jnp.int32(_CHUNKS.value))
+  if mesh is None:
+    return models, params, condition
+  params = {name: jax.device_put(part, tree_shardings(mesh, name, part)) for name, part in params.items()}
+  if mesh.shape[RULES["prompt"]] == 1:
+    return models, params, jax.device_put(condition, tree_shardings(mesh, "condition", condition))
+  return models, params, drivers.stack_conditions([condition] * mesh.shape[RULES["prompt"]], mesh)
 
 
 def forward_flop(model: ModelConfig, visible_chunks: float) -> float:
@@ -109,13 +128,16 @@ def gemm_tflops(dtype: jnp.dtype, size: int = 2048, seconds: float = 1.0) -> flo
 
 
 def run_search(models: Models, params: dict, condition: Condition, search: SearchConfig) -> list[np.ndarray]:
-  """One search; returns how many chunks every beam saw, chunk by chunk."""
-  state = drivers.jitted_init_state(params, 0, models, search)
+  """One search; returns how many chunks every beam, of every prompt, saw, chunk by chunk."""
+  mesh = models.execution.mesh
+  prompts = 1 if mesh is None else mesh.shape[RULES["prompt"]]
+  seed = 0 if prompts == 1 else np.arange(prompts, dtype=np.int32)
+  state = drivers.jitted_init_state(params, seed, models, search)
   counts = []
   for index in range(_CHUNKS.value):
     state, _ = drivers.jitted_chunk_step(params, state, condition, models, search, first=index == 0)
     # A copy, since the next step takes the state's buffers; waiting keeps one chunk in flight.
-    counts.append(np.array(state.beams.memory.count, np.float64))
+    counts.append(np.array(state.beams.memory.count, np.float64).ravel())
   jax.block_until_ready(state)
   return counts
 
@@ -169,8 +191,10 @@ def measure(models: Models, params: dict, condition: Condition, search: SearchCo
     compilations += counter.count
     rates.append(gemm_tflops(dtype))
   seconds, flop = min(times), search_flop(models.config, search, visible)
-  tflops, gemm = flop / seconds / 1e12, max(rates)
+  mesh = models.execution.mesh
+  tflops, gemm = flop / seconds / 1e12, max(rates) * (1 if mesh is None else mesh.size)
   return {
+    "mesh": None if mesh is None else dict(mesh.shape),
     "seconds": seconds,
     "compile_seconds": warm_up - seconds,
     "model_tflop": flop / 1e12,
@@ -189,7 +213,10 @@ def main() -> None:
   longest = drivers.max_chunks(model)
   if not 1 <= _CHUNKS.value <= longest:
     raise ConfigError(f"--chunks must be in 1..{longest} (rotary tables), got {_CHUNKS.value}")
-  models, params, condition = build(model, search)
+  mesh = device_flags.make_mesh(model, search)
+  if _LIVE_BYTES.value and mesh is not None:
+    raise ConfigError("--live_bytes takes one device: --mesh=data:1")
+  models, params, condition = build(model, search, mesh)
   if _LIVE_BYTES.value:
     print_table(memory_rows(models, params, condition, search))
     return

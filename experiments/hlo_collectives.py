@@ -124,6 +124,12 @@ def _trips(lines: list[str]) -> int:
   return 1
 
 
+def result_bytes(line: str) -> list[int]:
+  """Sizes of the arrays that the instruction in a line makes; empty for other lines."""
+  match = _INSTRUCTION.match(line)
+  return _sizes(match[1]) if match else []
+
+
 def _sizes(result: str) -> list[int]:
   sizes = []
   for kind, shape in _SHAPE.findall(result):

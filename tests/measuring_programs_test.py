@@ -28,6 +28,8 @@ def run(program: str, folder: pathlib.Path, *arguments: str, **options) -> Resul
     ("benchmark", ["--max_sink_frames=4"], ["max_sink_frames", "multiple of the chunk (3)", "got 4"]),
     ("benchmark", ["--dtype=float16"], ["--dtype=float16", "float32|bfloat16"]),
     ("benchmark", ["fast"], ["'fast'", "--name=value"]),
+    ("benchmark", ["--mesh=data:2"], ["--mesh=data:2", "2 devices", "1 here"]),
+    ("benchmark", ["--mesh=2"], ["--mesh=2", "data, candidate, model"]),
     ("evaluate", ["--split=all"], ["--split=all", "train|tune|test"]),
     ("evaluate", ["--num_captions=0"], ["--num_captions=0", "1"]),
     ("evaluate", ["--seed=-1"], ["--seed=-1", "0"]),
@@ -80,6 +82,24 @@ def test_benchmark_reports(tmp_path):
   time = 2 * 3 * (32 * 96 + 7 * 96**2)
   forward = lambda visible: 3 * (linear + text + 4 * 36 * 36 * visible * 96) + patches + time
   assert report["model_tflop"] * 1e12 == pytest.approx(2 * 5 * sum(forward(visible) for visible in (1, 2, 3)))
+
+
+def test_benchmark_on_a_mesh(tmp_path):
+  """Two prompts are twice the work, on four devices four times the machine."""
+  arguments = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
+  settings = quick_compilation(tmp_path / "compiled")
+  reports = []
+  for mesh, devices in (("data:1", 1), ("data:2,candidate:2", 4)):
+    result = run(
+      "benchmark", tmp_path, *arguments, f"--mesh={mesh}", jax_settings=settings | {"jax_num_cpu_devices": devices}
+    )
+    assert result.code == 0, result
+    reports.append(json.loads(result.stdout))
+  one, several = reports
+  assert one["mesh"] is None
+  assert several["mesh"] == {"data": 2, "beam": 2, "sibling": 1, "model": 1}
+  assert several["model_tflop"] == pytest.approx(2 * one["model_tflop"])
+  assert several["compilations_after_warmup"] == 0
 
 
 def test_benchmark_table(tmp_path):

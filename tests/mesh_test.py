@@ -149,18 +149,18 @@ class TestTable:
     assert whole < 0.03 * sum(x.size for x in jax.tree.leaves(tree))
 
 
-def _models(mesh, **execution):
-  return dataclasses.replace(small.models(), execution=Execution(mesh=mesh, **execution))
+def _models(mesh, model=small.MODEL, **execution):
+  return dataclasses.replace(small.models(model), execution=Execution(mesh=mesh, **execution))
 
 
-def _params(mesh):
-  params = small.params()
+def _params(mesh, model=small.MODEL):
+  params = small.params(model)
   return {name: jax.device_put(part, sharding.tree_shardings(mesh, name, part)) for name, part in params.items()}
 
 
-def _conditions(mesh):
+def _conditions(mesh, model=small.MODEL):
   """Both prompts, as the mesh takes them: one after the other, or together."""
-  conditions = [small.condition(NUM_CHUNKS, prompt) for prompt in range(2)]
+  conditions = [small.condition(NUM_CHUNKS, prompt, model) for prompt in range(2)]
   if mesh is None or mesh.shape["data"] == 1:
     return conditions, list(SEEDS)
   return [drivers.stack_conditions(conditions, mesh)], [SEEDS]
@@ -237,24 +237,29 @@ def test_several_prompts_on_one_device():
   _assert_same_search(found, _on_one_device())
 
 
+# Memories and weights grow with the number of blocks, activations do not: a copy of either cannot hide among them.
+_MANY_BLOCKS = dataclasses.replace(
+  small.MODEL, name="many_blocks", backbone=dataclasses.replace(small.MODEL.backbone, num_layers=64)
+)
+
+
+@functools.cache
+def _step():
+  """Mesh, weights, prompts, shardings of the first state, the next state, its trace, and the compiled step."""
+  mesh = _mesh("data:2,candidate:2,model:2")
+  (condition,), (seeds,) = _conditions(mesh, _MANY_BLOCKS)
+  params, models = _params(mesh, _MANY_BLOCKS), _models(mesh, _MANY_BLOCKS)
+  state = drivers.jitted_init_state(params, np.asarray(seeds, np.int32), models, small.SEARCH)
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  lowered = drivers.jitted_chunk_step.lower(params, state, condition, models, small.SEARCH, first=False)
+  compiled = lowered.compile()
+  after, trace = compiled(params, state, condition)
+  return mesh, params, condition, shardings, after, trace, compiled
+
+
 class TestWhatLiesWhere:
-  TEXT = "data:2,candidate:2,model:2"
-
-  @functools.cached_property
-  def step(self):
-    """The compiled step, its arguments, and what it returned."""
-    mesh = _mesh(self.TEXT)
-    (condition,), (seeds,) = _conditions(mesh)
-    params, models = _params(mesh), _models(mesh)
-    state = drivers.jitted_init_state(params, np.asarray(seeds, np.int32), models, small.SEARCH)
-    lowered = drivers.jitted_chunk_step.lower(params, state, condition, models, small.SEARCH, first=False)
-    compiled = lowered.compile()
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    after, trace = compiled(params, state, condition)
-    return mesh, params, condition, shardings, after, trace, compiled
-
   def test_specs(self):
-    mesh, params, condition, before, after, trace, _ = self.step
+    mesh, params, condition, before, after, trace, _ = _step()
     block = params["backbone"]["blocks"]
     expected = [
       (block["self_attention"]["query"]["kernel"], P(None, None, "model")),
@@ -279,7 +284,7 @@ class TestWhatLiesWhere:
 
   def test_shards_are_parts(self):
     """Heads, beams and prompts: an eighth of the memory, half of the weights of blocks."""
-    _, params, _, _, after, _, _ = self.step
+    _, params, _, _, after, _, _ = _step()
     for array, parts in ((after.beams.memory.k, 8), (params["backbone"]["blocks"]["ffn_in"]["kernel"], 2)):
       sizes = {shard.data.size for shard in array.addressable_shards}
       assert sizes == {array.size // parts}
@@ -287,23 +292,33 @@ class TestWhatLiesWhere:
 
   def test_memory_moves_block_by_block(self):
     """Pruning may move a beam to another device; nothing larger than one block of both beams is ever sent."""
-    mesh, _, _, _, after, _, compiled = self.step
+    mesh, _, _, _, after, _, compiled = _step()
     shard = after.beams.memory.k.addressable_shards[0].data
-    one_block = small.SEARCH.top_k * shard.nbytes // small.MODEL.backbone.num_layers
+    one_block = small.SEARCH.top_k * shard.nbytes // _MANY_BLOCKS.backbone.num_layers
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape))
     assert max(one.bytes for one in found) == one_block
     assert {one.axes for one in found if one.bytes == one_block} == {"beam"}
 
+  def test_nothing_is_gathered(self):
+    """No array of the compiled program is larger than the shards that it is given."""
+    _, params, _, _, after, _, compiled = _step()
+    memory = after.beams.memory.k.addressable_shards[0].data.nbytes
+    kernels = [
+      params["backbone"]["blocks"][name]["kernel"].addressable_shards[0].data for name in ("ffn_in", "ffn_out")
+    ]
+    sizes = [size for line in compiled.as_text().splitlines() for size in hlo_collectives.result_bytes(line)]
+    assert memory in sizes
+    assert max(sizes) == max(memory, *(kernel.nbytes for kernel in kernels))
+
   def test_candidates_denoise_alone(self):
-    """Between beams only the largest number of slots is sent; between shards of the model little besides sums."""
-    mesh, *_, compiled = self.step
+    """Between candidates nothing is sent while they are denoised; between shards of the model three sums per block."""
+    mesh, *_, compiled = _step()
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "prune"))
     denoising = [one for one in found if one.phase == "denoise"]
-    assert [(one.axes, one.bytes, one.executions) for one in denoising if one.axes != "model"] == [("beam", 4, 1)]
-    activation = small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
-    candidates = small.SEARCH.beam_size  # Of one beam and one prompt.
-    passes = 2 * small.MODEL.backbone.num_layers  # Two denoising steps.
-    large = [one for one in denoising if one.bytes >= activation]
-    assert {one.bytes for one in large} == {candidates * activation}
-    assert sum(one.executions for one in large) == 3 * passes
+    assert {one.axes for one in denoising} == {"model"}
+    candidates = small.SEARCH.beam_size  # Of one beam and one prompt, on each device.
+    activation = candidates * small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
+    large = [one for one in denoising if one.bytes >= activation // 2]
+    assert {(one.kind, one.bytes) for one in large} == {("all-reduce", activation)}
+    assert sum(one.executions for one in large) == 3 * 2 * _MANY_BLOCKS.backbone.num_layers  # Two denoising steps.
     assert any("beam" in one.axes for one in found if one.phase == "prune")

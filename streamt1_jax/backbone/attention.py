@@ -135,20 +135,19 @@ def _one_beam(implementation: Implementation | None, mesh: Mesh | None) -> Calla
 def _one_prompt(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
   """Attention of a prompt's beams [K, B, T, A, D], each with its memory; batched over prompts."""
   all_beams = functools.partial(_all_beams, implementation)
+  all_prompts = functools.partial(_all_prompts if mesh is None else functools.partial(_on_mesh, mesh), all_beams)
 
   @jax.custom_batching.custom_vmap
-  def call(*inputs):
+  def call(q, k, v, mk, mv, count, trip_count, layer):
     if mesh is None:
-      return all_beams(*inputs)
-    prompt = (x[None] for x in inputs[:7])
-    return _on_mesh(all_beams, mesh, *prompt, inputs[7])[0]
+      return all_beams(q, k, v, mk, mv, count, trip_count, layer)
+    prompt = (x[None] for x in (q, k, v, mk, mv, count))
+    return all_prompts(*prompt, layer)[0]
 
   @call.def_vmap
-  def rule(size, batched, *inputs):
-    prompts = _batch(size, batched[:7], inputs[:7])
-    if mesh is None:
-      return _all_prompts(all_beams, *prompts, inputs[7]), True
-    return _on_mesh(all_beams, mesh, *prompts, inputs[7]), True
+  def rule(size, batched, q, k, v, mk, mv, count, trip_count, layer):
+    del trip_count
+    return all_prompts(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), layer), True
 
   return call
 
@@ -161,23 +160,23 @@ def _batch(size: int, batched, arrays: tuple) -> tuple:
   )
 
 
-def _on_mesh(all_beams: Callable, mesh: Mesh, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+def _on_mesh(mesh: Mesh, all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Array:
   """`_all_prompts` on the devices of a mesh."""
   spec = lambda x, *axes: partition_spec(mesh, axes, x.shape)
   queries = spec(q, "prompt", "beam", "candidate", "token", "head")
   memory = spec(mk, "prompt", "beam", "layer", "slot", "head")
-  counts = spec(count, "prompt", "beam"), spec(trip_count, "prompt"), spec(layer)
+  specs = (queries, queries, queries, memory, memory, spec(count, "prompt", "beam"), spec(layer))
   run = functools.partial(_all_prompts, all_beams)
-  specs = (queries, queries, queries, memory, memory, *counts)
   local = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
-  return local(q, k, v, mk, mv, count, trip_count, layer)
+  return local(q, k, v, mk, mv, count, layer)
 
 
-def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Array:
   """Attention [G, K, B, T, A, D] of all beams of G prompts; they are beams like any others."""
   merge = lambda x: x.reshape(-1, *x.shape[2:])
   beams = (merge(x) for x in (q, k, v, mk, mv, count))
-  return all_beams(*beams, trip_count.max(), layer).reshape(q.shape)
+  # Each device goes by its own beams: it need not ask the others for the largest count.
+  return all_beams(*beams, count.max(), layer).reshape(q.shape)
 
 
 def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
