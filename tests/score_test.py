@@ -23,7 +23,7 @@ from streamt1_jax.io import video
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.quality import ImageQuality
 from tests.command_line import Result, quick_compilation, result_of, start
-from tests.small_rewards import save_reward
+from tests.small_rewards import resize, save_reward
 
 ALL = "hpsv3+videoalign+quality+coherence"
 PROMPTS = {
@@ -437,7 +437,8 @@ class TestBadInput:
       (lambda reward: (reward / "tokenizer.json").unlink(), "tokenizer.json"),
       (lambda reward: _alter(reward / "prompt_template.json", "Rate", "Judge"), "the text has sha256"),
       (lambda reward: _alter(reward / "prompt_template.json", "toy", "hpsv3"), "is not the published one"),
-      (lambda reward: _alter(reward / "reward.json", '"vocab_size": 40', '"vocab_size": 48'), "does not fit the model"),
+      (lambda reward: _alter(reward / "reward.json", '"vocab_size": 40', '"vocab_size": 48'), "is corrupt"),
+      (lambda reward: resize(reward, "decoder", "vocab_size", 48), "does not fit the model"),
       (_truncate, "is truncated or altered"),
     ],
   )

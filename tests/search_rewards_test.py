@@ -172,10 +172,7 @@ class TestDamage:
     assert "the prompt template of hpsv3 is not the published one" in self._refused(hpsv3)
 
   def test_another_size(self, hpsv3):
-    path = hpsv3 / "reward.json"
-    document = json.loads(path.read_text())
-    document["config"]["backbone"]["decoder"]["ffn_dim"] = 32
-    path.write_text(json.dumps(document))
+    small_rewards.resize(hpsv3, "decoder", "ffn_dim", 32)
     line = self._refused(hpsv3)
     assert "model/rewards/hpsv3" in line
     assert "gate" in line
@@ -188,8 +185,5 @@ class TestDamage:
     assert "truncated" in line
 
   def test_tokenizer_with_too_many_tokens(self, hpsv3):
-    path = hpsv3 / "reward.json"
-    document = json.loads(path.read_text())
-    document["config"]["backbone"]["decoder"]["vocab_size"] = 9
-    path.write_text(json.dumps(document))
+    small_rewards.resize(hpsv3, "decoder", "vocab_size", 9)
     assert "the reward tokenizer has 16 tokens, toy embeds only 9" in self._refused(hpsv3)

@@ -1,11 +1,14 @@
 """Reward folders of tiny random models, as a checkpoint has them, and a tokenizer that knows a few words."""
 
+import hashlib
+import json
 import pathlib
 
 import jax
 import numpy as np
 import tokenizers
 
+from streamt1_jax.io.part_files import PART_FILE
 from streamt1_jax.rewards import folder, prompts
 from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
@@ -51,3 +54,14 @@ def save_reward(path: pathlib.Path, model: str) -> pathlib.Path:
   tokenizer = prompts.with_reward_tokens(_tokenizer(), template)
   folder.save_reward(path, config, random_params(config), template, tokenizer, np.float32)
   return path
+
+
+def resize(path: pathlib.Path, section: str, field: str, size: int) -> None:
+  """Writes another size into the config of the reward in `path`, which is then recorded as if it had been saved so."""
+  config, part = path / "reward.json", path / PART_FILE
+  document = json.loads(config.read_text())
+  document["config"]["backbone"][section][field] = size
+  config.write_text(json.dumps(document))
+  recorded, data = json.loads(part.read_text()), config.read_bytes()
+  recorded["files"][config.name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+  part.write_text(json.dumps(recorded))
