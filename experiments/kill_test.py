@@ -4,8 +4,8 @@
   python -m experiments.kill_test --kills=60 --work_dir=/tmp/kill_test --model=checkpoints/tiny
 
 The first command makes a small random model, with which a start takes seconds. Two prompts, a save after every chunk.
-Every start of the program gets `kill -9` at a random moment of a phase that is drawn before; sooner or later one reaches
-its end, and then everything begins again with an empty folder. It is checked
+Every start of the program gets `kill -9` at a random moment of a phase that is drawn before; sooner or later one comes
+to its end, and then everything begins again with an empty folder. It is checked
 
   after every kill   that a result's folder is there whole, the undisturbed one bit for bit, or not at all
   at every end       that video, contact sheet and trace are the undisturbed ones byte for byte, latents and frames by
