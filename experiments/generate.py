@@ -44,14 +44,14 @@ from streamt1_jax.text.tokenizer import clean
 
 _SEED_LIMIT = 2**31
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to show.")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+_PROMPTS_FILE = common.define_path("prompts_file", None, "Text file with one prompt per line.")
 _SECONDS = common.define_float("seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
 _LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in latent frames, whole chunks.")
 _SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/", "Where the folders of the prompts are made.")
+_OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
