@@ -31,7 +31,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from experiments import common, results, search_flags
+from experiments import common, monitoring, results, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
 from streamt1_jax.drivers import SearchError
@@ -54,6 +54,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weig
 _OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
+flags.adopt_module_key_flags(monitoring)
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
 flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"])
 
@@ -141,14 +142,15 @@ def search_videos(
   chunks = stream_videos(plan, conditions)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   bar = tqdm.tqdm(total=plan.num_chunks, desc=title, bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
-  with bar:
+  with bar, contextlib.closing(monitoring.Monitor(prompts, plan.num_chunks)) as monitor:
     for index in range(plan.num_chunks):
       common.raise_if_interrupted()
       # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
       guard = jax.transfer_guard_host_to_device("disallow" if index else "allow")
-      with guard, timer.phase("search" if index else "first_chunk"):
+      with guard, timer.phase("search" if index else "first_chunk"), monitor.chunk(index):
         for earlier, trace in zip(traces, next(chunks), strict=True):
           earlier.append(trace)
+      monitor.log(index, [chunks[-1] for chunks in traces])
       bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
       bar.update()
   common.raise_if_interrupted()
@@ -210,6 +212,7 @@ def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
     pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, num_prompts)
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
+  monitoring.check_flags(chunks)
   rewards = search_flags.reward_settings(pipeline, _DTYPE.value)
   sha256 = common.checkpoint_sha256(checkpoint, pipeline.rewards.choice.stored)
   return Plan(pipeline, rewards, search, chunks, sha256, timer.seconds["load"])

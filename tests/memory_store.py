@@ -60,7 +60,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def moved_to_bucket(folder: pathlib.Path, bucket: str = "bucket"):
-  """The files of `folder` are objects of `bucket` meanwhile, and nowhere else; at the end all objects are files there."""
+  """The files of `folder` are objects of `bucket`, and nowhere else; at the end all objects are files there."""
   install()
   for path in folder.rglob("*"):
     if path.is_file():
