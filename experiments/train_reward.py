@@ -45,8 +45,8 @@ from streamt1_jax.rewards.prompts import RewardPrompt
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", required=True)
-flags.DEFINE_string("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
-flags.DEFINE_string("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
+common.define_path("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
+common.define_path("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
 common.define_integer("steps", 2000, "Optimiser steps.", 1)
 common.define_integer("seeing_steps", 0, "First steps in which only the vision tower learns, by naming attributes.", 0)
 common.define_integer("seeing_pairs", 64, "Clips in their batches.", 1)
