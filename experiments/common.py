@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+import fsspec
 import jax
 import jax.numpy as jnp
 from absl import app, flags
@@ -81,6 +82,35 @@ def define_float(
 ) -> flags.FlagHolder:
   """A flag of a finite number in `lower`..`upper`."""
   return flags.DEFINE(_FiniteFloat(lower, upper), name, default, meaning, serializer=flags.ArgumentSerializer())
+
+
+class _Path(flags.ArgumentParser):
+  """Of this machine's file systems or, if `url` is set, of Google's object store."""
+
+  syntactic_help = "a path"
+
+  def __init__(self, url: bool):
+    self._url = url
+
+  def parse(self, argument: str) -> str:
+    scheme, separator, _ = argument.partition("://")
+    if not separator:
+      return argument
+    if not self._url or scheme != "gs":
+      allowed = "a path of this machine or gs://bucket/name" if self._url else "a path of this machine"
+      raise ValueError(f"{argument!r} is not {allowed}")
+    try:
+      fsspec.get_filesystem_class("gcs")
+    except ImportError as error:
+      raise ValueError("gs:// needs the package gcsfs: pip install -e '.[gcs]'") from error
+    return argument
+
+
+def define_path(
+  name: str, default: str | None, meaning: str, *, required: bool = False, url: bool = True
+) -> flags.FlagHolder:
+  """A flag of a file or folder; gs:// is refused unless `url`."""
+  return flags.DEFINE(_Path(url), name, default, meaning, serializer=flags.ArgumentSerializer(), required=required)
 
 
 def run(main: Callable[[], None]) -> None:

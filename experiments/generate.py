@@ -35,7 +35,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from experiments import common, results, search_flags, stopped_searches
+from experiments import common, monitoring, results, search_flags, stopped_searches
 from experiments.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
@@ -50,17 +50,18 @@ from streamt1_jax.text.tokenizer import clean
 
 _SEED_LIMIT = 2**31
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to show.")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+_PROMPTS_FILE = common.define_path("prompts_file", None, "Text file with one prompt per line.")
 _SECONDS = common.define_float("seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
 _LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in latent frames, whole chunks.")
 _SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/", "Where the folders of the prompts are made.")
+_OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
 flags.adopt_module_key_flags(stopped_searches)
+flags.adopt_module_key_flags(monitoring)
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
 flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"])
 
@@ -148,15 +149,19 @@ def search_videos(
   states = plan.pipeline.stream_states(conditions, plan.search, num_chunks=length, seeds=seeds, state=state)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr}
-  with tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar:
+  with (
+    tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
+    contextlib.closing(monitoring.Monitor(prompts, length)) as monitor,
+  ):
     for index in range(start, length):
       common.raise_if_interrupted()
       # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
       guard = jax.transfer_guard_host_to_device("disallow" if index > start else "allow")
-      with guard, timer.phase("search" if index > start else "first_chunk"):
+      with guard, timer.phase("search" if index > start else "first_chunk"), monitor.chunk(index):
         state, made = next(states)
       for chunks, trace in zip(traces, made, strict=True):
         chunks.append(trace)
+      monitor.log(index, made)
       bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
       bar.update()
       stopped_searches.save_if_due(saved, state, traces, length, timer)
@@ -229,6 +234,7 @@ def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
     pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, num_prompts)
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
+  monitoring.check_flags(chunks)
   rewards = search_flags.reward_settings(pipeline, _DTYPE.value)
   sha256 = common.checkpoint_sha256(checkpoint, pipeline.rewards.choice.stored)
   return Plan(pipeline, rewards, search, chunks, sha256, timer.seconds["load"])

@@ -133,7 +133,7 @@ class Pipeline:
       short_frames=short_frames,
       chunk_frames=config.codec.temporal_stride * config.chunk_frames,
     )
-    tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
+    tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])

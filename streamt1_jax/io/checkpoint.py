@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.io import config_json, manifest, part_files, stored_part
+from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
 
 CONFIG_FILE = "config.json"
@@ -227,7 +227,9 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
   save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
   with stored_part.quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save((staging / target.name).resolve(), args=ocp.args.PyTreeSave(nested(leaves), save_args=save_args))
+    checkpointer.save(
+      paths.absolute(staging / target.name), args=ocp.args.PyTreeSave(nested(leaves), save_args=save_args)
+    )
 
   def publish():
     written = staging / target.name

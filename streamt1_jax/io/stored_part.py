@@ -26,7 +26,7 @@ from absl import logging
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import part_files
+from streamt1_jax.io import part_files, paths
 
 Box = tuple[slice, ...]
 
@@ -145,7 +145,7 @@ def named_leaves(params: Any) -> dict[str, Any]:
 
 def _describe(source: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
   with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    return named_leaves(_as_dict(checkpointer.metadata(source.resolve()).item_metadata.tree))
+    return named_leaves(_as_dict(checkpointer.metadata(paths.absolute(source)).item_metadata.tree))
 
 
 def _as_dict(metadata: Any) -> Any:
@@ -170,8 +170,8 @@ def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: 
 
 def _spec(source: epath.Path, name: str) -> dict[str, Any]:
   """TensorStore's description of one weight: zarr, in an OCDBT database or in a folder of its own."""
-  folder = f"{source.resolve()}/"
-  base = folder if "://" in folder else {"driver": "file", "path": folder}
+  folder = f"{paths.absolute(source)}/"
+  base = folder if paths.is_object_store(source) else {"driver": "file", "path": folder}
   path = f"{name.replace('/', '.')}/"
   if (source / _OCDBT_MANIFEST).is_file():
     return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": path}}
