@@ -6,7 +6,7 @@ carries its own past frames, and the state stays the same size however long the 
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,22 @@ def jitted_chunk_step(params, state, condition, models, search, *, first, record
   return step(params, state, condition)
 
 
+class CompiledStep(Protocol):
+  """`jitted_chunk_step`, or what does the same."""
+
+  def __call__(
+    self,
+    params: Params,
+    state: SearchState,
+    condition: Condition,
+    models: Models,
+    search: SearchConfig,
+    *,
+    first: bool,
+    record: bool = False,
+  ) -> tuple[SearchState, ChunkTrace]: ...
+
+
 @functools.partial(jax.jit, static_argnames=("models", "search"))
 def jitted_init_state(params, seed, models, search):
   """`init_state` of one seed, or of a seed per prompt."""
@@ -100,6 +116,7 @@ def stream(
   num_chunks: int,
   seed: int | Sequence[int],
   record: bool = False,
+  step: CompiledStep = jitted_chunk_step,
 ) -> Iterator[ChunkTrace]:
   """Yields the trace of every chunk as soon as it is searched.
 
@@ -116,7 +133,7 @@ def stream(
     raise ConfigError(f"{len(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
   state = jitted_init_state(params, np.asarray(seed, np.int32), models, search)
   for index in range(num_chunks):
-    state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
+    state, trace = step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
     yield trace
 
