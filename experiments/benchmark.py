@@ -78,7 +78,7 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None) -> tuple[
     LatentCodec(frame),
     *rewards,
     draw,
-    Execution(mesh=mesh, decoding=device_flags.DECODING.value or "together"),
+    Execution(mesh, device_flags.ATTENTION.value, device_flags.DECODING.value or "together"),
   )
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
   text = nnx.merge(graphdef, backbone).text_memory(embeddings)
@@ -213,6 +213,7 @@ def main() -> None:
   longest = drivers.max_chunks(model)
   if not 1 <= _CHUNKS.value <= longest:
     raise ConfigError(f"--chunks must be in 1..{longest} (rotary tables), got {_CHUNKS.value}")
+  device_flags.use_compilation_cache()
   mesh = device_flags.make_mesh(model, search)
   if _LIVE_BYTES.value and mesh is not None:
     raise ConfigError("--live_bytes takes one device: --mesh=data:1")

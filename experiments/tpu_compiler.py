@@ -33,7 +33,8 @@ def get_devices(topology: str) -> list[jax.Device]:
   # Else JAX looks for TPUs to run on.
   jax.config.update("jax_platforms", "cpu")
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    options = _host_bounds(topology)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
   except Exception as error:
     if "not installed" in str(error):
       raise ConfigError(
@@ -43,6 +44,16 @@ def get_devices(topology: str) -> list[jax.Device]:
       f"--topology={topology}: there is no such slice; known are v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v4:2x2x1, "
       f"v5p:2x2x1 to v5p:4x4x4 and tpu7x:2x2x1 ({str(error).splitlines()[0]})"
     ) from error
+
+
+def _host_bounds(topology: str) -> dict[str, tuple[int, int, int]]:
+  """What a slice smaller than a host must say of it: the compiler takes 2x2x1 chips for granted."""
+  _, _, text = topology.partition(":")
+  sizes = [int(size) for size in text.split("x") if size.isdecimal()]
+  if not text or len(sizes) != text.count("x") + 1 or len(sizes) > 3:
+    return {}
+  bounds = tuple(sizes + [1] * (3 - len(sizes)))
+  return {} if all(size % host == 0 for size, host in zip(bounds, (2, 2, 1))) else {"chips_per_host_bounds": bounds}
 
 
 def text_tokens(name: str) -> int:
