@@ -14,7 +14,7 @@ The reward models are optional parts, `rewards/hpsv3` and `rewards/videoalign`, 
 Which flavour a file is (Wan, diffusers, Hugging Face, a training program's) is told from its content. Parts may come
 in several runs; the folder becomes a checkpoint when the last one is there, and a part that is done is skipped.
 `--dry_run` says what would be done and what is missing. Exit codes: 0; 2 for bad input, after which nothing
-half-written is left; 130 when interrupted.
+half-written is left; 130 when interrupted, 143 by SIGTERM.
 """
 
 from __future__ import annotations

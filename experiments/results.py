@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
+from experiments import common
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, manifest, part_files, paths, video
 from streamt1_jax.pipeline import Video, display_scale
@@ -66,6 +68,7 @@ def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -
 
   Raises:
     ConfigError: the file system refuses; an earlier result stays.
+    RunFailed: the disk is full; likewise.
   """
   staging = target.parent / f".{target.name}.partial"
   try:
@@ -79,14 +82,15 @@ def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -
       raise
     atomic.replace_folder(target, staging, MANIFEST)
   except OSError as error:
-    raise ConfigError(f"cannot write {target}: {error.strerror or error}") from error
+    kind = common.RunFailed if error.errno in common.FULL_DISK else ConfigError
+    raise kind(f"cannot write {target}: {error.strerror or error}") from error
   finally:
     with contextlib.suppress(OSError):
       staging.rmtree(missing_ok=True)
 
 
 def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Length, score and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
+  """Length, score, checksums and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
   winners = [trace["chunks"][step["chunk"]]["candidates"][step["candidate"]] for step in trace["final"]["lineage"]]
   return {
     "length": {
@@ -97,6 +101,10 @@ def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, A
       "seconds": made.frames.shape[0] / made.fps,
     },
     "score": made.score,
+    "sha256": {
+      name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+      for name, array in (("latents", made.latents), ("frames", made.frames))
+    },
     "seeds": {
       "base": seed,
       "winner": [winner["seed"] for winner in winners],

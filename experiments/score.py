@@ -17,7 +17,7 @@ XLA compiles once per frame size (see `streamt1_jax.rewards.scoring`), so files 
 
 Every row is safe as soon as it is made: an interrupted run goes on where it stopped, and a later run with more videos
 scores those alone. Files that cannot be scored have the reason in their row. Exit codes: 0; 2 for bad input; 3 when
-some videos have no score; 130 when interrupted.
+some videos have no score; 130 when interrupted, 143 by SIGTERM.
 """
 
 from __future__ import annotations

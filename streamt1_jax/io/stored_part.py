@@ -83,7 +83,7 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
 
   Args:
     directory: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
-    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s.
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s; None takes all that is stored.
     dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
 
   Raises:
@@ -91,10 +91,11 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
       differ from `abstract_params` in name, shape or kind.
   """
   source = epath.Path(directory)
-  wanted = named_leaves(abstract_params)
   with readable(source):
     part_files.verify_files(source)
-    _require_same_leaves(source, _describe(source), wanted)
+    stored = _describe(source)
+    wanted = stored if abstract_params is None else named_leaves(abstract_params)
+    _require_same_leaves(source, stored, wanted)
     opened = {name: ts.open(_spec(source, name), open=True, read=True) for name in wanted}
     stores = {name: store.result() for name, store in opened.items()}
   return StoredPart(
