@@ -30,7 +30,7 @@ from absl import logging as absl_logging
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import checkpoint, manifest, part_files, stored_part
+from streamt1_jax.io import checkpoint, manifest, part_files, paths, stored_part
 from streamt1_jax.memory_sinking import Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace, SearchState
@@ -96,7 +96,7 @@ class SavedSearch:
   def __init__(self, folder: epath.PathLike, settings: Mapping[str, Any]):
     """`settings` are what decides the result, as JSON values. Nothing is written before the first save."""
     # Orbax takes absolute paths only.
-    self.folder = epath.Path(folder) if "://" in str(folder) else epath.Path(folder).resolve()
+    self.folder = paths.absolute(folder)
     self.resumed_at: list[int] = []
     self.saved: int | None = None
     self._settings = dict(settings)
