@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.io import config_json, manifest, part_files, stored_part
+from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
 
 CONFIG_FILE = "config.json"
@@ -114,12 +114,17 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored
       leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
   """
-  source = epath.Path(directory)
-  part = stored_part.open_part(source, abstract_params, dtype)
-  shardings = {name: getattr(leaf, "sharding", None) for name, leaf in named_leaves(abstract_params).items()}
-  arrays = {name: _place(part, name, sharding) for name, sharding in shardings.items()}
-  check_finite(arrays, str(source))
-  return jax.tree.unflatten(jax.tree.structure(abstract_params), list(arrays.values()))
+  params = load_arrays(directory, abstract_params, dtype)
+  check_finite(params, str(epath.Path(directory)))
+  return params
+
+
+def load_arrays(directory: epath.PathLike, abstract_arrays: Any, dtype: Any = None) -> Any:
+  """As `load_params`, for arrays that may hold NaN or Inf."""
+  part = stored_part.open_part(epath.Path(directory), abstract_arrays, dtype)
+  shardings = {name: getattr(leaf, "sharding", None) for name, leaf in named_leaves(abstract_arrays).items()}
+  arrays = [_place(part, name, sharding) for name, sharding in shardings.items()]
+  return jax.tree.unflatten(jax.tree.structure(abstract_arrays), arrays)
 
 
 def check_finite(params: Any, source: str) -> None:
@@ -195,7 +200,7 @@ def load_config(directory: epath.PathLike) -> ModelConfig:
   return load_info(directory).model
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Leaves by path as the nested dict orbax stores; list indices become string keys."""
   tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
@@ -220,9 +225,11 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   _on_first_process(lambda: _make_empty(staging))
   # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
-  save_args = _nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
+  save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
   with stored_part.quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save((staging / target.name).resolve(), args=ocp.args.PyTreeSave(_nested(leaves), save_args=save_args))
+    checkpointer.save(
+      paths.absolute(staging / target.name), args=ocp.args.PyTreeSave(nested(leaves), save_args=save_args)
+    )
 
   def publish():
     written = staging / target.name
