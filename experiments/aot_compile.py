@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import json
 import re
+import sys
 import time
 from typing import Any
 
@@ -233,6 +234,8 @@ def compile_and_analyse(program: Program) -> Analysis:
     needed = re.search(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)", str(error))
     if needed is None:
       raise
+    # What takes the most, with where it comes from.
+    print(str(error), file=sys.stderr, flush=True)
     peak = int(float(needed[1]) * 1024 ** (1 + "KMGT".index(needed[2])))
     return Analysis(peak, None, None, None, None, time.perf_counter() - began)
   seconds = time.perf_counter() - began

@@ -150,9 +150,18 @@ def _plain(value: Any) -> Any:
 
 
 def _shapes(arguments: Any) -> dict[str, str]:
-  describe = lambda x: f"{x.dtype}{list(x.shape)} {getattr(x.sharding, 'spec', 'whole')}"
+  describe = lambda x: f"{x.dtype}{list(x.shape)} {_layout(x.sharding)}"
   leaves, _ = jax.tree_util.tree_flatten_with_path(arguments)
   return {jax.tree_util.keystr(path, simple=True, separator="/"): describe(leaf) for path, leaf in leaves}
+
+
+def _layout(sharding: jax.sharding.Sharding) -> str:
+  """Axes of the mesh per axis of the array. A state that was saved and restored says the same in other words."""
+  if not isinstance(sharding, jax.sharding.NamedSharding):
+    return "whole"
+  axes = [(axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec]
+  divided = ["+".join(name for name in names if sharding.mesh.shape[name] > 1) for names in axes]
+  return "x".join(divided).rstrip("x") or "whole"
 
 
 def _stem(models: Models, first: bool) -> str:
