@@ -62,6 +62,9 @@ _MAX_SINK_FRAMES = common.define_integer("max_sink_frames", 15, "Latent frames t
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
 _REWARDS = flags.DEFINE_bool("rewards", False, "Judge by HPSv3 and VideoAlign at full size, not by built-in rewards.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of weights and activations.")
+_REWARD_DTYPE = flags.DEFINE_enum(
+  "reward_dtype", None, ["float32", "bfloat16", "int8"], "Of --rewards; the model's by default."
+)
 _HLO_FILE = flags.DEFINE_string("hlo_file", None, "Where the compiled program is written, as text.")
 flags.adopt_module_key_flags(device_flags)
 
@@ -113,7 +116,7 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None, dtype: jn
     size = model.latent_height, model.latent_width
     codec = StreamingDecoder(decoder, model.codec, size, frame_by_frame=decoding != "together")
     codec_params = nnx.to_pure_dict(codec_params)
-  image, video, reward_params, reward_conditions = _rewards(model, dtype)
+  image, video, reward_params, reward_conditions = _rewards(model, jnp.dtype(_REWARD_DTYPE.value or dtype))
   models = Models(
     config=model,
     backbone=backbone,
@@ -288,6 +291,7 @@ def _settings(program: Program) -> dict[str, Any]:
     "top_k": program.search.top_k,
     "max_sink_frames": program.search.max_sink_frames,
     "rewards": _REWARDS.value,
+    "reward_dtype": (_REWARD_DTYPE.value or _DTYPE.value) if _REWARDS.value else None,
     "decoding": program.models.execution.decoding,
   }
 

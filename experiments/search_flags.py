@@ -46,7 +46,10 @@ _REWARD = flags.DEFINE_string(
 _REWARD_WEIGHTS = flags.DEFINE_list("reward_weights", None, "Factors of their scores: hpsv3:0.5,videoalign:1. 1 each.")
 _SHORT_FRAMES = common.define_integer("short_frames", None, "Frames of a chunk the image reward sees; all by default.")
 _REWARD_DTYPE = flags.DEFINE_enum(
-  "reward_dtype", None, ["float32", "bfloat16"], "Of the rewards' weights and activations; the model's by default."
+  "reward_dtype",
+  None,
+  ["float32", "bfloat16", "int8"],
+  "Of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
 )
 
 _EXECUTABLES_DIR = flags.DEFINE_string(

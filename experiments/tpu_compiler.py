@@ -63,7 +63,11 @@ def text_tokens(name: str) -> int:
 
 
 def prompt_shapes(reward: HPSv3 | VideoAlign, dtype: jnp.dtype) -> PromptEmbedding:
-  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes."""
+  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes.
+
+  `dtype` is the reward's, as in `load_reward`.
+  """
+  dtype = jnp.bfloat16 if dtype == jnp.int8 else dtype
   before, after, read = _TEXT["hpsv3" if isinstance(reward, HPSv3) else "videoalign"]
   text = lambda length: jax.ShapeDtypeStruct((length, reward.config.backbone.decoder.dim), dtype)
   return PromptEmbedding(text(before), text(after), jax.ShapeDtypeStruct((read,), jnp.int32))

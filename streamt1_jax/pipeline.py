@@ -116,7 +116,7 @@ class Pipeline:
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
-      reward_dtype: dtype of the rewards' backbones; `dtype` by default.
+      reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
