@@ -92,7 +92,7 @@ def build(
     LatentCodec(frame),
     *rewards,
     draw,
-    Execution(mesh=mesh, decoding=device_flags.DECODING.value or "together"),
+    Execution(mesh, device_flags.ATTENTION.value, device_flags.DECODING.value or "together"),
   )
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
   text = nnx.merge(graphdef, backbone).text_memory(embeddings)
@@ -302,6 +302,7 @@ def main() -> None:
   longest = drivers.max_chunks(model)
   if not 1 <= _CHUNKS.value <= longest:
     raise ConfigError(f"--chunks must be in 1..{longest} (rotary tables), got {_CHUNKS.value}")
+  device_flags.use_compilation_cache()
   mesh = device_flags.make_mesh(model, search)
   for flag in (_LIVE_BYTES, _SCALING):
     if flag.value and mesh is not None:
