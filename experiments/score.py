@@ -55,7 +55,7 @@ _REWARD = flags.DEFINE_string(
 )
 _CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder whose rewards/ holds the rewards.")
 _OUTPUT = common.define_path("output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of the rewards' backbones.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Of the rewards' backbones.")
 _IMAGE_FRAMES = common.define_integer("image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
 _BATCH = common.define_integer("batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier scores, whatever they are of.")

@@ -6,7 +6,7 @@ carries its own past frames, and the state stays the same size however long the 
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +68,22 @@ def jitted_chunk_step(params, state, condition, models, search, *, first, record
   return step(params, state, condition)
 
 
+class CompiledStep(Protocol):
+  """`jitted_chunk_step`, or what does the same."""
+
+  def __call__(
+    self,
+    params: Params,
+    state: SearchState,
+    condition: Condition,
+    models: Models,
+    search: SearchConfig,
+    *,
+    first: bool,
+    record: bool = False,
+  ) -> tuple[SearchState, ChunkTrace]: ...
+
+
 @functools.partial(jax.jit, static_argnames=("models", "search"))
 def jitted_init_state(params, seed, models, search):
   """`init_state` of one seed, or of a seed per prompt."""
@@ -100,6 +116,7 @@ def stream(
   num_chunks: int,
   seed: int | Sequence[int],
   record: bool = False,
+  step: CompiledStep = jitted_chunk_step,
 ) -> Iterator[ChunkTrace]:
   """Yields the trace of every chunk as soon as it is searched.
 
@@ -110,7 +127,7 @@ def stream(
     ConfigError: the length or the search does not fit the model, or the prompts do not divide by the mesh.
     SearchError: all candidates of a prompt's chunk are NaN or Inf. Chunks yielded before are good.
   """
-  options = {"num_chunks": num_chunks, "seed": seed, "record": record}
+  options = {"num_chunks": num_chunks, "seed": seed, "record": record, "step": step}
   for _, trace in stream_states(params, condition, models, search, **options):
     yield trace
 
@@ -125,6 +142,7 @@ def stream_states(
   seed: int | Sequence[int],
   record: bool = False,
   state: SearchState | None = None,
+  step: CompiledStep = jitted_chunk_step,
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """As `stream`, with the state after every chunk; a search can go on from any of them.
 
@@ -140,6 +158,7 @@ def stream_states(
     record: whether traces hold intermediate arrays.
     state: where an earlier search of the same arguments stopped, as `abstract_state` describes it; its buffers are
       taken too. By default the search begins.
+    step: the compiled chunk step.
   """
   check_length(models, search, num_chunks)
   mesh = models.execution.mesh
@@ -148,7 +167,7 @@ def stream_states(
   if state is None:
     state = jitted_init_state(params, np.asarray(seed, np.int32), models, search)
   for index in range(int(state.chunk_index), num_chunks):
-    state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
+    state, trace = step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
     yield state, trace
 

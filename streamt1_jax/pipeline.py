@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from streamt1_jax import drivers
+from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.streaming import StreamingDecoder
@@ -80,12 +81,14 @@ class Pipeline:
     params: weights of backbone, codec and rewards, by name.
     text: prompts to embeddings; its weights stay on disk.
     rewards: what judges.
+    step: the compiled chunk step.
   """
 
   models: Models
   params: Params
   text: PromptEncoder
   rewards: Rewards
+  step: drivers.CompiledStep = drivers.jitted_chunk_step
 
   @classmethod
   def load(
@@ -100,6 +103,8 @@ class Pipeline:
     reward_dtype: jnp.dtype | None = None,
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
+    attention: Implementation | None = None,
+    step: drivers.CompiledStep = drivers.jitted_chunk_step,
   ) -> "Pipeline":
     """Reads a checkpoint folder.
 
@@ -111,10 +116,12 @@ class Pipeline:
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
-      reward_dtype: dtype of the rewards' backbones; `dtype` by default.
+      reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
+      attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
+      step: the compiled chunk step; `executables.StoredSteps` keeps it for the next start.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
@@ -152,7 +159,7 @@ class Pipeline:
       image_reward=rewards.image.reward,
       video_reward=rewards.video.reward,
       draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
-      execution=Execution(mesh=mesh, decoding=decoding),
+      execution=Execution(mesh=mesh, attention=attention, decoding=decoding),
     )
     params = {
       "backbone": backbone_params,
@@ -160,7 +167,7 @@ class Pipeline:
       "image_reward": rewards.image.params,
       "video_reward": rewards.video.params,
     }
-    pipeline = cls(models, params, text, rewards)
+    pipeline = cls(models, params, text, rewards, step)
     pipeline._check_rewards(directory)
     return pipeline
 
@@ -237,7 +244,7 @@ class Pipeline:
     self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int | Sequence[int]
   ) -> Iterator[ChunkTrace]:
     """Yields every chunk as soon as it is searched; see `drivers.stream`."""
-    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed)
+    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed, step=self.step)
 
   @property
   def mesh_sizes(self) -> dict[str, int] | None:
@@ -268,7 +275,7 @@ class Pipeline:
     if self.prompts_together > 1:
       condition = drivers.stack_conditions(self._fill(conditions), self.models.execution.mesh)
       seed = self._fill(seeds)
-    options = {"num_chunks": num_chunks, "seed": seed, "state": state}
+    options = {"num_chunks": num_chunks, "seed": seed, "state": state, "step": self.step}
     for state, trace in drivers.stream_states(self.params, condition, self.models, search, **options):
       trace = jax.device_get(trace)
       if self.prompts_together == 1:

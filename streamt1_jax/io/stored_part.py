@@ -58,7 +58,7 @@ class StoredPart:
       if not store.rank:
         return store.read().result()
       store = store[box][ts.d[:].translate_to[0]]
-      values = _aligned_empty(store.shape, store.dtype.numpy_dtype)
+      values = aligned_empty(store.shape, store.dtype.numpy_dtype)
       for slab in _slabs(store):
         ts.array(values[slab]).write(store[slab][ts.d[0].translate_to[0]]).result()
     return values
@@ -182,7 +182,7 @@ def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
   return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
 
 
-def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
   """An array that JAX takes over on the CPU as it is; one of another alignment it copies."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)
