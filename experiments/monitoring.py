@@ -64,7 +64,8 @@ class Monitor:
     self._profiled = _profiled_chunks(num_chunks)
     self._seconds = 0.0
     self._writers = []
-    if _TENSORBOARD_DIR.value is not None:
+    # All processes have the same numbers; one writes them.
+    if _TENSORBOARD_DIR.value is not None and jax.process_index() == 0:
       folders = [epath.Path(_TENSORBOARD_DIR.value) / name for name in self._names]
       self._writers = [_writer_class()(str(folder)) for folder in folders]
 

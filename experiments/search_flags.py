@@ -53,7 +53,7 @@ _REWARD_DTYPE = flags.DEFINE_enum(
   "Of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
 )
 
-_EXECUTABLES_DIR = flags.DEFINE_string(
+_EXECUTABLES_DIR = common.define_path(
   "executables_dir", None, "Folder of compiled chunk steps: used if they are of this very search, else made anew."
 )
 flags.adopt_module_key_flags(device_flags)
