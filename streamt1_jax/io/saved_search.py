@@ -9,8 +9,8 @@
     000015/state/     state before chunk 15
 
 A save is one asynchronous orbax checkpoint: its folder gets its name when everything is in it, checksums included, for
-orbax stores none of values. A save counts if its state and all traces up to it are what their checksums say; only the
-newest two keep their state.
+orbax stores none of values. On an object store, which renames nothing, the checksums come last. A save counts if its
+state and all traces up to it are what their checksums say; only the newest two keep their state.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ class SavedSearch:
 
   def __init__(self, folder: epath.PathLike, settings: Mapping[str, Any]):
     """`settings` are what decides the result, as JSON values. Nothing is written before the first save."""
-    # Orbax takes absolute paths only.
     self.folder = paths.absolute(folder)
     self.resumed_at: list[int] = []
     self.saved: int | None = None
