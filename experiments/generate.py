@@ -11,11 +11,12 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
   trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
   manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
 
-On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2).
+On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
+one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
 
 Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Exit codes: 0;
 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and the
-trace so far); 130 when interrupted.
+trace so far), or another process died; 130 when interrupted.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from experiments import common, results, search_flags
+from experiments import common, host_flags, results, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.trace import describe_trace
+from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
 from streamt1_jax.state import ChunkTrace, Condition
 from streamt1_jax.text.tokenizer import clean
@@ -54,6 +56,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weig
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
+flags.adopt_module_key_flags(host_flags)
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
 flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"])
 
@@ -126,7 +129,7 @@ def stream_videos(plan: Plan, conditions: list[Condition]) -> Iterator[list[Chun
     yield from plan.pipeline.stream_together(conditions, plan.search, seeds=seeds, **options)
   else:
     for trace in plan.pipeline.stream(conditions[0], plan.search, seed=_SEED.value, **options):
-      yield [jax.device_get(trace)]
+      yield [hosts.to_host(trace)]
 
 
 def search_videos(
@@ -140,7 +143,8 @@ def search_videos(
     conditions = [jax.block_until_ready(plan.pipeline.condition(prompt, plan.num_chunks)) for prompt in prompts]
   chunks = stream_videos(plan, conditions)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
-  bar = tqdm.tqdm(total=plan.num_chunks, desc=title, bar_format=_PROGRESS, mininterval=0, file=sys.stderr)
+  options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
+  bar = tqdm.tqdm(total=plan.num_chunks, desc=title, **options)
   with bar:
     for index in range(plan.num_chunks):
       common.raise_if_interrupted()
@@ -170,7 +174,7 @@ def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
 
 
 def make_results(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> None:
-  """Searches the videos of prompts that are made together and fills their folders.
+  """Searches the videos of prompts that are made together and fills their folders: the first process does.
 
   Raises SearchError, after saving the trace of the prompt that failed.
   """
@@ -179,17 +183,20 @@ def make_results(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> N
   with contextlib.ExitStack() as stack:
     failed = lambda index: lambda error: isinstance(error, SearchError) and error.prompt == index
     staged = [results.staged_folder(folder, keep_on=failed(index)) for index, folder in enumerate(folders)]
-    staging = [stack.enter_context(folder) for folder in staged]
+    staging = [stack.enter_context(folder) for folder in staged if hosts.is_first()]
     compilations = stack.enter_context(manifest.CompileCounter())
     runs = [describe_run(plan, prompt) for prompt in prompts]
     try:
       videos = search_videos(plan, prompts, timer, traces)
     except SearchError as error:
       index = error.prompt
-      chunks, folder = traces[index], staging[index]
-      manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
-      manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
+      if hosts.is_first():
+        chunks, folder = traces[index], staging[index]
+        manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
+        manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
       raise SearchError(f"prompt {prompts[index]!r}, {error}", index) from error
+    if not hosts.is_first():
+      return
     for made, chunks, folder, run in zip(videos, traces, staging, runs, strict=True):
       with timer.phase("write"):
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
@@ -202,12 +209,13 @@ def make_results(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> N
       manifest.write_json(folder / results.MANIFEST, run)
 
 
-def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
+def make_plan(checkpoint: epath.Path, prompts: list[str]) -> Plan:
   """Loads the model once, for all prompts."""
   timer = manifest.PhaseTimer()
   search = search_flags.search_config(load_config(checkpoint))
+  host_flags.require_same_inputs(checkpoint, prompts)
   with timer.phase("load"):
-    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, num_prompts)
+    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, len(prompts))
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
   rewards = search_flags.reward_settings(pipeline, _DTYPE.value)
@@ -215,20 +223,30 @@ def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
   return Plan(pipeline, rewards, search, chunks, sha256, timer.seconds["load"])
 
 
-def main() -> None:
-  prompts = read_prompts()
-  plan = make_plan(common.find_folder(_CHECKPOINT.value), len(prompts))
-  check_prompts(plan.pipeline, prompts)
-  folders = [results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts]
-  # All folders are looked at before the first search: a conflict in the last one costs nothing.
-  finished = [
+def are_finished(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> list[bool]:
+  """Which results exist. All are looked at before the first search: a conflict in the last one costs nothing."""
+  return [
     results.is_finished(folder, plan.settings(prompt), overwrite=_OVERWRITE.value)
     for prompt, folder in zip(prompts, folders, strict=True)
   ]
+
+
+def tell(*lines: Any) -> None:
+  """Prints, once for all processes."""
+  if hosts.is_first():
+    print(*lines, sep="\n", flush=True)
+
+
+def main() -> None:
+  host_flags.start(__name__)
+  prompts = read_prompts()
+  plan = make_plan(common.find_folder(_CHECKPOINT.value), prompts)
+  check_prompts(plan.pipeline, prompts)
+  folders = [results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts]
+  finished = hosts.first_decides(lambda: are_finished(plan, prompts, folders))
   for folder, done in zip(folders, finished, strict=True):
     if done:
-      print(f"{folder} is finished, skipped")
-      print(folder / "video.mp4", flush=True)
+      tell(f"{folder} is finished, skipped", folder / "video.mp4")
   missing = [pair for pair, done in zip(zip(prompts, folders, strict=True), finished, strict=True) if not done]
   # The text encoder is read from disk once for all of them.
   plan.pipeline.text.prepare([prompt for prompt, _ in missing])
@@ -236,8 +254,7 @@ def main() -> None:
   for start in range(0, len(missing), together):
     batch = missing[start : start + together]
     make_results(plan, [prompt for prompt, _ in batch], [folder for _, folder in batch])
-    for _, folder in batch:
-      print(folder / "video.mp4", flush=True)
+    tell(*(folder / "video.mp4" for _, folder in batch))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.execution import Decoding, Execution
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
@@ -262,7 +263,7 @@ class Pipeline:
     repeat = lambda items: [*items, *[items[-1]] * missing]
     together = drivers.stack_conditions(repeat(conditions), self.models.execution.mesh)
     for trace in self.stream(together, search, num_chunks=num_chunks, seed=repeat(seeds)):
-      trace = jax.device_get(trace)
+      trace = hosts.to_host(trace)
       yield [drivers.of_prompt(trace, index) for index in range(len(conditions))]
 
   def assemble(self, condition: Condition, search: SearchConfig, traces: list[ChunkTrace]) -> Video:
