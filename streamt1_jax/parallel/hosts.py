@@ -182,14 +182,14 @@ def to_host(tree: Any) -> Any:
   }
   if apart:
     mesh = next(iter(apart.values())).sharding.mesh
-    for index, leaf in _replicated(apart, mesh).items():
+    for index, leaf in _replicator(mesh)(apart).items():
       leaves[index] = leaf
   return jax.device_get(jax.tree.unflatten(structure, leaves))
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
-def _replicated(arrays: dict[int, jax.Array], mesh: Mesh) -> dict[int, jax.Array]:
-  return jax.lax.with_sharding_constraint(arrays, NamedSharding(mesh, PartitionSpec()))
+@functools.cache
+def _replicator(mesh: Mesh) -> Callable[[Any], Any]:
+  return jax.jit(lambda arrays: arrays, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def announce(code: int, message: str) -> None:
