@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import logging as std_logging
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def start(program: str) -> None:
     address = hosts.find(coordinator, *numbers, timeout)
     if address is None:
       return
+    # It tells what it is about to do.
+    std_logging.getLogger("jax._src.distributed").setLevel(std_logging.WARNING)
     hosts.start(address, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT.value, initialization_timeout_seconds=timeout)
   except ConfigError as error:
     raise ConfigError(f"--{', --'.join(own)}: {error}") from error

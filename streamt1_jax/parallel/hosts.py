@@ -11,7 +11,7 @@ every chunk; each then holds the same decisions, and process 0 alone writes. Wha
 
 JAX has a store of keys and values at the coordinator, in process 0. There every process says once a second that it
 lives, or how it ended, and reads what the others say. JAX's own way to end the others of a dead process is an abort,
-exit code 134, which names nobody; it stays as the last resort, at twice the time.
+exit code 134, which names nobody; it stays as the last resort, at more than twice the time.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def start(address: Address, *, heartbeat_timeout_seconds: int, initialization_ti
       local_device_ids=address.local_device_ids,
       cluster_detection_method="deactivate",
       initialization_timeout=2 * initialization_timeout_seconds,
-      heartbeat_timeout_seconds=2 * heartbeat_timeout_seconds,
+      heartbeat_timeout_seconds=2 * (heartbeat_timeout_seconds + int(_GRACE_SECONDS)),
     )
   except (RuntimeError, ValueError) as error:
     raise ConfigError(f"coordinator_address {address.coordinator}: {str(error).splitlines()[0]}") from error
@@ -288,7 +288,7 @@ class _Member:
     failed = [process for process, pulse in self._others.items() if process != own and pulse.code]
     if failed:
       self._failed_since = self._failed_since or now
-      if now - self._failed_since > _GRACE_SECONDS:
+      if self._suspicious or now - self._failed_since > _GRACE_SECONDS:
         self._follow(failed[0])
     limit = _SUSPICIOUS_SECONDS if self._suspicious else self._timeout_seconds
     for process, heard in self._heard.items():
