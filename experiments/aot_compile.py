@@ -1,8 +1,9 @@
-"""Compiles the chunk step for TPUs that are not there, and reports what it would need of them.
+"""Compiles the chunk step for TPUs that are not there, and reports what it would need of them; lowers it for GPUs.
 
   python -m experiments.aot_compile --checkpoint_preset=wan_1_3b --topology=v5e:2x4 --beam_size=2 --top_k=2
   python -m experiments.aot_compile --checkpoint_preset=wan_1_3b --topology=v6e:1x1 --decoding=twice
   python -m experiments.aot_compile --checkpoint_preset=wan_1_3b --topology=v5e:2x4 --mesh=candidate:2,model:4 --rewards
+  python -m experiments.aot_compile --checkpoint_preset=wan_1_3b --platform=cuda
 
 prints a table and one JSON line. The program is the one that a search runs for every chunk but the first, with the
 memory at its largest; weights, state and prompt are shapes without values. Needs `libtpu` (`pip install -e '.[tpu]'`)
@@ -10,17 +11,23 @@ and no TPU.
 
 Bytes are per chip, by the compiler's own account: what the program is given (weights, state, prompt), what it returns
 besides the state, which it writes over the old one, and what it needs in between. FLOP are counted from shapes.
+
+For a GPU that is not there the program is lowered, with attention by Triton, and not compiled: what it takes in between
+is not known, and `fits` is null.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
+import sys
 import time
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from absl import flags
 from etils import epath
@@ -35,7 +42,7 @@ from streamt1_jax.chunk_step import Models, chunk_step, init_state
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
-from streamt1_jax.config import ModelConfig, SearchConfig, preset
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.sharding import RULES, placed
@@ -47,6 +54,7 @@ from streamt1_jax.rewards.videoalign import VideoAlign
 from streamt1_jax.state import Condition, SearchState
 
 _PRESET = flags.DEFINE_string("checkpoint_preset", "wan_1_3b", "Model preset.")
+_PLATFORM = flags.DEFINE_enum("platform", "tpu", ["tpu", "cuda"], "Compile for TPUs, or lower for one NVIDIA GPU.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "Chips, as in v6e:1x1, v5e:2x4, v5p:2x2x1, tpu7x:2x2x1.")
 _BEAM_SIZE = common.define_integer("beam_size", 2, "Candidates per beam.")
 _TOP_K = common.define_integer("top_k", 2, "Beams.")
@@ -54,10 +62,14 @@ _MAX_SINK_FRAMES = common.define_integer("max_sink_frames", 15, "Latent frames t
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
 _REWARDS = flags.DEFINE_bool("rewards", False, "Judge by HPSv3 and VideoAlign at full size, not by built-in rewards.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of weights and activations.")
+_REWARD_DTYPE = flags.DEFINE_enum(
+  "reward_dtype", None, ["float32", "bfloat16", "int8"], "Of --rewards; the model's by default."
+)
 _HLO_FILE = flags.DEFINE_string("hlo_file", None, "Where the compiled program is written, as text.")
 flags.adopt_module_key_flags(device_flags)
 
 GIB = 1 << 30
+_TRITON_CALL = "__gpu$xla.gpu.triton"
 # By the compiler's own message when a program does not fit: what is left of the chip's memory for programs.
 _DEVICE_GIB = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.73, "TPU v6 lite": 31.24, "TPU7x": 94.74}
 PHASES = ("evict", "denoise", "judge", "prune", "commit")
@@ -95,6 +107,7 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None, dtype: jn
   """The program for a mesh, its shapes not yet placed; with a prompt axis if the mesh divides prompts."""
   cast = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
   backbone, backbone_params = nnx.split(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)
+  attention = device_flags.ATTENTION.value or ("triton" if _PLATFORM.value == "cuda" else None)
   decoding = device_flags.DECODING.value or "in_turn"
   if model.codec is None:
     codec, codec_params = LatentCodec(model.latent_shape[1:]), {}
@@ -103,7 +116,7 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None, dtype: jn
     size = model.latent_height, model.latent_width
     codec = StreamingDecoder(decoder, model.codec, size, frame_by_frame=decoding != "together")
     codec_params = nnx.to_pure_dict(codec_params)
-  image, video, reward_params, reward_conditions = _rewards(model, dtype)
+  image, video, reward_params, reward_conditions = _rewards(model, jnp.dtype(_REWARD_DTYPE.value or dtype))
   models = Models(
     config=model,
     backbone=backbone,
@@ -111,7 +124,7 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None, dtype: jn
     image_reward=image,
     video_reward=video,
     draw_noise=gaussian_noise(model.latent_shape, len(model.schedule.denoising_steps)),
-    execution=Execution(mesh=mesh, decoding=decoding),
+    execution=Execution(mesh=mesh, attention=attention, decoding=decoding),
   )
   params = {"backbone": cast(nnx.to_pure_dict(backbone_params)), "codec": cast(codec_params), **reward_params}
   b = model.backbone
@@ -168,6 +181,30 @@ def count_flop(program: Program) -> float:
   return flop_count.count(jax.make_jaxpr(step)(program.params, program.state, program.condition))
 
 
+def lower_for_cuda(program: Program) -> dict[str, Any]:
+  """The JSON line of a program that is lowered for one NVIDIA GPU."""
+  step = functools.partial(chunk_step, models=program.models, search=program.search, first=False)
+  arguments = program.params, program.state, program.condition
+  began = time.perf_counter()
+  # Exported programs are meant to be kept for years, which Triton's call does not promise.
+  unstable = [jax.export.DisabledSafetyCheck.custom_call(_TRITON_CALL)]
+  jitted = jax.jit(step, donate_argnums=1)
+  text = jax.export.export(jitted, platforms=["cuda"], disabled_checks=unstable)(*arguments).mlir_module()
+  seconds = time.perf_counter() - began
+  if _HLO_FILE.value:
+    epath.Path(_HLO_FILE.value).write_text(text)
+  return _settings(program) | {
+    "platform": "cuda",
+    "mesh": None,
+    "attention": program.models.execution.attention,
+    "attention_calls": text.count(f"custom_call @{_TRITON_CALL}("),
+    "argument_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arguments)),
+    "fits": None,
+    "flop": count_flop(program),
+    "lower_seconds": round(seconds, 1),
+  }
+
+
 @dataclasses.dataclass(frozen=True)
 class Analysis:
   """What the compiler says of a program, per device; only `peak` is known of one that does not fit.
@@ -200,6 +237,8 @@ def compile_and_analyse(program: Program) -> Analysis:
     needed = re.search(r"memory required for HLO temporaries \(([\d.]+)([KMGT])\)", str(error))
     if needed is None:
       raise
+    # What takes the most, with where it comes from.
+    print(str(error), file=sys.stderr, flush=True)
     peak = int(float(needed[1]) * 1024 ** (1 + "KMGT".index(needed[2])))
     return Analysis(peak, None, None, None, None, time.perf_counter() - began)
   seconds = time.perf_counter() - began
@@ -221,21 +260,14 @@ def compile_and_analyse(program: Program) -> Analysis:
 
 def describe(program: Program, devices: list[jax.Device], analysis: Analysis, flop: float) -> dict[str, Any]:
   """The JSON line."""
-  mesh, model = program.models.execution.mesh, program.models.config
+  mesh = program.models.execution.mesh
   # Chips with two cores show as two devices of one place.
   cores = len(devices) // len({tuple(device.coords) for device in devices})
   limit = int(_DEVICE_GIB[devices[0].device_kind] * GIB)
-  report = {
-    "preset": model.name,
-    "layers": model.backbone.num_layers,
+  report = _settings(program) | {
     "topology": _TOPOLOGY.value,
     "chip": devices[0].device_kind,
     "mesh": None if mesh is None else dict(mesh.shape),
-    "beam_size": program.search.beam_size,
-    "top_k": program.search.top_k,
-    "max_sink_frames": program.search.max_sink_frames,
-    "rewards": _REWARDS.value,
-    "decoding": program.models.execution.decoding,
     "hbm_peak_bytes_per_chip": analysis.peak * cores,
     "hbm_limit_bytes": limit * cores,
     "fits": analysis.arguments is not None and analysis.peak <= limit,
@@ -249,6 +281,19 @@ def describe(program: Program, devices: list[jax.Device], analysis: Analysis, fl
   if analysis.collectives is not None:
     report |= {"collectives": hlo_collectives.by_kind(analysis.collectives)} | _in_blocks(program, analysis.collectives)
   return report
+
+
+def _settings(program: Program) -> dict[str, Any]:
+  return {
+    "preset": program.models.config.name,
+    "layers": program.models.config.backbone.num_layers,
+    "beam_size": program.search.beam_size,
+    "top_k": program.search.top_k,
+    "max_sink_frames": program.search.max_sink_frames,
+    "rewards": _REWARDS.value,
+    "reward_dtype": (_REWARD_DTYPE.value or _DTYPE.value) if _REWARDS.value else None,
+    "decoding": program.models.execution.decoding,
+  }
 
 
 def _times(number: int | None, factor: int) -> int | None:
@@ -278,6 +323,12 @@ def print_tables(report: dict[str, Any], collectives: list[Collective] | None) -
     print(f"{one.phase or 'elsewhere':<10}{one.axes:<16}{one.kind:<20}{one.bytes:>14,} bytes{one.executions:>7,} times")
 
 
+def _refuse_flags_of_tpus() -> None:
+  for name in ("topology", "mesh"):
+    if flags.FLAGS[name].present:
+      raise ConfigError(f"--platform=cuda lowers for one GPU and takes no --{name}")
+
+
 def main() -> None:
   if _HLO_FILE.value:
     common.require_writable("hlo_file", _HLO_FILE.value)
@@ -287,12 +338,18 @@ def main() -> None:
     model = dataclasses.replace(model, backbone=backbone)
   search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)
   search.validate_for(model)
+  dtype = jnp.dtype(_DTYPE.value)
+  if _PLATFORM.value == "cuda":
+    _refuse_flags_of_tpus()
+    print(json.dumps(lower_for_cuda(build(model, search, None, dtype))), flush=True)
+    return
+  device_flags.use_compilation_cache()
   devices = tpu_compiler.get_devices(_TOPOLOGY.value)
   mesh = device_flags.make_mesh(model, search, devices=devices)
-  program = build(model, search, mesh, jnp.dtype(_DTYPE.value))
+  program = build(model, search, mesh, dtype)
   prompts = mesh is not None and mesh.shape[RULES["prompt"]] > 1
   analysis = compile_and_analyse(program.on(place_on(mesh, devices[0], prompts)))
-  flop = count_flop(build(model, search, None, jnp.dtype(_DTYPE.value)))
+  flop = count_flop(build(model, search, None, dtype))
   report = describe(program, devices, analysis, flop)
   print_tables(report, analysis.collectives)
   print(json.dumps(report), flush=True)

@@ -3,9 +3,12 @@
   python -m experiments.benchmark --preset=bench_mid --beam_size=2 --top_k=2 --chunks=7
   python -m experiments.benchmark --preset=bench_mid --mesh=data:2,candidate:4
   python -m experiments.benchmark --preset=bench_mid --top_k=1 --live_bytes
+  python -m experiments.benchmark --preset=bench_mid --scaling
 
-The first two print one JSON line, the last a table of what candidates cost in memory (see `memory_rows`). On a mesh
-that divides prompts as many are searched together, and the work is that of all of them.
+The first two print one JSON line, the third a table of what candidates cost in memory (see `memory_rows`), the last
+tables of what grows with candidates, beams and the length of a video, and what does not (see `measure_scaling`), and a
+JSON line of their figures. On a mesh that divides prompts as many are searched together, and the work is that of all of
+them.
 
 Random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is the search
 itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards that the
@@ -15,6 +18,7 @@ search really makes and the keys that are really visible.
 import dataclasses
 import json
 import time
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +48,14 @@ _REPEATS = common.define_integer("repeats", 2, "Timed searches; the fastest coun
 _APPEND_ALWAYS = flags.DEFINE_bool("append_always", False, "Route every chunk to a new sink: the largest memory.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 _LIVE_BYTES = flags.DEFINE_bool("live_bytes", False, "Report bytes at 1, 4 and 8 candidates per beam instead.")
+_SCALING = flags.DEFINE_bool("scaling", False, "Report what grows with candidates, beams and chunks instead.")
 flags.adopt_module_key_flags(device_flags)
+
+# Of the scaling tables: candidates of one beam; chunks (from 1) whose seconds are compared, by which time the memory is
+# full; and how many chunks around each are timed.
+SCALING_CANDIDATES = (1, 2, 4, 8)
+SCALING_CHUNKS = (10, 100, 400)
+_AROUND = 5
 
 
 class ConstantReward:
@@ -64,12 +75,14 @@ class AlternatingReward:
     return self.slope * info.chunk_index.astype(jnp.float32)
 
 
-def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None) -> tuple[Models, dict, Condition]:
+def build(
+  model: ModelConfig, search: SearchConfig, mesh: Mesh | None, append_always: bool
+) -> tuple[Models, dict, Condition]:
   """Random weights in the flag's dtype, and a random prompt, or as many as the mesh searches together."""
   dtype = jnp.dtype(_DTYPE.value)
   graphdef, params = nnx.split(CausalWanDiT(model, nnx.Rngs(0)), nnx.Param)
   backbone = jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(params))
-  rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if _APPEND_ALWAYS.value else (ConstantReward(),) * 2
+  rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if append_always else (ConstantReward(),) * 2
   frame = model.latent_shape[1:]
   draw = gaussian_noise(model.latent_shape, len(model.schedule.denoising_steps))
   models = Models(
@@ -78,7 +91,7 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None) -> tuple[
     LatentCodec(frame),
     *rewards,
     draw,
-    Execution(mesh=mesh, decoding=device_flags.DECODING.value or "together"),
+    Execution(mesh, device_flags.ATTENTION.value, device_flags.DECODING.value or "together"),
   )
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
   text = nnx.merge(graphdef, backbone).text_memory(embeddings)
@@ -170,9 +183,11 @@ def memory_rows(models: Models, params: dict, condition: Condition, search: Sear
   return rows
 
 
-def print_table(rows: list[dict[str, int]]) -> None:
-  for cells in [list(rows[0]), *(list(row.values()) for row in rows)]:
-    print("  ".join(f"{cell:>13,}" if isinstance(cell, int) else f"{cell:>13}" for cell in cells))
+def print_table(rows: list[dict[str, float]]) -> None:
+  show = lambda cell: f"{cell:>17,}" if isinstance(cell, int) else f"{cell:>17.4g}"
+  print("  ".join(f"{name:>17}" for name in rows[0]))
+  for row in rows:
+    print("  ".join(map(show, row.values())), flush=True)
 
 
 def measure(models: Models, params: dict, condition: Condition, search: SearchConfig) -> dict[str, float]:
@@ -206,6 +221,85 @@ def measure(models: Models, params: dict, condition: Condition, search: SearchCo
   }
 
 
+class Scaled:
+  """A search of one video on one device, compiled; the first chunk, which only decoders know, is as all others."""
+
+  def __init__(self, parts: tuple[Models, dict, Condition], search: SearchConfig):
+    self._models, self._params, self._condition = parts
+    self._search = search
+    self._state = drivers.jitted_init_state(self._params, 0, self._models, search)
+    inputs = self._params, self._state, self._condition, self._models, search
+    self._step = drivers.jitted_chunk_step.lower(*inputs, first=False).compile()
+
+  def bytes(self) -> dict[str, int]:
+    """Of the state between two chunks, and of what a chunk needs beside it by XLA's account."""
+    state = sum(array.nbytes for array in jax.tree.leaves(self._state))
+    return {"state": state, "temporary": self._step.memory_analysis().temp_size_in_bytes}
+
+  def time(self, chunks: Sequence[int]) -> list[dict[str, float]]:
+    """Searches; for each of `chunks`, counted from 1 and ascending, the seconds of the fastest one around it.
+
+    Other programs may use the machine as well. So its rate is measured before and after them, and their CPU seconds, of
+    all threads, are reported beside those of the clock; on an accelerator these say nothing.
+    """
+    rate = lambda: gemm_tflops(jnp.dtype(_DTYPE.value), seconds=0.3)
+    done, rows = 0, []
+    for chunk in chunks:
+      first = chunk - _AROUND // 2
+      self._advance(first - 1 - done)
+      earlier = rate()
+      times = self._advance(_AROUND)
+      done = first - 1 + _AROUND
+      gemm, (seconds, cpu_seconds) = (earlier + rate()) / 2, times.min(axis=0).tolist()
+      visible = np.asarray(self._state.beams.memory.count, np.float64).ravel() + 1
+      tflops = search_flop(self._models.config, self._search, [visible]) / seconds / 1e12
+      rows.append({"chunk": chunk, "seconds": seconds, "cpu_seconds": cpu_seconds, "gemm_fraction": tflops / gemm})
+    return rows
+
+  def _advance(self, chunks: int) -> np.ndarray:
+    """Searches so many chunks; seconds and CPU seconds of each, [chunks, 2]."""
+    times = [(time.perf_counter(), time.process_time())]
+    for _ in range(chunks):
+      self._state = jax.block_until_ready(self._step(self._params, self._state, self._condition)[0])
+      times.append((time.perf_counter(), time.process_time()))
+    return np.diff(times, axis=0)
+
+
+def measure_scaling(model: ModelConfig) -> Iterator[tuple[str, list[dict[str, float]]]]:
+  """What grows with candidates, beams and chunks, on one device.
+
+  Every chunk is kept as a sink until there is no room for another, so that the memory is as large as it gets.
+
+  Yields:
+    `candidates`: for 1, 2, 4, 8 candidates of one beam the seconds of a chunk, the work per second as a fraction of the
+      machine's rate then, the bytes of `Scaled.bytes`, and the seconds over those of 1 candidate.
+    `beams`: for 1 and 2 beams that share 2 candidates these bytes.
+    `chunks`: for chunks 10, 100 and 400 of a video with one candidate the seconds, the fraction, and the seconds over
+      those of chunk 10.
+  """
+  longest = SCALING_CHUNKS[-1] + _AROUND
+  frames = max(model.backbone.max_frames, model.chunk_frames * longest)
+  model = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, max_frames=frames))
+  searched = lambda beam_size, top_k: SearchConfig.released(
+    beam_size=beam_size, top_k=top_k, max_sink_frames=_MAX_SINK_FRAMES.value
+  )
+  parts = build(model, searched(1, 1), None, append_always=True)
+  candidates = []
+  for count in SCALING_CANDIDATES:
+    scaled = Scaled(parts, searched(count, 1))
+    size = scaled.bytes()
+    candidates.append({"candidates": count, **scaled.time(SCALING_CHUNKS[:1])[0], **size})
+  yield "candidates", with_ratios(candidates)
+  yield "beams", [{"beams": beams, **Scaled(parts, searched(2 // beams, beams)).bytes()} for beams in (1, 2)]
+  yield "chunks", with_ratios(Scaled(parts, searched(1, 1)).time(SCALING_CHUNKS))
+
+
+def with_ratios(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+  """`rows` with their seconds over those of the first."""
+  names = ("seconds", "cpu_seconds")
+  return [row | {f"{name}_ratio": row[name] / rows[0][name] for name in names} for row in rows]
+
+
 def main() -> None:
   model = preset(_PRESET.value)
   search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)
@@ -213,10 +307,19 @@ def main() -> None:
   longest = drivers.max_chunks(model)
   if not 1 <= _CHUNKS.value <= longest:
     raise ConfigError(f"--chunks must be in 1..{longest} (rotary tables), got {_CHUNKS.value}")
+  device_flags.use_compilation_cache()
   mesh = device_flags.make_mesh(model, search)
-  if _LIVE_BYTES.value and mesh is not None:
-    raise ConfigError("--live_bytes takes one device: --mesh=data:1")
-  models, params, condition = build(model, search, mesh)
+  for flag in (_LIVE_BYTES, _SCALING):
+    if flag.value and mesh is not None:
+      raise ConfigError(f"--{flag.name} takes one device: --mesh=data:1")
+  if _SCALING.value:
+    tables = {}
+    for name, rows in measure_scaling(model):
+      tables[name] = rows
+      print_table(rows)
+    print(json.dumps({"preset": model.name} | tables), flush=True)
+    return
+  models, params, condition = build(model, search, mesh, _APPEND_ALWAYS.value)
   if _LIVE_BYTES.value:
     print_table(memory_rows(models, params, condition, search))
     return

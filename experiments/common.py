@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -10,8 +11,9 @@ import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import fsspec
 import jax
 import jax.numpy as jnp
 from absl import app, flags
@@ -22,20 +24,28 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig, preset
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io.checkpoint import load_params
+from streamt1_jax.io.saved_search import SaveError
 from streamt1_jax.parallel import hosts
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 # A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
 flags.disclaim_key_flags()
 
-BAD_INPUT, RUN_FAILED, INTERRUPTED = 2, 3, 130
+BAD_INPUT, RUN_FAILED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 """Exit codes."""
 
-_interrupted = threading.Event()
+# EFBIG is the limit of a process, or of a file system, on the size of one file.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_interrupted, _terminated, _deferred = threading.Event(), threading.Event(), threading.Event()
 
 
 class RunFailed(Exception):
   """A program did its work, and some of it failed; what succeeded is kept."""
+
+
+class Terminated(KeyboardInterrupt):
+  """SIGTERM, which a preempted machine gets; the message says what is kept."""
 
 
 class _Integer(flags.IntegerParser):
@@ -75,12 +85,40 @@ def define_float(
   return flags.DEFINE(_FiniteFloat(lower, upper), name, default, meaning, serializer=flags.ArgumentSerializer())
 
 
+class _Path(flags.ArgumentParser):
+  """Of this machine's file systems or, if `url` is set, of Google's object store."""
+
+  syntactic_help = "a path"
+
+  def __init__(self, url: bool):
+    self._url = url
+
+  def parse(self, argument: str) -> str:
+    scheme, separator, _ = argument.partition("://")
+    if not separator:
+      return argument
+    if not self._url or scheme != "gs":
+      allowed = "a path of this machine or gs://bucket/name" if self._url else "a path of this machine"
+      raise ValueError(f"{argument!r} is not {allowed}")
+    try:
+      fsspec.get_filesystem_class("gcs")
+    except ImportError as error:
+      raise ValueError("gs:// needs the package gcsfs: pip install -e '.[gcs]'") from error
+    return argument
+
+
+def define_path(
+  name: str, default: str | None, meaning: str, *, required: bool = False, url: bool = True
+) -> flags.FlagHolder:
+  """A flag of a file or folder; gs:// is refused unless `url`."""
+  return flags.DEFINE(_Path(url), name, default, meaning, serializer=flags.ArgumentSerializer(), required=required)
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main` and exits with 0, or with one line on stderr and one of the codes above."""
   # JAX reports every platform that is not there.
   logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-  # A preempted machine sends SIGTERM; leave then as after Ctrl-C.
-  signal.signal(signal.SIGTERM, _interrupt)
+  signal.signal(signal.SIGTERM, _terminate)
   # Background jobs of a shell ignore Ctrl-C, and should.
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _interrupt)
@@ -92,10 +130,34 @@ def _interrupt(signal_number: int, frame: object) -> None:
   raise KeyboardInterrupt
 
 
+def _terminate(signal_number: int, frame: object) -> None:
+  again = _terminated.is_set()
+  _terminated.set()
+  if again or not _deferred.is_set():
+    raise Terminated("terminated")
+
+
 def raise_if_interrupted() -> None:
   """For loops to call: Python drops a KeyboardInterrupt that is raised inside a callback or a finaliser."""
   if _interrupted.is_set():
     raise KeyboardInterrupt
+  if _terminated.is_set() and not _deferred.is_set():
+    raise Terminated("terminated")
+
+
+def is_terminated() -> bool:
+  """Whether SIGTERM has come."""
+  return _terminated.is_set()
+
+
+@contextlib.contextmanager
+def termination_deferred() -> Iterator[None]:
+  """SIGTERM waits for the body, which looks at `is_terminated`; a second one does not wait."""
+  _deferred.set()
+  try:
+    yield
+  finally:
+    _deferred.clear()
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -119,13 +181,15 @@ def _exit_code(main: Callable[[], None]) -> int:
     # A path that the system refuses, for whatever of its many reasons; without a path it is a fault of ours.
     if error.filename is None:
       raise
-    return _report(f"{error.filename}: {error.strerror}", BAD_INPUT)
-  except (SearchError, RunFailed) as error:
+    return _report(f"{error.filename}: {error.strerror}", RUN_FAILED if error.errno in FULL_DISK else BAD_INPUT)
+  except (SearchError, SaveError, RunFailed) as error:
     return _report(str(error), RUN_FAILED)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     return _report(f"the device has not enough memory for this search: {str(error).splitlines()[0]}", RUN_FAILED)
+  except Terminated as error:
+    return _report(str(error), TERMINATED)
   except KeyboardInterrupt:
     return _report("interrupted", INTERRUPTED)
   return 0

@@ -33,12 +33,12 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data import shapes, verify
 from streamt1_jax.pipeline import Pipeline, Video
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
 _SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
 _NUM_PROMPTS = common.define_integer("num_prompts", 64, "Captions.", 2, 10_000)
 _SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")
 _SEED = common.define_integer("seed", 0, "Choice of captions, and seed of the first prompt.", 0, 10**9)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON lines: settings, then a line per prompt.", required=True)
+_OUTPUT = common.define_path("output", None, "JSON lines: settings, then a line per prompt.", required=True)
 flags.adopt_module_key_flags(search_flags)
 
 # Seeds grow by 1000 a chunk: prompts with videos of up to 100 chunks share none.

@@ -1,14 +1,15 @@
-"""A comparison of ways to make videos: its rows in a file, and what they say."""
+"""Comparisons of ways to make videos, and of ways to decide: rows in a file, and what they say."""
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data import verify
+from streamt1_jax.state import ChunkTrace
 
 METHODS = ("plain", "best_of_n", "search", "oracle_of_n")
 DIFFERENCES = (("search", "plain"), ("search", "best_of_n"), ("best_of_n", "plain"))
@@ -74,4 +75,50 @@ def table(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
   lines = [f"| | {' | '.join(verify.VERDICTS)} |", "|---" * (len(verify.VERDICTS) + 1) + "|"]
   for name, of in result.items():
     lines.append(f"| {name} | {' | '.join(cell(of[verdict]) for verdict in verify.VERDICTS)} |")
+  return "\n".join(lines)
+
+
+class Decision(NamedTuple):
+  """How one chunk was decided.
+
+  Attributes:
+    survivors: [K] int, best first.
+    short: [N] float32 scores of the image reward.
+  """
+
+  survivors: np.ndarray
+  short: np.ndarray
+
+  @classmethod
+  def of(cls, trace: ChunkTrace) -> "Decision":
+    return cls(np.asarray(trace.survivor), np.asarray(trace.candidates.short).ravel())
+
+
+def agreement(decided: list[list[Decision]], frames: list[int]) -> dict[int, dict[str, float]]:
+  """Shares, by number of frames, of decisions equal to those of the first number."""
+  report = {}
+  for index, number in enumerate(frames):
+    pairs = [(decisions[0], decisions[index]) for decisions in decided]
+    share = lambda values: round(float(np.mean(values)), 3)
+    report[number] = {
+      "chunks": len(pairs),
+      "same_best": share([a.survivors[0] == b.survivors[0] for a, b in pairs]),
+      "same_survivors": share([set(a.survivors) == set(b.survivors) for a, b in pairs]),
+      "same_order": share([same_order(a.short, b.short) for a, b in pairs]),
+    }
+  return report
+
+
+def same_order(a: np.ndarray, b: np.ndarray) -> float:
+  """Share of the pairs of entries that are in the same order in `a` and `b`."""
+  first, second = np.triu_indices(len(a), 1)
+  return float(np.mean((a[first] > a[second]) == (b[first] > b[second])))
+
+
+def agreement_table(report: dict[int, dict[str, float]]) -> str:
+  """The report in Markdown."""
+  lines = ["| frames | chunks | same best | same survivors | same order |", "|---|---|---|---|---|"]
+  for number, row in report.items():
+    shares = " | ".join(f"{row[name]:.2f}" for name in ("same_best", "same_survivors", "same_order"))
+    lines.append(f"| {number} | {row['chunks']} | {shares} |")
   return "\n".join(lines)

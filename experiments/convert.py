@@ -14,7 +14,7 @@ The reward models are optional parts, `rewards/hpsv3` and `rewards/videoalign`, 
 Which flavour a file is (Wan, diffusers, Hugging Face, a training program's) is told from its content. Parts may come
 in several runs; the folder becomes a checkpoint when the last one is there, and a part that is done is skipped.
 `--dry_run` says what would be done and what is missing. Exit codes: 0; 2 for bad input, after which nothing
-half-written is left; 130 when interrupted.
+half-written is left; 130 when interrupted, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ _PUBLISHED = {
 _MODEL = flags.DEFINE_string(
   "model", "wan_1_3b", f"Preset ({', '.join(sorted(PRESETS))}), or a JSON file like `model` in a config.json."
 )
-_BACKBONE = flags.DEFINE_string("backbone", None, "Weights of the DiT: file, index of shards, or folder.")
+_BACKBONE = common.define_path("backbone", None, "Weights of the DiT: file, index of shards, or folder.", url=False)
 _ENTRY = flags.DEFINE_string("backbone_entry", None, "Entry of a .pt file: generator, generator_ema, model, ...")
-_LORA = flags.DEFINE_string("lora", None, "LoRA adapter that is merged into the backbone.")
+_LORA = common.define_path("lora", None, "LoRA adapter that is merged into the backbone.", url=False)
 _LORA_ALPHA = common.define_float("lora_alpha", None, "The adapter's alpha, where its files do not say it.")
-_VAE = flags.DEFINE_string("vae", None, "Weights of the video VAE.")
-_TEXT_ENCODER = flags.DEFINE_string("text_encoder", None, "Weights of the UMT5 encoder.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "Sentencepiece model, or the folder of spiece.model.")
+_VAE = common.define_path("vae", None, "Weights of the video VAE.", url=False)
+_TEXT_ENCODER = common.define_path("text_encoder", None, "Weights of the UMT5 encoder.", url=False)
+_TOKENIZER = common.define_path("tokenizer", None, "Sentencepiece model, or the folder of spiece.model.", url=False)
 _REWARDS = {
   name: (
-    flags.DEFINE_string(name, None, f"Weights of this reward model: {published}."),
-    flags.DEFINE_string(f"{name}_prompt", None, f"Its text: {reward_part.PUBLISHED_TEXT[name]}."),
-    flags.DEFINE_string(f"{name}_config", None, "Other sizes: a JSON file like `config` in a reward.json."),
+    common.define_path(name, None, f"Weights of this reward model: {published}.", url=False),
+    common.define_path(f"{name}_prompt", None, f"Its text: {reward_part.PUBLISHED_TEXT[name]}.", url=False),
+    common.define_path(f"{name}_config", None, "Other sizes: a JSON file like `config` in a reward.json.", url=False),
   )
   for name, published in (("hpsv3", "HPSv3.safetensors"), ("videoalign", "model.pth, or the folder of its checkpoint"))
 }
-_REWARD_TOKENIZER = flags.DEFINE_string("reward_tokenizer", None, "tokenizer.json of Qwen2-VL, or its folder.")
-_OUTPUT = flags.DEFINE_string("output", None, "The checkpoint folder.")
+_REWARD_TOKENIZER = common.define_path("reward_tokenizer", None, "tokenizer.json of Qwen2-VL or its folder.", url=False)
+_OUTPUT = common.define_path("output", None, "The checkpoint folder.", url=False)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Dtype of the stored weights.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would be done, and what is missing.")
 

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 
+from experiments import common
+from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Decoding
@@ -27,6 +30,30 @@ DECODING = flags.DEFINE_enum(
   "Candidates are decoded together, in turn with less memory, or in turn and winners twice with even less. By default "
   "in turn if frames are large.",
 )
+ATTENTION = flags.DEFINE_enum(
+  "attention",
+  None,
+  typing.get_args(Implementation),
+  "Of the backbone: by XLA, by a kernel for TPUs, by a kernel for NVIDIA GPUs. By default flash on TPUs, else fold.",
+)
+_CACHE_DIR = common.define_path(
+  "compilation_cache_dir", None, "Folder where JAX keeps what it compiled, for the next start of the same program."
+)
+
+
+def use_compilation_cache() -> None:
+  """Turns on the cache that the flag asks for; before anything is compiled. Raises ConfigError, naming the flag."""
+  if _CACHE_DIR.value is None:
+    return
+  try:
+    epath.Path(_CACHE_DIR.value).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(
+      f"--compilation_cache_dir={_CACHE_DIR.value} cannot be made: {error.strerror or error}"
+    ) from error
+  jax.config.update("jax_compilation_cache_dir", _CACHE_DIR.value)
+  # A start is many small programs: one after the other they take seconds.
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_mesh(

@@ -28,13 +28,13 @@ from streamt1_jax.data import shapes, verify
 from streamt1_jax.io.video import write_png
 from streamt1_jax.pipeline import Pipeline
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
 _SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
 _NUM_CAPTIONS = common.define_integer("num_captions", 64, "Videos judged.", 1, 10_000)
 _SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")
 _SEED = common.define_integer("seed", 0, "Choice of captions, and seed of the first video.", 0, 10**9)
 _RECONSTRUCT = flags.DEFINE_bool("reconstruct", False, "Judge true clips that went through the VAE.")
-_CONTACT_SHEET = flags.DEFINE_string("contact_sheet", None, "PNG of the first videos, for looking at.")
+_CONTACT_SHEET = common.define_path("contact_sheet", None, "PNG of the first videos, for looking at.")
 flags.adopt_module_key_flags(search_flags)
 
 # Seeds grow by 1000 a chunk: videos of up to 100 chunks share none.

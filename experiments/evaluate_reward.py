@@ -30,11 +30,11 @@ from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS
 
-_REWARD_DIR = flags.DEFINE_string("reward_dir", None, "Folder of the reward.", required=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model whose codec is used.")
+_REWARD_DIR = common.define_path("reward_dir", None, "Folder of the reward.", required=True)
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model whose codec is used.")
 _SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
 _PAIRS = common.define_integer("pairs", 8, "Pairs of each corruption and length of the window.", 2, 10_000)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the backbone.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "int8"], "Of the backbone.")
 _SEED = common.define_integer("seed", 0, "Of the pairs.", 0, 10**9)
 
 WINDOWS = tuple(9 + 12 * chunk for chunk in range(10))

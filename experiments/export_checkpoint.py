@@ -4,9 +4,6 @@ python -m experiments.export_checkpoint --codec_dir=runs/vae_decoder/params --di
   --output=checkpoints/tiny
 """
 
-import pathlib
-import shutil
-
 import jax
 from absl import flags
 from etils import epath
@@ -16,22 +13,23 @@ from experiments import common
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic, paths
 from streamt1_jax.io.checkpoint import load_params, save_config, save_params
 from streamt1_jax.pipeline import TOKENIZER_FILE
 from streamt1_jax.text.umt5 import UMT5Encoder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("preset", "tiny", "Model preset of all parts.")
-flags.DEFINE_string("codec_dir", None, "What train_vae wrote to params/.", required=True)
-flags.DEFINE_string("dit_dir", None, "What train_dit wrote to params/.", required=True)
-flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
-flags.DEFINE_string("output", None, "Checkpoint folder.", required=True)
+common.define_path("codec_dir", None, "What train_vae wrote to params/.", required=True)
+common.define_path("dit_dir", None, "What train_dit wrote to params/.", required=True)
+common.define_path("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
+common.define_path("output", None, "Checkpoint folder.", required=True)
 flags.DEFINE_enum("dtype", "float16", ["float16", "bfloat16", "float32"], "Dtype of the stored weights.")
 
 
 def main() -> None:
   model, output = common.trainable_preset(FLAGS.preset), epath.Path(FLAGS.output)
-  tokenizer = pathlib.Path(FLAGS.tokenizer)
+  tokenizer = epath.Path(FLAGS.tokenizer)
   # Everything is read before anything is written.
   if not tokenizer.is_file():
     raise ConfigError(f"--tokenizer={tokenizer} is not a file")
@@ -44,8 +42,8 @@ def main() -> None:
   for name, params in parts.items():
     save_params(output / name, params, dtype=FLAGS.dtype)
     print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params))} parameters")
-  if tokenizer.resolve() != (pathlib.Path(FLAGS.output) / TOKENIZER_FILE).resolve():
-    shutil.copyfile(tokenizer, output / TOKENIZER_FILE)
+  if paths.absolute(tokenizer) != paths.absolute(output / TOKENIZER_FILE):
+    atomic.replace_bytes(output / TOKENIZER_FILE, tokenizer.read_bytes())
   save_config(
     output, model, {"trained_by": "experiments.train_vae, experiments.train_dit", "data": "shapes world, train split"}
   )

@@ -169,7 +169,7 @@ def restore_backbone(model: ModelConfig, folder: pathlib.Path) -> dict[str, Any]
 def encode_prompt(model: ModelConfig, folder: pathlib.Path) -> dict[str, Any]:
   """Sends a prompt through the text encoder, layer by layer from disk."""
   start = time.perf_counter()
-  tokenizer = Tokenizer((folder / TOKENIZER_FILE).as_posix(), model.text.max_len)
+  tokenizer = Tokenizer(folder / TOKENIZER_FILE, model.text.max_len)
   encoder = PromptEncoder(folder / "text", model.text, tokenizer, model.backbone.text_len, jnp.dtype(_DTYPE.value))
   opened = time.perf_counter()
   embeddings = np.asarray(encoder(PROMPT))

@@ -14,9 +14,14 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
 one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
 
-Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Exit codes: 0;
-2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and the
-trace so far), or another process died; 130 when interrupted.
+Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Every `save_every`
+chunks the search is saved, in a hidden folder beside the result's that goes when the result is there: the same command
+goes on in the middle of a video, wherever it was killed, and makes the same video. `manifest.json` then has the chunks
+at which it went on; its seconds, memory and compilations are those of the last run.
+
+Exit codes: 0; 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and
+the trace so far), the disk is full, or another process died; 130 when interrupted; 143 by SIGTERM, after the chunk is
+finished and saved.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,31 +37,35 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from experiments import common, host_flags, results, search_flags
+from experiments import common, host_flags, monitoring, results, search_flags, stopped_searches
+from experiments.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import manifest
 from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.io.saved_search import SavedSearch
 from streamt1_jax.io.trace import describe_trace
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
-from streamt1_jax.state import ChunkTrace, Condition
+from streamt1_jax.state import ChunkTrace
 from streamt1_jax.text.tokenizer import clean
 
 _SEED_LIMIT = 2**31
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
 _PROMPT = flags.DEFINE_string("prompt", None, "What to show.")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+_PROMPTS_FILE = common.define_path("prompts_file", None, "Text file with one prompt per line.")
 _SECONDS = common.define_float("seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
 _LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in latent frames, whole chunks.")
 _SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", "outputs/", "Where the folders of the prompts are made.")
+_OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
 flags.adopt_module_key_flags(host_flags)
+flags.adopt_module_key_flags(stopped_searches)
+flags.adopt_module_key_flags(monitoring)
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
 flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"])
 
@@ -96,6 +105,11 @@ class Plan:
       **dataclasses.asdict(self.search),
     }
 
+  def search_settings(self, prompts: Sequence[str]) -> dict[str, Any]:
+    """Everything that decides the state of a search of `prompts`."""
+    common_settings = {name: value for name, value in self.settings("").items() if name != "prompt"}
+    return {"prompts": list(prompts), "prompts_together": self.pipeline.prompts_together, **common_settings}
+
 
 def read_prompts() -> list[str]:
   """The prompts of the flags, each once."""
@@ -121,44 +135,49 @@ def check_prompts(pipeline: Pipeline, prompts: list[str]) -> None:
       raise ConfigError(f"{source}: {prompt!r}: {error}") from error
 
 
-def stream_videos(plan: Plan, conditions: list[Condition]) -> Iterator[list[ChunkTrace]]:
-  """Yields a trace per video, on the host, whenever a chunk of all of them is searched."""
-  options = {"num_chunks": plan.num_chunks}
-  if plan.pipeline.prompts_together > 1:
-    seeds = [_SEED.value] * len(conditions)
-    yield from plan.pipeline.stream_together(conditions, plan.search, seeds=seeds, **options)
-  else:
-    for trace in plan.pipeline.stream(conditions[0], plan.search, seed=_SEED.value, **options):
-      yield [hosts.to_host(trace)]
-
-
 def search_videos(
-  plan: Plan, prompts: list[str], timer: manifest.PhaseTimer, traces: list[list[ChunkTrace]]
+  plan: Plan, prompts: list[str], timer: manifest.PhaseTimer, traces: list[list[ChunkTrace]], saved: SavedSearch
 ) -> list[Video]:
   """The searched videos of prompts that are made together.
 
   `traces` has a list per prompt, which receives every chunk when it is made: a failed search leaves them.
   """
+  seeds, length = [_SEED.value] * len(prompts), plan.num_chunks
   with timer.phase("text"):
-    conditions = [jax.block_until_ready(plan.pipeline.condition(prompt, plan.num_chunks)) for prompt in prompts]
-  chunks = stream_videos(plan, conditions)
+    conditions = [jax.block_until_ready(plan.pipeline.condition(prompt, length)) for prompt in prompts]
+  with timer.phase("load"):
+    state, earlier = saved.restore(plan.pipeline.abstract_state(plan.search, seeds), warn) or (None, [])
+  for chunks, done in zip(traces, earlier):
+    chunks.extend(done)
+  start = len(traces[0])
+  states = plan.pipeline.stream_states(conditions, plan.search, num_chunks=length, seeds=seeds, state=state)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
-  bar = tqdm.tqdm(total=plan.num_chunks, desc=title, **options)
-  with bar:
-    for index in range(plan.num_chunks):
+  with (
+    tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
+    contextlib.closing(monitoring.Monitor(prompts, length)) as monitor,
+  ):
+    for index in range(start, length):
       common.raise_if_interrupted()
       # The first chunk brings the seed to the device; after that, nothing may travel there unasked.
-      guard = jax.transfer_guard_host_to_device("disallow" if index else "allow")
-      with guard, timer.phase("search" if index else "first_chunk"):
-        for earlier, trace in zip(traces, next(chunks), strict=True):
-          earlier.append(trace)
+      guard = jax.transfer_guard_host_to_device("disallow" if index > start else "allow")
+      with guard, timer.phase("search" if index > start else "first_chunk"), monitor.chunk(index):
+        state, made = next(states)
+      for chunks, trace in zip(traces, made, strict=True):
+        chunks.append(trace)
+      monitor.log(index, made)
       bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
       bar.update()
+      stopped_searches.save_if_due(saved, state, traces, length, timer)
   common.raise_if_interrupted()
   with timer.phase("assemble"):
     assemble = lambda condition, chunks: plan.pipeline.assemble(condition, plan.search, chunks)
     return [assemble(condition, chunks) for condition, chunks in zip(conditions, traces, strict=True)]
+
+
+def warn(message: str) -> None:
+  if hosts.is_first():
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -173,40 +192,44 @@ def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
   }
 
 
-def make_results(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> None:
+def make_results(plan: Plan, batch: Batch) -> None:
   """Searches the videos of prompts that are made together and fills their folders: the first process does.
 
   Raises SearchError, after saving the trace of the prompt that failed.
   """
+  prompts, folders = list(batch.folders), list(batch.folders.values())
   timer, traces = manifest.PhaseTimer(), [[] for _ in prompts]
   timer.seconds["load"] = plan.load_seconds
   with contextlib.ExitStack() as stack:
+    stack.enter_context(common.termination_deferred())
+    saved = stack.enter_context(batch.saved())
     failed = lambda index: lambda error: isinstance(error, SearchError) and error.prompt == index
     staged = [results.staged_folder(folder, keep_on=failed(index)) for index, folder in enumerate(folders)]
     staging = [stack.enter_context(folder) for folder in staged if hosts.is_first()]
     compilations = stack.enter_context(manifest.CompileCounter())
     runs = [describe_run(plan, prompt) for prompt in prompts]
     try:
-      videos = search_videos(plan, prompts, timer, traces)
+      videos = search_videos(plan, prompts, timer, traces, saved)
     except SearchError as error:
       index = error.prompt
       if hosts.is_first():
         chunks, folder = traces[index], staging[index]
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
         manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
+      saved.discard()
       raise SearchError(f"prompt {prompts[index]!r}, {error}", index) from error
-    if not hosts.is_first():
-      return
-    for made, chunks, folder, run in zip(videos, traces, staging, runs, strict=True):
+    for made, chunks, folder, run in zip(videos if hosts.is_first() else (), traces, staging, runs):
       with timer.phase("write"):
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
         results.write_video_files(folder, made, trace)
       run |= results.describe_video(made, trace, _SEED.value) | {
+        "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,
         "compilations": {"count": compilations.count, "seconds": compilations.seconds},
         "peak_memory_bytes": {"host": manifest.peak_rss_bytes(), "device": manifest.peak_device_bytes()},
       }
       manifest.write_json(folder / results.MANIFEST, run)
+  saved.discard()
 
 
 def make_plan(checkpoint: epath.Path, prompts: list[str]) -> Plan:
@@ -218,17 +241,16 @@ def make_plan(checkpoint: epath.Path, prompts: list[str]) -> Plan:
     pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, len(prompts))
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
+  monitoring.check_flags(chunks)
   rewards = search_flags.reward_settings(pipeline, _DTYPE.value)
   sha256 = common.checkpoint_sha256(checkpoint, pipeline.rewards.choice.stored)
   return Plan(pipeline, rewards, search, chunks, sha256, timer.seconds["load"])
 
 
-def are_finished(plan: Plan, prompts: list[str], folders: list[epath.Path]) -> list[bool]:
-  """Which results exist. All are looked at before the first search: a conflict in the last one costs nothing."""
-  return [
-    results.is_finished(folder, plan.settings(prompt), overwrite=_OVERWRITE.value)
-    for prompt, folder in zip(prompts, folders, strict=True)
-  ]
+def find_finished(plan: Plan, folders: dict[str, epath.Path]) -> list[str]:
+  """Prompts whose results exist. All are looked at before the first search: a conflict in the last costs nothing."""
+  settings, overwrite = plan.settings, _OVERWRITE.value
+  return [prompt for prompt, at in folders.items() if results.is_finished(at, settings(prompt), overwrite=overwrite)]
 
 
 def tell(*lines: Any) -> None:
@@ -242,19 +264,24 @@ def main() -> None:
   prompts = read_prompts()
   plan = make_plan(common.find_folder(_CHECKPOINT.value), prompts)
   check_prompts(plan.pipeline, prompts)
-  folders = [results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts]
-  finished = hosts.first_decides(lambda: are_finished(plan, prompts, folders))
-  for folder, done in zip(folders, finished, strict=True):
-    if done:
-      tell(f"{folder} is finished, skipped", folder / "video.mp4")
-  missing = [pair for pair, done in zip(zip(prompts, folders, strict=True), finished, strict=True) if not done]
+  folders = {prompt: results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts}
+  finished = hosts.first_decides(lambda: find_finished(plan, folders))
+  together, options = plan.pipeline.prompts_together, {"overwrite": _OVERWRITE.value}
+  groups = hosts.first_decides(
+    lambda: [
+      list(batch.folders)
+      for batch in stopped_searches.make_batches(folders, finished, together, plan.search_settings, **options)
+    ]
+  )
+  batches = [Batch({prompt: folders[prompt] for prompt in group}, plan.search_settings(group)) for group in groups]
+  for prompt in finished:
+    tell(f"{folders[prompt]} is finished, skipped", folders[prompt] / "video.mp4")
   # The text encoder is read from disk once for all of them.
-  plan.pipeline.text.prepare([prompt for prompt, _ in missing])
-  together = plan.pipeline.prompts_together
-  for start in range(0, len(missing), together):
-    batch = missing[start : start + together]
-    make_results(plan, [prompt for prompt, _ in batch], [folder for _, folder in batch])
-    tell(*(folder / "video.mp4" for _, folder in batch))
+  plan.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
+  for batch in batches:
+    common.raise_if_interrupted()
+    make_results(plan, batch)
+    tell(*(folder / "video.mp4" for folder in batch.folders.values()))
 
 
 if __name__ == "__main__":

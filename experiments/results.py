@@ -8,13 +8,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
+from experiments import common
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import manifest, part_files, video
+from streamt1_jax.io import atomic, manifest, part_files, paths, video
 from streamt1_jax.pipeline import Video, display_scale
 
 MANIFEST, FAILURE = "manifest.json", "failed.json"
+VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
 _SLUG_LENGTH = 48
 
 
@@ -35,7 +38,7 @@ def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: b
   Raises:
     ConfigError: the folder holds another result (unless `overwrite`), or something that is not a result.
   """
-  if not folder.exists() or (folder / FAILURE).is_file():
+  if not folder.exists() or (folder / FAILURE).is_file() or _is_half_published(folder):
     return False
   stored = part_files.read_json_object(folder, MANIFEST, "an earlier result").get("settings", {})
   if overwrite:
@@ -48,6 +51,13 @@ def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: b
   return True
 
 
+def _is_half_published(folder: epath.Path) -> bool:
+  """Whether a run was killed while it replaced `folder` file by file, as object stores need it."""
+  if not paths.is_object_store(folder) or (folder / MANIFEST).is_file():
+    return False
+  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE}
+
+
 @contextlib.contextmanager
 def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -> Iterator[epath.Path]:
   """Gives an empty folder to fill, which then takes the place of `target`: whole or not at all.
@@ -58,6 +68,7 @@ def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -
 
   Raises:
     ConfigError: the file system refuses; an earlier result stays.
+    RunFailed: the disk is full; likewise.
   """
   staging = target.parent / f".{target.name}.partial"
   try:
@@ -67,27 +78,19 @@ def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -
       yield staging
     except Exception as error:
       if keep_on(error):
-        _replace_folder(target, staging)
+        atomic.replace_folder(target, staging, FAILURE)
       raise
-    _replace_folder(target, staging)
+    atomic.replace_folder(target, staging, MANIFEST)
   except OSError as error:
-    raise ConfigError(f"cannot write {target}: {error.strerror or error}") from error
+    kind = common.RunFailed if error.errno in common.FULL_DISK else ConfigError
+    raise kind(f"cannot write {target}: {error.strerror or error}") from error
   finally:
     with contextlib.suppress(OSError):
       staging.rmtree(missing_ok=True)
 
 
-def _replace_folder(target: epath.Path, staging: epath.Path) -> None:
-  replaced = target.parent / f".{target.name}.replaced"
-  replaced.rmtree(missing_ok=True)
-  if target.exists():
-    target.rename(replaced)
-  staging.rename(target)
-  replaced.rmtree(missing_ok=True)
-
-
 def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Length, score and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
+  """Length, score, checksums and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
   winners = [trace["chunks"][step["chunk"]]["candidates"][step["candidate"]] for step in trace["final"]["lineage"]]
   return {
     "length": {
@@ -98,6 +101,10 @@ def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, A
       "seconds": made.frames.shape[0] / made.fps,
     },
     "score": made.score,
+    "sha256": {
+      name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+      for name, array in (("latents", made.latents), ("frames", made.frames))
+    },
     "seeds": {
       "base": seed,
       "winner": [winner["seed"] for winner in winners],
@@ -106,7 +113,7 @@ def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, A
 
 
 def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any]) -> None:
-  made.save(folder / "video.mp4")
+  made.save(folder / VIDEO)
   scale = display_scale(made.frames.shape[1])
-  video.write_png(folder / "contact_sheet.png", video.contact_sheet(made.frames, made.fps, scale=scale))
-  manifest.write_json(folder / "trace.json", trace)
+  video.write_png(folder / CONTACT_SHEET, video.contact_sheet(made.frames, made.fps, scale=scale))
+  manifest.write_json(folder / TRACE, trace)

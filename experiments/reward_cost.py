@@ -30,7 +30,9 @@ _REWARD = flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Only this 
 _TOPOLOGY = flags.DEFINE_string("topology", "v6e:1x1", "Chips to compile for, one of which is used; v6e has 32 GB.")
 _TOP_K = common.define_integer("top_k", 2, "Beams.", 1)
 _BEAM_SIZE = common.define_integer("beam_size", 2, "Candidates per beam.", 1)
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Of weights and activations.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "bfloat16", ["bfloat16", "float32", "int8"], "Of weights; activations of int8 are bfloat16."
+)
 
 _FRAME = (480, 832, 3)
 _FPS = 16

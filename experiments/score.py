@@ -17,7 +17,7 @@ XLA compiles once per frame size (see `streamt1_jax.rewards.scoring`), so files 
 
 Every row is safe as soon as it is made: an interrupted run goes on where it stopped, and a later run with more videos
 scores those alone. Files that cannot be scored have the reason in their row. Exit codes: 0; 2 for bad input; 3 when
-some videos have no score; 130 when interrupted.
+some videos have no score; 130 when interrupted, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring, selection
 from streamt1_jax.rewards.scoring import VideoScorer
 
-_VIDEOS = flags.DEFINE_string("videos", None, "Video file, folder of videos, or glob.", required=True)
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Prompts of the videos; the manifests beside them otherwise.")
+_VIDEOS = common.define_path("videos", None, "Video file, folder of videos, or glob.", required=True)
+_PROMPTS_FILE = common.define_path("prompts_file", None, "Prompts of the videos; the manifests beside them otherwise.")
 _REWARD = flags.DEFINE_string(
   "reward", None, "Names of rewards joined by '+'; all that the checkpoint has, or quality+coherence, by default."
 )
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder whose rewards/ holds the rewards.")
-_OUTPUT = flags.DEFINE_string("output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of the rewards' backbones.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder whose rewards/ holds the rewards.")
+_OUTPUT = common.define_path("output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Of the rewards' backbones.")
 _IMAGE_FRAMES = common.define_integer("image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
 _BATCH = common.define_integer("batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier scores, whatever they are of.")
@@ -171,16 +171,16 @@ def score_all(
   """Rows of all tasks, those that are finished in `rows` taken from there."""
   started = [start_row(task) for task in tasks]
   kept = [row for row in started if is_finished(row, rows)]
-  with output.appending(settings, [rows[row.video] for row in kept]) as file:
-    bar = tqdm.tqdm(total=len(tasks), initial=len(kept), desc="videos", unit="video", file=sys.stderr)
-    with bar:
-      for task, row in zip(tasks, started, strict=True):
-        if is_finished(row, rows):
-          continue
-        common.raise_if_interrupted()
-        rows[row.video] = score_video(task, row, scorers)
-        file.append(rows[row.video])
-        bar.update()
+  file = output.start(settings, [rows[row.video] for row in kept])
+  bar = tqdm.tqdm(total=len(tasks), initial=len(kept), desc="videos", unit="video", file=sys.stderr)
+  with bar:
+    for task, row in zip(tasks, started, strict=True):
+      if is_finished(row, rows):
+        continue
+      common.raise_if_interrupted()
+      rows[row.video] = score_video(task, row, scorers)
+      file.append(rows[row.video])
+      bar.update()
   return [rows[row.video] for row in started]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import glob
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +14,7 @@ from etils import epath
 from experiments import results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data.prompts import load_prompts
-from streamt1_jax.io import config_json, part_files
+from streamt1_jax.io import config_json, part_files, paths
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """Of the videos in a folder; a file that is named or matched itself may have any."""
@@ -43,11 +44,19 @@ def find_videos(pattern: str) -> list[epath.Path]:
   Raises ConfigError if there is none.
   """
   source = epath.Path(pattern)
-  places = [source] if source.exists() else [epath.Path(path) for path in glob.glob(pattern, recursive=True)]
+  places = [source] if source.exists() else _matches(source)
   found = {path.as_posix(): path for place in places for path in _videos_at(place)}
   if not found:
     raise ConfigError(f"--videos={pattern}: no video found; folders are searched for {', '.join(SUFFIXES)}")
   return [found[name] for name in sorted(found)]
+
+
+def _matches(pattern: epath.Path) -> list[epath.Path]:
+  if not paths.is_object_store(pattern):
+    return [epath.Path(path) for path in glob.glob(os.fspath(pattern), recursive=True)]
+  if "**" in pattern.parts:
+    raise ConfigError(f"--videos={pattern}: on an object store a glob cannot have **; a folder is searched whole")
+  return list(pattern.parent.glob(pattern.name))
 
 
 def _videos_at(place: epath.Path) -> Iterator[epath.Path]:

@@ -105,16 +105,12 @@ class Output:
         )
     return {row.video: row for row in rows}
 
-  @contextlib.contextmanager
-  def appending(self, settings: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[RowFile]:
+  def start(self, settings: Mapping[str, Any], rows: Sequence[Row]) -> RowFile:
     """A file that holds `rows` and takes more, each of them safe once it is written."""
     lines = [json.dumps({"settings": settings}), *(_to_line(row) for row in rows)]
     with _writing(self.partial):
       atomic.replace_bytes(self.partial, "".join(f"{line}\n" for line in lines).encode())
-      file = self.partial.open("a")
-    # Closing writes again what could not be written before, and fails again.
-    with _writing(self.partial), file:
-      yield RowFile(self.partial, file)
+    return RowFile(self.partial)
 
   def write(self, document: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str]) -> None:
     """Writes both files, whole or not at all, and forgets the partial one.
@@ -134,14 +130,13 @@ class Output:
 class RowFile:
   """Takes rows, one line of JSON each."""
 
-  def __init__(self, path: epath.Path, file: io.TextIOBase):
-    self._path, self._file = path, file
+  def __init__(self, path: epath.Path):
+    self._path = path
 
   def append(self, row: Row) -> None:
     """Raises ConfigError if the file system refuses; the rows before it are safe."""
     with _writing(self._path):
-      self._file.write(_to_line(row) + "\n")
-      self._file.flush()
+      atomic.append_text(self._path, _to_line(row) + "\n")
 
 
 @contextlib.contextmanager

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax.numpy as jnp
+import tqdm
 from absl import flags
 from etils import epath
 
 from experiments import common, device_flags
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
-from streamt1_jax.drivers import check_length
+from streamt1_jax.drivers import check_length, jitted_chunk_step
+from streamt1_jax.executables import StoredSteps
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import selection
@@ -44,9 +47,15 @@ _REWARD = flags.DEFINE_string(
 _REWARD_WEIGHTS = flags.DEFINE_list("reward_weights", None, "Factors of their scores: hpsv3:0.5,videoalign:1. 1 each.")
 _SHORT_FRAMES = common.define_integer("short_frames", None, "Frames of a chunk the image reward sees; all by default.")
 _REWARD_DTYPE = flags.DEFINE_enum(
-  "reward_dtype", None, ["float32", "bfloat16"], "Of the rewards' weights and activations; the model's by default."
+  "reward_dtype",
+  None,
+  ["float32", "bfloat16", "int8"],
+  "Of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
 )
 
+_EXECUTABLES_DIR = common.define_path(
+  "executables_dir", None, "Folder of compiled chunk steps: used if they are of this very search, else made anew."
+)
 flags.adopt_module_key_flags(device_flags)
 
 
@@ -73,6 +82,8 @@ def load_pipeline(checkpoint: epath.Path, dtype: str = "float32", num_prompts: i
 
   Raises ConfigError, naming the flag or the file.
   """
+  device_flags.use_compilation_cache()
+  step = jitted_chunk_step if _EXECUTABLES_DIR.value is None else _stored_steps(_EXECUTABLES_DIR.value)
   model = load_config(checkpoint)
   # No choice is made in plain streaming, so nothing large is loaded to make it.
   default = "+".join(selection.PROMPT_FREE) if _SEARCH.value == "none" else None
@@ -85,7 +96,18 @@ def load_pipeline(checkpoint: epath.Path, dtype: str = "float32", num_prompts: i
     reward_dtype=None if _REWARD_DTYPE.value is None else jnp.dtype(_REWARD_DTYPE.value),
     mesh=device_flags.make_mesh(model, search_config(model), num_prompts),
     decoding=device_flags.DECODING.value,
+    attention=device_flags.ATTENTION.value,
+    step=step,
   )
+
+
+def _stored_steps(folder: str) -> StoredSteps:
+  try:
+    epath.Path(folder).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f"--executables_dir={folder} cannot be made: {error.strerror or error}") from error
+  # Beside a progress bar, not into it.
+  return StoredSteps(epath.Path(folder), lambda line: tqdm.tqdm.write(line, file=sys.stderr))
 
 
 def _reward_weights() -> dict[str, float]:

@@ -33,7 +33,8 @@ def get_devices(topology: str) -> list[jax.Device]:
   # Else JAX looks for TPUs to run on.
   jax.config.update("jax_platforms", "cpu")
   try:
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    options = _host_bounds(topology)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
   except Exception as error:
     if "not installed" in str(error):
       raise ConfigError(
@@ -45,6 +46,16 @@ def get_devices(topology: str) -> list[jax.Device]:
     ) from error
 
 
+def _host_bounds(topology: str) -> dict[str, tuple[int, int, int]]:
+  """What a slice smaller than a host must say of it: the compiler takes 2x2x1 chips for granted."""
+  _, _, text = topology.partition(":")
+  sizes = [int(size) for size in text.split("x") if size.isdecimal()]
+  if not text or len(sizes) != text.count("x") + 1 or len(sizes) > 3:
+    return {}
+  bounds = tuple(sizes + [1] * (3 - len(sizes)))
+  return {} if all(size % host == 0 for size, host in zip(bounds, (2, 2, 1))) else {"chips_per_host_bounds": bounds}
+
+
 def text_tokens(name: str) -> int:
   """Length of a sequence of this reward, "hpsv3" or "videoalign", without its pictures."""
   before, after, _ = _TEXT[name]
@@ -52,7 +63,11 @@ def text_tokens(name: str) -> int:
 
 
 def prompt_shapes(reward: HPSv3 | VideoAlign, dtype: jnp.dtype) -> PromptEmbedding:
-  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes."""
+  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes.
+
+  `dtype` is the reward's, as in `load_reward`.
+  """
+  dtype = jnp.bfloat16 if dtype == jnp.int8 else dtype
   before, after, read = _TEXT["hpsv3" if isinstance(reward, HPSv3) else "videoalign"]
   text = lambda length: jax.ShapeDtypeStruct((length, reward.config.backbone.decoder.dim), dtype)
   return PromptEmbedding(text(before), text(after), jax.ShapeDtypeStruct((read,), jnp.int32))

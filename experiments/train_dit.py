@@ -40,9 +40,9 @@ from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("codec_dir", None, "Trained codec parameters.", required=True)
-flags.DEFINE_string("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
-flags.DEFINE_string("init_from", None, "Folder with parameters to go on from.")
+common.define_path("codec_dir", None, "Trained codec parameters.", required=True)
+common.define_path("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
+common.define_path("init_from", None, "Folder with parameters to go on from.")
 _PARTS = ["backbone", "text"]
 flags.DEFINE_multi_enum("init_parts", _PARTS, _PARTS, "Parts read from --init_from; others are fresh.")
 common.define_integer("steps", 6000, "Optimiser steps.", 1)
@@ -81,7 +81,8 @@ def build_dataset(model: ModelConfig, codec, tokenizer: Tokenizer, cache: epath.
     with partial.open("wb") as file:
       np.savez(file, **latents)
     partial.replace(cache)
-  return training_batches.make_dataset(np.load(cache), tokenizer)
+  with cache.open("rb") as file:
+    return training_batches.make_dataset(np.load(file), tokenizer)
 
 
 def batch_config(model: ModelConfig) -> BatchConfig:

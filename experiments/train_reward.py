@@ -45,13 +45,14 @@ from streamt1_jax.rewards.prompts import RewardPrompt
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", required=True)
-flags.DEFINE_string("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
-flags.DEFINE_string("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
+common.define_path("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
+common.define_path("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
 common.define_integer("steps", 2000, "Optimiser steps.", 1)
 common.define_integer("seeing_steps", 0, "First steps in which only the vision tower learns, by naming attributes.", 0)
 common.define_integer("seeing_pairs", 64, "Clips in their batches.", 1)
 common.define_integer("pairs", 16, "Pairs in a batch; a quarter of them in the longest window.", 1)
 common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
+_EMPHASIS = flags.DEFINE_list("emphasis", [], "Corruptions to be drawn more often: background:3,direction:2.")
 common.define_float("learning_rate", 1.5e-3, "Peak of the learning rate (Adam).", 0.0)
 common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.", 0.0, 1.0)
 common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.", 0.0)
@@ -76,6 +77,7 @@ class Objective(NamedTuple):
     captions: tokens of every caption.
     scenes: pairs of scenes of the split "train".
     codec: parameters and graph definition of the codec.
+    emphasis: of `PairConfig`.
   """
 
   name: str
@@ -84,6 +86,7 @@ class Objective(NamedTuple):
   captions: CaptionTokens
   scenes: preferences.Neighbours
   codec: tuple[dict, nnx.GraphDef]
+  emphasis: tuple[tuple[str, float], ...]
 
 
 class Trainer(NamedTuple):
@@ -113,7 +116,9 @@ def draw_batch(
   """
   shrink = max(1, looked_at // 15)
   on_frames = objective.name == "hpsv3"
-  config = PairConfig(max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink)
+  config = PairConfig(
+    max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink, emphasis=objective.emphasis
+  )
   last_frame = preferences.through_codec(nnx.merge(objective.codec[1], codec))
   if on_frames:
     return preferences.draw_pairs(key, objective.scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1), last_frame)
@@ -195,7 +200,23 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
     captions=reward_text.caption_tokens(prompt),
     scenes=preferences.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(params), graphdef),
+    emphasis=read_emphasis(name),
   )
+
+
+def read_emphasis(name: str) -> tuple[tuple[str, float], ...]:
+  """The factors of `--emphasis`. Raises ConfigError unless they are positive and of corruptions that `name` sees."""
+  seen = [kind for kind, corruption in preferences.CORRUPTIONS.items() if corruption.on_frames or name != "hpsv3"]
+  factors = []
+  for item in _EMPHASIS.value:
+    kind, _, factor = item.partition(":")
+    try:
+      factors.append((kind, float(factor)))
+    except ValueError as error:
+      raise ConfigError(f"--emphasis: {item!r} is not corruption:factor, as in background:3") from error
+    if kind not in seen or not 0.0 < factors[-1][1] < float("inf"):
+      raise ConfigError(f"--emphasis: {item!r} must be a positive factor of one of {', '.join(seen)}")
+  return tuple(factors)
 
 
 def init_params(name: str, config: RewardConfig) -> dict:

@@ -19,7 +19,7 @@ import tempfile
 from collections import Counter
 
 import sentencepiece
-from absl import flags, logging
+from absl import logging
 from sentencepiece import sentencepiece_model_pb2
 
 from experiments import common
@@ -27,7 +27,7 @@ from streamt1_jax.config import preset
 from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer
 
-_OUTPUT = flags.DEFINE_string("output", "checkpoints/tiny/tokenizer.model", "file to write")
+_OUTPUT = common.define_path("output", "checkpoints/tiny/tokenizer.model", "file to write", url=False)
 
 _LETTERS = string.ascii_lowercase + string.digits
 _PUNCTUATION = ".,;:!?\"'()-_/"

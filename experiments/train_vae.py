@@ -34,6 +34,7 @@ from experiments import common, training
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
+from streamt1_jax.io import video
 from streamt1_jax.io.checkpoint import load_params, save_params
 
 FLAGS = flags.FLAGS
@@ -47,7 +48,7 @@ common.define_float("adam_learning_rate", 2e-3, "Peak learning rate of everythin
 common.define_float("l1_weight", 0.05, "Weight of the mean absolute error beside the mean squared error.", 0.0)
 common.define_float("kl_weight", 2e-5, "Weight of the KL divergence per latent element.", 0.0)
 common.define_float("latent_noise", 0.1, "Largest noise before decoding, in standard deviations of the latent.", 0.0)
-flags.DEFINE_string("init_from", None, "Parameters to begin with: `params` of an earlier run, or a codec/ of a model.")
+common.define_path("init_from", None, "Parameters to begin with: `params` of an earlier run, or a codec/ of a model.")
 flags.DEFINE_bool("freeze_encoder", False, "Train the decoder alone; the latents stay as they are.")
 
 MAX_OFFSET = 960
@@ -176,12 +177,10 @@ def evaluate(graphdef, params, clips: jax.Array) -> tuple[dict[str, float], jax.
 
 def plot_reconstructions(run_dir: epath.Path, clips: jax.Array, frames: jax.Array) -> None:
   """Six clips: the original above its reconstruction, every tenth frame."""
-  from PIL import Image
-
   pairs = np.stack([np.asarray(clips[:6, ::10]), np.asarray(frames[:6, ::10])], axis=1)
   clip, version, time_step, height, width, colors = pairs.shape
   sheet = pairs.transpose(0, 1, 3, 2, 4, 5).reshape(clip * version * height, time_step * width, colors)
-  Image.fromarray(np.uint8(255 * np.clip(sheet * 0.5 + 0.5, 0, 1))).save(run_dir / "reconstructions.png")
+  video.write_png(run_dir / "reconstructions.png", np.uint8(255 * np.clip(sheet * 0.5 + 0.5, 0, 1)))
 
 
 def normalize_latents(graphdef, params, key: jax.Array, run_dir: epath.Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -15,9 +16,10 @@ from etils import epath
 
 from experiments import common
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic, paths
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
+common.define_path("run_dir", None, "Where everything is written; an interrupted run resumes from it.", required=True)
 flags.DEFINE_string("preset", "tiny", "Model preset.")
 flags.DEFINE_integer("checkpoint_every", 200, "Steps between checkpoints.", lower_bound=1)
 flags.DEFINE_integer("log_every", 20, "Steps between rows of the loss curve.", lower_bound=1)
@@ -78,7 +80,7 @@ def run_steps(
     The carry after the last step.
   """
   options = ocp.CheckpointManagerOptions(max_to_keep=2, save_interval_steps=FLAGS.checkpoint_every)
-  with ocp.CheckpointManager((run_dir / "checkpoints").resolve(), options=options) as checkpoints:
+  with ocp.CheckpointManager(paths.absolute(run_dir / "checkpoints"), options=options) as checkpoints:
     start = checkpoints.latest_step() or 0
     if start:
       carry = checkpoints.restore(start, args=ocp.args.StandardRestore(carry))
@@ -96,12 +98,12 @@ def run_steps(
 
 def _log(path: epath.Path, row: Mapping[str, float]) -> None:
   print("  ".join(f"{name} {value:.5g}" for name, value in row.items()), end="", flush=True)
-  is_new = not path.exists()
-  with path.open("a") as file:
-    writer = csv.DictWriter(file, row)
-    if is_new:
-      writer.writeheader()
-    writer.writerow(row)
+  lines = io.StringIO()
+  writer = csv.DictWriter(lines, row)
+  if not path.exists():
+    writer.writeheader()
+  writer.writerow(row)
+  atomic.append_text(path, lines.getvalue())
 
 
 def plot_curve(run_dir: epath.Path, names: Sequence[str], title: str, **axes_settings: str) -> None:
@@ -121,4 +123,6 @@ def plot_curve(run_dir: epath.Path, names: Sequence[str], title: str, **axes_set
     axes.plot(list(rows), [float(row[name]) for row in rows.values()], label=name)
   axes.set(xlabel="step", title=title, **axes_settings)
   axes.legend()
-  figure.savefig(run_dir / "loss.png", dpi=120)
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=120)
+  atomic.replace_bytes(run_dir / "loss.png", picture.getvalue())

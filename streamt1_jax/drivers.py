@@ -6,7 +6,7 @@ carries its own past frames, and the state stays the same size however long the 
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from streamt1_jax.chunk_step import Models, chunk_step, init_state
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.parallel import hosts
-from streamt1_jax.parallel.sharding import RULES, with_shardings
+from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Params
@@ -69,6 +69,22 @@ def jitted_chunk_step(params, state, condition, models, search, *, first, record
   return step(params, state, condition)
 
 
+class CompiledStep(Protocol):
+  """`jitted_chunk_step`, or what does the same."""
+
+  def __call__(
+    self,
+    params: Params,
+    state: SearchState,
+    condition: Condition,
+    models: Models,
+    search: SearchConfig,
+    *,
+    first: bool,
+    record: bool = False,
+  ) -> tuple[SearchState, ChunkTrace]: ...
+
+
 @functools.partial(jax.jit, static_argnames=("models", "search"))
 def jitted_init_state(params, seed, models, search):
   """`init_state` of one seed, or of a seed per prompt."""
@@ -101,6 +117,7 @@ def stream(
   num_chunks: int,
   seed: int | Sequence[int],
   record: bool = False,
+  step: CompiledStep = jitted_chunk_step,
 ) -> Iterator[ChunkTrace]:
   """Yields the trace of every chunk as soon as it is searched.
 
@@ -111,15 +128,56 @@ def stream(
     ConfigError: the length or the search does not fit the model, or the prompts do not divide by the mesh.
     SearchError: all candidates of a prompt's chunk are NaN or Inf. Chunks yielded before are good.
   """
+  options = {"num_chunks": num_chunks, "seed": seed, "record": record, "step": step}
+  for _, trace in stream_states(params, condition, models, search, **options):
+    yield trace
+
+
+def stream_states(
+  params: Params,
+  condition: Condition,
+  models: Models,
+  search: SearchConfig,
+  *,
+  num_chunks: int,
+  seed: int | Sequence[int],
+  record: bool = False,
+  state: SearchState | None = None,
+  step: CompiledStep = jitted_chunk_step,
+) -> Iterator[tuple[SearchState, ChunkTrace]]:
+  """As `stream`, with the state after every chunk; a search can go on from any of them.
+
+  The next chunk takes the buffers of the state that was yielded: who keeps it copies it before asking for more.
+
+  Args:
+    params: weights.
+    condition: what the video is made for.
+    models: static half of the chunk step.
+    search: how to search.
+    num_chunks: length of the whole video.
+    seed: base seed; of a `state` that is given, the one it was begun with.
+    record: whether traces hold intermediate arrays.
+    state: where an earlier search of the same arguments stopped, as `abstract_state` describes it; its buffers are
+      taken too. By default the search begins.
+    step: the compiled chunk step.
+  """
   check_length(models, search, num_chunks)
   mesh = models.execution.mesh
   if np.ndim(seed) and mesh is not None and len(seed) % mesh.shape[RULES["prompt"]]:
     raise ConfigError(f"{len(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
-  state = jitted_init_state(params, np.asarray(seed, np.int32), models, search)
-  for index in range(num_chunks):
-    state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
+  if state is None:
+    state = jitted_init_state(params, np.asarray(seed, np.int32), models, search)
+  for index in range(int(state.chunk_index), num_chunks):
+    state, trace = step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
-    yield trace
+    yield state, trace
+
+
+def abstract_state(params: Params, models: Models, search: SearchConfig, seed: int | Sequence[int]) -> SearchState:
+  """Shapes, dtypes and shardings of the states that `stream_states` yields for these arguments."""
+  init = functools.partial(jitted_init_state, models=models, search=search)
+  shapes = jax.eval_shape(init, params, np.asarray(seed, np.int32))
+  return placed(models.execution.mesh, "state", shapes, leading=("prompt",) * np.ndim(seed))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from streamt1_jax import drivers
+from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.streaming import StreamingDecoder
@@ -33,7 +34,7 @@ from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_s
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
-from streamt1_jax.state import ChunkTrace, Condition
+from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.typing import Params
@@ -81,12 +82,14 @@ class Pipeline:
     params: weights of backbone, codec and rewards, by name.
     text: prompts to embeddings; its weights stay on disk.
     rewards: what judges.
+    step: the compiled chunk step.
   """
 
   models: Models
   params: Params
   text: PromptEncoder
   rewards: Rewards
+  step: drivers.CompiledStep = drivers.jitted_chunk_step
 
   @classmethod
   def load(
@@ -101,6 +104,8 @@ class Pipeline:
     reward_dtype: jnp.dtype | None = None,
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
+    attention: Implementation | None = None,
+    step: drivers.CompiledStep = drivers.jitted_chunk_step,
   ) -> "Pipeline":
     """Reads a checkpoint folder.
 
@@ -112,10 +117,12 @@ class Pipeline:
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
-      reward_dtype: dtype of the rewards' backbones; `dtype` by default.
+      reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
+      attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
+      step: the compiled chunk step; `executables.StoredSteps` keeps it for the next start.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
@@ -134,7 +141,7 @@ class Pipeline:
       short_frames=short_frames,
       chunk_frames=config.codec.temporal_stride * config.chunk_frames,
     )
-    tokenizer = Tokenizer((directory / TOKENIZER_FILE).as_posix(), config.text.max_len)
+    tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
@@ -153,7 +160,7 @@ class Pipeline:
       image_reward=rewards.image.reward,
       video_reward=rewards.video.reward,
       draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
-      execution=Execution(mesh=mesh, decoding=decoding),
+      execution=Execution(mesh=mesh, attention=attention, decoding=decoding),
     )
     params = {
       "backbone": backbone_params,
@@ -161,7 +168,7 @@ class Pipeline:
       "image_reward": rewards.image.params,
       "video_reward": rewards.video.params,
     }
-    pipeline = cls(models, params, text, rewards)
+    pipeline = cls(models, params, text, rewards, step)
     pipeline._check_rewards(directory)
     return pipeline
 
@@ -238,7 +245,7 @@ class Pipeline:
     self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int | Sequence[int]
   ) -> Iterator[ChunkTrace]:
     """Yields every chunk as soon as it is searched; see `drivers.stream`."""
-    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed)
+    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed, step=self.step)
 
   @property
   def mesh_sizes(self) -> dict[str, int] | None:
@@ -252,19 +259,39 @@ class Pipeline:
     sizes = self.mesh_sizes
     return 1 if sizes is None else sizes[RULES["prompt"]]
 
-  def stream_together(
-    self, conditions: Sequence[Condition], search: SearchConfig, *, num_chunks: int, seeds: Sequence[int]
-  ) -> Iterator[list[ChunkTrace]]:
-    """As `stream`, for several videos of one length in lockstep: yields a trace per video, on the host.
+  def stream_states(
+    self,
+    conditions: Sequence[Condition],
+    search: SearchConfig,
+    *,
+    num_chunks: int,
+    seeds: Sequence[int],
+    state: SearchState | None = None,
+  ) -> Iterator[tuple[SearchState, list[ChunkTrace]]]:
+    """As `drivers.stream_states`, for one video or several of one length in lockstep: a trace per video, on the host.
 
     SearchError tells by its `prompt` which of them failed.
     """
-    missing = -len(conditions) % self.prompts_together
-    repeat = lambda items: [*items, *[items[-1]] * missing]
-    together = drivers.stack_conditions(repeat(conditions), self.models.execution.mesh)
-    for trace in self.stream(together, search, num_chunks=num_chunks, seed=repeat(seeds)):
+    condition, seed = conditions[0], seeds[0]
+    if self.prompts_together > 1:
+      condition = drivers.stack_conditions(self._fill(conditions), self.models.execution.mesh)
+      seed = self._fill(seeds)
+    options = {"num_chunks": num_chunks, "seed": seed, "state": state, "step": self.step}
+    for state, trace in drivers.stream_states(self.params, condition, self.models, search, **options):
       trace = hosts.to_host(trace)
-      yield [drivers.of_prompt(trace, index) for index in range(len(conditions))]
+      if self.prompts_together == 1:
+        yield state, [trace]
+      else:
+        yield state, [drivers.of_prompt(trace, index) for index in range(len(conditions))]
+
+  def abstract_state(self, search: SearchConfig, seeds: Sequence[int]) -> SearchState:
+    """Shapes, dtypes and shardings of the states that `stream_states` yields."""
+    seed = self._fill(seeds) if self.prompts_together > 1 else seeds[0]
+    return drivers.abstract_state(self.params, self.models, search, seed)
+
+  def _fill(self, items: Sequence[Any]) -> list[Any]:
+    """The last one is repeated until the devices have work."""
+    return [*items, *[items[-1]] * (-len(items) % self.prompts_together)]
 
   def assemble(self, condition: Condition, search: SearchConfig, traces: list[ChunkTrace]) -> Video:
     """The best of the surviving videos."""
@@ -324,7 +351,7 @@ class Pipeline:
       return [self.generate(prompt, seed=seed, **options) for prompt, seed in zip(prompts, seeds, strict=True)]
     num_chunks = self.num_chunks(num_latent_frames=num_latent_frames)
     conditions = [self.condition(prompt, num_chunks) for prompt in prompts]
-    chunks = list(self.stream_together(conditions, search, num_chunks=num_chunks, seeds=seeds))
+    chunks = [traces for _, traces in self.stream_states(conditions, search, num_chunks=num_chunks, seeds=seeds)]
     by_prompt = zip(conditions, zip(*chunks, strict=True), strict=True)
     return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
 

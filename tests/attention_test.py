@@ -1,4 +1,4 @@
-"""Both implementations of attention over memory slots, against one softmax over all keys."""
+"""All implementations of attention over memory slots, against one softmax over all keys."""
 
 import functools
 
@@ -12,7 +12,7 @@ from streamt1_jax.backbone.attention import MemoryView, attend, attend_with_memo
 LAYERS, SLOTS, HEADS, TOKENS, WIDTH = 2, 5, 3, 7, 8
 LAYER = 1
 
-both = pytest.mark.parametrize("implementation", ["fold", "flash"])
+every = pytest.mark.parametrize("implementation", ["fold", "flash", "triton"])
 
 
 def _random(seed, *shape):
@@ -43,7 +43,7 @@ def _attend(implementation, q, k, v, cache_k, cache_v, count, trip_count):
 _attend = jax.jit(_attend, static_argnums=0)
 
 
-@both
+@every
 @pytest.mark.parametrize("count", range(SLOTS + 1))
 def test_equals_one_softmax(implementation, count):
   inputs = _inputs()
@@ -51,7 +51,7 @@ def test_equals_one_softmax(implementation, count):
   np.testing.assert_allclose(out, _softmax_over_all(*inputs, count), rtol=0, atol=1e-6)
 
 
-@both
+@every
 @pytest.mark.parametrize("count", [0, 2, 4])
 def test_slots_that_are_not_valid_have_no_weight(implementation, count):
   """Beams with fewer slots visit as many as the fullest beam."""
@@ -60,7 +60,7 @@ def test_slots_that_are_not_valid_have_no_weight(implementation, count):
   np.testing.assert_allclose(out, _softmax_over_all(*inputs, count), rtol=0, atol=1e-6)
 
 
-@both
+@every
 @pytest.mark.parametrize("huge", [1e30, -1e30])
 def test_slots_that_are_not_valid_hold_anything(implementation, huge):
   q, k, v, cache_k, cache_v = _inputs()
@@ -69,7 +69,7 @@ def test_slots_that_are_not_valid_hold_anything(implementation, huge):
   np.testing.assert_array_equal(_attend(implementation, q, k, v, cache_k, cache_v, 2, SLOTS), expected)
 
 
-@both
+@every
 def test_slots_in_any_order(implementation):
   q, k, v, cache_k, cache_v = _inputs()
   order = np.array([3, 0, 4, 2, 1])
@@ -78,7 +78,7 @@ def test_slots_in_any_order(implementation):
   np.testing.assert_allclose(shuffled, expected, rtol=0, atol=1e-6)
 
 
-@both
+@every
 def test_large_logits_do_not_overflow(implementation):
   """The running peak moves far up and then stays: exp of these logits is infinite in float32."""
   q, k, v, cache_k, cache_v = _inputs()
@@ -89,7 +89,7 @@ def test_large_logits_do_not_overflow(implementation):
   np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 
 
-@both
+@every
 def test_bfloat16(implementation):
   inputs = [jnp.asarray(x, jnp.bfloat16) for x in _inputs()]
   out = _attend(implementation, *inputs, 4, SLOTS)
@@ -98,7 +98,7 @@ def test_bfloat16(implementation):
   assert np.linalg.norm(np.asarray(out, np.float64) - expected) < 0.02 * np.linalg.norm(expected)
 
 
-@both
+@every
 def test_the_chunk_and_one_layer_are_read(implementation):
   """Other layers change nothing; a slot of this layer does."""
   q, k, v, cache_k, cache_v = _inputs()
@@ -109,7 +109,7 @@ def test_the_chunk_and_one_layer_are_read(implementation):
   assert np.abs(_attend(implementation, q, k, v, cache_k, cache_v, 3, 3) - expected).max() > 1e-3
 
 
-@both
+@every
 def test_candidates_share_the_slots(implementation):
   """Under vmap over queries the memory stays unbatched, and every candidate gets what it would get alone."""
   q, k, v, cache_k, cache_v = _inputs()
@@ -121,7 +121,7 @@ def test_candidates_share_the_slots(implementation):
     np.testing.assert_allclose(together[candidate], expected, rtol=0, atol=1e-6)
 
 
-@both
+@every
 def test_beams_have_memories_of_their_own(implementation):
   """Beams over candidates, as in a search: [K, B, ...] queries, [K, ...] memories and counts, one trip count."""
   counts, trips = np.array([1, 4, 0]), 4
@@ -144,7 +144,7 @@ def test_attention_without_memory():
   np.testing.assert_allclose(attend(q, k, v), expected, rtol=0, atol=1e-6)
 
 
-@both
+@every
 def test_slots_that_are_not_visited_are_not_read(implementation):
   """The cost follows the slots in use: NaN in the others would show, whatever its weight."""
   q, k, v, cache_k, cache_v = _inputs()

@@ -1,5 +1,6 @@
 """A small random model on disk, and the command line run as a user runs it: own process, exit code, both streams."""
 
+import contextlib
 import dataclasses
 import importlib
 import multiprocessing
@@ -21,6 +22,7 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ModelConfig, preset
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.umt5 import UMT5Encoder
+from tests import memory_store
 
 HOST_DEVICES = "--xla_force_host_platform_device_count=8"
 _STDOUT, _STDERR = ".stdout", ".stderr"
@@ -104,10 +106,11 @@ def start(
   jax_settings: Mapping[str, Any] | None = None,
   program: str = "generate",
   file_bytes: int | None = None,
+  bucket: pathlib.Path | None = None,
 ):
-  """As `generate` or `convert`, but does not wait."""
+  """As `generate` or `convert`, but does not wait. The program finds the files of `bucket` at gs://bucket alone."""
   process = _PROCESSES.Process(
-    target=_run_program, args=(str(folder), program, arguments, dict(jax_settings or {}), file_bytes)
+    target=_run_program, args=(str(folder), program, arguments, dict(jax_settings or {}), file_bytes, bucket)
   )
   process.start()
   return process
@@ -125,7 +128,12 @@ def result_of(code: int, folder: pathlib.Path) -> Result:
 
 
 def _run_program(
-  folder: str, program: str, arguments: tuple[str, ...], jax_settings: dict[str, Any], file_bytes: int | None
+  folder: str,
+  program: str,
+  arguments: tuple[str, ...],
+  jax_settings: dict[str, Any],
+  file_bytes: int | None,
+  bucket: pathlib.Path | None,
 ) -> None:
   _prepare(folder, jax_settings)
   if file_bytes is not None:
@@ -134,7 +142,8 @@ def _run_program(
   sys.argv = [f"experiments/{program}.py", *arguments]
   from experiments import common
 
-  common.run(importlib.import_module(f"experiments.{program}").main)
+  with contextlib.nullcontext() if bucket is None else memory_store.moved_to_bucket(bucket):
+    common.run(importlib.import_module(f"experiments.{program}").main)
 
 
 def _run_function(folder: str, jax_settings: dict[str, Any], function: Callable, *arguments: Any) -> None:

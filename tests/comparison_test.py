@@ -73,3 +73,20 @@ def test_plain_videos_begin_with_the_noises_of_the_search(beam_size, top_k):
     jnp.int32(7), jnp.zeros(top_k, jnp.int32), jnp.int32(0), beam_size=beam_size, first_candidate="reuse"
   )
   assert comparison.plain_seeds(7, search) == np.asarray(drawn).ravel().tolist()
+
+
+def test_order():
+  scores = np.array([0.1, 0.4, 0.2, 0.3])
+  assert comparison.same_order(scores, 2 * scores) == 1.0
+  assert comparison.same_order(scores, -scores) == 0.0
+  # One of six pairs changes places: the last two.
+  assert comparison.same_order(scores, np.array([0.1, 0.4, 0.3, 0.2])) == pytest.approx(5 / 6)
+
+
+def test_shares_of_decisions():
+  decision = lambda survivors, short: comparison.Decision(np.array(survivors), np.array(short))
+  whole = decision([2, 1], [0.0, 0.5, 1.0])
+  decided = [[whole, decision([1, 2], [0.0, 1.0, 0.5])], [whole, decision([2, 0], [0.0, 0.5, 1.0])]]
+  found = comparison.agreement(decided, [12, 1])
+  assert found[12] == {"chunks": 2, "same_best": 1.0, "same_survivors": 1.0, "same_order": 1.0}
+  assert found[1] == {"chunks": 2, "same_best": 0.5, "same_survivors": 0.5, "same_order": round(5 / 6, 3)}

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from experiments import flop_count, hlo_collectives
+from experiments import flop_count, hlo_collectives, tpu_compiler
 from experiments.hlo_collectives import Collective
 from streamt1_jax.backbone import flash_attention
 from tests.command_line import result_of, start
@@ -143,11 +143,41 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
 
 @_needs_compiler
 @pytest.mark.parametrize(
+  ("topology", "count"), [("v6e:1x1", 1), ("v5e:2x4", 8), ("v5p:2x2x1", 4), ("tpu7x:2x2x1", 8), ("v5e:16x16", 256)]
+)
+def test_slices_that_are_described(topology, count):
+  assert len(tpu_compiler.get_devices(topology)) == count
+
+
+def test_lowers_for_cuda(tmp_path):
+  """The step has two places with attention: denoising and the clean pass, each one kernel in a loop over blocks."""
+  arguments = ["--checkpoint_preset=bench_mid", "--platform=cuda", "--dtype=bfloat16"]
+  result = _compile(tmp_path, *arguments)
+  assert result.code == 0, result
+  report = json.loads(result.stdout)
+  assert report["attention"] == "triton"
+  assert report["attention_calls"] == 2
+  memory = 2 * 2 * 6 * 8 * 288 * 384 * 2  # keys and values of 2 beams, 6 blocks, 8 slots, 288 tokens, 384 channels
+  assert memory < report["argument_bytes"] < 1.5 * memory
+
+
+@pytest.mark.parametrize("flag", ["topology=v5e:2x4", "mesh=model:2"])
+def test_flags_of_tpus_are_refused_for_cuda(tmp_path, flag):
+  result = _compile(tmp_path, "--checkpoint_preset=bench_mid", "--platform=cuda", f"--{flag}")
+  assert result.code == 2, result
+  (line,) = result.stderr.splitlines()
+  assert line.startswith("error: ")
+  assert f"--{flag.split('=')[0]}" in line
+
+
+@_needs_compiler
+@pytest.mark.parametrize(
   ("arguments", "fragments"),
   [
     (["--topology=v9:1x1"], ["--topology=v9:1x1", "no such slice", "v5e:1x1"]),
     (["--mesh=model:5"], ["--mesh=model:5", "5 devices", "8"]),
     (["--mesh=model:8"], ["--mesh=model:8", "12 heads", "allowed: 1, 2, 4"]),
+    (["--topology=v5e:4x4", "--mesh=model:16"], ["--mesh=model:16", "12 heads", "allowed: 1, 2, 4"]),
     (["--mesh=rows:2"], ["--mesh=rows:2", "data, candidate, model"]),
     (["--checkpoint_preset=huge"], ["huge", "wan_1_3b"]),
   ],

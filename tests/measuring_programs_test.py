@@ -29,6 +29,7 @@ def run(program: str, folder: pathlib.Path, *arguments: str, **options) -> Resul
     ("benchmark", ["--dtype=float16"], ["--dtype=float16", "float32|bfloat16"]),
     ("benchmark", ["fast"], ["'fast'", "--name=value"]),
     ("benchmark", ["--mesh=data:2"], ["--mesh=data:2", "2 devices", "1 here"]),
+    ("benchmark", ["--scaling=fast"], ["--scaling=fast", "boolean"]),
     ("benchmark", ["--mesh=2"], ["--mesh=2", "data, candidate, model"]),
     ("evaluate", ["--split=all"], ["--split=all", "train|tune|test"]),
     ("evaluate", ["--num_captions=0"], ["--num_captions=0", "1"]),
@@ -113,6 +114,29 @@ def test_benchmark_table(tmp_path):
   # The trace of more candidates holds more scores, a few bytes each.
   assert rows[2]["live"] - rows[0]["live"] < 1000
   assert (rows[2]["temporary"] - rows[1]["temporary"]) / 4 < rows[0]["beam_memory"]
+
+
+def test_benchmark_scaling(tmp_path):
+  """The state holds a memory per beam and nothing per candidate, and 400 chunks compile nothing new."""
+  settings = quick_compilation(tmp_path / "compiled")
+  result = run("benchmark", tmp_path, "--preset=golden", "--scaling", jax_settings=settings)
+  assert result.code == 0, result
+  *tables, line = result.stdout.splitlines()
+  report = json.loads(line)
+  assert [row["candidates"] for row in report["candidates"]] == [1, 2, 4, 8]
+  assert [row["chunk"] for row in report["chunks"]] == [10, 100, 400]
+  assert len(tables) == 1 + 4 + 1 + 2 + 1 + 3
+  assert report["candidates"][0]["seconds_ratio"] == report["chunks"][0]["cpu_seconds_ratio"] == 1
+  assert all(row["seconds"] > 0 and row["gemm_fraction"] > 0 for row in report["candidates"] + report["chunks"])
+  state = [row["state"] for row in report["candidates"]]
+  assert state == [state[0]] * 4
+  one, two = (row["state"] for row in report["beams"])
+  assert one == state[0]
+  # By hand: keys and values of 7 chunks of 36 tokens, in 3 blocks of width 96, float32; the counters are shared.
+  assert one >= 2 * 7 * 36 * 3 * 96 * 4
+  assert 2 * one - two < 100
+  temporary = [row["temporary"] for row in report["candidates"]]
+  assert (temporary[3] - temporary[2]) / 4 < one
 
 
 def test_evaluate_reports(tmp_path):

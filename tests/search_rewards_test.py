@@ -69,13 +69,13 @@ def test_candidates_are_told_apart(searched):
 
 
 def test_one_chunk_is_enough(tmp_path, checkpoint, jax_settings):
-  """Nine frames, the fewest there are; of two image rewards with weights."""
+  """Nine frames, the fewest there are; of two image rewards with weights, those of the models in int8."""
   arguments = ("--num_latent_frames=3", "--reward=quality+hpsv3+videoalign", "--reward_weights=quality:2,hpsv3:0.5")
-  result = _run(tmp_path, checkpoint, jax_settings, *arguments)
+  result = _run(tmp_path, checkpoint, jax_settings, "--reward_dtype=int8", *arguments)
   assert result.code == 0, result
   settings = _read(tmp_path, "manifest.json")["settings"]
   assert settings["image_rewards"] == {"quality": 2.0, "hpsv3": 0.5}
-  assert settings["reward_dtype"] == "float32"
+  assert settings["reward_dtype"] == "int8"
 
 
 def test_other_weights_are_another_model(tmp_path, searched, checkpoint, jax_settings):
@@ -118,7 +118,7 @@ def _refused(folder: pathlib.Path, checkpoint: pathlib.Path, *arguments: str) ->
     (["--short_frames=13"], ["short_frames must be in 1..12", "got 13"]),
     (["--short_frames=0"], ["short_frames must be in 1..12", "got 0"]),
     (["--short_frames=many"], ["--short_frames=many", "integer"]),
-    (["--reward_dtype=int8"], ["--reward_dtype=int8", "float32|bfloat16"]),
+    (["--reward_dtype=int4"], ["--reward_dtype=int4", "float32|bfloat16|int8"]),
   ],
 )
 def test_flags_that_are_refused(tmp_path, checkpoint, arguments, fragments):

@@ -14,6 +14,8 @@ one call. The softmax is merged slot by slot; the implementations differ in what
   fold   all heads of a slot at once: the default
   flash  a block of queries of one head, whose scores never leave the core: a Pallas kernel for TPUs, the default there
          if heads are a multiple of 128 wide; elsewhere it is interpreted, for tests
+  triton the same for NVIDIA GPUs, where the width of heads is a power of two; elsewhere interpreted. Never a default:
+         it lowers, and it is tested as interpreted, but no GPU has run it yet
 
 Measured on CPUs: one head after the other keeps a slot's scores in cache and is still up to 1.3 times slower, for its
 many small products; all slots in one product were no faster, and need a branch compiled per number of visible slots.
@@ -29,11 +31,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from streamt1_jax.backbone import flash_attention
+from streamt1_jax.backbone import flash_attention, triton_attention
 from streamt1_jax.parallel.sharding import partition_spec
 from streamt1_jax.typing import Keys, Queries, Values
 
-Implementation = Literal["fold", "flash"]
+Implementation = Literal["fold", "flash", "triton"]
 
 
 class MemoryView(NamedTuple):
@@ -182,11 +184,14 @@ def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Arra
 def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
   """Attention [K, B, T, A, D] of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K]."""
   arguments = (q, k, v, mk, mv, count, trip_count, layer)
+  interpreted = lambda kernel: {"default": functools.partial(kernel.attend_slots, interpret=True)}
   flash = {"tpu": flash_attention.attend_slots} if flash_attention.supports(q.shape[-1]) else {}
+  triton = {"cuda": triton_attention.attend_slots} if triton_attention.supports(q.shape[-1]) else {}
   choices = {
     None: {"default": _fold} | flash,
     "fold": {"default": _fold},
-    "flash": {"default": functools.partial(flash_attention.attend_slots, interpret=True)} | flash,
+    "flash": interpreted(flash_attention) | flash,
+    "triton": interpreted(triton_attention) | triton,
   }
   return jax.lax.platform_dependent(*arguments, **choices[implementation])
 

@@ -110,6 +110,7 @@ class PairConfig:
     omit_probability: how often a caption leaves out the size, and likewise the speed, unless the pair is about it.
     milder_probability: how often the better clip has the same defect, only less of it.
     soft_probability: how often both clips are slightly blurred and noisy.
+    emphasis: pairs (corruption, factor): these are drawn so many times as often as their share says.
   """
 
   count: int
@@ -118,6 +119,7 @@ class PairConfig:
   omit_probability: float = 0.2
   milder_probability: float = 0.25
   soft_probability: float = 0.5
+  emphasis: tuple[tuple[str, float], ...] = ()
 
 
 class Neighbours(NamedTuple):
@@ -368,7 +370,8 @@ def _to_bytes(frames: jax.Array) -> jax.Array:
 def _shares(config: PairConfig) -> jax.Array:
   """[kinds] probabilities."""
   drawn = lambda corruption: corruption.on_frames or not config.on_frames
-  shares = np.array([corruption.share * drawn(corruption) for corruption in CORRUPTIONS.values()])
+  emphasis = dict(config.emphasis)
+  shares = np.array([c.share * drawn(c) * emphasis.get(name, 1.0) for name, c in CORRUPTIONS.items()])
   return jnp.asarray(shares / shares.sum(), jnp.float32)
 
 

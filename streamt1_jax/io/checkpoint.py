@@ -26,8 +26,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.io import config_json, manifest, part_files, stored_part
+from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
+from streamt1_jax.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
 _CHUNK_BYTES = 16 << 20
@@ -103,7 +104,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
     directory: folder of the part.
     abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s. A leaf with a sharding
       is restored to it, each process reading its own shards; one without becomes an uncommitted array on the
-      default device.
+      default device. Where it has a `QuantisedKernel`, what is stored is a kernel, which is quantised as it is read.
     dtype: dtype of the floating leaves returned; None gives each the dtype of its abstract leaf, whatever was
       stored.
 
@@ -114,12 +115,18 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored
       leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
   """
-  source = epath.Path(directory)
-  part = stored_part.open_part(source, abstract_params, dtype)
-  shardings = {name: getattr(leaf, "sharding", None) for name, leaf in named_leaves(abstract_params).items()}
-  arrays = {name: _place(part, name, sharding) for name, sharding in shardings.items()}
-  check_finite(arrays, str(source))
-  return jax.tree.unflatten(jax.tree.structure(abstract_params), list(arrays.values()))
+  params = load_arrays(directory, abstract_params, dtype)
+  check_finite(params, str(epath.Path(directory)))
+  return params
+
+
+def load_arrays(directory: epath.PathLike, abstract_arrays: Any, dtype: Any = None) -> Any:
+  """As `load_params`, for arrays that may hold NaN or Inf."""
+  wanted, structure = jax.tree.flatten(abstract_arrays, is_leaf=is_quantised)
+  stored = jax.tree.unflatten(structure, [_as_stored(leaf) for leaf in wanted])
+  part = stored_part.open_part(epath.Path(directory), stored, dtype)
+  arrays = [_place(part, name, leaf) for name, leaf in zip(named_leaves(stored), wanted, strict=True)]
+  return jax.tree.unflatten(structure, arrays)
 
 
 def check_finite(params: Any, source: str) -> None:
@@ -195,7 +202,7 @@ def load_config(directory: epath.PathLike) -> ModelConfig:
   return load_info(directory).model
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   """Leaves by path as the nested dict orbax stores; list indices become string keys."""
   tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
@@ -220,9 +227,11 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   _on_first_process(lambda: _make_empty(staging))
   # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
-  save_args = _nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
+  save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
   with stored_part.quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    checkpointer.save((staging / target.name).resolve(), args=ocp.args.PyTreeSave(_nested(leaves), save_args=save_args))
+    checkpointer.save(
+      paths.absolute(staging / target.name), args=ocp.args.PyTreeSave(nested(leaves), save_args=save_args)
+    )
 
   def publish():
     written = staging / target.name
@@ -239,21 +248,46 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   _on_first_process(publish)
 
 
-def _place(part: stored_part.StoredPart, name: str, sharding: jax.sharding.Sharding | None) -> jax.Array:
+def _place(part: stored_part.StoredPart, name: str, leaf: Any) -> jax.Array | QuantisedKernel:
   """One weight on its devices; host memory holds what this process needs of it, and only until it is there."""
-  if sharding is None:
+  sharding, shape = getattr(leaf, "sharding", None), part.stores[name].shape
+  if is_quantised(leaf):
+    array = _place_quantised(part, name, leaf)
+  elif sharding is None:
     array = jax.device_put(part.read(name))
   else:
-    shape = part.stores[name].shape
     # One read of all that the local devices share: a read for each would decode every chunk that many times.
     box = stored_part.bounding_box(list(sharding.addressable_devices_indices_map(shape).values()), shape)
     values = part.read(name, box)
     array = jax.make_array_from_callback(shape, sharding, lambda index: values[_inside(index, box, shape)])
     del values
-  array.block_until_ready()
+  jax.block_until_ready(array)
   # JAX drops its references to host memory at a collection; without one, two weights would be in memory.
   gc.collect(0)
   return array
+
+
+def _as_stored(leaf: Any) -> Any:
+  return jax.ShapeDtypeStruct(leaf.values.shape, jnp.float32) if is_quantised(leaf) else leaf
+
+
+def _place_quantised(part: stored_part.StoredPart, name: str, leaf: QuantisedKernel) -> QuantisedKernel:
+  """A kernel, or a stack of kernels, on its devices; host memory holds all of it in int8, and one as it is stored."""
+  shape = leaf.values.shape
+  values = stored_part.aligned_empty(shape, np.dtype(np.int8))
+  scale = np.empty(leaf.scale.shape, np.float32)
+  for index in np.ndindex(shape[:-2]):
+    kernel = part.read(name, tuple(slice(i, i + 1) for i in index)).reshape(shape[-2:])
+    one = quantise(kernel)
+    values[index], scale[index] = one.values, one.scale
+
+  def put(array: np.ndarray, wanted: Any) -> jax.Array:
+    sharding = getattr(wanted, "sharding", None)
+    if sharding is None:
+      return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+  return QuantisedKernel(put(values, leaf.values), put(scale, leaf.scale))
 
 
 def _inside(index: stored_part.Box, box: stored_part.Box, shape: tuple[int, ...]) -> stored_part.Box:

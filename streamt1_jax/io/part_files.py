@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import config_json, manifest
+from streamt1_jax.io import config_json, manifest, paths
 
 FORMAT_VERSION = 1
 PART_FILE = "part.json"
@@ -26,18 +26,10 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
     "dtype": "+".join(sorted({leaf.dtype.name for leaf in leaves.values()})),
     "files": {
       path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
-      for path in _files_below(folder)
+      for path in paths.files_below(folder)
     },
   }
   manifest.write_json(folder / PART_FILE, part)
-
-
-def _files_below(folder: epath.Path) -> Iterator[epath.Path]:
-  for entry in sorted(folder.iterdir()):
-    if entry.is_dir():
-      yield from _files_below(entry)
-    else:
-      yield entry
 
 
 def _sha256(path: epath.Path) -> str:

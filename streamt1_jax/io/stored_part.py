@@ -26,7 +26,7 @@ from absl import logging
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import part_files
+from streamt1_jax.io import part_files, paths
 
 Box = tuple[slice, ...]
 
@@ -58,7 +58,7 @@ class StoredPart:
       if not store.rank:
         return store.read().result()
       store = store[box][ts.d[:].translate_to[0]]
-      values = _aligned_empty(store.shape, store.dtype.numpy_dtype)
+      values = aligned_empty(store.shape, store.dtype.numpy_dtype)
       for slab in _slabs(store):
         ts.array(values[slab]).write(store[slab][ts.d[0].translate_to[0]]).result()
     return values
@@ -83,7 +83,7 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
 
   Args:
     directory: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
-    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s.
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s; None takes all that is stored.
     dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
 
   Raises:
@@ -91,10 +91,11 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
       differ from `abstract_params` in name, shape or kind.
   """
   source = epath.Path(directory)
-  wanted = named_leaves(abstract_params)
   with readable(source):
     part_files.verify_files(source)
-    _require_same_leaves(source, _describe(source), wanted)
+    stored = _describe(source)
+    wanted = stored if abstract_params is None else named_leaves(abstract_params)
+    _require_same_leaves(source, stored, wanted)
     opened = {name: ts.open(_spec(source, name), open=True, read=True) for name in wanted}
     stores = {name: store.result() for name, store in opened.items()}
   return StoredPart(
@@ -144,7 +145,7 @@ def named_leaves(params: Any) -> dict[str, Any]:
 
 def _describe(source: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
   with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    return named_leaves(_as_dict(checkpointer.metadata(source.resolve()).item_metadata.tree))
+    return named_leaves(_as_dict(checkpointer.metadata(paths.absolute(source)).item_metadata.tree))
 
 
 def _as_dict(metadata: Any) -> Any:
@@ -169,8 +170,8 @@ def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: 
 
 def _spec(source: epath.Path, name: str) -> dict[str, Any]:
   """TensorStore's description of one weight: zarr, in an OCDBT database or in a folder of its own."""
-  folder = f"{source.resolve()}/"
-  base = folder if "://" in folder else {"driver": "file", "path": folder}
+  folder = f"{paths.absolute(source)}/"
+  base = folder if paths.is_object_store(source) else {"driver": "file", "path": folder}
   path = f"{name.replace('/', '.')}/"
   if (source / _OCDBT_MANIFEST).is_file():
     return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": path}}
@@ -181,7 +182,7 @@ def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
   return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
 
 
-def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
   """An array that JAX takes over on the CPU as it is; one of another alignment it copies."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)

@@ -160,8 +160,13 @@ def require_same(values: Mapping[str, str]) -> None:
 
   Raises ConfigError, the same on all, naming what differs and which process has what.
   """
-  if _member is not None and (difference := _member.difference(values)):
+  if difference := _describe_difference(everyone(dict(values))):
     raise ConfigError(difference)
+
+
+def everyone(value: Any) -> list[Any]:
+  """What each process gave, by process: JSON values. All must call this, in the same order; it waits for the last."""
+  return [value] if _member is None else _member.everyone(value)
 
 
 def first_decides(decide: Callable[[], Any]) -> Any:
@@ -349,26 +354,31 @@ class _Member:
   def _num_ended(self) -> int:
     return sum(pulse.code is not None for pulse in self._others.values())
 
-  def difference(self, values: Mapping[str, str]) -> str:
-    """What differs between the processes, in words; empty if nothing does."""
+  def everyone(self, value: Any) -> list[Any]:
     self._calls += 1
-    prefix, count = f"{_PREFIX}/same/{self._calls}", self.address.num_processes
-    self._client.key_value_set(f"{prefix}/{self.address.process_id}", json.dumps(dict(values)))
+    folder = f"{_PREFIX}/call/{self._calls}"
+    self._client.key_value_set(f"{folder}/{self.address.process_id}", json.dumps(value))
     if self.address.process_id == 0:
-      of = [json.loads(self._client.blocking_key_value_get(f"{prefix}/{i}", _FOREVER_MS)) for i in range(count)]
-      self._client.key_value_set(f"{prefix}/verdict", json.dumps(_describe_difference(of)))
-    return json.loads(self._client.blocking_key_value_get(f"{prefix}/verdict", _FOREVER_MS))
+      values = [json.loads(self._wait(f"{folder}/{process}")) for process in range(self.address.num_processes)]
+      self._client.key_value_set(f"{folder}/all", json.dumps(values))
+      # Whoever takes part in this call has come back from the one before.
+      self._client.key_value_delete(f"{_PREFIX}/call/{self._calls - 1}/")
+    return json.loads(self._wait(f"{folder}/all"))
+
+  def _wait(self, key: str) -> str:
+    """The value of a key when it has one. That takes as long as it takes: if somebody dies the watch ends this."""
+    return self._client.blocking_key_value_get(key, _FOREVER_MS)
 
   def first_decides(self, decide: Callable[[], Any]) -> Any:
     self._calls += 1
-    key = f"{_PREFIX}/decision/{self._calls}"
+    key = f"{_PREFIX}/call/{self._calls}/decision"
     if self.address.process_id == 0:
       try:
         decision = {"value": decide()}
       except ConfigError as error:
         decision = {"error": str(error)}
       self._client.key_value_set(key, json.dumps(decision))
-    decision = json.loads(self._client.blocking_key_value_get(key, _FOREVER_MS))
+    decision = json.loads(self._wait(key))
     if "error" in decision:
       raise ConfigError(decision["error"])
     return decision["value"]

@@ -33,23 +33,29 @@ RULES: Mapping[str, str | None] = {
 _PROJECTIONS = "blocks/(self|cross)_attention"
 # A tree may hold several reward models, each under its name.
 _MODEL = r"(\w+/)?"
-_QWEN2_VL = (
+_QWEN2_VL_KERNELS = (
   (rf"{_MODEL}backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
-  (rf"{_MODEL}backbone/vision/blocks/qkv/bias", ("layer", "head")),
   (rf"{_MODEL}backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
   (rf"{_MODEL}backbone/vision/blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
   (rf"{_MODEL}backbone/vision/blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
   (rf"{_MODEL}backbone/vision/merger/hidden/kernel", ("channel", "hidden")),
-  (rf"{_MODEL}backbone/vision/merger/hidden/bias", ("hidden",)),
   (rf"{_MODEL}backbone/vision/merger/out/kernel", ("hidden", "channel")),
-  (rf"{_MODEL}backbone/decoder/token_embedding", ("word", "channel")),
   # Keys and values have few heads: they are small, and no mesh divides them all.
   (rf"{_MODEL}backbone/decoder/blocks/query/kernel", ("layer", "channel", "head")),
-  (rf"{_MODEL}backbone/decoder/blocks/query/bias", ("layer", "head")),
   (rf"{_MODEL}backbone/decoder/blocks/out/kernel", ("layer", "head", "channel")),
   (rf"{_MODEL}backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
   (rf"{_MODEL}backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
+)
+_QWEN2_VL = (
+  *_QWEN2_VL_KERNELS,
+  # Of kernels in int8: the scale belongs to the output channels.
+  *((f"{kernel}/values", axes) for kernel, axes in _QWEN2_VL_KERNELS),
+  *((f"{kernel}/scale", (*axes[:-2], axes[-1])) for kernel, axes in _QWEN2_VL_KERNELS),
+  (rf"{_MODEL}backbone/vision/blocks/qkv/bias", ("layer", "head")),
+  (rf"{_MODEL}backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
+  (rf"{_MODEL}backbone/vision/merger/hidden/bias", ("hidden",)),
+  (rf"{_MODEL}backbone/decoder/token_embedding", ("word", "channel")),
+  (rf"{_MODEL}backbone/decoder/blocks/query/bias", ("layer", "head")),
 )
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),

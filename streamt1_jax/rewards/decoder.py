@@ -10,6 +10,7 @@ from flax import nnx
 
 from streamt1_jax.backbone import rope
 from streamt1_jax.backbone.dit import RMSNorm
+from streamt1_jax.quantised import Linear
 from streamt1_jax.rewards import rotary
 from streamt1_jax.rewards.config import DecoderConfig, RopeDtype
 
@@ -44,14 +45,14 @@ class DecoderBlock(nnx.Module):
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
     kv_dim = config.num_kv_heads * config.head_dim
     self.attn_norm = RMSNorm(config.dim, config.eps)
-    self.query = nnx.Linear(config.dim, config.dim, rngs=rngs)
-    self.key = nnx.Linear(config.dim, kv_dim, rngs=rngs)
-    self.value = nnx.Linear(config.dim, kv_dim, rngs=rngs)
-    self.out = nnx.Linear(config.dim, config.dim, use_bias=False, rngs=rngs)
+    self.query = Linear(config.dim, config.dim, rngs=rngs)
+    self.key = Linear(config.dim, kv_dim, rngs=rngs)
+    self.value = Linear(config.dim, kv_dim, rngs=rngs)
+    self.out = Linear(config.dim, config.dim, use_bias=False, rngs=rngs)
     self.ffn_norm = RMSNorm(config.dim, config.eps)
-    self.gate = nnx.Linear(config.dim, config.ffn_dim, use_bias=False, rngs=rngs)
-    self.up = nnx.Linear(config.dim, config.ffn_dim, use_bias=False, rngs=rngs)
-    self.down = nnx.Linear(config.ffn_dim, config.dim, use_bias=False, rngs=rngs)
+    self.gate = Linear(config.dim, config.ffn_dim, use_bias=False, rngs=rngs)
+    self.up = Linear(config.dim, config.ffn_dim, use_bias=False, rngs=rngs)
+    self.down = Linear(config.ffn_dim, config.dim, use_bias=False, rngs=rngs)
     self.head_dim = config.head_dim
 
   def attention(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -115,7 +115,7 @@ def load_reward(
   Args:
     folder: what `experiments.convert` or a training wrote.
     fps: frames per second of the videos to be judged; used by VideoAlign.
-    dtype: dtype of the backbone.
+    dtype: dtype of the backbone; int8 quantises its kernels while they are read, see `qwen2_vl.abstract_params`.
     mesh: devices that share the weights; None for one.
 
   Raises:

@@ -175,7 +175,7 @@ class RewardPrompt:
 def read_tokenizer(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
   """The tokenizer of a `tokenizer.json`. Raises ConfigError if it cannot be read."""
   try:
-    return tokenizers.Tokenizer.from_file(os.fspath(path))
+    return tokenizers.Tokenizer.from_buffer(epath.Path(path).read_bytes())
   except Exception as error:  # the library raises plain Exception, whatever is wrong
     raise ConfigError(f"{os.fspath(path)} is not a readable tokenizer.json: {error}") from error
 

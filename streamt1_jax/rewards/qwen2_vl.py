@@ -8,6 +8,7 @@ Read-only containers of weights: split once (`nnx.split`), merge inside the tran
 Source: rewards spec, section 1. The text is embedded once per video; media tokens go between its two parts.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from streamt1_jax import quantised
 from streamt1_jax.rewards.config import Qwen2VLConfig
 from streamt1_jax.rewards.decoder import Decoder
 from streamt1_jax.rewards.vision_tower import VisionTower
@@ -75,13 +77,23 @@ class Qwen2VL(nnx.Module):
     return self.decoder(sequence, prompt.before.shape[0] + media.shape[0] + prompt.reward_index)
 
 
+_QUANTISED = r"(vision|decoder)/blocks/\w+/kernel|vision/merger/\w+/kernel"
+
+
 def abstract_params(make_model: Callable[[], nnx.Module], dtype: Any) -> Params:
   """Shapes and dtypes of a reward model's parameters, nothing is allocated.
 
   Args:
     make_model: builds a module with a `backbone`, a `Qwen2VL`, and a head.
-    dtype: dtype of the backbone; the head keeps its float32.
+    dtype: dtype of the backbone; the head keeps its float32. int8 is that of the kernels of its blocks and its merger,
+      as `QuantisedKernel`s; all else, activations too, is then bfloat16.
   """
   params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
-  cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
-  return params | {"backbone": jax.tree.map(cast, params["backbone"])}
+  in_int8 = jnp.dtype(dtype) == jnp.int8
+
+  def cast(path, leaf):
+    if in_int8 and re.fullmatch(_QUANTISED, jax.tree_util.keystr(path, simple=True, separator="/")):
+      return quantised.abstract_kernel(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if in_int8 else jnp.dtype(dtype))
+
+  return params | {"backbone": jax.tree_util.tree_map_with_path(cast, params["backbone"])}

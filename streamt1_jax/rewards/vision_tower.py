@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from streamt1_jax.backbone import rope
+from streamt1_jax.quantised import Linear
 from streamt1_jax.rewards import rotary
 from streamt1_jax.rewards.config import RopeDtype, VisionConfig
 
@@ -29,11 +30,11 @@ class VisionBlock(nnx.Module):
 
   def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
     self.attn_norm = _layer_norm(config.dim, config.eps, rngs)
-    self.qkv = nnx.Linear(config.dim, 3 * config.dim, rngs=rngs)
-    self.out = nnx.Linear(config.dim, config.dim, rngs=rngs)
+    self.qkv = Linear(config.dim, 3 * config.dim, rngs=rngs)
+    self.out = Linear(config.dim, config.dim, rngs=rngs)
     self.ffn_norm = _layer_norm(config.dim, config.eps, rngs)
-    self.ffn_in = nnx.Linear(config.dim, config.ffn_dim, rngs=rngs)
-    self.ffn_out = nnx.Linear(config.ffn_dim, config.dim, rngs=rngs)
+    self.ffn_in = Linear(config.dim, config.ffn_dim, rngs=rngs)
+    self.ffn_out = Linear(config.ffn_dim, config.dim, rngs=rngs)
     self.num_heads = config.num_heads
 
   def attention(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -59,8 +60,8 @@ class Merger(nnx.Module):
   def __init__(self, config: VisionConfig, out_dim: int, rngs: nnx.Rngs):
     merged = config.dim * config.merge_size**2
     self.norm = _layer_norm(config.dim, config.eps, rngs)
-    self.hidden = nnx.Linear(merged, merged, rngs=rngs)
-    self.out = nnx.Linear(merged, out_dim, rngs=rngs)
+    self.hidden = Linear(merged, merged, rngs=rngs)
+    self.out = Linear(merged, out_dim, rngs=rngs)
     self.group = config.merge_size**2
 
   def __call__(self, x: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import ftfy
 import numpy as np
 import sentencepiece
+from etils import epath
 
 from streamt1_jax.config import ConfigError
 
@@ -74,10 +75,9 @@ def _load(model: bytes | str | os.PathLike[str]) -> sentencepiece.SentencePieceP
   else:
     name = os.fspath(model)
     try:
-      with open(name, "rb") as file:
-        content = file.read()
+      content = epath.Path(name).read_bytes()
     except OSError as error:
-      raise ConfigError(f"cannot read the tokenizer model {name}: {error.strerror}") from error
+      raise ConfigError(f"cannot read the tokenizer model {name}: {error.strerror or error}") from error
   processor = sentencepiece.SentencePieceProcessor()
   try:
     processor.LoadFromSerializedProto(content)

@@ -1,0 +1,139 @@
+"""Searches that were stopped: when they are saved, and which of them go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from experiments import common
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest, saved_search
+from streamt1_jax.io.saved_search import SavedSearch
+from streamt1_jax.parallel import hosts
+from streamt1_jax.state import ChunkTrace, SearchState
+
+SAVE_EVERY = common.define_integer(
+  "save_every", 5, "Chunks between two saves of the search, from which it goes on when it was killed; 0 for none.", 0
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Videos that are searched together.
+
+  Attributes:
+    folders: of their results, by prompt.
+    settings: what decides the results, as JSON values.
+  """
+
+  folders: dict[str, epath.Path]
+  settings: dict[str, Any]
+
+  def saved(self) -> SavedSearch:
+    """Its saves, hidden beside its first result."""
+    return SavedSearch(saved_folder(next(iter(self.folders.values()))), self.settings)
+
+
+def save_if_due(
+  saved: SavedSearch,
+  state: SearchState,
+  traces: Sequence[Sequence[ChunkTrace]],
+  num_chunks: int,
+  timer: manifest.PhaseTimer,
+) -> None:
+  """Called after every chunk; saves as the flag says and, waiting for it, when SIGTERM has come.
+
+  Raises:
+    Terminated: SIGTERM has come.
+    SaveError: the search cannot be saved.
+  """
+  # A save is made by all processes, so the signal to one counts for all.
+  chunks, terminated = len(traces[0]), any(hosts.everyone(common.is_terminated()))
+  # The last chunk is followed by the video.
+  due = SAVE_EVERY.value and chunks % SAVE_EVERY.value == 0 and chunks < num_chunks
+  if SAVE_EVERY.value and (due or terminated):
+    with timer.phase("save"):
+      saved.save(state, traces)
+      if terminated:
+        saved.wait()
+  if terminated:
+    saved_now = f", saved after chunk {chunks} of {num_chunks}: the same command goes on from there"
+    raise common.Terminated(f"terminated{saved_now if SAVE_EVERY.value else ''}")
+
+
+def saved_folder(folder: epath.Path) -> epath.Path:
+  """Where a search is saved whose first result belongs into `folder`."""
+  return folder.parent / f".{folder.name}.saved"
+
+
+def make_batches(
+  folders: Mapping[str, epath.Path],
+  finished: Sequence[str],
+  together: int,
+  settings: Callable[[Sequence[str]], dict[str, Any]],
+  *,
+  overwrite: bool,
+) -> list[Batch]:
+  """The searches that are left to do: each stopped one with the prompts it had, and new ones.
+
+  Saves of no use are removed: the results are there, or others are to replace them.
+
+  Args:
+    folders: of the result of every prompt.
+    finished: prompts whose results are there.
+    together: prompts of a new search.
+    settings: what decides the results of a search of some prompts, as JSON values.
+    overwrite: whether a stopped search of other settings may be replaced.
+
+  Raises:
+    ConfigError: a stopped search has other settings; it stays, and the first difference is named.
+  """
+  missing = [prompt for prompt in folders if prompt not in finished]
+  groups = []
+  for folder in folders.values():
+    prompts = _stopped_prompts(saved_folder(folder), list(folders), missing, settings, overwrite=overwrite)
+    groups += [prompts] if prompts else []
+    missing = [prompt for prompt in missing if prompt not in prompts]
+  groups += [missing[start : start + together] for start in range(0, len(missing), together)]
+  groups.sort(key=lambda prompts: list(folders).index(prompts[0]))
+  return [Batch({prompt: folders[prompt] for prompt in prompts}, settings(prompts)) for prompts in groups]
+
+
+def _stopped_prompts(
+  folder: epath.Path,
+  given: Sequence[str],
+  missing: Sequence[str],
+  settings: Callable[[Sequence[str]], dict[str, Any]],
+  *,
+  overwrite: bool,
+) -> list[str]:
+  """The prompts of the search that is saved in `folder`; none if there is no search to go on with."""
+  try:
+    description = saved_search.read_description(folder)
+    if description is None:
+      return []
+    prompts = description.settings.get("prompts", [])
+    # A kill between the last results and the end of the search leaves this.
+    if any(prompt in given and prompt not in missing for prompt in prompts):
+      saved_search.discard(folder)
+      return []
+    known = [prompt for prompt in prompts if prompt in given]
+    _require_same(folder, description.settings, settings(known))
+  except ConfigError:
+    if not overwrite:
+      raise
+    saved_search.discard(folder)
+    return []
+  return prompts
+
+
+def _require_same(folder: epath.Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+  for name, value in settings.items():
+    if stored.get(name) != value:
+      raise ConfigError(
+        f"{folder} holds a stopped search with {name} {stored.get(name)}, not {value}; give the same flags to go on "
+        "with it, --overwrite to begin anew, or another --output_dir"
+      )

@@ -1,0 +1,154 @@
+"""The command line, stopped and started again: it goes on in the middle of a video, or says why it does not."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+from etils import epath
+
+from experiments import results, stopped_searches
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest
+from tests.command_line import generate, quick_compilation, result_of, save_model, start
+
+PROMPT = "a red circle moves left over a dark blue background"
+FOLDER = results.result_folder("outputs", PROMPT).name
+NUM_CHUNKS = 4
+
+
+class Runs:
+  """Runs the program in one folder."""
+
+  def __init__(self, folder, checkpoint, jax_settings):
+    self.folder, self.jax_settings = folder, jax_settings
+    self.arguments = [f"--checkpoint={checkpoint}", f"--num_latent_frames={3 * NUM_CHUNKS}", f"--prompt={PROMPT}"]
+    self.saved = folder / "outputs" / f".{FOLDER}.saved"
+
+  def run(self, *arguments, terminate=False, file_bytes=None):
+    """`terminate` sends SIGTERM before the first chunk."""
+    flags = [*self.arguments, "--save_every=1", *arguments]
+    process = start(self.folder, *flags, jax_settings=self.jax_settings, file_bytes=file_bytes)
+    if terminate:
+      while process.is_alive() and not list((self.folder / "outputs").glob(".*.partial")):
+        time.sleep(0.05)
+      os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    return result_of(process.exitcode, self.folder)
+
+  def read(self, name):
+    return (self.folder / "outputs" / FOLDER / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+  """A model, JAX's settings and an undisturbed run."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  checkpoint = save_model(tmp_path_factory.mktemp("model") / "tiny")
+  settings = quick_compilation(tmp_path_factory.mktemp("compiled"))
+  undisturbed = Runs(folder, checkpoint, settings)
+  result = generate(folder, *undisturbed.arguments, "--save_every=0", jax_settings=settings)
+  assert result.code == 0, result
+  return undisturbed, checkpoint, settings
+
+
+def test_stopped_in_every_way(tmp_path, setting):
+  undisturbed, checkpoint, settings = setting
+  runs = Runs(tmp_path, checkpoint, settings)
+
+  # Enough for a state with one chunk in its memory, but not with two.
+  result = runs.run(file_bytes=100_000)
+  assert result.code == 3, result
+  message = result.stderr.splitlines()[-1]
+  reason = "(the save after chunk 1 is kept): File too large"
+  assert message == f"error: cannot save the search to {runs.saved.resolve()} {reason}"
+  assert "Traceback" not in result.stderr
+  assert not (tmp_path / "outputs" / FOLDER).exists()
+
+  for chunk in (2, 3):
+    result = runs.run(terminate=True)
+    assert result.code == 143, result
+    where = f"saved after chunk {chunk} of {NUM_CHUNKS}: the same command goes on from there"
+    assert result.stderr.splitlines()[-1] == f"error: terminated, {where}"
+    assert (runs.saved / f"00000{chunk}/state/part.json").is_file()
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == [runs.saved.name]
+
+  before = _files(runs.saved)
+  result = runs.run("--seed=8", "--noise_sigma=0.5")
+  assert result.code == 2
+  assert result.stderr.startswith("error: ")
+  assert f"{runs.saved.name} holds a stopped search with seed 0, not 8" in result.stderr
+  assert "--overwrite" in result.stderr
+  assert len(result.stderr.splitlines()) == 1
+  assert _files(runs.saved) == before
+
+  damaged = max((runs.saved / "000003/state").rglob("*"), key=lambda path: path.stat().st_size)
+  damaged.write_bytes(damaged.read_bytes()[:-100])
+  result = runs.run()
+  assert result.code == 0, result
+  (warning,) = [line for line in result.stderr.splitlines() if "warning: " in line]
+  assert "the save after chunk 3 does not count" in warning
+  assert "is truncated" in warning
+  # Nothing else is left, and the video is the one that was never stopped.
+  assert [path.name for path in (tmp_path / "outputs").iterdir()] == [FOLDER]
+  for name in ("video.mp4", "trace.json", "contact_sheet.png"):
+    assert runs.read(name) == undisturbed.read(name)
+  made, expected = (json.loads(each.read("manifest.json")) for each in (runs, undisturbed))
+  assert made["sha256"] == expected["sha256"]
+  assert made["settings"] == expected["settings"]
+  assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1, 2, 2], [])
+
+
+def _files(folder: pathlib.Path) -> dict[str, bytes]:
+  return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestBatches:
+  PROMPTS = ("a", "b", "c", "d", "e")
+
+  def _make(self, output, finished=(), *, seed=0, overwrite=False, prompts=PROMPTS):
+    folders = {prompt: epath.Path(output) / prompt for prompt in prompts}
+    settings = lambda prompts: {"prompts": list(prompts), "seed": seed}
+    batches = stopped_searches.make_batches(folders, finished, 2, settings, overwrite=overwrite)
+    assert all(batch.settings == settings(batch.folders) for batch in batches)
+    return [list(batch.folders) for batch in batches]
+
+  def _stop(self, output, *prompts, seed=0):
+    folder = stopped_searches.saved_folder(epath.Path(output) / prompts[0])
+    document = {"format_version": 1, "settings": {"prompts": list(prompts), "seed": seed}, "resumed_at": []}
+    manifest.write_json(folder / "search.json", document)
+    return folder
+
+  def test_new_searches_take_what_is_missing(self, tmp_path):
+    assert self._make(tmp_path) == [["a", "b"], ["c", "d"], ["e"]]
+    assert self._make(tmp_path, ["a", "d"]) == [["b", "c"], ["e"]]
+
+  def test_stopped_search_keeps_its_prompts(self, tmp_path):
+    self._stop(tmp_path, "b", "d")
+    assert self._make(tmp_path) == [["a", "c"], ["b", "d"], ["e"]]
+
+  def test_stopped_search_whose_results_are_there(self, tmp_path):
+    """Killed between two of its results, or between the last and its end: every prompt is still made once."""
+    first, second = self._stop(tmp_path, "a", "b"), self._stop(tmp_path, "d")
+    assert self._make(tmp_path, ["a", "d"]) == [["b", "c"], ["e"]]
+    assert not first.exists()
+    assert not second.exists()
+
+  @pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"seed": 1}, "seed 0, not 1"), ({"prompts": "acde"}, r"prompts \['a', 'b'\], not \['a'\]")],
+  )
+  def test_other_settings_are_refused(self, tmp_path, changes, message):
+    folder = self._stop(tmp_path, "a", "b")
+    with pytest.raises(ConfigError, match=message):
+      self._make(tmp_path, **changes)
+    assert folder.exists()
+    self._make(tmp_path, overwrite=True, **changes)
+    assert not folder.exists()
+
+  def test_same_settings_go_on_whatever_overwrite_says(self, tmp_path):
+    folder = self._stop(tmp_path, "c", "d")
+    assert self._make(tmp_path, overwrite=True) == [["a", "b"], ["c", "d"], ["e"]]
+    assert folder.exists()

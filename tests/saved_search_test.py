@@ -1,0 +1,212 @@
+"""Searches that go on where they were saved: bit for bit, from the newest save that is whole."""
+
+import dataclasses
+import functools
+import itertools
+import resource
+import signal
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from streamt1_jax import drivers
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import saved_search
+from streamt1_jax.io.saved_search import SavedSearch, SaveError
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel.execution import Execution
+from streamt1_jax.parallel.sharding import tree_shardings
+from tests import memory_store
+from tests import small_search as small
+
+NUM_CHUNKS = 8
+SETTINGS = {"prompts": ["a red circle"], "seed": 3}
+# Every chunk is worth remembering, so that sinks change too.
+SEARCH = dataclasses.replace(small.SEARCH, short_threshold=-10.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def _inputs(sizes=()):
+  """Params, condition and models; of two prompts if the mesh divides them."""
+  mesh = device_mesh.make_mesh(dict(sizes), small.MODEL, SEARCH) if sizes else None
+  models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
+  params, condition = small.params(), small.condition(NUM_CHUNKS)
+  if mesh is not None:
+    params = {name: jax.device_put(part, tree_shardings(mesh, name, part)) for name, part in params.items()}
+    condition = drivers.stack_conditions([condition, small.condition(NUM_CHUNKS, prompt=1)], mesh)
+  return params, condition, models
+
+
+def _seed(sizes):
+  return (3, 4) if sizes else 3
+
+
+def _states(sizes=(), state=None):
+  options = {"num_chunks": NUM_CHUNKS, "seed": _seed(sizes), "state": state}
+  for state, trace in drivers.stream_states(*_inputs(sizes), SEARCH, **options):
+    yield state, jax.device_get(trace)
+
+
+def _by_prompt(traces, sizes=()):
+  return [[drivers.of_prompt(trace, i) for trace in traces] for i in range(2)] if sizes else [traces]
+
+
+@functools.cache
+def _undisturbed(sizes=()):
+  return [trace for _, trace in _states(sizes)]
+
+
+def _run(folder, *, until, save_at, sizes=(), warn=pytest.fail):
+  """Goes on from the newest save, up to `until`, and leaves as a kill would; returns where it began, and all chunks."""
+  params, _, models = _inputs(sizes)
+  with SavedSearch(folder, SETTINGS) as saved:
+    progress = saved.restore(drivers.abstract_state(params, models, SEARCH, _seed(sizes)), warn)
+    start, traces = progress or (None, [[] for _ in range(2 if sizes else 1)])
+    first = len(traces[0])
+    for state, trace in itertools.islice(_states(sizes, start), until - first):
+      for chunks, made in zip(traces, _by_prompt([trace], sizes), strict=True):
+        chunks.extend(made)
+      if len(traces[0]) in save_at:
+        saved.save(state, traces)
+  return first, traces
+
+
+def _assert_same(traces, sizes=()):
+  jax.tree.map(np.testing.assert_array_equal, traces, _by_prompt(_undisturbed(sizes), sizes))
+
+
+def test_resumed_twice_is_the_undisturbed_search(tmp_path):
+  """Each save begins while the next chunk already takes the buffers of what is saved."""
+  folder = tmp_path / "saved"
+  assert _run(folder, until=4, save_at=(1, 3))[0] == 0
+  assert _run(folder, until=7, save_at=(4, 6))[0] == 3
+  first, traces = _run(folder, until=8, save_at=())
+  assert first == 6
+  _assert_same(traces)
+  assert saved_search.read_description(folder) == (SETTINGS, [3, 6])
+
+
+def test_only_two_states_are_kept_and_every_trace_once(tmp_path):
+  _run(tmp_path, until=7, save_at=(1, 2, 4, 7))
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["000001", "000002", "000004", "000007", "search.json"]
+  assert sorted(path.parent.name for path in tmp_path.glob("*/state")) == ["000004", "000007"]
+  assert len(list(tmp_path.glob("*/trace/part.json"))) == 4
+  last = saved_search.stored_part.open_part(tmp_path / "000007/trace", None)
+  assert {name.split("/")[0] for name in last.stores} == {"000004", "000005", "000006"}
+
+
+def test_on_a_mesh(tmp_path):
+  """Two prompts in lockstep; the state goes back to the shards it came from."""
+  sizes = (("data", 2), ("candidate", 2), ("model", 2))
+  _run(tmp_path, until=5, save_at=(4,), sizes=sizes)
+  first, traces = _run(tmp_path, until=8, save_at=(), sizes=sizes)
+  assert first == 4
+  _assert_same(traces, sizes)
+  params, _, models = _inputs(sizes)
+  abstract = drivers.abstract_state(params, models, SEARCH, _seed(sizes))
+  state, _ = next(_states(sizes))
+  same = lambda x, y: x.sharding.is_equivalent_to(y.sharding, len(x.shape))
+  assert jax.tree.all(jax.tree.map(same, abstract, state))
+  assert "data" in abstract.beams.memory.k.sharding.spec
+
+
+def test_in_a_bucket():
+  memory_store.install()
+  folder = epath.Path("gs://bucket/videos/.one.saved")
+  _run(folder, until=6, save_at=(2, 5))
+  first, traces = _run(folder, until=8, save_at=())
+  assert first == 5
+  _assert_same(traces)
+  saved_search.discard(folder)
+  assert not [name for name in memory_store.objects() if "saved" in name]
+
+
+def _largest_file(folder):
+  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+  ("damage", "item", "message"),
+  [(_flip, "state", "is corrupt"), (_truncate, "state", "is truncated"), (_flip, "trace", "is corrupt")],
+)
+def test_damaged_newest_save_falls_back(tmp_path, damage, item, message):
+  _run(tmp_path, until=6, save_at=(3, 5))
+  damage(_largest_file(tmp_path / "000005" / item))
+  warnings = []
+  first, traces = _run(tmp_path, until=8, save_at=(5, 7), warn=warnings.append)
+  assert first == 3
+  _assert_same(traces)
+  (warning,) = warnings
+  assert warning.startswith("the save after chunk 5 does not count: ")
+  assert message in warning
+  assert "\n" not in warning
+  # What was damaged has been written again.
+  assert _run(tmp_path, until=8, save_at=())[0] == 7
+
+
+def test_unfinished_and_wholly_damaged_saves(tmp_path):
+  """A save that was being written has no name yet; with no whole one left the search begins anew."""
+  _run(tmp_path, until=3, save_at=(2,))
+  (tmp_path / "000002").rename(tmp_path / "000002.orbax-checkpoint-tmp")
+  first, traces = _run(tmp_path, until=8, save_at=(2, 4))
+  assert first == 0
+  _assert_same(traces)
+  assert not list(tmp_path.glob("*tmp*"))
+  warnings = []
+  # All states stand on the first chunks.
+  _flip(_largest_file(tmp_path / "000002/trace"))
+  assert _run(tmp_path, until=1, save_at=(), warn=warnings.append)[0] == 0
+  assert len(warnings) == 2
+
+
+def test_full_disk(tmp_path):
+  """A failure names the folder, keeps the save before and leaves nothing unfinished."""
+  states = _states()
+  traces = []
+  with SavedSearch(tmp_path, SETTINGS) as saved:
+    for _ in range(2):
+      state, trace = next(states)
+      traces.append(trace)
+    saved.save(state, [traces])
+    saved.wait()
+    state, trace = next(states)
+    traces.append(trace)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+      saved.save(state, [traces])
+      with pytest.raises(SaveError, match=r"cannot save .* \(the save after chunk 2 is kept\)"):
+        saved.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, before)
+      signal.signal(signal.SIGXFSZ, handler)
+  assert [path.name for path in tmp_path.iterdir() if path.name.isdigit()] == ["000002"]
+  first, traces = _run(tmp_path, until=8, save_at=())
+  assert first == 2
+  _assert_same(traces)
+
+
+def test_descriptions(tmp_path):
+  assert saved_search.read_description(tmp_path / "missing") is None
+  (tmp_path / "search.json").write_text('{"format_version": 1}')
+  with pytest.raises(ConfigError, match=r"search\.json is corrupt"):
+    saved_search.read_description(tmp_path)
