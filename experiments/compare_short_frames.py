@@ -28,7 +28,7 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data import shapes
 from streamt1_jax.pipeline import Pipeline
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
 _SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
 _NUM_PROMPTS = common.define_integer("num_prompts", 16, "Captions.", 1, 10_000)
 _SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")

@@ -10,6 +10,7 @@ from absl import flags
 from etils import epath
 from jax.sharding import Mesh
 
+from experiments import common
 from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.parallel import mesh as device_mesh
@@ -34,7 +35,7 @@ ATTENTION = flags.DEFINE_enum(
   typing.get_args(Implementation),
   "Of the backbone: by XLA, by a kernel for TPUs, by a kernel for NVIDIA GPUs. By default flash on TPUs, else fold.",
 )
-_CACHE_DIR = flags.DEFINE_string(
+_CACHE_DIR = common.define_path(
   "compilation_cache_dir", None, "Folder where JAX keeps what it compiled, for the next start of the same program."
 )
 

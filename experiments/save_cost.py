@@ -35,7 +35,7 @@ from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.quality import ImageQuality
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "checkpoints/tiny", "Folder of the model whose searches are timed.")
+_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model whose searches are timed.")
 _CHUNKS = common.define_integer("chunks", 21, "Chunks of a search.", 2)
 _REPEATS = common.define_integer("repeats", 5, "Searches with saves, and as many without.", 1)
 flags.adopt_module_key_flags(stopped_searches)

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax.numpy as jnp
+import tqdm
 from absl import flags
 from etils import epath
 
@@ -52,7 +53,7 @@ _REWARD_DTYPE = flags.DEFINE_enum(
   "Of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
 )
 
-_EXECUTABLES_DIR = flags.DEFINE_string(
+_EXECUTABLES_DIR = common.define_path(
   "executables_dir", None, "Folder of compiled chunk steps: used if they are of this very search, else made anew."
 )
 flags.adopt_module_key_flags(device_flags)
@@ -105,7 +106,8 @@ def _stored_steps(folder: str) -> StoredSteps:
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(f"--executables_dir={folder} cannot be made: {error.strerror or error}") from error
-  return StoredSteps(epath.Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+  # Beside a progress bar, not into it.
+  return StoredSteps(epath.Path(folder), lambda line: tqdm.tqdm.write(line, file=sys.stderr))
 
 
 def _reward_weights() -> dict[str, float]:

@@ -161,7 +161,7 @@ def _layout(sharding: jax.sharding.Sharding) -> str:
     return "whole"
   axes = [(axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec]
   divided = ["+".join(name for name in names if sharding.mesh.shape[name] > 1) for names in axes]
-  return "x".join(divided).rstrip("x") or "whole"
+  return ",".join(divided).rstrip(",") or "whole"
 
 
 def _stem(models: Models, first: bool) -> str:

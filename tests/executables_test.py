@@ -7,6 +7,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from streamt1_jax import drivers, executables
 from streamt1_jax.executables import StoredSteps
@@ -176,3 +177,13 @@ def test_everything_static_is_in_the_identity():
     ),
   ]
   assert all(other != base for other in others)
+
+
+def test_a_restored_state_lies_where_the_first_one_did():
+  """Only what really divides an array counts: saved and restored states spell their shardings out."""
+  sizes = {"data": 1, "candidate": 2, "model": 2}
+  mesh = device_mesh.make_mesh(sizes, small.MODEL, small.SEARCH, jax.devices()[:4])
+  layout = lambda *axes: executables._layout(NamedSharding(mesh, PartitionSpec(*axes)))
+  assert layout("beam") == layout("beam", None, None) == layout("beam", "sibling") == layout(("beam", "data"))
+  assert layout() == layout("data") == "whole"
+  assert len({layout("beam"), layout(None, "beam"), layout("model"), layout("beam", "model"), layout()}) == 5

@@ -124,6 +124,13 @@ def test_run_on_all_workers(launch):
   assert "--xla_tpu_scoped_vmem_limit_kib=98304" in python["LIBTPU_INIT_ARGS"].split()
 
 
+def test_the_program_has_the_flags_that_a_slice_gives_it():
+  code = "from absl import flags; from experiments import generate; print(*flags.FLAGS)"
+  done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert {"output_dir", "compilation_cache_dir", "save_every"} <= set(done.stdout.split())
+
+
 def test_lost_slices_are_made_again(launch):
   """The slice is missing; the run fails because it is taken away; on the second slice the program itself fails."""
   states = "MISSING PREEMPTED PREEMPTED READY"

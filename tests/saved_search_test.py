@@ -9,6 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError
@@ -17,6 +18,7 @@ from streamt1_jax.io.saved_search import SavedSearch, SaveError
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.sharding import tree_shardings
+from tests import memory_store
 from tests import small_search as small
 
 NUM_CHUNKS = 8
@@ -115,6 +117,17 @@ def test_on_a_mesh(tmp_path):
   same = lambda x, y: x.sharding.is_equivalent_to(y.sharding, len(x.shape))
   assert jax.tree.all(jax.tree.map(same, abstract, state))
   assert "data" in abstract.beams.memory.k.sharding.spec
+
+
+def test_in_a_bucket():
+  memory_store.install()
+  folder = epath.Path("gs://bucket/videos/.one.saved")
+  _run(folder, until=6, save_at=(2, 5))
+  first, traces = _run(folder, until=8, save_at=())
+  assert first == 5
+  _assert_same(traces)
+  saved_search.discard(folder)
+  assert not [name for name in memory_store.objects() if "saved" in name]
 
 
 def _largest_file(folder):

@@ -9,8 +9,11 @@
     000015/state/     state before chunk 15
 
 A save is one asynchronous orbax checkpoint: its folder gets its name when everything is in it, checksums included, for
-orbax stores none of values. A save counts if its state and all traces up to it are what their checksums say; only the
-newest two keep their state.
+orbax stores none of values. On an object store, which renames nothing, the checksums come last. A save counts if its
+state and all traces up to it are what their checksums say; only the newest two keep their state.
+
+Several processes that search as one save and restore together, on a file system they share: each writes and reads its
+shards, the first alone does everything else.
 """
 
 from __future__ import annotations
@@ -95,7 +98,6 @@ class SavedSearch:
 
   def __init__(self, folder: epath.PathLike, settings: Mapping[str, Any]):
     """`settings` are what decides the result, as JSON values. Nothing is written before the first save."""
-    # Orbax takes absolute paths only.
     self.folder = paths.absolute(folder)
     self.resumed_at: list[int] = []
     self.saved: int | None = None
@@ -184,7 +186,7 @@ class SavedSearch:
 
   def _describe(self) -> None:
     document = {"format_version": part_files.FORMAT_VERSION, "settings": self._settings, "resumed_at": self.resumed_at}
-    manifest.write_json(self.folder / SEARCH_FILE, document)
+    checkpoint.on_first_process(lambda: manifest.write_json(self.folder / SEARCH_FILE, document))
     self._described = True
 
   @contextlib.contextmanager
@@ -210,6 +212,8 @@ class SavedSearch:
 
   def _keep_up_to(self, chunks: int) -> None:
     """Removes later saves and what is unfinished."""
+    if jax.process_index():
+      return
     with contextlib.suppress(OSError):
       for path in self.folder.iterdir():
         if path.is_dir() and not (path.name.isdigit() and int(path.name) <= chunks):
@@ -244,7 +248,7 @@ class SavedSearch:
 def discard(directory: epath.PathLike) -> None:
   """Removes a saved search, its description last: it says whose the rest is."""
   folder = epath.Path(directory)
-  if not folder.exists():
+  if jax.process_index() or not folder.exists():
     return
   for path in folder.iterdir():
     if path.is_dir():
