@@ -142,7 +142,7 @@ def _rewards(model: ModelConfig, dtype: jnp.dtype) -> tuple[Any, Any, dict[str, 
   if not _REWARDS.value:
     return ImageQuality(), TemporalCoherence(), {"image_reward": {}, "video_reward": {}}, [{}, {}]
   rewards = [HPSv3(), VideoAlign(model.fps)]
-  params = [folder.abstract_params(reward.config, dtype) for reward in rewards]
+  params = [folder.without_table(folder.abstract_params(reward.config, dtype)) for reward in rewards]
   return (
     *rewards,
     dict(zip(("image_reward", "video_reward"), params, strict=True)),

@@ -72,9 +72,10 @@ def compile_call(name: str, frames: int, device: Any) -> Row:
     return jax.vmap(jax.vmap(score, in_axes=(None, 0)))(past, chunk)
 
   on_device = jax.sharding.SingleDeviceSharding(device)
-  # Kept, for the search holds the table of token embeddings too, though only `init` reads it.
-  call = jax.jit(judge, in_shardings=on_device, out_shardings=on_device, keep_unused=True)
-  memory = call.lower(folder.abstract_params(reward.config, dtype), prompt, past, chunk).compile().memory_analysis()
+  # As in a search, prompts are embedded on the host.
+  params = folder.without_table(folder.abstract_params(reward.config, dtype))
+  call = jax.jit(judge, in_shardings=on_device, out_shardings=on_device)
+  memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
   return Row(
     name,
     frames,

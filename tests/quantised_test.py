@@ -116,12 +116,15 @@ def test_models_compute_with_the_quantised_kernels(folders, name):
 
 
 def test_on_a_mesh(folders):
-  """Values are divided as a kernel of floats would be, scales with their channels; the scores are the same."""
+  """Values are divided as a kernel of floats would be, scales with their channels; prompts are embedded on the host."""
   mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 1, 1, 2), ("data", "beam", "sibling", "model"))
   alone = folder.load_reward(folders["hpsv3"], fps=8.0, dtype=jnp.int8)
-  divided = folder.load_reward(folders["hpsv3"], fps=8.0, dtype=jnp.int8, mesh=mesh)
-  jax.tree.map(np.testing.assert_array_equal, alone.params, divided.params)
-  blocks = divided.params["backbone"]["decoder"]["blocks"]
+  divided = folder.load_reward(folders["hpsv3"], fps=8.0, dtype=jnp.int8, mesh=mesh, embed_on_host=True)
+  decoder = divided.params["backbone"]["decoder"]
+  assert decoder["token_embedding"].shape == (0, 16)
+  expected = folder.with_table(alone.params, decoder["token_embedding"])
+  jax.tree.map(np.testing.assert_array_equal, expected, divided.params)
+  blocks = decoder["blocks"]
   assert blocks["gate"]["kernel"].values.sharding.spec == PartitionSpec(None, None, "model")
   assert blocks["gate"]["kernel"].scale.sharding.spec == PartitionSpec(None, "model")
   assert blocks["down"]["kernel"].values.sharding.spec == PartitionSpec(None, "model", None)

@@ -118,8 +118,10 @@ class TestWeightedSum:
 
 class TestLoaded:
   def test_learned_rewards(self, checkpoint):
-    """Each reward reads its own tokens and scores as it does alone."""
+    """Each reward reads its own tokens and scores as it does alone; their embeddings never get to the device."""
     loaded = selection.load(checkpoint, _choose(checkpoint, short_frames=3), fps=8.0, dtype=jnp.float32)
+    for one, name in ((loaded.image, "hpsv3"), (loaded.video, "videoalign")):
+      assert one.params[name]["backbone"]["decoder"]["token_embedding"].size == 0
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (12, 32, 40, 3)), jnp.uint8)
     caption = "a red circle moves left"
 

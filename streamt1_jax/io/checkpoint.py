@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -97,7 +97,9 @@ def save_params(
     on_first_process(lambda: staging.rmtree(missing_ok=True))
 
 
-def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = None) -> Any:
+def load_params(
+  directory: epath.PathLike, abstract_params: Any, dtype: Any = None, on_host: Collection[str] = ()
+) -> Any:
   """Reads one part of a model.
 
   Args:
@@ -107,6 +109,7 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
       default device. Where it has a `QuantisedKernel`, what is stored is a kernel, which is quantised as it is read.
     dtype: dtype of the floating leaves returned; None gives each the dtype of its abstract leaf, whatever was
       stored.
+    on_host: names of weights that stay in host memory, as numpy arrays.
 
   Returns:
     A tree of jax arrays with exactly the structure of `abstract_params`.
@@ -115,17 +118,20 @@ def load_params(directory: epath.PathLike, abstract_params: Any, dtype: Any = No
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored
       leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
   """
-  params = load_arrays(directory, abstract_params, dtype)
+  params = load_arrays(directory, abstract_params, dtype, on_host)
   check_finite(params, str(epath.Path(directory)))
   return params
 
 
-def load_arrays(directory: epath.PathLike, abstract_arrays: Any, dtype: Any = None) -> Any:
+def load_arrays(
+  directory: epath.PathLike, abstract_arrays: Any, dtype: Any = None, on_host: Collection[str] = ()
+) -> Any:
   """As `load_params`, for arrays that may hold NaN or Inf."""
   wanted, structure = jax.tree.flatten(abstract_arrays, is_leaf=is_quantised)
   stored = jax.tree.unflatten(structure, [_as_stored(leaf) for leaf in wanted])
   part = stored_part.open_part(epath.Path(directory), stored, dtype)
-  arrays = [_place(part, name, leaf) for name, leaf in zip(named_leaves(stored), wanted, strict=True)]
+  place = lambda name, leaf: part.read(name) if name in on_host else _place(part, name, leaf)
+  arrays = [place(name, leaf) for name, leaf in zip(named_leaves(stored), wanted, strict=True)]
   return jax.tree.unflatten(structure, arrays)
 
 

@@ -7,11 +7,13 @@
   tokenizer.json               its tokenizer, reward tokens included
 """
 
+import dataclasses
 import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tokenizers
 from etils import epath
 from jax.sharding import Mesh
@@ -23,6 +25,7 @@ from streamt1_jax.rewards import hpsv3, prompts, videoalign
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
 from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.qwen2_vl import PromptEmbedding
 from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
 from streamt1_jax.typing import Params
 
@@ -107,8 +110,43 @@ def save_reward(
   checkpoint.save_params(target, stored, files=files)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddedPrompt:
+  """Turns a caption into embeddings on the host, so that the table, 1.1 GB of HPSv3 in bfloat16, is on no device.
+
+  Attributes:
+    prompt: turns it into tokens.
+    table: [vocab_size, dim], a row for each token.
+  """
+
+  prompt: RewardPrompt
+  table: np.ndarray
+
+  def __call__(self, caption: str) -> PromptEmbedding:
+    """Raises ConfigError as `RewardPrompt`."""
+    tokens = self.prompt(caption)
+    return PromptEmbedding(self.table[tokens.before], self.table[tokens.after], tokens.reward_index)
+
+
+def with_table(params: Params, table: Any) -> Params:
+  """Parameters of a reward with another table of token embeddings."""
+  backbone = params["backbone"]
+  return params | {"backbone": backbone | {"decoder": backbone["decoder"] | {"token_embedding": table}}}
+
+
+def without_table(params: Params) -> Params:
+  """Shapes of the parameters of a reward whose prompts are embedded on the host: its table has no rows."""
+  table = params["backbone"]["decoder"]["token_embedding"]
+  return with_table(params, jax.ShapeDtypeStruct((0, *table.shape[1:]), table.dtype, sharding=table.sharding))
+
+
 def load_reward(
-  folder: epath.PathLike, *, fps: float, dtype: Any = jnp.bfloat16, mesh: Mesh | None = None
+  folder: epath.PathLike,
+  *,
+  fps: float,
+  dtype: Any = jnp.bfloat16,
+  mesh: Mesh | None = None,
+  embed_on_host: bool = False,
 ) -> LoadedReward:
   """Reads a reward model.
 
@@ -117,6 +155,7 @@ def load_reward(
     fps: frames per second of the videos to be judged; used by VideoAlign.
     dtype: dtype of the backbone; int8 quantises its kernels while they are read, see `qwen2_vl.abstract_params`.
     mesh: devices that share the weights; None for one.
+    embed_on_host: whether prompts are embedded on the host; the device then needs no table of embeddings.
 
   Raises:
     ConfigError: a file is missing, damaged or does not fit the others.
@@ -126,6 +165,20 @@ def load_reward(
   template = prompts.load_template(folder)
   require_template(config, template)
   prompt = RewardPrompt(folder / prompts.TOKENIZER_FILE, template, config.backbone.decoder.vocab_size)
-  params = checkpoint.load_params(folder, placed(mesh, "reward", abstract_params(config, dtype)))
+  abstract = placed(mesh, "reward", abstract_params(config, dtype))
+  if embed_on_host:
+    params = checkpoint.load_params(folder, abstract, on_host=["backbone/decoder/token_embedding"])
+    prompt = EmbeddedPrompt(prompt, params["backbone"]["decoder"]["token_embedding"])
+    # Of no size, but the model has a place for it.
+    params = with_table(params, _zeros(without_table(abstract)["backbone"]["decoder"]["token_embedding"]))
+  else:
+    params = checkpoint.load_params(folder, abstract)
   reward = HPSv3(config) if isinstance(config, HPSv3Config) else VideoAlign(fps, config)
   return LoadedReward(reward, params, prompt)
+
+
+def _zeros(wanted: jax.ShapeDtypeStruct) -> jax.Array:
+  zeros = np.zeros(wanted.shape, wanted.dtype)
+  if wanted.sharding is None:
+    return jax.device_put(zeros)
+  return jax.make_array_from_callback(wanted.shape, wanted.sharding, lambda index: zeros[index])

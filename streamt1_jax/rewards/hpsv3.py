@@ -99,8 +99,8 @@ class HPSv3:
   config: HPSv3Config = HPSv3Config()
   tokens_at_once: int = 1024
 
-  def init(self, params: Params, prompt_features: PromptTokens) -> PromptEmbedding:
-    """Embeds a prompt tokenised by `prompts.RewardPrompt`."""
+  def init(self, params: Params, prompt_features: PromptTokens | PromptEmbedding) -> PromptEmbedding:
+    """Embeds a prompt tokenised by `prompts.RewardPrompt`, or takes it as `folder.EmbeddedPrompt` embedded it."""
     return self.model(params).backbone.embed_prompt(prompt_features)
 
   def __call__(self, params: Params, condition: PromptEmbedding, chunk: Frames, info: CandidateInfo) -> jax.Array:

@@ -61,7 +61,10 @@ class Qwen2VL(nnx.Module):
     self.vision = VisionTower(config.vision, config.decoder.dim, config.rope_dtype, rngs)
     self.decoder = Decoder(config.decoder, config.rope_dtype, rngs)
 
-  def embed_prompt(self, tokens: PromptTokens) -> PromptEmbedding:
+  def embed_prompt(self, tokens: PromptTokens | PromptEmbedding) -> PromptEmbedding:
+    """Looks up the embeddings of a prompt, if that was not done on the host."""
+    if isinstance(tokens, PromptEmbedding):
+      return tokens
     return PromptEmbedding(self.decoder.embed(tokens.before), self.decoder.embed(tokens.after), tokens.reward_index)
 
   def see(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:

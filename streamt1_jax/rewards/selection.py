@@ -228,7 +228,7 @@ def _load_one(path: epath.Path, name: str, fps: float, dtype: Any, mesh: Mesh | 
   found = reward_folder.reward_name(reward_folder.load_config(path))
   if found != name:
     raise ConfigError(f"{path} holds {found}, not {name}")
-  return reward_folder.load_reward(path, fps=fps, dtype=dtype, mesh=mesh)
+  return reward_folder.load_reward(path, fps=fps, dtype=dtype, mesh=mesh, embed_on_host=True)
 
 
 def _join(reward: Any, loaded: Mapping[str, LoadedReward]) -> LoadedReward:

@@ -100,8 +100,8 @@ class VideoAlign:
   config: VideoAlignConfig = VideoAlignConfig()
   normalised: bool = True
 
-  def init(self, params: Params, prompt_features: PromptTokens) -> PromptEmbedding:
-    """Embeds a prompt tokenised by `prompts.RewardPrompt`."""
+  def init(self, params: Params, prompt_features: PromptTokens | PromptEmbedding) -> PromptEmbedding:
+    """Embeds a prompt tokenised by `prompts.RewardPrompt`, or takes it as `folder.EmbeddedPrompt` embedded it."""
     return self.model(params).backbone.embed_prompt(prompt_features)
 
   def __call__(self, params: Params, condition: PromptEmbedding, window: FrameWindow, info: CandidateInfo) -> jax.Array:
