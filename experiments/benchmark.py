@@ -16,10 +16,9 @@ search really makes and the keys that are really visible.
 """
 
 import dataclasses
-import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +187,7 @@ def print_table(rows: list[dict[str, float]]) -> None:
   show = lambda cell: f"{cell:>17,}" if isinstance(cell, int) else f"{cell:>17.4g}"
   print("  ".join(f"{name:>17}" for name in rows[0]))
   for row in rows:
-    print("  ".join(map(show, row.values())))
+    print("  ".join(map(show, row.values())), flush=True)
 
 
 def measure(models: Models, params: dict, condition: Condition, search: SearchConfig) -> dict[str, float]:
@@ -222,55 +221,58 @@ def measure(models: Models, params: dict, condition: Condition, search: SearchCo
   }
 
 
-def time_chunks(
-  models: Models, params: dict, condition: Condition, search: SearchConfig, chunks: Sequence[int]
-) -> list[dict[str, float]]:
-  """Searches one video; for each of `chunks`, counted from 1 and ascending, the seconds of the fastest one around it.
+class Scaled:
+  """A search of one video on one device, compiled; the first chunk, which only decoders know, is as all others."""
 
-  Other programs may use the machine as well. So its rate is measured before and after them, and their CPU seconds, of
-  all threads, are reported beside those of the clock; on an accelerator these say nothing.
-  """
-  step = functools.partial(drivers.jitted_chunk_step, models=models, search=search)
-  rate = lambda: gemm_tflops(jnp.dtype(_DTYPE.value), seconds=0.3)
-  state, _ = step(params, drivers.jitted_init_state(params, 0, models, search), condition, first=True)
-  done, rows = 1, []
+  def __init__(self, parts: tuple[Models, dict, Condition], search: SearchConfig):
+    self._models, self._params, self._condition = parts
+    self._search = search
+    self._state = drivers.jitted_init_state(self._params, 0, self._models, search)
+    inputs = self._params, self._state, self._condition, self._models, search
+    self._step = drivers.jitted_chunk_step.lower(*inputs, first=False).compile()
 
-  def advance(state, count):
+  def bytes(self) -> dict[str, int]:
+    """Of the state between two chunks, and of what a chunk needs beside it by XLA's account."""
+    state = sum(array.nbytes for array in jax.tree.leaves(self._state))
+    return {"state": state, "temporary": self._step.memory_analysis().temp_size_in_bytes}
+
+  def time(self, chunks: Sequence[int]) -> list[dict[str, float]]:
+    """Searches; for each of `chunks`, counted from 1 and ascending, the seconds of the fastest one around it.
+
+    Other programs may use the machine as well. So its rate is measured before and after them, and their CPU seconds, of
+    all threads, are reported beside those of the clock; on an accelerator these say nothing.
+    """
+    rate = lambda: gemm_tflops(jnp.dtype(_DTYPE.value), seconds=0.3)
+    done, rows = 0, []
+    for chunk in chunks:
+      first = chunk - _AROUND // 2
+      self._advance(first - 1 - done)
+      earlier = rate()
+      times = self._advance(_AROUND)
+      done = first - 1 + _AROUND
+      gemm, (seconds, cpu_seconds) = (earlier + rate()) / 2, times.min(axis=0).tolist()
+      visible = np.asarray(self._state.beams.memory.count, np.float64).ravel() + 1
+      tflops = search_flop(self._models.config, self._search, [visible]) / seconds / 1e12
+      rows.append({"chunk": chunk, "seconds": seconds, "cpu_seconds": cpu_seconds, "gemm_fraction": tflops / gemm})
+    return rows
+
+  def _advance(self, chunks: int) -> np.ndarray:
+    """Searches so many chunks; seconds and CPU seconds of each, [chunks, 2]."""
     times = [(time.perf_counter(), time.process_time())]
-    for _ in range(count):
-      state = jax.block_until_ready(step(params, state, condition, first=False)[0])
+    for _ in range(chunks):
+      self._state = jax.block_until_ready(self._step(self._params, self._state, self._condition)[0])
       times.append((time.perf_counter(), time.process_time()))
-    return state, np.diff(times, axis=0)
-
-  for chunk in chunks:
-    first = chunk - _AROUND // 2
-    state, _ = advance(state, first - 1 - done)
-    earlier = rate()
-    state, times = advance(state, _AROUND)
-    done = first - 1 + _AROUND
-    gemm, (seconds, cpu_seconds) = (earlier + rate()) / 2, times.min(axis=0).tolist()
-    visible = np.asarray(state.beams.memory.count, np.float64).ravel() + 1
-    tflops = search_flop(models.config, search, [visible]) / seconds / 1e12
-    rows.append({"chunk": chunk, "seconds": seconds, "cpu_seconds": cpu_seconds, "gemm_fraction": tflops / gemm})
-  return rows
+    return np.diff(times, axis=0)
 
 
-def step_bytes(models: Models, params: dict, condition: Condition, search: SearchConfig) -> dict[str, int]:
-  """Bytes of the state between two chunks and of what a chunk needs beside it, by XLA's account of one device."""
-  state = jax.eval_shape(functools.partial(drivers.jitted_init_state, models=models, search=search), params, 0)
-  step = drivers.jitted_chunk_step.lower(params, state, condition, models, search, first=False).compile()
-  state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  return {"state": state_bytes, "temporary": step.memory_analysis().temp_size_in_bytes}
-
-
-def measure_scaling(model: ModelConfig) -> dict[str, list[dict[str, float]]]:
+def measure_scaling(model: ModelConfig) -> Iterator[tuple[str, list[dict[str, float]]]]:
   """What grows with candidates, beams and chunks, on one device.
 
   Every chunk is kept as a sink until there is no room for another, so that the memory is as large as it gets.
 
-  Returns:
+  Yields:
     `candidates`: for 1, 2, 4, 8 candidates of one beam the seconds of a chunk, the work per second as a fraction of the
-      machine's rate then, the bytes of `step_bytes`, and the seconds over those of 1 candidate.
+      machine's rate then, the bytes of `Scaled.bytes`, and the seconds over those of 1 candidate.
     `beams`: for 1 and 2 beams that share 2 candidates these bytes.
     `chunks`: for chunks 10, 100 and 400 of a video with one candidate the seconds, the fraction, and the seconds over
       those of chunk 10.
@@ -284,15 +286,18 @@ def measure_scaling(model: ModelConfig) -> dict[str, list[dict[str, float]]]:
   parts = build(model, searched(1, 1), None, append_always=True)
   candidates = []
   for count in SCALING_CANDIDATES:
-    search = searched(count, 1)
-    (row,) = time_chunks(*parts, search, SCALING_CHUNKS[:1])
-    candidates.append({"candidates": count, **row, **step_bytes(*parts, search)})
-  beams = [{"beams": beams, **step_bytes(*parts, searched(2 // beams, beams))} for beams in (1, 2)]
-  chunks = time_chunks(*parts, searched(1, 1), SCALING_CHUNKS)
-  for rows in (candidates, chunks):
-    for row in rows:
-      row |= {f"{name}_ratio": row[name] / rows[0][name] for name in ("seconds", "cpu_seconds")}
-  return {"candidates": candidates, "beams": beams, "chunks": chunks}
+    scaled = Scaled(parts, searched(count, 1))
+    size = scaled.bytes()
+    candidates.append({"candidates": count, **scaled.time(SCALING_CHUNKS[:1])[0], **size})
+  yield "candidates", with_ratios(candidates)
+  yield "beams", [{"beams": beams, **Scaled(parts, searched(2 // beams, beams)).bytes()} for beams in (1, 2)]
+  yield "chunks", with_ratios(Scaled(parts, searched(1, 1)).time(SCALING_CHUNKS))
+
+
+def with_ratios(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+  """`rows` with their seconds over those of the first."""
+  names = ("seconds", "cpu_seconds")
+  return [row | {f"{name}_ratio": row[name] / rows[0][name] for name in names} for row in rows]
 
 
 def main() -> None:
@@ -308,8 +313,9 @@ def main() -> None:
     if flag.value and mesh is not None:
       raise ConfigError(f"--{flag.name} takes one device: --mesh=data:1")
   if _SCALING.value:
-    tables = measure_scaling(model)
-    for rows in tables.values():
+    tables = {}
+    for name, rows in measure_scaling(model):
+      tables[name] = rows
       print_table(rows)
     print(json.dumps({"preset": model.name} | tables), flush=True)
     return

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax.numpy as jnp
+import tqdm
 from absl import flags
 from etils import epath
 
@@ -105,7 +106,8 @@ def _stored_steps(folder: str) -> StoredSteps:
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise ConfigError(f"--executables_dir={folder} cannot be made: {error.strerror or error}") from error
-  return StoredSteps(epath.Path(folder), lambda line: print(line, file=sys.stderr, flush=True))
+  # Beside a progress bar, not into it.
+  return StoredSteps(epath.Path(folder), lambda line: tqdm.tqdm.write(line, file=sys.stderr))
 
 
 def _reward_weights() -> dict[str, float]:
