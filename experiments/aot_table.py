@@ -18,12 +18,12 @@ from absl import flags
 from etils import epath
 
 from experiments import common
-from experiments.aot_compile import GIB
 from streamt1_jax.config import ConfigError
 
 _OUTPUT = flags.DEFINE_string("output", "runs/aot.jsonl", "JSON lines, kept from run to run.")
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
 
+_GIB = 1 << 30
 SLICES = (
   ("v6e:1x1", "candidate:1", "twice"),
   ("v5e:2x4", "candidate:2,model:4", "in_turn"),
@@ -53,7 +53,7 @@ def compile_one(case: dict[str, Any]) -> dict[str, Any]:
 
 def row(case: Mapping[str, Any], report: Mapping[str, Any]) -> str:
   """One line of the table; sizes are GiB per chip, collectives GB sent by a device in one chunk."""
-  size = lambda name: "" if report[name] is None else f"{report[name] / GIB:.2f}"
+  size = lambda name: "" if report[name] is None else f"{report[name] / _GIB:.2f}"
   sent = report["collectives"]
   kinds = "" if sent is None else ", ".join(f"{kind} {one['bytes'] / 1e9:.2f}" for kind, one in sent.items()) or "none"
   of_model = lambda name: "" if sent is None else f"{report[name]:g}"

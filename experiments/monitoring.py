@@ -3,8 +3,9 @@
   --profile_chunks=3,4 --profile_dir=profiles    profiles/plugins/profile/PROMPT_chunk_3/HOST.xplane.pb, PROMPT_chunk_4
   --tensorboard_dir=metrics                      metrics/PROMPT/events.out.tfevents...
 
-PROMPT is the name of the result's folder. Chunks count from 0, as in `trace.json`. Chunk 0 is compiled and the one
-after it may still fill the memory: trace later ones. Traces open with `xprof --logdir=profiles` or TensorBoard.
+PROMPT is the name of the result's folder. Chunks count from 0, as in `trace.json`. Before chunks 0 and 1 their programs
+are compiled, of which a trace holds millions of events, and until the memory is full every chunk sees more: trace later
+ones. Traces open with `xprof --logdir=profiles` or TensorBoard.
 """
 
 from __future__ import annotations

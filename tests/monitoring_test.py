@@ -40,8 +40,8 @@ def watched(tmp_path_factory):
     folder,
     f"--checkpoint={save_model(tmp_path_factory.mktemp('model') / 'tiny')}",
     f"--prompt={PROMPT}",
-    "--num_latent_frames=9",
-    "--profile_chunks=1,2",
+    "--num_latent_frames=12",
+    "--profile_chunks=2,3",
     "--profile_dir=traces",
     "--tensorboard_dir=metrics",
     jax_settings=quick_compilation(tmp_path_factory.mktemp("compiled")),
@@ -53,7 +53,7 @@ def watched(tmp_path_factory):
 def test_chosen_chunks_are_traced(watched):
   folder, name = watched
   runs = folder / "traces/plugins/profile"
-  assert {path.name for path in runs.iterdir()} == {f"{name}_chunk_1", f"{name}_chunk_2"}
+  assert {path.name for path in runs.iterdir()} == {f"{name}_chunk_2", f"{name}_chunk_3"}
   for run in runs.iterdir():
     (file,) = run.glob("*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(file)).planes
@@ -68,7 +68,7 @@ def test_metrics_are_those_of_the_trace(watched):
   scalars = _scalars(file)
   trace = json.loads((folder / "outputs" / name / "trace.json").read_text())
   manifest = json.loads((folder / "outputs" / name / "manifest.json").read_text())
-  assert all([step for step, _ in values] == [0, 1, 2] for values in scalars.values())
+  assert all([step for step, _ in values] == [0, 1, 2, 3] for values in scalars.values())
   for score in ("short", "long", "hybrid"):
     table = np.array([[candidate[score] for candidate in chunk["candidates"]] for chunk in trace["chunks"]])
     np.testing.assert_allclose([value for _, value in scalars[f"{score}/best"]], table.max(axis=1), rtol=1e-6)

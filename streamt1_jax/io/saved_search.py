@@ -11,6 +11,9 @@
 A save is one asynchronous orbax checkpoint: its folder gets its name when everything is in it, checksums included, for
 orbax stores none of values. On an object store, which renames nothing, the checksums come last. A save counts if its
 state and all traces up to it are what their checksums say; only the newest two keep their state.
+
+Several processes that search as one save and restore together, on a file system they share: each writes and reads its
+shards, the first alone does everything else.
 """
 
 from __future__ import annotations
@@ -186,13 +189,11 @@ class SavedSearch:
     """Removes all saves: they are of no more use."""
     with contextlib.suppress(Exception):
       self._checkpointer.wait_until_finished()
-    if hosts.is_first():
-      discard(self.folder)
+    discard(self.folder)
 
   def _describe(self) -> None:
     document = {"format_version": part_files.FORMAT_VERSION, "settings": self._settings, "resumed_at": self.resumed_at}
-    if hosts.is_first():
-      manifest.write_json(self.folder / SEARCH_FILE, document)
+    checkpoint.on_first_process(lambda: manifest.write_json(self.folder / SEARCH_FILE, document))
     self._described = True
 
   @contextlib.contextmanager
@@ -218,7 +219,7 @@ class SavedSearch:
 
   def _keep_up_to(self, chunks: int) -> None:
     """Removes later saves and what is unfinished."""
-    if not hosts.is_first():
+    if jax.process_index():
       return
     with contextlib.suppress(OSError):
       for path in self.folder.iterdir():
@@ -254,7 +255,7 @@ class SavedSearch:
 def discard(directory: epath.PathLike) -> None:
   """Removes a saved search, its description last: it says whose the rest is."""
   folder = epath.Path(directory)
-  if not folder.exists():
+  if jax.process_index() or not folder.exists():
     return
   for path in folder.iterdir():
     if path.is_dir():
@@ -304,7 +305,7 @@ class _SealingHandler(ocp.CompositeCheckpointHandler):
 
   def finalize(self, directory: epath.Path) -> None:
     super().finalize(directory)
-    if not hosts.is_first():
+    if jax.process_index():
       return
     for name in _ITEMS:
       part_files.write_part_file(directory / name, self._leaves[name])
