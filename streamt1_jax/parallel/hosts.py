@@ -84,13 +84,17 @@ def find(
     return None
   devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
   devices = [int(device) for device in devices.split(",")] if devices else None
+  found = (coordinator, num_processes, process_id, devices)
   try:
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      coordinator, num_processes, process_id, devices, None, timeout_seconds
-    )
+    # Where all is said, JAX would still take one device per process under Slurm.
+    if None in found[:3]:
+      found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*found, None, timeout_seconds)
   except Exception as error:  # Whatever a metadata server, or none, leads to.
     raise ConfigError(f"the cluster does not tell its processes: {error}; num_processes=1 asks for none") from error
   address = Address(*found)
+  if devices is None and os.environ.get("SLURM_STEP_NUM_NODES") == str(address.num_processes):
+    # One task per node drives all of its devices.
+    address = address._replace(local_device_ids=None)
   if address[:3] == (None, None, None) or address.num_processes == 1:
     return None
   for name, value in zip(("coordinator_address", "num_processes", "process_id"), address[:3]):
