@@ -300,7 +300,8 @@ class _Member:
       if self._suspicious or now - self._failed_since > _GRACE_SECONDS:
         self._follow(failed[0])
     limit = _SUSPICIOUS_SECONDS if self._suspicious else self._timeout_seconds
-    for process, heard in self._heard.items():
+    # Where several seem silent, on busy machines say, the one that died has been so the longest.
+    for process, heard in sorted(self._heard.items(), key=lambda item: item[1]):
       ended = process in self._others and self._others[process].code is not None
       if process != own and not ended and now - heard > limit:
         self.leave(DIED, f"{self._name(process)} died or cannot be reached: silent for {now - heard:.0f} s")
