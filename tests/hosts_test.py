@@ -302,6 +302,8 @@ class TestAddress:
     address = hosts.find(None, None, None, 1)
     assert address.coordinator.startswith("node3:")
     assert address[1:] == (2, 1, [0])
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert hosts.find(None, None, None, 1)[1:] == (2, 1, None)
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert hosts.find(None, None, None, 1) is None
 

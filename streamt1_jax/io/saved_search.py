@@ -189,8 +189,7 @@ class SavedSearch:
     """Removes all saves: they are of no more use."""
     with contextlib.suppress(Exception):
       self._checkpointer.wait_until_finished()
-    if hosts.is_first():
-      discard(self.folder)
+    discard(self.folder)
 
   def _describe(self) -> None:
     document = {"format_version": part_files.FORMAT_VERSION, "settings": self._settings, "resumed_at": self.resumed_at}
@@ -307,7 +306,7 @@ class _SealingHandler(ocp.CompositeCheckpointHandler):
 
   def finalize(self, directory: epath.Path) -> None:
     super().finalize(directory)
-    if not hosts.is_first():
+    if jax.process_index():
       return
     for name in _ITEMS:
       part_files.write_part_file(directory / name, self._leaves[name])

@@ -84,13 +84,17 @@ def find(
     return None
   devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
   devices = [int(device) for device in devices.split(",")] if devices else None
+  found = (coordinator, num_processes, process_id, devices)
   try:
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      coordinator, num_processes, process_id, devices, None, timeout_seconds
-    )
+    # Where all is said, JAX would still take one device per process under Slurm.
+    if None in found[:3]:
+      found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*found, None, timeout_seconds)
   except Exception as error:  # Whatever a metadata server, or none, leads to.
     raise ConfigError(f"the cluster does not tell its processes: {error}; num_processes=1 asks for none") from error
   address = Address(*found)
+  if devices is None and os.environ.get("SLURM_STEP_NUM_NODES") == str(address.num_processes):
+    # One task per node drives all of its devices.
+    address = address._replace(local_device_ids=None)
   if address[:3] == (None, None, None) or address.num_processes == 1:
     return None
   for name, value in zip(("coordinator_address", "num_processes", "process_id"), address[:3]):
@@ -296,7 +300,8 @@ class _Member:
       if self._suspicious or now - self._failed_since > _GRACE_SECONDS:
         self._follow(failed[0])
     limit = _SUSPICIOUS_SECONDS if self._suspicious else self._timeout_seconds
-    for process, heard in self._heard.items():
+    # Where several seem silent, on busy machines say, the one that died has been so the longest.
+    for process, heard in sorted(self._heard.items(), key=lambda item: item[1]):
       ended = process in self._others and self._others[process].code is not None
       if process != own and not ended and now - heard > limit:
         self.leave(DIED, f"{self._name(process)} died or cannot be reached: silent for {now - heard:.0f} s")
