@@ -145,7 +145,7 @@ def test_interrupted_while_writing(tmp_path, published):
   process.join()
   result = result_of(process.exitcode, tmp_path)
   assert result.code == 143, result
-  assert result.stderr.splitlines()[-1] == "error: interrupted"
+  assert result.stderr.splitlines()[-1] == "error: terminated"
   assert set(_names(tmp_path / "out")) <= {"backbone"}
 
 
