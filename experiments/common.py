@@ -25,6 +25,7 @@ from streamt1_jax.config import ConfigError, ModelConfig, preset
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io.checkpoint import load_params
 from streamt1_jax.io.saved_search import SaveError
+from streamt1_jax.parallel import hosts
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 # A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
@@ -121,7 +122,7 @@ def run(main: Callable[[], None]) -> None:
   # Background jobs of a shell ignore Ctrl-C, and should.
   if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _interrupt)
-  app.run(lambda _: _exit_code(main), flags_parser=_parse_flags)
+  app.run(lambda _: hosts.run_together(lambda: _exit_code(main)), flags_parser=_parse_flags)
 
 
 def _interrupt(signal_number: int, frame: object) -> None:
@@ -196,6 +197,7 @@ def _exit_code(main: Callable[[], None]) -> int:
 
 def _report(message: str, code: int) -> int:
   print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  hosts.announce(code, message)
   return code
 
 

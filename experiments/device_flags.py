@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Sequence
 
@@ -62,11 +63,15 @@ def make_mesh(
 
   Raises ConfigError, naming the flag.
   """
+  several = devices is None and jax.process_count() > 1
   devices = jax.devices() if devices is None else devices
   if _MESH.value is None:
-    sizes = device_mesh.default_sizes(len(devices), model, search, num_prompts)
+    sizes = device_mesh.default_sizes(len(devices), model, search, num_prompts, every=several)
     return device_mesh.make_mesh(sizes, model, search, devices)
   try:
-    return device_mesh.make_mesh(device_mesh.parse_sizes(_MESH.value), model, search, devices)
+    sizes = device_mesh.parse_sizes(_MESH.value)
+    if several and math.prod(sizes.values()) < len(devices):
+      raise ConfigError(f"the devices of several processes must all be used, and there are {len(devices)}")
+    return device_mesh.make_mesh(sizes, model, search, devices)
   except ConfigError as error:
     raise ConfigError(f"--mesh={_MESH.value}: {error}") from error

@@ -11,7 +11,8 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
   trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
   manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
 
-On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2).
+On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
+one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
 
 Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Every `save_every`
 chunks the search is saved, in a hidden folder beside the result's that goes when the result is there: the same command
@@ -19,7 +20,8 @@ goes on in the middle of a video, wherever it was killed, and makes the same vid
 at which it went on; its seconds, memory and compilations are those of the last run.
 
 Exit codes: 0; 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and
-the trace so far), or the disk is full; 130 when interrupted; 143 by SIGTERM, after the chunk is finished and saved.
+the trace so far), the disk is full, or another process died; 130 when interrupted; 143 by SIGTERM, after the chunk is
+finished and saved.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from experiments import common, monitoring, results, search_flags, stopped_searches
+from experiments import common, host_flags, monitoring, results, search_flags, stopped_searches
 from experiments.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
@@ -44,6 +46,7 @@ from streamt1_jax.io import manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.saved_search import SavedSearch
 from streamt1_jax.io.trace import describe_trace
+from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.text.tokenizer import clean
@@ -60,6 +63,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weig
 _OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
 flags.adopt_module_key_flags(search_flags)
+flags.adopt_module_key_flags(host_flags)
 flags.adopt_module_key_flags(stopped_searches)
 flags.adopt_module_key_flags(monitoring)
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True)
@@ -148,7 +152,7 @@ def search_videos(
   start = len(traces[0])
   states = plan.pipeline.stream_states(conditions, plan.search, num_chunks=length, seeds=seeds, state=state)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
-  options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr}
+  options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   with (
     tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
     contextlib.closing(monitoring.Monitor(prompts, length)) as monitor,
@@ -172,7 +176,8 @@ def search_videos(
 
 
 def warn(message: str) -> None:
-  print(f"warning: {message}", file=sys.stderr, flush=True)
+  if hosts.is_first():
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
@@ -188,7 +193,7 @@ def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
 
 
 def make_results(plan: Plan, batch: Batch) -> None:
-  """Searches the videos of prompts that are made together and fills their folders.
+  """Searches the videos of prompts that are made together and fills their folders: the first process does.
 
   Raises SearchError, after saving the trace of the prompt that failed.
   """
@@ -200,19 +205,20 @@ def make_results(plan: Plan, batch: Batch) -> None:
     saved = stack.enter_context(batch.saved())
     failed = lambda index: lambda error: isinstance(error, SearchError) and error.prompt == index
     staged = [results.staged_folder(folder, keep_on=failed(index)) for index, folder in enumerate(folders)]
-    staging = [stack.enter_context(folder) for folder in staged]
+    staging = [stack.enter_context(folder) for folder in staged if hosts.is_first()]
     compilations = stack.enter_context(manifest.CompileCounter())
     runs = [describe_run(plan, prompt) for prompt in prompts]
     try:
       videos = search_videos(plan, prompts, timer, traces, saved)
     except SearchError as error:
       index = error.prompt
-      chunks, folder = traces[index], staging[index]
-      manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
-      manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
+      if hosts.is_first():
+        chunks, folder = traces[index], staging[index]
+        manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
+        manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
       saved.discard()
       raise SearchError(f"prompt {prompts[index]!r}, {error}", index) from error
-    for made, chunks, folder, run in zip(videos, traces, staging, runs, strict=True):
+    for made, chunks, folder, run in zip(videos if hosts.is_first() else (), traces, staging, runs):
       with timer.phase("write"):
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
         results.write_video_files(folder, made, trace)
@@ -226,12 +232,13 @@ def make_results(plan: Plan, batch: Batch) -> None:
   saved.discard()
 
 
-def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
+def make_plan(checkpoint: epath.Path, prompts: list[str]) -> Plan:
   """Loads the model once, for all prompts."""
   timer = manifest.PhaseTimer()
   search = search_flags.search_config(load_config(checkpoint))
+  host_flags.require_same_inputs(checkpoint, prompts)
   with timer.phase("load"):
-    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, num_prompts)
+    pipeline = search_flags.load_pipeline(checkpoint, _DTYPE.value, len(prompts))
   seconds = DEFAULT_SECONDS if _SECONDS.value is None and _LATENT_FRAMES.value is None else _SECONDS.value
   chunks = search_flags.video_chunks(pipeline, search, seconds=seconds, num_latent_frames=_LATENT_FRAMES.value)
   monitoring.check_flags(chunks)
@@ -240,28 +247,41 @@ def make_plan(checkpoint: epath.Path, num_prompts: int) -> Plan:
   return Plan(pipeline, rewards, search, chunks, sha256, timer.seconds["load"])
 
 
+def find_finished(plan: Plan, folders: dict[str, epath.Path]) -> list[str]:
+  """Prompts whose results exist. All are looked at before the first search: a conflict in the last costs nothing."""
+  settings, overwrite = plan.settings, _OVERWRITE.value
+  return [prompt for prompt, at in folders.items() if results.is_finished(at, settings(prompt), overwrite=overwrite)]
+
+
+def tell(*lines: Any) -> None:
+  """Prints, once for all processes."""
+  if hosts.is_first():
+    print(*lines, sep="\n", flush=True)
+
+
 def main() -> None:
+  host_flags.start(__name__)
   prompts = read_prompts()
-  plan = make_plan(common.find_folder(_CHECKPOINT.value), len(prompts))
+  plan = make_plan(common.find_folder(_CHECKPOINT.value), prompts)
   check_prompts(plan.pipeline, prompts)
   folders = {prompt: results.result_folder(_OUTPUT_DIR.value, prompt) for prompt in prompts}
-  # All folders are looked at before the first search: a conflict in the last one costs nothing.
-  options = {"overwrite": _OVERWRITE.value}
-  finished = [
-    prompt for prompt, folder in folders.items() if results.is_finished(folder, plan.settings(prompt), **options)
-  ]
-  together = plan.pipeline.prompts_together
-  batches = stopped_searches.make_batches(folders, finished, together, plan.search_settings, **options)
+  finished = hosts.first_decides(lambda: find_finished(plan, folders))
+  together, options = plan.pipeline.prompts_together, {"overwrite": _OVERWRITE.value}
+  groups = hosts.first_decides(
+    lambda: [
+      list(batch.folders)
+      for batch in stopped_searches.make_batches(folders, finished, together, plan.search_settings, **options)
+    ]
+  )
+  batches = [Batch({prompt: folders[prompt] for prompt in group}, plan.search_settings(group)) for group in groups]
   for prompt in finished:
-    print(f"{folders[prompt]} is finished, skipped")
-    print(folders[prompt] / "video.mp4", flush=True)
+    tell(f"{folders[prompt]} is finished, skipped", folders[prompt] / "video.mp4")
   # The text encoder is read from disk once for all of them.
   plan.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
   for batch in batches:
     common.raise_if_interrupted()
     make_results(plan, batch)
-    for folder in batch.folders.values():
-      print(folder / "video.mp4", flush=True)
+    tell(*(folder / "video.mp4" for folder in batch.folders.values()))
 
 
 if __name__ == "__main__":

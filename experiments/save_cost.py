@@ -29,6 +29,7 @@ from streamt1_jax.chunk_step import Models, init_state
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
 from streamt1_jax.config import ConfigError, SearchConfig, preset
+from streamt1_jax.io import paths
 from streamt1_jax.io.saved_search import SavedSearch
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.pipeline import Pipeline
@@ -102,7 +103,7 @@ def time_saves(pipeline: Pipeline, condition: Any) -> dict[str, Any]:
         copied = _passed(began)
         saved.wait()
         times.append((*copied, *_passed(began)))
-    written = sum(path.stat().length for path in (saved.folder / f"{saved.saved:06}").glob("**/*") if path.is_file())
+    written = sum(path.stat().length for path in paths.files_below(saved.folder / f"{saved.saved:06}"))
   copy, copy_cpu, save, save_cpu = (statistics.median(each) for each in zip(*times, strict=True))
   return {
     "copy": {"seconds": copy, "cpu_seconds": copy_cpu},

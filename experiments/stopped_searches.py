@@ -12,6 +12,7 @@ from experiments import common
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, saved_search
 from streamt1_jax.io.saved_search import SavedSearch
+from streamt1_jax.parallel import hosts
 from streamt1_jax.state import ChunkTrace, SearchState
 
 SAVE_EVERY = common.define_integer(
@@ -49,7 +50,8 @@ def save_if_due(
     Terminated: SIGTERM has come.
     SaveError: the search cannot be saved.
   """
-  chunks, terminated = len(traces[0]), common.is_terminated()
+  # A save is made by all processes, so the signal to one counts for all.
+  chunks, terminated = len(traces[0]), any(hosts.everyone(common.is_terminated()))
   # The last chunk is followed by the video.
   due = SAVE_EVERY.value and chunks % SAVE_EVERY.value == 0 and chunks < num_chunks
   if SAVE_EVERY.value and (due or terminated):

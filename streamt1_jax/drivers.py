@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from streamt1_jax.chunk_step import Models, chunk_step, init_state
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
@@ -224,7 +225,7 @@ def rollout(
 
 
 def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
-  usable = np.asarray(trace.candidates.usable).any(axis=(-2, -1))
+  usable = hosts.to_host(trace.candidates.usable).any(axis=(-2, -1))
   if not usable.all():
     prompt = int(np.argmin(usable))
     raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: every candidate is NaN or Inf", prompt)
@@ -260,9 +261,10 @@ def final_beams(
   params: Params, condition: Condition, models: Models, search: SearchConfig, traces: list[ChunkTrace]
 ) -> FinalBeams:
   """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does."""
-  path = lineage([np.asarray(t.survivor) for t in traces], search.beam_size)
-  join = lambda chunks: np.concatenate([np.asarray(c)[beam] for c, beam in zip(chunks, path)], axis=1)
+  traces = [hosts.to_host(trace._replace(steps=None)) for trace in traces]
+  path = lineage([t.survivor for t in traces], search.beam_size)
+  join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
   latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
-  scores = np.asarray(_whole_video_scores(params, condition, frames, models))
+  scores = hosts.to_host(_whole_video_scores(params, condition, frames, models))
   ranked = np.where(np.isfinite(scores), scores, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=scores, best=int(np.argmax(ranked)))

@@ -28,6 +28,7 @@ from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.execution import Decoding, Execution
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
@@ -277,7 +278,7 @@ class Pipeline:
       seed = self._fill(seeds)
     options = {"num_chunks": num_chunks, "seed": seed, "state": state, "step": self.step}
     for state, trace in drivers.stream_states(self.params, condition, self.models, search, **options):
-      trace = jax.device_get(trace)
+      trace = hosts.to_host(trace)
       if self.prompts_together == 1:
         yield state, [trace]
       else:

@@ -10,7 +10,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +116,13 @@ def start(
   return process
 
 
+def start_function(folder: pathlib.Path, function: Callable, *arguments: Any, jax_settings: Mapping[str, Any]):
+  """As `start`, for a function that can be imported."""
+  process = _PROCESSES.Process(target=_run_function, args=(str(folder), dict(jax_settings), function, *arguments))
+  process.start()
+  return process
+
+
 def result_of(code: int, folder: pathlib.Path) -> Result:
   return Result(code, (folder / _STDOUT).read_text(), (folder / _STDERR).read_text())
 
@@ -128,6 +135,23 @@ def _run_program(
   file_bytes: int | None,
   bucket: pathlib.Path | None,
 ) -> None:
+  _prepare(folder, jax_settings)
+  if file_bytes is not None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+  sys.argv = [f"experiments/{program}.py", *arguments]
+  from experiments import common
+
+  with contextlib.nullcontext() if bucket is None else memory_store.moved_to_bucket(bucket):
+    common.run(importlib.import_module(f"experiments.{program}").main)
+
+
+def _run_function(folder: str, jax_settings: dict[str, Any], function: Callable, *arguments: Any) -> None:
+  _prepare(folder, jax_settings)
+  function(*arguments)
+
+
+def _prepare(folder: str, jax_settings: dict[str, Any]) -> None:
   os.chdir(folder)
   # As from a terminal: a shell's background jobs, these tests perhaps, ignore Ctrl-C and hand that on.
   signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -137,11 +161,3 @@ def _run_program(
   os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(HOST_DEVICES, "")
   for stream, name in ((1, _STDOUT), (2, _STDERR)):
     os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
-  if file_bytes is not None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-  sys.argv = [f"experiments/{program}.py", *arguments]
-  from experiments import common
-
-  with contextlib.nullcontext() if bucket is None else memory_store.moved_to_bucket(bucket):
-    common.run(importlib.import_module(f"experiments.{program}").main)

@@ -124,11 +124,12 @@ def test_run_on_all_workers(launch):
   assert "--xla_tpu_scoped_vmem_limit_kib=98304" in python["LIBTPU_INIT_ARGS"].split()
 
 
-def test_the_program_has_the_flags_that_a_slice_gives_it():
+def test_the_program_has_the_flags_that_the_scripts_give_it():
   code = "from absl import flags; from experiments import generate; print(*flags.FLAGS)"
   done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  assert {"output_dir", "compilation_cache_dir", "save_every"} <= set(done.stdout.split())
+  given = {"output_dir", "compilation_cache_dir", "save_every", "process_id", "coordinator_address", "num_processes"}
+  assert given <= set(done.stdout.split())
 
 
 def test_lost_slices_are_made_again(launch):

@@ -79,7 +79,6 @@ def test_metrics_are_those_of_the_trace(watched):
   seconds = [value for _, value in scalars["chunk/seconds"]]
   phases = manifest["wall_seconds"]
   assert 0 < sum(seconds) < phases["first_chunk"] + phases["search"]
-  assert seconds[0] > max(seconds[1:])  # it is compiled
   assert scalars["memory/host_peak_gib"][-1][1] * 2**30 <= 1.0001 * manifest["peak_memory_bytes"]["host"]
 
 

@@ -94,7 +94,7 @@ def save_params(
   except (OSError, ValueError) as error:  # TensorStore reports a full disk as a ValueError.
     raise ConfigError(f"cannot write {target}: {part_files.first_line(error)}") from error
   finally:
-    on_first_process(lambda: staging.rmtree(missing_ok=True))
+    _on_first_process(lambda: staging.rmtree(missing_ok=True))
 
 
 def load_params(
@@ -177,7 +177,7 @@ def save_config(directory: epath.PathLike, model: ModelConfig, provenance: Mappi
       "parts": {name: {"parameters": part["parameters"], "dtype": part["dtype"]} for name, part in parts.items()},
       "provenance": dict(provenance or {}),
     }
-    on_first_process(lambda: manifest.write_json(folder / CONFIG_FILE, document))
+    _on_first_process(lambda: manifest.write_json(folder / CONFIG_FILE, document))
   except OSError as error:
     raise ConfigError(f"cannot write {folder / CONFIG_FILE}: {part_files.first_line(error)}") from error
 
@@ -230,7 +230,7 @@ def _to_storage(leaf: Any, dtype: Any) -> Any:
 
 
 def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-  on_first_process(lambda: _make_empty(staging))
+  _on_first_process(lambda: _make_empty(staging))
   # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
   save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
@@ -251,7 +251,7 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
       target.rename(staging / "replaced")
     written.rename(target)
 
-  on_first_process(publish)
+  _on_first_process(publish)
 
 
 def _place(part: stored_part.StoredPart, name: str, leaf: Any) -> jax.Array | QuantisedKernel:
@@ -332,7 +332,7 @@ def _make_empty(folder: epath.Path) -> None:
   folder.mkdir(parents=True)
 
 
-def on_first_process(action) -> None:
+def _on_first_process(action) -> None:
   """Runs `action` on process 0 while the others wait for it."""
   if jax.process_index() == 0:
     action()

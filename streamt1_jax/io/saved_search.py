@@ -35,6 +35,7 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import checkpoint, manifest, part_files, paths, stored_part
 from streamt1_jax.memory_sinking import Eviction
+from streamt1_jax.parallel import hosts
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace, SearchState
 
@@ -90,6 +91,8 @@ def read_description(directory: epath.PathLike) -> Description | None:
 class SavedSearch:
   """The saves of one search. Use it as a context: leaving waits for a save that is being written.
 
+  With several processes all must make the same calls, on a file system they share: each writes and reads its shards.
+
   Attributes:
     folder: where they are.
     resumed_at: number of finished chunks whenever the search went on after a stop.
@@ -129,16 +132,20 @@ class SavedSearch:
       abstract_state: shapes, dtypes and shardings of the state.
       warn: told why a save does not count, a line each.
     """
-    description, progress = read_description(self.folder), None
-    if description is None:
+    found, progress = hosts.first_decides(lambda: read_description(self.folder)), None
+    if found is None:
       self.discard()
       return None
-    for chunks in self._saves_with_state():
+    description = Description(*found)
+    for chunks in hosts.first_decides(self._saves_with_state):
       try:
-        progress = self._load(chunks, abstract_state)
+        loaded, problem = self._load(chunks, abstract_state), None
       except ConfigError as error:
-        warn(f"the save after chunk {chunks} does not count: {error}")
+        problem = str(error)
+      if problems := [text for text in hosts.everyone(problem) if text]:
+        warn(f"the save after chunk {chunks} does not count: {problems[0]}")
         continue
+      progress = loaded
       self.saved = chunks
       break
     self._keep_up_to(self.saved or 0)
@@ -186,7 +193,8 @@ class SavedSearch:
 
   def _describe(self) -> None:
     document = {"format_version": part_files.FORMAT_VERSION, "settings": self._settings, "resumed_at": self.resumed_at}
-    checkpoint.on_first_process(lambda: manifest.write_json(self.folder / SEARCH_FILE, document))
+    if hosts.is_first():
+      manifest.write_json(self.folder / SEARCH_FILE, document)
     self._described = True
 
   @contextlib.contextmanager
@@ -212,7 +220,7 @@ class SavedSearch:
 
   def _keep_up_to(self, chunks: int) -> None:
     """Removes later saves and what is unfinished."""
-    if jax.process_index():
+    if not hosts.is_first():
       return
     with contextlib.suppress(OSError):
       for path in self.folder.iterdir():
@@ -248,7 +256,7 @@ class SavedSearch:
 def discard(directory: epath.PathLike) -> None:
   """Removes a saved search, its description last: it says whose the rest is."""
   folder = epath.Path(directory)
-  if jax.process_index() or not folder.exists():
+  if not hosts.is_first() or not folder.exists():
     return
   for path in folder.iterdir():
     if path.is_dir():
@@ -298,6 +306,8 @@ class _SealingHandler(ocp.CompositeCheckpointHandler):
 
   def finalize(self, directory: epath.Path) -> None:
     super().finalize(directory)
+    if jax.process_index():
+      return
     for name in _ITEMS:
       part_files.write_part_file(directory / name, self._leaves[name])
     self._on_written()

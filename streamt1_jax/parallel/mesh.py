@@ -38,14 +38,19 @@ def parse_sizes(text: str) -> dict[str, int]:
   return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def default_sizes(num_devices: int, model: ModelConfig, search: SearchConfig, num_prompts: int = 1) -> dict[str, int]:
+def default_sizes(
+  num_devices: int, model: ModelConfig, search: SearchConfig, num_prompts: int = 1, *, every: bool = False
+) -> dict[str, int]:
   """Sizes that use as many of the devices as they can: candidates first, then prompts, then the model.
 
-  Candidates and prompts are apart until the scores are compared; shards of the model talk in every block.
+  Candidates and prompts are apart until the scores are compared; shards of the model talk in every block. With `every`
+  no device is left out: more prompts are searched together than there are.
   """
   candidate = max(size for size in _candidate_sizes(search) if num_devices % size == 0)
   data = math.gcd(num_devices // candidate, num_prompts)
   model_shards = math.gcd(num_devices // (candidate * data), _model_shards(model))
+  if every:
+    data = num_devices // (candidate * model_shards)
   return {"data": data, "candidate": candidate, "model": model_shards}
 
 
