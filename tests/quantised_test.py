@@ -1,5 +1,6 @@
 """Reward models with kernels in int8: what is stored, what products see of it, and how far scores move."""
 
+import dataclasses
 import re
 
 import jax
@@ -16,6 +17,7 @@ from streamt1_jax.quantised import QuantisedKernel, is_quantised
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.qwen2_vl import PromptTokens
 from tests import small_rewards
 
 _INFO = CandidateInfo(jnp.int32(0), jnp.int32(0))
@@ -131,6 +133,26 @@ def test_on_a_mesh(folders):
   assert blocks["down"]["kernel"].scale.sharding.spec == PartitionSpec(None, None)
   # Sums of bfloat16 products in another order.
   np.testing.assert_allclose(_scores(divided, divided.params), _scores(alone, alone.params), rtol=0.02, atol=0.02)
+
+
+def test_one_layer_at_a_time_is_widened():
+  """What a call needs in between does not grow with the layers, whose kernels the compiler could all widen at once."""
+  reward, layers = small_rewards.CONFIGS["hpsv3"], (2, 12)
+  frames = jax.ShapeDtypeStruct((3, 20, 30, 3), jnp.uint8)
+  tokens = PromptTokens(*(jax.ShapeDtypeStruct((size,), jnp.int32) for size in (3, 4, 1)))
+
+  def temporary_bytes(num_layers: int) -> int:
+    wide = lambda part: dataclasses.replace(part, dim=128, ffn_dim=512, num_layers=num_layers)
+    backbone = dataclasses.replace(
+      reward.backbone, vision=wide(reward.backbone.vision), decoder=wide(reward.backbone.decoder)
+    )
+    deep = HPSv3(dataclasses.replace(reward, backbone=backbone))
+    judge = lambda params, tokens, frames: deep(params, deep.init(params, tokens), frames, _INFO)
+    compiled = jax.jit(judge).lower(folder.abstract_params(deep.config, jnp.int8), tokens, frames).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  few, many = map(temporary_bytes, layers)
+  assert many - few < 0.1 * (layers[1] - layers[0]) * 2 * 3 * 128 * 512
 
 
 def test_channels_of_zeros_and_of_denormals():
