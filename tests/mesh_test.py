@@ -124,7 +124,7 @@ class TestTable:
     state = state._replace(beams=state.beams._replace(codec=(np.zeros((2, 2, 4, 4, 8)),)))
     trees = {
       "backbone": nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)),
-      "reward": {"hpsv3": hpsv3_params(HPSv3Config())},
+      "reward": {dtype: hpsv3_params(HPSv3Config(), dtype) for dtype in ("bfloat16", "int8")},
       "condition": small.condition(1),
       "state": state,
       "memory": state.beams.memory,
