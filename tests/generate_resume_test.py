@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import signal
-import time
+import sys
 
 import pytest
 from etils import epath
@@ -12,7 +12,7 @@ from etils import epath
 from experiments import results, stopped_searches
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest
-from tests.command_line import generate, quick_compilation, result_of, save_model, start
+from tests.command_line import generate, quick_compilation, result_of, save_model, start, start_function
 
 PROMPT = "a red circle moves left over a dark blue background"
 FOLDER = results.result_folder("outputs", PROMPT).name
@@ -28,18 +28,32 @@ class Runs:
     self.saved = folder / "outputs" / f".{FOLDER}.saved"
 
   def run(self, *arguments, terminate=False, file_bytes=None):
-    """`terminate` sends SIGTERM before the first chunk."""
+    """`terminate` sends SIGTERM while the first chunk is searched."""
     flags = [*self.arguments, "--save_every=1", *arguments]
-    process = start(self.folder, *flags, jax_settings=self.jax_settings, file_bytes=file_bytes)
     if terminate:
-      while process.is_alive() and not list((self.folder / "outputs").glob(".*.partial")):
-        time.sleep(0.05)
-      os.kill(process.pid, signal.SIGTERM)
+      process = start_function(self.folder, _generate_terminated, flags, jax_settings=self.jax_settings)
+    else:
+      process = start(self.folder, *flags, jax_settings=self.jax_settings, file_bytes=file_bytes)
     process.join()
     return result_of(process.exitcode, self.folder)
 
   def read(self, name):
     return (self.folder / "outputs" / FOLDER / name).read_bytes()
+
+
+def _generate_terminated(arguments):
+  from experiments import common
+  from experiments import generate as program
+
+  save_if_due = stopped_searches.save_if_due
+
+  def after_sigterm(*chunk):
+    os.kill(os.getpid(), signal.SIGTERM)
+    save_if_due(*chunk)
+
+  stopped_searches.save_if_due = after_sigterm
+  sys.argv = ["experiments/generate.py", *arguments]
+  common.run(program.main)
 
 
 @pytest.fixture(scope="module")
