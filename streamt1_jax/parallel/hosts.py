@@ -16,6 +16,7 @@ exit code 134, which names nobody; it stays as the last resort, at more than twi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -240,12 +241,14 @@ class _Pulse:
     beats: grows while it lives.
     code: exit code once it ends; 0 where all its work is done.
     message: why.
+    death: what it says of another process that died, or that cannot be reached.
   """
 
   host: str
   beats: int = 0
   code: int | None = None
   message: str = ""
+  death: str = ""
 
 
 class _Member:
@@ -297,19 +300,21 @@ class _Member:
     failed = [process for process, pulse in self._others.items() if process != own and pulse.code]
     if failed:
       self._failed_since = self._failed_since or now
-      if self._suspicious or now - self._failed_since > _GRACE_SECONDS:
+      if self._suspicious or self._others[failed[0]].death or now - self._failed_since > _GRACE_SECONDS:
         self._follow(failed[0])
     limit = _SUSPICIOUS_SECONDS if self._suspicious else self._timeout_seconds
     # Where several seem silent, on busy machines say, the one that died has been so the longest.
     for process, heard in sorted(self._heard.items(), key=lambda item: item[1]):
       ended = process in self._others and self._others[process].code is not None
       if process != own and not ended and now - heard > limit:
-        self.leave(DIED, f"{self._name(process)} died or cannot be reached: silent for {now - heard:.0f} s")
+        self._pulse.death = f"{self._name(process)} died or cannot be reached: silent for {now - heard:.0f} s"
+        self.leave(DIED, self._pulse.death)
 
   def _follow(self, process: int) -> None:
     """Ends as a process that failed; what is no code of ours becomes one."""
     pulse = self._others[process]
-    self.leave(DIED if pulse.code == 1 else pulse.code, f"{self._name(process)}: {pulse.message}")
+    message = pulse.death or f"{self._name(process)}: {pulse.message}"
+    self.leave(DIED if pulse.code == 1 else pulse.code, message)
 
   def _name(self, process: int) -> str:
     return f"process {process}" + (f" on {self._others[process].host}" if process in self._others else "")
@@ -326,6 +331,12 @@ class _Member:
     with self._leaving:  # Never released: the first to come ends all.
       # Process 0 may be in the middle of its progress bar.
       print(f"{'' if self.address.process_id else chr(10)}error: {message}", file=sys.stderr, flush=True)
+      if self.address.process_id == 0 and self._pulse.death:
+        # With process 0 goes the place where all read: let them hear first who it was that died.
+        self._pulse.code = code
+        with contextlib.suppress(RuntimeError, ValueError):
+          self._beat()
+          time.sleep(3 * _PULSE_SECONDS)
       os._exit(code)
 
   def wait_for_cause(self, error: Exception) -> None:

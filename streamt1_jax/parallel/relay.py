@@ -8,6 +8,7 @@ Python is asked before. Behind a relay the connection does not break: the relay 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -50,7 +51,9 @@ class Relay:
     def send() -> None:
       if _pass_on(local, remote):
         hung_up.set()
-        remote.close()
+        # Closing alone says nothing to the coordinator while the other thread waits for an answer of it.
+        with contextlib.suppress(OSError):
+          remote.shutdown(socket.SHUT_RDWR)
 
     _in_thread(send)
     if _pass_on(remote, local) and not hung_up.is_set():
