@@ -416,7 +416,7 @@ class TestBadInput:
       (["--videos=a.mp4", "--reward=quality", "--prompts_file=two.txt"], ["two.txt", "2 prompts for 1 videos"]),
       (["--videos=a.mp4", "--image_frames=0"], ["--image_frames=0", "1"]),
       (["--videos=a.mp4", "--batch=none"], ["--batch=none"]),
-      (["--videos=a.mp4", "--dtype=int8"], ["--dtype=int8", "float32|bfloat16"]),
+      (["--videos=a.mp4", "--dtype=int4"], ["--dtype=int4", "float32|bfloat16|int8"]),
     ],
   )
   def test_is_one_line(self, tmp_path, arguments, fragments):
