@@ -43,6 +43,7 @@ SEARCH_FILE = "search.json"
 STATE, TRACE = "state", "trace"
 _ITEMS = (STATE, TRACE)
 _DIGITS = 6
+_LOOP_IS_CLOSED = "Event loop is closed"
 _TRACE_TREE = ChunkTrace(CandidateTrace(0, 0, 0, 0, 0, Flags(0, 0)), Eviction(0, 0, 0), 0, 0, 0, 0, None)
 
 
@@ -268,19 +269,24 @@ def discard(directory: epath.PathLike) -> None:
 def _quiet_background() -> Iterator[None]:
   """Hides what orbax and TensorStore print from their own threads: failures become a SaveError of one line."""
   of_others = lambda record: "orbax" not in record.pathname
-  logger, hook = absl_logging.get_absl_logger(), sys.excepthook
+  logger, hook, unraisable_hook = absl_logging.get_absl_logger(), sys.excepthook, sys.unraisablehook
 
+  # Of writes that were under way when orbax gave up because of another one's failure. Which hook hears of them differs
+  # between platforms.
   def report(kind, error, trace):
-    # Of writes that were under way when orbax gave up because of another one's failure.
-    if str(error) != "Event loop is closed":
+    if str(error) != _LOOP_IS_CLOSED:
       hook(kind, error, trace)
 
+  def report_unraisable(unraisable):
+    if str(unraisable.exc_value) != _LOOP_IS_CLOSED:
+      unraisable_hook(unraisable)
+
   logger.addFilter(of_others)
-  sys.excepthook = report
+  sys.excepthook, sys.unraisablehook = report, report_unraisable
   try:
     yield
   finally:
-    sys.excepthook = hook
+    sys.excepthook, sys.unraisablehook = hook, unraisable_hook
     logger.removeFilter(of_others)
 
 
