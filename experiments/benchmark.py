@@ -28,6 +28,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments import common, device_flags
+from experiments.random_model import ConstantReward
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
@@ -56,13 +57,6 @@ flags.adopt_module_key_flags(device_flags)
 SCALING_CANDIDATES = (1, 2, 4, 8)
 SCALING_CHUNKS = (10, 100, 400)
 _AROUND = 5
-
-
-class ConstantReward:
-  """Scores everything 0; ties go to the first candidate."""
-
-  def __call__(self, params, condition, frames, info):
-    return jnp.float32(0.0)
 
 
 class AlternatingReward:

@@ -268,10 +268,7 @@ def main() -> None:
   finished = hosts.first_decides(lambda: find_finished(plan, folders))
   together, options = plan.pipeline.prompts_together, {"overwrite": _OVERWRITE.value}
   groups = hosts.first_decides(
-    lambda: [
-      list(batch.folders)
-      for batch in stopped_searches.make_batches(folders, finished, together, plan.search_settings, **options)
-    ]
+    lambda: stopped_searches.group_prompts(folders, finished, together, plan.search_settings, **options)
   )
   batches = [Batch({prompt: folders[prompt] for prompt in group}, plan.search_settings(group)) for group in groups]
   for prompt in finished:

@@ -1,7 +1,7 @@
 """Kills `experiments.generate` at random moments, starts it again, and compares with a run that was never disturbed.
 
-  python -m experiments.kill_test --kills=60 --work_dir=/tmp/kill_test
-  python -m experiments.kill_test --kills=60 --work_dir=/tmp/kill_test --model=checkpoints/tiny
+  python -m experiments.kill_test --kills=60 --work_dir=runs/kill_test
+  python -m experiments.kill_test --kills=60 --work_dir=runs/kill_test --model=checkpoints/tiny
 
 The first command makes a small random model, with which a start takes seconds. Two prompts, a save after every chunk.
 Every start of the program gets `kill -9` at a random moment of a phase that is drawn before; sooner or later one comes
@@ -33,24 +33,18 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from etils import epath
-from flax import nnx
 
-from experiments import common, marked_generate, results
+from experiments import common, marked_generate, random_model, results
+from experiments.random_model import ConstantReward
 from streamt1_jax import drivers
-from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.codec.base import LatentCodec
-from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import SearchConfig, preset
-from streamt1_jax.io import checkpoint
+from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.pipeline import TOKENIZER_FILE, Pipeline
-from streamt1_jax.text.umt5 import UMT5Encoder
 
 _KILLS = common.define_integer("kills", 60, "How often to kill.", 1)
-_WORK_DIR = flags.DEFINE_string("work_dir", "kill_test", "Folder that is emptied, and in which everything is written.")
+_WORK_DIR = flags.DEFINE_string("work_dir", "runs/kill_test", "Where everything is written; removes an earlier test.")
 _MODEL = flags.DEFINE_string("model", None, "Folder of the model; by default a small random one is made.")
 _LENGTH = common.define_integer("length", 5, "Chunks of a video.", 2)
 _KILL_SEED = common.define_integer("kill_seed", 0, "Of the moments.")
@@ -58,7 +52,8 @@ _KILL_SEED = common.define_integer("kill_seed", 0, "Of the moments.")
 PROMPTS = ("a red circle moves left over a dark blue background", "a green square moves up over a white background")
 PHASES = ("load", "compile", "denoise", "reward", "commit", "save", "assemble", "write")
 _DRAWN = ("compile", "denoise", "reward", "save", "write", "any")
-_FILES = ("video.mp4", "contact_sheet.png", "trace.json")
+_FILES = (results.VIDEO, results.CONTACT_SHEET, results.TRACE)
+_UNDISTURBED = "undisturbed"
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["experiments.marked_generate", "experiments.results", "streamt1_jax.pipeline"])
 
@@ -74,28 +69,7 @@ def make_model(folder: epath.Path) -> None:
     latent_height=4,
     latent_width=4,
   )
-  parts = {
-    "backbone": (0.1, lambda: CausalWanDiT(model, nnx.Rngs(0))),
-    "codec": (0.3, lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))),
-    "text": (0.3, lambda: UMT5Encoder(model.text, nnx.Rngs(0))),
-  }
-  generator = np.random.default_rng(0)
-  for name, (scale, build) in parts.items():
-    fill = lambda leaf, scale=scale: np.float32(scale) * generator.standard_normal(leaf.shape, np.float32)
-    weights = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
-    checkpoint.save_params(folder / name, jax.tree.map(fill, weights))
-  (common.find_folder("checkpoints/tiny") / TOKENIZER_FILE).copy(folder / TOKENIZER_FILE)
-  checkpoint.save_config(folder, model, {"source": "random weights"})
-
-
-class Constant:
-  """A reward that costs nothing."""
-
-  def init(self, params, features):
-    return ()
-
-  def __call__(self, params, condition, frames, info):
-    return jnp.float32(0.0)
+  random_model.save(folder, model, common.find_folder("checkpoints/tiny") / TOKENIZER_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +85,10 @@ def measure_shares(folder: pathlib.Path) -> Shares:
   pipeline, search = Pipeline.load(folder), SearchConfig.released()
   condition, model = pipeline.condition(PROMPTS[0], _LENGTH.value), pipeline.config
   bare = dataclasses.replace(
-    pipeline.models, codec=LatentCodec(model.latent_shape[1:]), image_reward=Constant(), video_reward=Constant()
+    pipeline.models,
+    codec=LatentCodec(model.latent_shape[1:]),
+    image_reward=ConstantReward(),
+    video_reward=ConstantReward(),
   )
   whole, without = (_chunk_seconds(pipeline.params, condition, models, search) for models in (pipeline.models, bare))
   passes = len(model.schedule.denoising_steps) * search.num_candidates
@@ -263,6 +240,8 @@ def kill_at(trial: Trial, process, event: str, often: int, delay: float) -> floa
 def main() -> None:
   random.seed(_KILL_SEED.value)
   work = pathlib.Path(_WORK_DIR.value).resolve()
+  if work.exists() and not (work / _UNDISTURBED).is_dir():
+    raise ConfigError(f"--work_dir={work} is there and holds no earlier test; give another folder")
   shutil.rmtree(work, ignore_errors=True)
   if _MODEL.value is None:
     make_model(epath.Path(work / "model"))
@@ -270,7 +249,7 @@ def main() -> None:
   jax.config.update("jax_disable_most_optimizations", _MODEL.value is None)
   shares = measure_shares(model)
   print(f"a chunk denoises until {shares.denoise:.2f} of its time, and is judged until {shares.reward:.2f}", flush=True)
-  reference = Trial(work / "undisturbed", model, work / "cache")
+  reference = Trial(work / _UNDISTURBED, model, work / "cache")
   began, lengths = time.monotonic(), {}
   for name in ("cold", "warm"):
     shutil.rmtree(reference.folder / "outputs", ignore_errors=True)

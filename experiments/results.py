@@ -43,12 +43,15 @@ def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: b
   stored = part_files.read_json_object(folder, MANIFEST, "an earlier result").get("settings", {})
   if overwrite:
     return False
+  require_same(f"{folder} was made", stored, settings, "use --overwrite or another --output_dir")
+  return True
+
+
+def require_same(what: str, stored: Mapping[str, Any], settings: Mapping[str, Any], remedy: str) -> None:
+  """Raises ConfigError, "`what` with NAME VALUE, not VALUE; `remedy`", at the first of `settings` stored otherwise."""
   for name, value in settings.items():
     if stored.get(name) != value:
-      raise ConfigError(
-        f"{folder} was made with {name} {stored.get(name)}, not {value}; use --overwrite or another --output_dir"
-      )
-  return True
+      raise ConfigError(f"{what} with {name} {stored.get(name)}, not {value}; {remedy}")
 
 
 def _is_half_published(folder: epath.Path) -> bool:

@@ -9,6 +9,7 @@ threads) of a chunk both ways and what the saves add; the same of one save that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -73,20 +74,20 @@ def state_bytes(name: str) -> dict[str, int]:
 
 def search_once(pipeline: Pipeline, condition: Any, folder: epath.Path | None) -> Iterator[tuple[float, float]]:
   """Seconds and CPU seconds of the chunks after those that compile, and of what is left to write after the last."""
-  saved = SavedSearch(folder, {}) if folder else None
   traces: list[Any] = []
   options = {"num_chunks": _CHUNKS.value, "seeds": [0]}
   states = pipeline.stream_states([condition], SearchConfig.released(), **options)
-  for index in range(_CHUNKS.value):
-    began = _now()
-    state, (trace,) = next(states)
-    traces.append(trace)
-    if saved and (index + 1) % stopped_searches.SAVE_EVERY.value == 0:
-      saved.save(state, [traces])
-    if saved and index == _CHUNKS.value - 1:
-      saved.__exit__()
-    if index > 1:
-      yield _passed(began)
+  with SavedSearch(folder, {}) if folder else contextlib.nullcontext() as saved:
+    for index in range(_CHUNKS.value):
+      began = _now()
+      state, (trace,) = next(states)
+      traces.append(trace)
+      if saved and (index + 1) % stopped_searches.SAVE_EVERY.value == 0:
+        saved.save(state, [traces])
+      if saved and index == _CHUNKS.value - 1:
+        saved.wait()
+      if index > 1:
+        yield _passed(began)
 
 
 def time_saves(pipeline: Pipeline, condition: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from experiments import common
+from experiments import common, results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, saved_search
 from streamt1_jax.io.saved_search import SavedSearch
@@ -69,15 +69,15 @@ def saved_folder(folder: epath.Path) -> epath.Path:
   return folder.parent / f".{folder.name}.saved"
 
 
-def make_batches(
+def group_prompts(
   folders: Mapping[str, epath.Path],
   finished: Sequence[str],
   together: int,
   settings: Callable[[Sequence[str]], dict[str, Any]],
   *,
   overwrite: bool,
-) -> list[Batch]:
-  """The searches that are left to do: each stopped one with the prompts it had, and new ones.
+) -> list[list[str]]:
+  """The prompts of the searches that are left to do: each stopped one with those it had, and new ones.
 
   Saves of no use are removed: the results are there, or others are to replace them.
 
@@ -98,8 +98,7 @@ def make_batches(
     groups += [prompts] if prompts else []
     missing = [prompt for prompt in missing if prompt not in prompts]
   groups += [missing[start : start + together] for start in range(0, len(missing), together)]
-  groups.sort(key=lambda prompts: list(folders).index(prompts[0]))
-  return [Batch({prompt: folders[prompt] for prompt in prompts}, settings(prompts)) for prompts in groups]
+  return sorted(groups, key=lambda prompts: list(folders).index(prompts[0]))
 
 
 def _stopped_prompts(
@@ -121,19 +120,11 @@ def _stopped_prompts(
       saved_search.discard(folder)
       return []
     known = [prompt for prompt in prompts if prompt in given]
-    _require_same(folder, description.settings, settings(known))
+    remedy = "give the same flags to go on with it, --overwrite to begin anew, or another --output_dir"
+    results.require_same(f"{folder} holds a stopped search", description.settings, settings(known), remedy)
   except ConfigError:
     if not overwrite:
       raise
     saved_search.discard(folder)
     return []
   return prompts
-
-
-def _require_same(folder: epath.Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-  for name, value in settings.items():
-    if stored.get(name) != value:
-      raise ConfigError(
-        f"{folder} holds a stopped search with {name} {stored.get(name)}, not {value}; give the same flags to go on "
-        "with it, --overwrite to begin anew, or another --output_dir"
-      )

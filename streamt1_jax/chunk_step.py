@@ -30,8 +30,6 @@ from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, V
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Latents, Params
 
-_VIEW_AXES = attention.MemoryView(k=0, v=0, count=0, trip_count=None)
-
 
 @dataclasses.dataclass(frozen=True)
 class Models:
@@ -162,11 +160,6 @@ def _append_frames(past: jax.Array, num_past: jax.Array, chunk: jax.Array) -> ja
   return jax.lax.dynamic_slice_in_dim(joined, surplus, past.shape[0])
 
 
-def _views(beams: Beam) -> attention.MemoryView:
-  """The beams' memories as attention reads them, with a common trip count: the slot loop stays unbatched."""
-  return memory_sinking.view(beams.memory, beams.memory.count.max())
-
-
 def _gather_beams(beams: Beam, parents: jax.Array) -> Beam:
   """The beams at `parents` [K]; the only place where memories move, block by block and within their own space."""
   if parents.shape[0] == 1:
@@ -275,7 +268,7 @@ class _Step:
       commit = lambda *beam: memory_sinking.commit(*beam, first_frame, self.models.config)
       return (jax.vmap(commit)(memory, chunk, flags),)
 
-    chunks = jax.vmap(clean_pass, in_axes=(0, _VIEW_AXES))(winners.latents, _views(beams))
+    chunks = jax.vmap(clean_pass)(winners.latents, memory_sinking.view(beams.memory))
     names = ["memory", "chunk_memory", "per_beam", "shared"]
     remember = by_shards(remember, self.models.execution.mesh, names, ["memory"])
     (memory,) = remember(beams.memory, chunks, winners.flags, self.first_frame)
@@ -330,9 +323,9 @@ def chunk_step(
   )
   mesh = models.execution.mesh
   seed = constrain(mesh, seed, "beam", "candidate")
-  sample = jax.vmap(jax.vmap(step.sample, in_axes=(0, None, None)), in_axes=(0, 0, _VIEW_AXES))
+  sample = jax.vmap(jax.vmap(step.sample, in_axes=(0, None, None)))
   with jax.named_scope("denoise"):
-    noise, x0 = constrain(mesh, sample(seed, beams.noise, _views(beams)), "beam", "candidate")
+    noise, x0 = constrain(mesh, sample(seed, beams.noise, memory_sinking.view(beams.memory)), "beam", "candidate")
   latents = x0[:, :, -1]
 
   with jax.named_scope("judge"):

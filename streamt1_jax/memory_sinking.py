@@ -92,8 +92,8 @@ def empty_memory(model: ModelConfig, search: SearchConfig, dtype: jnp.dtype) -> 
   )
 
 
-def view(memory: Memory, trip_count: jax.Array) -> MemoryView:
-  return MemoryView(memory.k, memory.v, memory.count, trip_count)
+def view(memory: Memory) -> MemoryView:
+  return MemoryView(memory.k, memory.v, memory.count)
 
 
 def _first_window_slot(memory: Memory) -> jax.Array:

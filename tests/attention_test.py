@@ -35,8 +35,8 @@ def _softmax_over_all(q, k, v, cache_k, cache_v, count):
   return np.einsum("aqk,akd->qad", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-def _attend(implementation, q, k, v, cache_k, cache_v, count, trip_count):
-  memory = MemoryView(cache_k, cache_v, jnp.asarray(count), jnp.asarray(trip_count))
+def _attend(implementation, q, k, v, cache_k, cache_v, count):
+  memory = MemoryView(cache_k, cache_v, jnp.asarray(count))
   return attend_with_memory(q, k, v, memory, jnp.int32(LAYER), implementation)
 
 
@@ -47,34 +47,29 @@ _attend = jax.jit(_attend, static_argnums=0)
 @pytest.mark.parametrize("count", range(SLOTS + 1))
 def test_equals_one_softmax(implementation, count):
   inputs = _inputs()
-  out = _attend(implementation, *inputs, count, count)
-  np.testing.assert_allclose(out, _softmax_over_all(*inputs, count), rtol=0, atol=1e-6)
-
-
-@every
-@pytest.mark.parametrize("count", [0, 2, 4])
-def test_slots_that_are_not_valid_have_no_weight(implementation, count):
-  """Beams with fewer slots visit as many as the fullest beam."""
-  inputs = _inputs()
-  out = _attend(implementation, *inputs, count, SLOTS)
+  out = _attend(implementation, *inputs, count)
   np.testing.assert_allclose(out, _softmax_over_all(*inputs, count), rtol=0, atol=1e-6)
 
 
 @every
 @pytest.mark.parametrize("huge", [1e30, -1e30])
 def test_slots_that_are_not_valid_hold_anything(implementation, huge):
+  """A beam with fewer slots visits as many as the fullest one."""
   q, k, v, cache_k, cache_v = _inputs()
-  expected = _attend(implementation, q, k, v, cache_k, cache_v, 2, SLOTS)
+  beams = jax.vmap(functools.partial(_attend, implementation), in_axes=(None, None, None, 0, 0, 0))
+  run = lambda: beams(q, k, v, np.stack([cache_k] * 2), np.stack([cache_v] * 2), np.array([2, SLOTS]))[0]
+  expected = run()
+  np.testing.assert_allclose(expected, _softmax_over_all(q, k, v, cache_k, cache_v, 2), rtol=0, atol=1e-6)
   cache_k[:, 2:], cache_v[:, 2:] = huge, huge
-  np.testing.assert_array_equal(_attend(implementation, q, k, v, cache_k, cache_v, 2, SLOTS), expected)
+  np.testing.assert_array_equal(run(), expected)
 
 
 @every
 def test_slots_in_any_order(implementation):
   q, k, v, cache_k, cache_v = _inputs()
   order = np.array([3, 0, 4, 2, 1])
-  shuffled = _attend(implementation, q, k, v, cache_k[:, order], cache_v[:, order], SLOTS, SLOTS)
-  expected = _attend(implementation, q, k, v, cache_k, cache_v, SLOTS, SLOTS)
+  shuffled = _attend(implementation, q, k, v, cache_k[:, order], cache_v[:, order], SLOTS)
+  expected = _attend(implementation, q, k, v, cache_k, cache_v, SLOTS)
   np.testing.assert_allclose(shuffled, expected, rtol=0, atol=1e-6)
 
 
@@ -85,14 +80,14 @@ def test_large_logits_do_not_overflow(implementation):
   cache_k[:, 1] *= 40.0
   expected = _softmax_over_all(q, k, v, cache_k, cache_v, SLOTS)
   # Logits of some hundreds carry an error of 1e-5 in float32, and so do their exponentials.
-  out = _attend(implementation, q, k, v, cache_k, cache_v, SLOTS, SLOTS)
+  out = _attend(implementation, q, k, v, cache_k, cache_v, SLOTS)
   np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
 
 
 @every
 def test_bfloat16(implementation):
   inputs = [jnp.asarray(x, jnp.bfloat16) for x in _inputs()]
-  out = _attend(implementation, *inputs, 4, SLOTS)
+  out = _attend(implementation, *inputs, 4)
   assert out.dtype == jnp.bfloat16
   expected = _softmax_over_all(*inputs, 4)
   assert np.linalg.norm(np.asarray(out, np.float64) - expected) < 0.02 * np.linalg.norm(expected)
@@ -102,11 +97,11 @@ def test_bfloat16(implementation):
 def test_the_chunk_and_one_layer_are_read(implementation):
   """Other layers change nothing; a slot of this layer does."""
   q, k, v, cache_k, cache_v = _inputs()
-  expected = np.asarray(_attend(implementation, q, k, v, cache_k, cache_v, 3, 3))
+  expected = np.asarray(_attend(implementation, q, k, v, cache_k, cache_v, 3))
   cache_k[1 - LAYER], cache_v[1 - LAYER] = 5.0, 5.0
-  np.testing.assert_array_equal(_attend(implementation, q, k, v, cache_k, cache_v, 3, 3), expected)
+  np.testing.assert_array_equal(_attend(implementation, q, k, v, cache_k, cache_v, 3), expected)
   cache_v[LAYER, 2] += 1.0
-  assert np.abs(_attend(implementation, q, k, v, cache_k, cache_v, 3, 3) - expected).max() > 1e-3
+  assert np.abs(_attend(implementation, q, k, v, cache_k, cache_v, 3) - expected).max() > 1e-3
 
 
 @every
@@ -115,7 +110,7 @@ def test_candidates_share_the_slots(implementation):
   q, k, v, cache_k, cache_v = _inputs()
   q, k, v = (np.stack([x, _random(seed, *x.shape)]) for seed, x in zip((5, 6, 7), (q, k, v), strict=True))
   run = functools.partial(_attend, implementation)
-  together = jax.vmap(run, in_axes=(0, 0, 0, None, None, None, None))(q, k, v, cache_k, cache_v, 3, 4)
+  together = jax.vmap(run, in_axes=(0, 0, 0, None, None, None))(q, k, v, cache_k, cache_v, 3)
   for candidate in range(2):
     expected = _softmax_over_all(q[candidate], k[candidate], v[candidate], cache_k, cache_v, 3)
     np.testing.assert_allclose(together[candidate], expected, rtol=0, atol=1e-6)
@@ -123,13 +118,12 @@ def test_candidates_share_the_slots(implementation):
 
 @every
 def test_beams_have_memories_of_their_own(implementation):
-  """Beams over candidates, as in a search: [K, B, ...] queries, [K, ...] memories and counts, one trip count."""
-  counts, trips = np.array([1, 4, 0]), 4
+  """Beams over candidates, as in a search: [K, B, ...] queries, [K, ...] memories and counts."""
+  counts = np.array([1, 4, 0])
   q, k, v = (_random(seed, 3, 2, TOKENS, HEADS, WIDTH) for seed in (5, 6, 7))
   cache_k, cache_v = (_random(seed, 3, LAYERS, SLOTS, HEADS, TOKENS, WIDTH) for seed in (8, 9))
-  candidates = jax.vmap(functools.partial(_attend, implementation), in_axes=(0, 0, 0, None, None, None, None))
-  beams = jax.vmap(candidates, in_axes=(0, 0, 0, 0, 0, 0, None))
-  together = beams(q, k, v, cache_k, cache_v, counts, trips)
+  candidates = jax.vmap(functools.partial(_attend, implementation), in_axes=(0, 0, 0, None, None, None))
+  together = jax.vmap(candidates)(q, k, v, cache_k, cache_v, counts)
   for beam, count in enumerate(counts):
     for i in range(2):
       expected = _softmax_over_all(q[beam, i], k[beam, i], v[beam, i], cache_k[beam], cache_v[beam], count)
@@ -148,6 +142,6 @@ def test_attention_without_memory():
 def test_slots_that_are_not_visited_are_not_read(implementation):
   """The cost follows the slots in use: NaN in the others would show, whatever its weight."""
   q, k, v, cache_k, cache_v = _inputs()
-  expected = _attend(implementation, q, k, v, cache_k, cache_v, 2, 2)
+  expected = _attend(implementation, q, k, v, cache_k, cache_v, 2)
   cache_k[:, 2:], cache_v[:, 2:] = np.nan, np.nan
-  np.testing.assert_array_equal(_attend(implementation, q, k, v, cache_k, cache_v, 2, 2), expected)
+  np.testing.assert_array_equal(_attend(implementation, q, k, v, cache_k, cache_v, 2), expected)

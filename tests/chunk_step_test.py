@@ -80,7 +80,7 @@ class TestMemory:
     memory = jax.eval_shape(lambda: init_state(models, params, small.SEARCH, 0)).beams.memory
     one_beam = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count, count)
+    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count)
     noise = jnp.zeros(self.MODEL.latent_shape)
     run = functools.partial(denoise, models)
     text = small.condition(8, model=self.MODEL).text

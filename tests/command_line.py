@@ -7,21 +7,15 @@ import multiprocessing
 import os
 import pathlib
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from flax import nnx
 
-from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.codec.vae import VideoCodec
+from experiments import random_model
 from streamt1_jax.config import ModelConfig, preset
-from streamt1_jax.io import checkpoint
-from streamt1_jax.text.umt5 import UMT5Encoder
 from tests import memory_store
 
 HOST_DEVICES = "--xla_force_host_platform_device_count=8"
@@ -53,20 +47,9 @@ def small_model() -> ModelConfig:
 
 def save_model(folder: pathlib.Path, backbone_scale: float = 0.1) -> pathlib.Path:
   """A checkpoint of random weights; a huge, finite `backbone_scale` makes every latent NaN or Inf."""
-  model = small_model()
-  parts = {
-    "backbone": lambda: CausalWanDiT(model, nnx.Rngs(0)),
-    "codec": lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0)),
-    "text": lambda: UMT5Encoder(model.text, nnx.Rngs(0)),
-  }
-  random = np.random.default_rng(0)
-  for name, build in parts.items():
-    scale = np.float32(backbone_scale if name == "backbone" else 0.3)
-    fill = lambda leaf, scale=scale: scale * random.standard_normal(leaf.shape, np.float32)
-    abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
-    checkpoint.save_params(folder / name, jax.tree.map(fill, abstract))
-  shutil.copy(REPOSITORY / "checkpoints/tiny/tokenizer.model", folder)
-  checkpoint.save_config(folder, model, {"source": "random weights of a test"})
+  random_model.save(
+    folder, small_model(), REPOSITORY / "checkpoints/tiny/tokenizer.model", backbone_scale=backbone_scale
+  )
   return folder
 
 

@@ -106,7 +106,7 @@ def test_kernel_or_its_substitute_lowers(platform):
   x = jax.ShapeDtypeStruct((tokens, heads, width), jnp.bfloat16)
   cache = jax.ShapeDtypeStruct((2, 3, heads, tokens, width), jnp.bfloat16)
   scalar = jax.ShapeDtypeStruct((), jnp.int32)
-  attend = lambda q, k, v, mk, mv, count, layer: attend_with_memory(q, k, v, MemoryView(mk, mv, count, count), layer)
+  attend = lambda q, k, v, mk, mv, count, layer: attend_with_memory(q, k, v, MemoryView(mk, mv, count), layer)
   exported = jax.export.export(jax.jit(attend), platforms=[platform])(x, x, x, cache, cache, scalar, scalar)
   assert ("tpu_custom_call" in exported.mlir_module()) == (platform == "tpu")
 

@@ -119,15 +119,13 @@ def _files(folder: pathlib.Path) -> dict[str, bytes]:
   return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-class TestBatches:
+class TestGroups:
   PROMPTS = ("a", "b", "c", "d", "e")
 
   def _make(self, output, finished=(), *, seed=0, overwrite=False, prompts=PROMPTS):
     folders = {prompt: epath.Path(output) / prompt for prompt in prompts}
     settings = lambda prompts: {"prompts": list(prompts), "seed": seed}
-    batches = stopped_searches.make_batches(folders, finished, 2, settings, overwrite=overwrite)
-    assert all(batch.settings == settings(batch.folders) for batch in batches)
-    return [list(batch.folders) for batch in batches]
+    return stopped_searches.group_prompts(folders, finished, 2, settings, overwrite=overwrite)
 
   def _stop(self, output, *prompts, seed=0):
     folder = stopped_searches.saved_folder(epath.Path(output) / prompts[0])

@@ -238,7 +238,7 @@ class _Units:
     """Velocity, x0 and chunk memory of x [1, F, C, H, W] at t [1, F], with earlier `chunks` in memory."""
     model = nnx.merge(self.graphdef, self.params if params is None else params)
     stack = lambda name: jnp.stack([getattr(c, name) for c in chunks] or [jnp.zeros_like(self._empty())], axis=1)
-    memory = attention.MemoryView(stack("k"), stack("v"), jnp.int32(len(chunks)), jnp.int32(len(chunks)))
+    memory = attention.MemoryView(stack("k"), stack("v"), jnp.int32(len(chunks)))
     attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer)
     features = time_features(t[0], self.config.backbone.freq_dim)
     text = self.text if params is None else model.text_memory(self.embeds)

@@ -56,7 +56,7 @@ def _stream_chunk(params, memory, noisy, clean, features, first_frame, text, fla
   """Velocity of the noisy chunk; then the clean chunk goes into the memory."""
   models = small.models()
   memory, _ = memory_sinking.evict(memory, models.rotary, small.MODEL, SEARCH)
-  view = memory_sinking.view(memory, memory.count)
+  view = memory_sinking.view(memory)
   flow, _ = velocity(models, params, noisy, features, first_frame, text, view)
   _, chunk = velocity(models, params, clean, CONTEXT_FEATURES, first_frame, text, view)
   return flow, memory_sinking.commit(memory, chunk, flags, first_frame, small.MODEL), memory.frame, memory.count

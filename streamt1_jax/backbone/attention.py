@@ -45,14 +45,11 @@ class MemoryView(NamedTuple):
     k: [L, R, A, T, D] rotated keys.
     v: [L, R, A, T, D] values.
     count: int32 scalar; slots 0..count-1 are valid.
-    trip_count: int32 scalar >= count; how many slots are visited. The largest count of all beams, kept apart from
-      `count` so that a `vmap` over beams leaves it unbatched.
   """
 
   k: jax.Array
   v: jax.Array
   count: jax.Array
-  trip_count: jax.Array
 
 
 class _Partial(NamedTuple):
@@ -93,7 +90,7 @@ def attend_with_memory(
     [T, A, D] in q's dtype.
   """
   call = _one_candidate(implementation, mesh)
-  return call(q * q.shape[-1] ** -0.5, k, v, memory.k, memory.v, memory.count, memory.trip_count, layer).astype(q.dtype)
+  return call(q * q.shape[-1] ** -0.5, k, v, memory.k, memory.v, memory.count, layer).astype(q.dtype)
 
 
 @functools.cache
@@ -122,13 +119,13 @@ def _one_beam(implementation: Implementation | None, mesh: Mesh | None) -> Calla
   beams = _one_prompt(implementation, mesh)
 
   @jax.custom_batching.custom_vmap
-  def call(q, k, v, mk, mv, count, trip_count, layer):
+  def call(q, k, v, mk, mv, count, layer):
     beam = (x[None] for x in (q, k, v, mk, mv, count))
-    return beams(*beam, trip_count, layer)[0]
+    return beams(*beam, layer)[0]
 
   @call.def_vmap
-  def rule(size, batched, q, k, v, mk, mv, count, trip_count, layer):
-    return beams(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), trip_count, layer), True
+  def rule(size, batched, q, k, v, mk, mv, count, layer):
+    return beams(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), layer), True
 
   return call
 
@@ -140,15 +137,14 @@ def _one_prompt(implementation: Implementation | None, mesh: Mesh | None) -> Cal
   all_prompts = functools.partial(_all_prompts if mesh is None else functools.partial(_on_mesh, mesh), all_beams)
 
   @jax.custom_batching.custom_vmap
-  def call(q, k, v, mk, mv, count, trip_count, layer):
+  def call(q, k, v, mk, mv, count, layer):
     if mesh is None:
-      return all_beams(q, k, v, mk, mv, count, trip_count, layer)
+      return all_beams(q, k, v, mk, mv, count, layer)
     prompt = (x[None] for x in (q, k, v, mk, mv, count))
     return all_prompts(*prompt, layer)[0]
 
   @call.def_vmap
-  def rule(size, batched, q, k, v, mk, mv, count, trip_count, layer):
-    del trip_count
+  def rule(size, batched, q, k, v, mk, mv, count, layer):
     return all_prompts(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), layer), True
 
   return call
@@ -177,13 +173,12 @@ def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Arra
   """Attention [G, K, B, T, A, D] of all beams of G prompts; they are beams like any others."""
   merge = lambda x: x.reshape(-1, *x.shape[2:])
   beams = (merge(x) for x in (q, k, v, mk, mv, count))
-  # Each device goes by its own beams: it need not ask the others for the largest count.
-  return all_beams(*beams, count.max(), layer).reshape(q.shape)
+  return all_beams(*beams, layer).reshape(q.shape)
 
 
-def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, layer) -> jax.Array:
   """Attention [K, B, T, A, D] of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K]."""
-  arguments = (q, k, v, mk, mv, count, trip_count, layer)
+  arguments = (q, k, v, mk, mv, count, layer)
   interpreted = lambda kernel: {"default": functools.partial(kernel.attend_slots, interpret=True)}
   flash = {"tpu": flash_attention.attend_slots} if flash_attention.supports(q.shape[-1]) else {}
   triton = {"cuda": triton_attention.attend_slots} if triton_attention.supports(q.shape[-1]) else {}
@@ -211,7 +206,7 @@ def _begin(logits: jax.Array, weigh: Callable) -> _Partial:
   return _Partial(weigh(weights), peak, weights.sum(axis=-1, keepdims=True))
 
 
-def _fold(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
+def _fold(q, k, v, mk, mv, count, layer) -> jax.Array:
   """One slot after the other, all heads at once; candidates are rows of the same product with a slot."""
   q, k, v = (x.transpose(0, 3, 1, 2, 4) for x in (q, k, v))
   beams, heads, candidates, tokens, width = q.shape
@@ -229,5 +224,6 @@ def _fold(q, k, v, mk, mv, count, trip_count, layer) -> jax.Array:
     acc = partial.acc * keep + _weigh("naqk,nakd->naqd", weights, at_slot(mv))
     return _Partial(acc, peak, partial.total * keep + weights.sum(axis=-1, keepdims=True))
 
-  partial = jax.lax.fori_loop(0, trip_count, visit, jax.tree.map(rows, own))
+  # On a mesh each device goes by its own beams: it need not ask the others for the largest count.
+  partial = jax.lax.fori_loop(0, count.max(), visit, jax.tree.map(rows, own))
   return (partial.acc / partial.total).reshape(q.shape).transpose(0, 2, 3, 1, 4)

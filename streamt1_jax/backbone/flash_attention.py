@@ -24,7 +24,7 @@ def supports(width: int) -> bool:
   return width % _LANES == 0
 
 
-def attend_slots(q, k, v, mk, mv, count, trip_count, layer, *, interpret: bool = False) -> jax.Array:
+def attend_slots(q, k, v, mk, mv, count, layer, *, interpret: bool = False) -> jax.Array:
   """Attention of all candidates of all beams to themselves and to the valid slots of their beam.
 
   Args:
@@ -34,7 +34,6 @@ def attend_slots(q, k, v, mk, mv, count, trip_count, layer, *, interpret: bool =
     mk: [K, L, R, A, T, D] rotated keys of the slots.
     mv: [K, L, R, A, T, D] their values.
     count: [K] int32, valid slots.
-    trip_count: int32 scalar, slots visited; at least every count.
     layer: int32 scalar, block.
     interpret: runs on any platform, by emulating a TPU core.
 
@@ -43,7 +42,7 @@ def attend_slots(q, k, v, mk, mv, count, trip_count, layer, *, interpret: bool =
   """
   beams, candidates, tokens, heads, width = q.shape
   rows = min(tokens, _round_up(pl.cdiv(tokens, pl.cdiv(tokens, _MAX_QUERIES)), 16))
-  grid = (beams, heads, candidates, pl.cdiv(tokens, rows), 1 + trip_count)
+  grid = (beams, heads, candidates, pl.cdiv(tokens, rows), 1 + count.max())
   columns = lambda x: x.reshape(beams, candidates, tokens, heads * width)
   visited = lambda n, step, count: jnp.maximum(jnp.minimum(step, count[n]) - 1, 0)
   queries = pl.BlockSpec((None, None, rows, width), lambda n, a, b, i, s, layer, count: (n, b, i, a))

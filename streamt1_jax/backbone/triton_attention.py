@@ -24,9 +24,8 @@ def supports(width: int) -> bool:
   return width >= _LEAST_WIDTH and width & (width - 1) == 0
 
 
-def attend_slots(q, k, v, mk, mv, count, trip_count, layer, *, interpret: bool = False) -> jax.Array:
+def attend_slots(q, k, v, mk, mv, count, layer, *, interpret: bool = False) -> jax.Array:
   """As `flash_attention.attend_slots`, with `interpret` on any platform."""
-  del trip_count
   beams, candidates, tokens, heads, width = q.shape
   # Triton counts elements in 32 bits, which the slots of all layers exceed.
   mk, mv = (jax.lax.dynamic_index_in_dim(cache, layer, 1, keepdims=False) for cache in (mk, mv))

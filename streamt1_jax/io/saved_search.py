@@ -271,8 +271,7 @@ def _quiet_background() -> Iterator[None]:
   of_others = lambda record: "orbax" not in record.pathname
   logger, hook, unraisable_hook = absl_logging.get_absl_logger(), sys.excepthook, sys.unraisablehook
 
-  # Of writes that were under way when orbax gave up because of another one's failure. Which hook hears of them differs
-  # between platforms.
+  # Of writes that were under way when orbax gave up because of another one's failure; Python tells either hook.
   def report(kind, error, trace):
     if str(error) != _LOOP_IS_CLOSED:
       hook(kind, error, trace)
@@ -312,7 +311,7 @@ class _SealingHandler(ocp.CompositeCheckpointHandler):
 
   def finalize(self, directory: epath.Path) -> None:
     super().finalize(directory)
-    if jax.process_index():
+    if not hosts.is_first():
       return
     for name in _ITEMS:
       part_files.write_part_file(directory / name, self._leaves[name])
