@@ -93,7 +93,7 @@ def test_flop_of_the_attention_kernel():
   cache = jnp.zeros((beams, layers, slots, heads, tokens, width))
   count = jnp.zeros(beams, jnp.int32)
   attend = functools.partial(flash_attention.attend_slots, interpret=True)
-  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, jnp.int32(0), jnp.int32(0))
+  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, jnp.int32(0))
   assert flop_count.count(jaxpr) == 4 * beams * candidates * heads * tokens * (slots * tokens) * width
 
 

@@ -147,3 +147,11 @@ def test_single_frames_show_their_corruption():
   assert len(kinds) > 8
   changed = np.abs(pairs.better.astype(int) - pairs.worse.astype(int)).max(axis=(1, 2, 3, 4))
   assert changed.min() > 10
+
+
+def test_emphasis_multiplies_the_odds():
+  config = lambda many: PairConfig(1, on_frames=False, emphasis=(("background", many),))
+  shares = {many: dict(zip(NAMES, np.asarray(preferences._shares(config(many))))) for many in (1.0, 3.0)}
+  odds = lambda of: of["background"] / of["color"]
+  np.testing.assert_allclose(odds(shares[3]), 3 * odds(shares[1]), rtol=1e-5)
+  np.testing.assert_allclose(sum(shares[3].values()), 1.0, rtol=1e-5)
