@@ -105,6 +105,13 @@ def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments
     assert fragment in line
 
 
+@pytest.mark.parametrize("flag", ["compilation_cache_dir", "executables_dir"])
+def test_folders_of_compiled_programs_that_cannot_be_made(tmp_path, small_checkpoint, flag):
+  (tmp_path / "file").write_text("not a folder")
+  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", f"--{flag}=file/folder")
+  assert f"--{flag}=file/folder cannot be made" in line
+
+
 @pytest.mark.parametrize(
   ("content", "fragment"),
   [(b"", "no prompt"), (b"\n  \n", "no prompt"), (b"a red circle\n\xff\xfe\n", "line 2"), (b"a\x00b", "line 1")],
