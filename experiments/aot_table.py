@@ -24,18 +24,25 @@ _OUTPUT = flags.DEFINE_string("output", "runs/aot.jsonl", "JSON lines, kept from
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
 
 _GIB = 1 << 30
-SLICES = (
-  ("v6e:1x1", "candidate:1", "twice"),
-  ("v5e:2x4", "candidate:2,model:4", "in_turn"),
-  ("v5p:2x2x1", "candidate:4", "in_turn"),
-  ("v6e:2x4", "candidate:4,model:2", "in_turn"),
-  ("tpu7x:2x2x1", "candidate:4,model:2", "in_turn"),
-  ("v5e:16x16", "data:32,candidate:2,model:4", "in_turn"),
+_ONE_CHIP = {"topology": "v6e:1x1", "mesh": "candidate:1", "decoding": "twice"}
+_SLICES = (
+  {"topology": "v5e:2x4", "mesh": "candidate:2,model:4", "decoding": "in_turn"},
+  {"topology": "v5p:2x2x1", "mesh": "candidate:4", "decoding": "in_turn"},
+  {"topology": "v6e:2x4", "mesh": "candidate:4,model:2", "decoding": "in_turn"},
+  {"topology": "tpu7x:2x2x1", "mesh": "candidate:4,model:2", "decoding": "in_turn"},
+  {"topology": "v5e:16x16", "mesh": "data:32,candidate:2,model:4", "decoding": "in_turn"},
 )
-"""Topology, mesh and decoding."""
+CASES = (
+  {**_ONE_CHIP, "rewards": False},
+  # Both rewards beside the search: on one chip only in int8 and without added sinks.
+  {**_ONE_CHIP, "rewards": True, "reward_dtype": "int8", "max_sink_frames": 3},
+  *({**one, "rewards": True} for one in _SLICES),
+  *({**one, "rewards": False} for one in _SLICES),
+)
+"""Flags of `experiments.aot_compile`, one compilation each."""
 
 COLUMNS = (
-  "slice", "mesh", "decoding", "rewards", "arguments", "outputs", "temporaries", "peak", "of", "fits",
+  "slice", "mesh", "decoding", "rewards", "sink frames", "arguments", "outputs", "temporaries", "peak", "of", "fits",
   "collectives, GB", "per block", "between candidates", "compile, s",
 )  # fmt: skip
 
@@ -61,7 +68,8 @@ def row(case: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     case["topology"],
     case["mesh"],
     case["decoding"],
-    "yes" if case["rewards"] else "no",
+    report["reward_dtype"] or "built in",
+    str(report["max_sink_frames"]),
     *(size(name) for name in ("argument_bytes", "output_bytes", "temporary_bytes")),
     size("hbm_peak_bytes_per_chip"),
     size("hbm_limit_bytes"),
@@ -87,16 +95,14 @@ def main() -> None:
   common.require_writable("output", _OUTPUT.value)
   path = epath.Path(_OUTPUT.value)
   made = read(path)
-  for topology, mesh, decoding in SLICES:
-    for rewards in (False, True):
-      case = {"topology": topology, "mesh": mesh, "decoding": decoding, "rewards": rewards}
-      if _NUM_LAYERS.value is not None:
-        case["num_layers"] = _NUM_LAYERS.value
-      if any(case == earlier for earlier, _ in made):
-        continue
-      made.append((case, compile_one(case)))
-      path.write_text("".join(json.dumps({"case": one, "report": report}) + "\n" for one, report in made))
-      print(row(*made[-1]), flush=True)
+  for case in CASES:
+    if _NUM_LAYERS.value is not None:
+      case = {**case, "num_layers": _NUM_LAYERS.value}
+    if any(case == earlier for earlier, _ in made):
+      continue
+    made.append((case, compile_one(case)))
+    path.write_text("".join(json.dumps({"case": one, "report": report}) + "\n" for one, report in made))
+    print(row(*made[-1]), flush=True)
   print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
   for case, report in made:
     print(row(case, report))

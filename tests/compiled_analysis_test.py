@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from experiments import flop_count, hlo_collectives, tpu_compiler
 from experiments.hlo_collectives import Collective
 from streamt1_jax.backbone import flash_attention
-from tests.command_line import result_of, start
+from tests.command_line import result_of, start, start_function
 
 SHAPE = {"x": 2, "y": 4}
 
@@ -189,3 +190,57 @@ def test_bad_input(tmp_path, arguments, fragments):
   (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
   for fragment in fragments:
     assert fragment in line
+
+
+_REPORT = {
+  "reward_dtype": None,
+  "max_sink_frames": 15,
+  "argument_bytes": 3 * 2**30,
+  "output_bytes": 0,
+  "temporary_bytes": 2**29,
+  "hbm_peak_bytes_per_chip": 7 * 2**29,
+  "hbm_limit_bytes": 16 * 2**30,
+  "fits": True,
+  "collectives": {"all-reduce": {"count": 3, "bytes": 1_500_000_000}},
+  "activation_collectives_per_block": 3.0,
+  "candidate_collectives_in_denoising": 0,
+  "compile_seconds": 61.7,
+}
+
+
+def _table_of_made_rows():
+  from experiments import aot_table, common
+
+  with open("rows.jsonl", "w") as file:
+    for case in aot_table.CASES:
+      file.write(json.dumps({"case": case, "report": _REPORT}) + "\n")
+  sys.argv = ["experiments/aot_table.py", "--output=rows.jsonl"]
+  common.run(aot_table.main)
+
+
+def test_table_of_what_is_compiled_already(tmp_path):
+  process = start_function(tmp_path, _table_of_made_rows, jax_settings={})
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 0, result
+  header, _, *rows = result.stdout.splitlines()
+  cases = [json.loads(line)["case"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+  assert len(rows) == len(cases)
+  columns = [cell.strip() for cell in header.strip("|").split("|")]
+  for case, row in zip(cases, rows):
+    cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
+    assert cells["slice"] == case["topology"]
+    assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
+    assert (cells["fits"], cells["rewards"], cells["compile, s"]) == ("yes", "built in", "62")
+    assert (cells["collectives, GB"], cells["per block"]) == ("all-reduce 1.50", "3")
+
+
+@pytest.mark.parametrize("content", ["rows\n", "[1]\n", '{"case": {}}\n'])
+def test_table_of_another_file(tmp_path, content):
+  (tmp_path / "rows.jsonl").write_text(content)
+  process = start(tmp_path, "--output=rows.jsonl", program="aot_table")
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 2, result
+  assert result.stderr.startswith("error: --output=rows.jsonl does not hold the lines of an earlier run")
+  assert (tmp_path / "rows.jsonl").read_text() == content
