@@ -11,7 +11,7 @@ Three ways to spend one prompt and one seed:
   search     the search of the flags, 2 beams of 2 candidates by default
 
 The verifiers (`streamt1_jax.data.verify`) have seen no reward and no reward has seen them. Prints a Markdown table, and
-last one JSON line: the mean of every verdict with a 95 % bootstrap interval over prompts, and the same of the paired
+last one JSON line: the mean of every verdict with a 95 % bootstrap interval over captions, and the same of the paired
 differences. `oracle_of_n` is what a perfect judge would reach with the plain videos, verdict by verdict.
 
 Every prompt is one line of `--output`; a run that was interrupted, or is asked for more prompts, goes on behind the
@@ -54,7 +54,7 @@ def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str,
   plain: list[Video] = [generate(streaming, plain_seed) for plain_seed in comparison.plain_seeds(seed, search)]
   searched = generate(search, seed)
   scores = [video.score for video in plain]
-  best = int(np.argmax(scores))
+  best = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
   verdicts = [verify.verify(video.frames, attributes) for video in plain]
   return {
     "caption": caption,
@@ -84,7 +84,7 @@ def main() -> None:
     "chunks": chunks,
     "seed": _SEED.value,
     "candidates": search.num_candidates,
-    "checkpoint_sha256": common.checkpoint_sha256(checkpoint),
+    "checkpoint_sha256": common.checkpoint_sha256(checkpoint, pipeline.rewards.choice.stored),
     **search_flags.reward_settings(pipeline, "float32"),
     **dataclasses.asdict(search),
   }

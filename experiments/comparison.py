@@ -1,7 +1,7 @@
 """Comparisons of ways to make videos, and of ways to decide: rows in a file, and what they say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,14 +30,19 @@ def read_rows(path: epath.Path, settings: Mapping[str, Any]) -> list[dict[str, A
   if not path.exists():
     return []
   rows = []
-  for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+  try:
+    lines = path.read_text().splitlines(keepends=True)
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"--output={path} is not a comparison but something binary; give another file") from error
+  for number, line in enumerate(lines, start=1):
     if not line.endswith("\n"):
       break
     try:
       rows.append(json.loads(line))
     except json.JSONDecodeError as error:
       raise ConfigError(f"--output={path}, line {number}: not JSON; give another file") from error
-  if rows and rows[0] != settings:
+  # The first line is written by a rename, so that one without its end is another program's.
+  if not rows or rows[0] != settings:
     raise ConfigError(f"--output={path} holds a comparison with other settings; give the same flags or another file")
   return rows[1:]
 
@@ -49,23 +54,30 @@ def write_rows(path: epath.Path, settings: Mapping[str, Any], rows: list[dict[st
   partial.replace(path)
 
 
-def interval(values: np.ndarray, seed: int = 0) -> dict[str, float]:
-  """Mean of [prompts] values and the 95 % percentile bootstrap interval over prompts."""
-  resampled = np.random.default_rng(seed).integers(0, len(values), (_RESAMPLES, len(values)))
-  low, high = np.percentile(values[resampled].mean(axis=1), [2.5, 97.5])
+def interval(values: np.ndarray, captions: Sequence[str], seed: int = 0) -> dict[str, float]:
+  """Mean of [prompts] values and its 95 % percentile bootstrap interval.
+
+  What is drawn anew are the different captions, each with all of its prompts: those are not independent. Where all
+  values are the same a bootstrap has no width; of n times the same verdict, 3 / n is the usual bound.
+  """
+  _, which = np.unique(np.asarray(captions), return_inverse=True)
+  sums, counts = np.bincount(which, values), np.bincount(which)
+  drawn = np.random.default_rng(seed).integers(0, len(sums), (_RESAMPLES, len(sums)))
+  low, high = np.percentile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [2.5, 97.5])
   return {name: round(float(x), 3) for name, x in (("mean", values.mean()), ("low", low), ("high", high))}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
   """By method or difference, then by verdict: mean and interval."""
+  captions = [row["caption"] for row in rows]
   values = {
     method: {name: np.array([row["verdicts"][method][name] for row in rows], float) for name in verify.VERDICTS}
     for method in METHODS
   }
-  result = {method: {name: interval(found) for name, found in of.items()} for method, of in values.items()}
+  result = {method: {name: interval(found, captions) for name, found in of.items()} for method, of in values.items()}
   for first, second in DIFFERENCES:
     paired = {name: values[first][name] - values[second][name] for name in verify.VERDICTS}
-    result[f"{first} - {second}"] = {name: interval(found) for name, found in paired.items()}
+    result[f"{first} - {second}"] = {name: interval(found, captions) for name, found in paired.items()}
   return result
 
 

@@ -77,8 +77,9 @@ class Winner(NamedTuple):
 
 
 def past_capacity(models: Models, search: SearchConfig) -> int:
-  """Past frames kept for the video reward."""
-  return (search.sliding_window - 1) * models.codec.num_frames(models.config.chunk_frames, first=False)
+  """Past frames kept for the video reward: a full window is as long as a video of so many chunks by itself."""
+  latent_frames = (search.sliding_window - 1) * models.config.chunk_frames
+  return models.codec.num_frames(latent_frames, first=True) if latent_frames else 0
 
 
 def init_state(models: Models, params: Params, search: SearchConfig, seed: int) -> SearchState:

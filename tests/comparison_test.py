@@ -1,5 +1,6 @@
 """Comparisons of searches: what is read back, and the statistics."""
 
+import itertools
 import json
 
 import jax.numpy as jnp
@@ -15,9 +16,13 @@ from streamt1_jax.data import verify
 _SETTINGS = {"seconds": 5.0}
 
 
+_CAPTIONS = itertools.count()
+
+
 def _row(**passed) -> dict:
-  """A row in which the methods in `passed` pass every verdict or none."""
-  return {"verdicts": {m: dict.fromkeys(verify.VERDICTS, passed.get(m, False)) for m in comparison.METHODS}}
+  """A row, of a caption of its own, in which the methods in `passed` pass every verdict or none."""
+  verdicts = {m: dict.fromkeys(verify.VERDICTS, passed.get(m, False)) for m in comparison.METHODS}
+  return {"caption": f"caption {next(_CAPTIONS)}", "verdicts": verdicts}
 
 
 def test_rows_survive_an_interruption(tmp_path):
@@ -39,6 +44,12 @@ def test_other_files_are_refused(tmp_path):
   path.write_text(json.dumps(_SETTINGS) + "\nno\n")
   with pytest.raises(ConfigError, match="line 2: not JSON"):
     comparison.read_rows(path, _SETTINGS)
+  path.write_text('{"results": "of somebody else"}')
+  with pytest.raises(ConfigError, match="--output=.* give .* another file"):
+    comparison.read_rows(path, _SETTINGS)
+  path.write_bytes(b"\x89PNG\r\n")
+  with pytest.raises(ConfigError, match="--output=.* binary"):
+    comparison.read_rows(path, _SETTINGS)
 
 
 def test_differences_are_paired():
@@ -54,9 +65,15 @@ def test_differences_are_paired():
 
 def test_interval_of_a_share():
   """p = .25, n = 400: plus and minus 1.96 sqrt(p (1 - p) / n) = .0424."""
-  found = comparison.interval(np.repeat([1.0, 0.0], [100, 300]))
+  found = comparison.interval(np.repeat([1.0, 0.0], [100, 300]), range(400))
   assert found["mean"] == 0.25
   np.testing.assert_allclose([found["low"], found["high"]], [0.2076, 0.2924], atol=0.006)
+
+
+def test_prompts_of_one_caption_are_not_independent():
+  """Each of 400 verdicts four times over is worth 400, not 1600."""
+  once = comparison.interval(np.repeat([1.0, 0.0], [100, 300]), range(400))
+  assert comparison.interval(np.repeat([1.0, 0.0], [400, 1200]), np.repeat(range(400), 4)) == once
 
 
 def test_the_table_has_a_row_for_every_method_and_difference():
