@@ -5,8 +5,9 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Once only: a worker inherits it from the process that distributes the tests.
-_flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
-os.environ["XLA_FLAGS"] = " ".join([*_flags, "--xla_force_host_platform_device_count=8"])
+os.environ["XLA_FLAGS"] = " ".join(
+  dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), "--xla_force_host_platform_device_count=8"])
+)
 
 import jax
 import pytest
