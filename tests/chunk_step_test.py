@@ -11,10 +11,10 @@ from flax import nnx
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone import attention
-from streamt1_jax.chunk_step import chunk_step, denoise, init_state
+from streamt1_jax.chunk_step import chunk_step, denoise, init_state, past_capacity
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
-from streamt1_jax.config import CodecConfig, SearchConfig
+from streamt1_jax.config import CodecConfig, SearchConfig, preset
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from tests import small_search as small
 
@@ -333,7 +333,8 @@ class TestRewardDecode:
       own = latents[3 * chunk : 3 * chunk + 3]
       window = latents[max(0, 3 * (chunk + 1 - self.WINDOW)) : 3 * chunk + 3]
       frames = video[bounds[chunk] : bounds[chunk + 1]]
-      seen = video[bounds[max(0, chunk + 1 - self.WINDOW)] : bounds[chunk + 1]]
+      # A full window has as many frames as a video of two chunks by itself.
+      seen = video[max(0, bounds[chunk + 1] - 11) : bounds[chunk + 1]]
       for trace, short, long in (
         (streamed[chunk], frames, seen),
         (scratch[chunk], self._decode_alone(own), self._decode_alone(window)),
@@ -346,6 +347,15 @@ class TestRewardDecode:
     difference = [abs(a.candidates.long - b.candidates.long).max() for a, b in zip(streamed, scratch, strict=True)]
     assert difference[0] < 1e-6
     assert max(difference[1:]) > 0.02
+
+  def test_a_full_window_is_as_long_as_its_latents_alone(self):
+    """117 frames for the 30 latents of the released window, however long the video is."""
+    codec = StreamingDecoder(self._decoder()[0], preset("tiny").codec, (4, 4))
+    assert codec.config.temporal_stride == 4
+    models = dataclasses.replace(small.models(), codec=codec)
+    past = lambda window: past_capacity(models, SearchConfig(max_sink_frames=6, sliding_window=window))
+    assert past(10) + codec.num_frames(3, first=False) == 117
+    assert (past(2), past(1)) == (9, 0)
 
   def test_frames_follow_the_winners_lineage(self):
     """Two beams of two: every beam's decoder state went where the beam went."""
