@@ -477,6 +477,8 @@ class TestInputs:
       "run2/a.MP4\tthree\nb.mp4\tone\nrun1/a.MP4\ttwo",
       '{"video": "b.mp4", "prompt": "one"}\n{"video": "v/run2/a.MP4", "prompt": "three"}\n'
       '{"video": "run1/a.MP4", "prompt": "two"}',
+      '{ "video": "b.mp4", "prompt": "one" }\n{\t"video": "run2/a.MP4", "prompt": "three"}\n'
+      '{"prompt": "two", "video": "run1/a.MP4"}',
     ],
   )
   def test_prompts_find_their_videos(self, tmp_path, videos, lines):
@@ -498,6 +500,8 @@ class TestInputs:
       ("b.mp4\tone\nrun1/a.MP4\t", "must be a file name, a tab and a prompt"),
       ('{"video": "b.mp4"}', "needs a video and a prompt"),
       ('{"video": "b.mp4", "prompt": 3}', "needs a video and a prompt"),
+      ('{ "video": "b.mp4", "prompt": "one"}\n3\nthree', "the line '3' needs a video and a prompt"),
+      ('{ "video": "b.mp4", "prompt": "one"}\ntwo\nthree', "the line 'two' is not valid JSON"),
       ('{"video": "b.mp4', "not valid JSON"),
     ],
   )
