@@ -14,7 +14,7 @@ from etils import epath
 
 from experiments import results
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data.prompts import load_prompts
+from streamt1_jax.data.prompts import load_prompts, require_whole_characters
 from streamt1_jax.io import config_json, part_files, paths
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -99,6 +99,7 @@ def _parse_json_line(line: str, flag: str) -> tuple[str, str]:
   values = (entry.get("video"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
   if not all(isinstance(value, str) and value.strip() for value in values):
     raise ConfigError(f"{flag}: the line {line!r:.60} needs a video and a prompt, both text")
+  require_whole_characters(values[1], f"{flag}: the prompt in the line {line!r:.60}")
   return values
 
 
@@ -143,4 +144,8 @@ def _with_own_prompt(video: epath.Path) -> Task:
   prompt = settings.get("prompt") if isinstance(settings, dict) else None
   if not isinstance(prompt, str):
     return Task(video, None, f"{video.parent / results.MANIFEST} holds no prompt")
+  try:
+    require_whole_characters(prompt, f"the prompt in {video.parent / results.MANIFEST}")
+  except ConfigError as error:
+    return Task(video, None, str(error))
   return Task(video, prompt)
