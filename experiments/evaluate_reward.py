@@ -8,6 +8,8 @@ higher, by the score that a search uses (mu, or Overall) and by the scores that 
 the caption that is right scores higher than one that differs in one attribute, for the same clip. Windows have all the
 lengths that a search shows. Captions of the split "tune" are for choosing anything at all; those of "test" are for
 reporting.
+
+Which captions are right, and what they have in common with those of training: `reward_report.held_out_pairs`.
 """
 
 import functools
@@ -20,15 +22,14 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from experiments import common
+from experiments import common, reward_report
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import preferences, reward_text, shapes
-from streamt1_jax.data.preferences import CORRUPTIONS, PairConfig, Pairs
+from streamt1_jax.data.preferences import CORRUPTIONS, Pairs
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.rewards.folder import LoadedReward, load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
-from streamt1_jax.rewards.videoalign import DIMENSIONS
 
 _REWARD_DIR = common.define_path("reward_dir", None, "Folder of the reward.", required=True)
 _CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model whose codec is used.")
@@ -69,7 +70,7 @@ def judge(loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int,
 
   @functools.partial(jax.jit, static_argnames="number")
   def scores_of(params, key, times, length, kind, number):
-    config = PairConfig(number, on_frames, through_codec=number // 2, milder_probability=0.0)
+    config = reward_report.held_out_pairs(number, on_frames)
     pairs = preferences.draw_pairs(key, scenes, config, times, length, codec, kind)
     return pair_scores(loaded, params, pairs, captions), pairs.late
 
@@ -82,41 +83,8 @@ def judge(loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int,
       which = jnp.int32(preferences.NAMES.index(kind))
       found.append(scores_of(loaded.params, key, jnp.asarray(times), jnp.int32(length), which, number))
     scores, late = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*found))
-    report[kind] = describe(scores, late, kind)
+    report[kind] = reward_report.describe(scores, late, kind)
   return report
-
-
-def describe(scores: np.ndarray, late: np.ndarray, kind: str) -> dict[str, float | int]:
-  """Shares of pairs in the right order."""
-  (better, worse), (better_other, _) = (scores[:, caption].swapaxes(0, 1) for caption in range(2))
-  right = better.sum(axis=1) > worse.sum(axis=1)
-  shares = {"pairs": len(right), "agreement": right.mean()}
-  if late.any():
-    shares |= {"whole_window": right[~late].mean(), "last_chunk_only": right[late].mean()}
-  if scores.shape[-1] == len(DIMENSIONS):
-    higher = (better > worse).mean(axis=0)
-    shares |= {name: higher[DIMENSIONS.index(name)] for name in CORRUPTIONS[kind].falls}
-  shares |= {"caption_swapped": (better[:, -1] > better_other[:, -1]).mean()}
-  return {name: value if name == "pairs" else round(float(value), 3) for name, value in shares.items()}
-
-
-def summary(report: dict[str, dict]) -> dict[str, float]:
-  """Means over the corruptions: of all, and of each family."""
-  mean = lambda names, column: round(float(np.mean([report[name][column] for name in names])), 3)
-  families = {family: [n for n in report if CORRUPTIONS[n].family == family] for family in preferences.FAMILIES}
-  result = {"agreement": mean(list(report), "agreement"), "caption_swapped": mean(list(report), "caption_swapped")}
-  return result | {family: mean(names, "agreement") for family, names in families.items() if names}
-
-
-def table(report: dict[str, dict]) -> str:
-  """The report in Markdown."""
-  columns = ["agreement", "whole_window", "last_chunk_only", *DIMENSIONS, "caption_swapped"]
-  columns = [column for column in columns if any(column in row for row in report.values())]
-  lines = [f"| corruption | pairs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-  for name, row in report.items():
-    cells = [f"{row[column]:.2f}" if column in row else "" for column in columns]
-    lines.append(f"| {name} | {row['pairs']} | {' | '.join(cells)} |")
-  return "\n".join(lines)
 
 
 def load_codec() -> preferences.Codec:
@@ -131,8 +99,8 @@ def load_codec() -> preferences.Codec:
 def main() -> None:
   loaded = load_reward(common.find_folder(_REWARD_DIR.value), fps=shapes.FPS, dtype=jnp.dtype(_DTYPE.value))
   report = judge(loaded, load_codec(), _SPLIT.value, _SEED.value, _PAIRS.value)
-  print(table(report))
-  print(json.dumps({"split": _SPLIT.value, **summary(report), "corruptions": report}), flush=True)
+  print(reward_report.table(report))
+  print(json.dumps({"split": _SPLIT.value, **reward_report.summary(report), "corruptions": report}), flush=True)
 
 
 if __name__ == "__main__":

@@ -108,10 +108,14 @@ def read_tasks(rewards: dict[str, epath.Path]) -> list[Task]:
   return tasks
 
 
+def as_text(name: str) -> str:
+  """The name of a file may be no text at all; JSON and CSV are."""
+  return name.encode(errors="backslashreplace").decode()
+
+
 def start_row(task: Task) -> Row:
   """The row of a video before anything of it is read."""
-  # The name of a file may be no text at all; JSON and CSV are.
-  name = os.fspath(task.video).encode(errors="backslashreplace").decode()
+  name = as_text(os.fspath(task.video))
   try:
     stat = task.video.stat()
     return Row(name, task.prompt, stat.length, int(stat.mtime))
@@ -151,7 +155,7 @@ def score_video(task: Task, row: Row, scorers: Sequence[VideoScorer]) -> Row:
     for scorer, own in indices.items():
       with noting_in(errors, task):
         scores |= scorer(task.prompt, frames if len(own) == len(needed) else frames[np.searchsorted(needed, own)])
-  return dataclasses.replace(row, scores=scores, error="; ".join(dict.fromkeys(errors)) or None)
+  return dataclasses.replace(row, scores=scores, error=as_text("; ".join(dict.fromkeys(errors))) or None)
 
 
 def read_needed(task: Task, info: video.VideoInfo, indices: np.ndarray) -> np.ndarray:

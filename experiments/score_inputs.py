@@ -7,13 +7,14 @@ import dataclasses
 import glob
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 
 from etils import epath
 
 from experiments import results
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data.prompts import load_prompts
+from streamt1_jax.data.prompts import load_prompts, require_whole_characters
 from streamt1_jax.io import config_json, part_files, paths
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -72,14 +73,14 @@ def with_given_prompts(videos: list[epath.Path], prompts_file: str) -> list[Task
   """Videos with the prompts of a file.
 
   The file has one prompt per line, for the videos in sorted order; or lines `name<TAB>prompt`; or lines of JSON,
-  `{"video": name, "prompt": prompt}`. A name is the end of the video's path: `a.mp4`, or `run1/a.mp4` where there are
-  several `a.mp4`.
+  `{"video": name, "prompt": prompt}`, all of them if there is one. A name is the end of the video's path: `a.mp4`, or
+  `run1/a.mp4` where there are several `a.mp4`.
 
   Raises ConfigError unless every video has exactly one prompt and every prompt a video.
   """
   flag = f"--prompts_file={prompts_file}"
   lines = load_prompts(prompts_file)
-  if all(line.startswith('{"') for line in lines):
+  if any(re.match(r'\{\s*"', line) for line in lines):
     by_name = [_parse_json_line(line, flag) for line in lines]
   elif any("\t" in line for line in lines):
     by_name = [_parse_tabbed_line(line, flag) for line in lines]
@@ -95,9 +96,10 @@ def with_given_prompts(videos: list[epath.Path], prompts_file: str) -> list[Task
 
 def _parse_json_line(line: str, flag: str) -> tuple[str, str]:
   entry = config_json.parse_strict_json(line, f"{flag}: the line {line!r:.60}")
-  values = entry.get("video"), entry.get("prompt")
+  values = (entry.get("video"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
   if not all(isinstance(value, str) and value.strip() for value in values):
     raise ConfigError(f"{flag}: the line {line!r:.60} needs a video and a prompt, both text")
+  require_whole_characters(values[1], f"{flag}: the prompt in the line {line!r:.60}")
   return values
 
 
@@ -142,4 +144,8 @@ def _with_own_prompt(video: epath.Path) -> Task:
   prompt = settings.get("prompt") if isinstance(settings, dict) else None
   if not isinstance(prompt, str):
     return Task(video, None, f"{video.parent / results.MANIFEST} holds no prompt")
+  try:
+    require_whole_characters(prompt, f"the prompt in {video.parent / results.MANIFEST}")
+  except ConfigError as error:
+    return Task(video, None, str(error))
   return Task(video, prompt)

@@ -154,6 +154,10 @@ def _adapted(generator=None, out: int = 5, inputs: int = 4, rank: int = 2) -> di
   }
 
 
+def _rename(tensors: dict, old: str, new: str) -> None:
+  tensors[f"base_model.model.{new}"] = tensors.pop(f"base_model.model.{old}")
+
+
 class TestAdapters:
   def test_merged_by_hand(self):
     tensors = _adapted()
@@ -181,7 +185,12 @@ class TestAdapters:
     ("change", "message"),
     [
       (lambda t: t.pop("base_model.model.layer.lora_B.default.weight"), "layer is incomplete: .*lora_B"),
-      (lambda t: t.pop("base_model.model.layer.base_layer.weight"), "has no layer.base_layer.weight"),
+      (lambda t: t.pop("base_model.model.layer.lora_A.default.weight"), "layer is incomplete: .*lora_A"),
+      (lambda t: t.pop("base_model.model.layer.base_layer.weight"), "incomplete: layer.base_layer.weight is missing"),
+      (lambda t: t.update({"base_model.model.b.base_layer.weight": np.zeros(1)}), "b is incomplete: b.lora_A"),
+      (lambda t: _rename(t, "layer.base_layer.weight", "layer.weight"), "incomplete: layer.base_layer.weight"),
+      (lambda t: t.update({"base_model.model.layer.weight": np.zeros((5, 4))}), "has layer.weight twice: .*base_layer"),
+      (lambda t: t.update({"base_model.model.layer.bias": np.zeros(5)}), "has layer.bias twice: .*base_layer.bias"),
       (lambda t: t.update({"stray": np.zeros(1)}), "names every tensor base_model.model..*, found stray"),
       (lambda t: t.update(_adapted(rank=3)), r"adapter of layer is \[5, 3\] by \[3, 4\]; rank 2"),
     ],

@@ -1,5 +1,6 @@
 """Videos on disk: what is written is what is seen, and a failed write leaves nothing."""
 
+import fractions
 import struct
 
 import av
@@ -167,6 +168,45 @@ def _encode_as(path, codec: str, frames: int, rate: int = 30) -> bytes:
 def test_frames_are_counted_where_the_file_does_not_say(tmp_path):
   _encode_as(tmp_path / "clip.webm", "libvpx-vp9", 7)
   assert video.probe_video(tmp_path / "clip.webm") == (7, 30.0, 64, 64)
+
+
+def _trimmed(path, first: int, frames: int = 20) -> None:
+  """An mp4 that holds `frames` frames and shows those from `first` on; what is before has negative times."""
+  with av.open(path, "w", options={"movflags": "faststart"}) as container:
+    stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
+    stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+    for index, frame in enumerate(_moving_disc(frames)):
+      picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+      picture.pts, picture.time_base = index - first, fractions.Fraction(1, 30)
+      container.mux(stream.encode(picture))
+    container.mux(stream.encode())
+
+
+def test_trimmed_videos_have_the_frames_they_show(tmp_path):
+  _trimmed(tmp_path / "whole.mp4", 0)
+  _trimmed(tmp_path / "trimmed.mp4", 5)
+  with av.open(tmp_path / "trimmed.mp4") as container:
+    assert container.streams.video[0].frames == 20
+  assert video.probe_video(tmp_path / "trimmed.mp4") == (15, 30.0, 64, 64)
+  (shown, _), (every, _) = (video.read_video(tmp_path / name) for name in ("trimmed.mp4", "whole.mp4"))
+  np.testing.assert_array_equal(shown, every[5:])
+  # A cut at the end: 200 of a second's 1000 parts.
+  content = (tmp_path / "trimmed.mp4").read_bytes()
+  (tmp_path / "trimmed.mp4").write_bytes(_patched(content, b"elst", 8, struct.pack(">I", 200)))
+  assert video.probe_video(tmp_path / "trimmed.mp4").num_frames == 6
+  np.testing.assert_array_equal(video.read_video(tmp_path / "trimmed.mp4")[0], shown[:6])
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
+def test_trimmed_videos_that_are_cut_off_are_refused(tmp_path, keep):
+  """What says how many frames there are is at the beginning, and whole."""
+  path = tmp_path / "clip.mp4"
+  _trimmed(path, 5)
+  content = path.read_bytes()
+  assert content.index(b"moov") < content.index(b"mdat") < 0.3 * len(content)
+  path.write_bytes(content[: int(keep * len(content))])
+  with pytest.raises(ConfigError, match="clip.mp4 is (incomplete|damaged|not a readable video)"):
+    video.read_video(path)
 
 
 def test_files_without_a_frame_rate_are_refused(tmp_path):

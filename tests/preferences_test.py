@@ -88,6 +88,23 @@ def test_late_corruptions_leave_the_past_alone(kind):
     assert first >= _LENGTH - 12 if pairs.late[index] else first == 0
 
 
+def test_late_corruptions_need_a_past():
+  scenes = preferences.neighbours("train", ("train",))
+  config = PairConfig(32, on_frames=False, milder_probability=0.0, soft_probability=0.0)
+  blur = jnp.int32(NAMES.index("blur"))
+
+  @jax.jit
+  def draw(length):
+    return preferences.draw_pairs(jax.random.key(0), scenes, config, jnp.zeros(1, jnp.int32), length, kind=blur)
+
+  for length in (9, 12, 13, 21):
+    pairs = draw(jnp.int32(length))
+    assert pairs.late.any() == (length in (13, 21))
+    # In the first frame both clips of a late pair are the same, and of no other.
+    differs = np.any(pairs.worse != pairs.better, axis=(1, 2, 3, 4))
+    np.testing.assert_array_equal(differs, ~pairs.late)
+
+
 def test_pairs_come_from_their_key_alone():
   first, again, other = (_drawn()(jax.random.key(seed), jnp.int32(2)) for seed in (1, 1, 2))
   jax.tree.map(np.testing.assert_array_equal, first, again)

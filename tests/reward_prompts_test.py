@@ -99,6 +99,10 @@ class TestTokens:
     with pytest.raises(ConfigError, match="the prompt holds the special token <"):
       RewardPrompt(tokenizer, _TEMPLATE, _ROWS)(caption)
 
+  def test_half_characters_are_refused(self, tokenizer):
+    with pytest.raises(ConfigError, match=r"the prompt holds half a character, '\\ud83d'"):
+      RewardPrompt(tokenizer, _TEMPLATE, _ROWS)("a cube \ud83d")
+
   def test_books_are_refused(self, tokenizer):
     with pytest.raises(ConfigError, match=r"the prompt and its instruction text have \d+ tokens, .* reads 4096"):
       RewardPrompt(tokenizer, _TEMPLATE, _ROWS)("a cube " * 3000)

@@ -184,18 +184,22 @@ class TestScores:
 
 class TestGeneratedVideos:
   def test_bring_their_prompts(self, tmp_path, checkpoint, jax_settings):
-    for name in ("one", "two"):
+    # A name of a folder that is no text is told as well as another.
+    for name in ("one", "two", "three\udcff"):
       video.write_video(tmp_path / f"outputs/{name}/video.mp4", clip(9), 16)
     (tmp_path / "outputs/one/manifest.json").write_text('{"settings": {"prompt": "a red circle"}, "score": 1.0}')
     (tmp_path / "outputs/two/manifest.json").write_text('{"settings":')
+    (tmp_path / "outputs/three\udcff/manifest.json").write_text(r'{"settings": {"prompt": "a red \ud83d"}}')
     arguments = ["--videos=outputs", "--reward=hpsv3+quality", f"--checkpoint={checkpoint}"]
     result = run(tmp_path, *arguments, jax_settings=jax_settings)
     assert result.code == 3, result
-    one, two = read_rows(tmp_path).values()
-    assert [one["prompt"], one["error"], two["prompt"]] == ["a red circle", None, None]
+    one, three, two = read_rows(tmp_path).values()
+    assert [one["prompt"], one["error"], two["prompt"], three["prompt"]] == ["a red circle", None, None, None]
     assert "manifest.json is not valid JSON" in two["error"]
-    # Both files are the same, and what needs no prompt is scored all the same.
-    assert two["scores"] == {name: one["scores"][name] for name in ("quality", "quality_frames")}
+    assert r"three\udcff/manifest.json holds half a character, '\ud83d'" in three["error"]
+    # The files are the same, and what needs no prompt is scored all the same.
+    for row in (two, three):
+      assert row["scores"] == {name: one["scores"][name] for name in ("quality", "quality_frames")}
 
   def test_default_is_all_that_the_checkpoint_has(self, tmp_path, checkpoint, jax_settings):
     video.write_video(tmp_path / "video.mp4", clip(9), 16)
@@ -477,6 +481,8 @@ class TestInputs:
       "run2/a.MP4\tthree\nb.mp4\tone\nrun1/a.MP4\ttwo",
       '{"video": "b.mp4", "prompt": "one"}\n{"video": "v/run2/a.MP4", "prompt": "three"}\n'
       '{"video": "run1/a.MP4", "prompt": "two"}',
+      '{ "video": "b.mp4", "prompt": "one" }\n{\t"video": "run2/a.MP4", "prompt": "three"}\n'
+      r'{"prompt": "two", "video": "run1/a.MP4", "by": "\ud83d"}',
     ],
   )
   def test_prompts_find_their_videos(self, tmp_path, videos, lines):
@@ -498,6 +504,8 @@ class TestInputs:
       ("b.mp4\tone\nrun1/a.MP4\t", "must be a file name, a tab and a prompt"),
       ('{"video": "b.mp4"}', "needs a video and a prompt"),
       ('{"video": "b.mp4", "prompt": 3}', "needs a video and a prompt"),
+      ('{ "video": "b.mp4", "prompt": "one"}\n3\nthree', "the line '3' needs a video and a prompt"),
+      ('{ "video": "b.mp4", "prompt": "one"}\ntwo\nthree', "the line 'two' is not valid JSON"),
       ('{"video": "b.mp4', "not valid JSON"),
     ],
   )

@@ -125,6 +125,19 @@ def test_splits_are_disjoint_and_stable():
     shapes.scenes_in("valid")
 
 
+@pytest.mark.parametrize("split", ["tune", "test"])
+def test_only_complete_captions_are_held_out(split):
+  omissions = list(itertools.product((False, True), repeat=2))
+  trained = {shapes.caption(*scene, *omitted) for scene in shapes.scenes_in("train") for omitted in omissions}
+  scenes = shapes.scenes_in(split)
+  assert not {shapes.caption(*scene) for scene in scenes} & trained
+  for omitted in omissions[1:]:
+    assert np.mean([shapes.caption(*scene, *omitted) in trained for scene in scenes]) > 0.9
+  # A single frame shows neither direction nor speed.
+  frame = lambda scene: scene._replace(speed=None, direction=None)
+  assert set(map(frame, scenes)) <= set(map(frame, shapes.scenes_in("train")))
+
+
 @pytest.mark.parametrize("split", shapes.SPLITS)
 def test_sampled_scenes_belong_to_their_split(split):
   sample = jax.jit(shapes.sample_scenes, static_argnums=(1, 2))

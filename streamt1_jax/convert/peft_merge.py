@@ -19,6 +19,7 @@ from streamt1_jax.config import ConfigError
 
 PREFIX = "base_model.model."
 _BASE = ".base_layer"
+_WEIGHT = f"{_BASE}.weight"
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 
 
@@ -66,34 +67,33 @@ def merged(tensors: Mapping[str, Any], rank: int, alpha: float) -> dict[str, Any
     alpha: numerator of the scale, alpha / r.
 
   Raises:
-    ConfigError: a name lacks peft's prefix, an adapter is incomplete, of another rank or of another shape than its
-      base.
+    ConfigError: a name lacks peft's prefix, a tensor is there twice, a base layer has no adapter or an adapter no base
+      layer, or an adapter is incomplete, of another rank or of another shape than its base.
   """
   foreign = [name for name in tensors if not name.startswith(PREFIX)]
   if foreign:
     raise ConfigError(f"a peft checkpoint names every tensor {PREFIX}..., found {foreign[0]}")
   plain = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-  adapted = {name.removesuffix(end) for name in plain for end in (_DOWN, _UP) if name.endswith(end)}
+  ends = (_WEIGHT, _DOWN, _UP)
+  for module in sorted({name.removesuffix(end) for name in plain for end in ends if name.endswith(end)}):
+    for end in ends:
+      if module + end not in plain:
+        raise ConfigError(f"the adapter of {module} is incomplete: {module}{end} is missing")
   result = {}
   for name, tensor in plain.items():
-    module, _, kind = name.rpartition(".")
     if name.endswith((_DOWN, _UP)):
       continue
-    owner = module.removesuffix(_BASE)
-    if owner in adapted and kind == "weight":
-      tensor = _merged_weight(owner, plain, rank, alpha / rank)
-    result[f"{owner}.{kind}"] = tensor
-  lost = sorted(module for module in adapted if f"{module}{_BASE}.weight" not in plain)
-  if lost:
-    raise ConfigError(f"the adapter of {lost[0]} has no {lost[0]}{_BASE}.weight in the checkpoint")
+    module, _, kind = name.rpartition(".")
+    base_name = f"{module.removesuffix(_BASE)}.{kind}"
+    if base_name != name and base_name in plain:
+      raise ConfigError(f"the checkpoint has {base_name} twice: {PREFIX}{base_name} and {PREFIX}{name}")
+    merge = name.endswith(_WEIGHT)
+    result[base_name] = _merged_weight(name.removesuffix(_WEIGHT), plain, rank, alpha / rank) if merge else tensor
   return result
 
 
 def _merged_weight(module: str, plain: Mapping[str, Any], rank: int, scale: float) -> MergedWeight:
-  for end in (_DOWN, _UP):
-    if module + end not in plain:
-      raise ConfigError(f"the adapter of {module} is incomplete: {module}{end} is missing")
-  base, down, up = plain[f"{module}{_BASE}.weight"], plain[module + _DOWN], plain[module + _UP]
+  base, down, up = plain[module + _WEIGHT], plain[module + _DOWN], plain[module + _UP]
   out_dim, in_dim = base.shape
   if tuple(down.shape) != (rank, in_dim) or tuple(up.shape) != (out_dim, rank):
     raise ConfigError(

@@ -282,6 +282,8 @@ def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: j
   better = jax.tree.map(lambda a, b: jnp.where(use_graded, a, b), graded, better)
 
   late = ~jnp.asarray(config.on_frames) & (_family(kind) != FAMILIES.index("motion")) & chance(_LATE_PROBABILITY)
+  # A first chunk is shorter: all of it would be worse.
+  late &= length > _LAST_CHUNK
   omitted = lambda name: chance(config.omit_probability) & (field != FIELDS.index(name))
   return _Draw(
     better=better,

@@ -1,4 +1,4 @@
-"""Lists of prompts in text files."""
+"""Lists of prompts in text files, and what is no prompt."""
 
 from __future__ import annotations
 
@@ -35,6 +35,14 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
   if not prompts:
     raise ConfigError(f"prompt file {path} has no prompt in its {len(lines)} lines")
   return prompts
+
+
+def require_whole_characters(prompt: str, where: str) -> None:
+  """Raises ConfigError, beginning with `where`, for half of a surrogate pair: JSON can say it, no file can hold it."""
+  try:
+    prompt.encode()
+  except UnicodeEncodeError as error:
+    raise ConfigError(f"{where} holds half a character, {prompt[error.start]!r}") from error
 
 
 def _decode(line: bytes, path: str | os.PathLike[str], number: int) -> str:

@@ -61,7 +61,7 @@ class VideoInfo(NamedTuple):
   """What a video file says of itself.
 
   Attributes:
-    num_frames: frames it holds.
+    num_frames: frames it shows; what an editor has cut off may still lie in the file.
     fps: frames per second, the average where the rate varies.
     height: rows of a frame as it is stored, in pixels; a rotation that the file asks for comes on top.
     width: columns of a frame as it is stored.
@@ -80,7 +80,7 @@ def probe_video(path: epath.PathLike) -> VideoInfo:
     ConfigError: the file is missing, empty, not a video, of a codec unknown here, or does not say its frame rate.
   """
   with _opened(path) as (container, stream):
-    num_frames = stream.frames or sum(1 for _ in container.decode(stream))
+    num_frames = _shown_frames(container, stream) or sum(1 for _ in container.decode(stream))
     if not num_frames:
       raise ConfigError(f"{path} is empty: it holds no frame")
     return VideoInfo(num_frames, _frame_rate(path, container, stream), stream.height, stream.width)
@@ -146,6 +146,14 @@ def _opened(path: epath.PathLike) -> Iterator[tuple[av.container.InputContainer,
       yield container, stream
   except av.error.FFmpegError as error:
     raise ConfigError(f"{source} is not a readable video: {error.strerror}") from error
+
+
+def _shown_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+  """How many frames the file says it shows, whether or not they are all there; 0 if it does not say."""
+  if not stream.frames or "mp4" not in container.format.name.split(","):
+    return stream.frames
+  # An mp4 counts all it holds. Its edit list shows a part: FFmpeg indexes that and what it must decode before.
+  return sum(not entry.is_discard for entry in stream.index_entries)
 
 
 def _frame_rate(path: epath.PathLike, container: av.container.InputContainer, stream: av.VideoStream) -> float:

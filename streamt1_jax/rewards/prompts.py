@@ -18,6 +18,7 @@ import tokenizers
 from etils import epath
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.data.prompts import require_whole_characters
 from streamt1_jax.io import config_json
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
 
@@ -147,8 +148,10 @@ class RewardPrompt:
   def __call__(self, caption: str) -> PromptTokens:
     """Tokens of one caption, numpy int32; taken verbatim, braces included.
 
-    Raises ConfigError for a caption that holds a special token, which would be read as one, or is as long as a book.
+    Raises ConfigError for a caption that holds a special token, which would be read as one, or half a character, or is
+    as long as a book.
     """
+    require_whole_characters(caption, "the prompt")
     strange = _SPECIAL_TOKEN.search(caption)
     if strange:
       raise ConfigError(f"the prompt holds the special token {strange.group()}, which the reward model would obey")

@@ -1,0 +1,72 @@
+"""What the scores of pairs say, by hand; and that no pair asks about a caption of training."""
+
+import numpy as np
+import pytest
+
+from experiments import reward_report
+
+_NAN = np.nan  # what the worse clip scores for the other caption is never asked
+
+
+def _scores(*pairs) -> np.ndarray:
+  """[B, 2 captions, 2 clips, 1] of (better, worse, better for the other caption)."""
+  return np.array([[[[better], [worse]], [[other], [_NAN]]] for better, worse, other in pairs])
+
+
+def test_captions_are_complete():
+  assert reward_report.held_out_pairs(8, on_frames=True).omit_probability == 0.0
+  config = reward_report.held_out_pairs(9, on_frames=False)
+  assert (config.count, config.on_frames, config.through_codec, config.milder_probability) == (9, False, 4, 0.0)
+
+
+def test_shares_of_frames():
+  # Better and worse: in order, in order, tied, exchanged, in order. The captions: right, wrong, right, wrong, tied.
+  scores = _scores((2.0, 1.0, 0.0), (-1.0, -3.0, 4.0), (1.0, 1.0, 0.0), (0.0, 5.0, 1.0), (7.0, 6.0, 7.0))
+  found = reward_report.describe(scores, np.zeros(5, bool), "blur")
+  assert found == {"pairs": 5, "agreement": 0.6, "caption_swapped": 0.4}
+
+
+def test_shares_of_windows():
+  # VQ, MQ and TA of the better clip, of the worse one, and of the better one for the other caption.
+  pairs = [
+    ((1, 0, 1), (0, 5, 0), (0, 0, 2)),  # VQ and TA are right, their sum with MQ is not
+    ((1, 5, 1), (0, 0, 2), (9, 9, 0)),  # VQ and the sum
+    ((0, 9, 0), (1, 0, 1), (0, 0, 1)),  # the sum alone
+    ((3, 0, 0), (0, 0, 1), (0, 0, -1)),  # VQ and the sum
+  ]
+  scores = np.array([[[b, w], [o, (_NAN,) * 3]] for b, w, o in pairs], float)
+  late = np.array([True, False, False, True])
+  assert reward_report.describe(scores, late, "mixed_shape") == {
+    "pairs": 4,
+    "agreement": 0.75,
+    "whole_window": 1.0,
+    "last_chunk_only": 0.5,
+    "VQ": 0.75,
+    "TA": 0.25,
+    "caption_swapped": 0.5,
+  }
+  # Only the scores that a corruption concerns are told, and where none is late, no share of those.
+  found = reward_report.describe(scores, np.zeros(4, bool), "freeze")
+  assert found == {"pairs": 4, "agreement": 0.75, "MQ": 0.5, "caption_swapped": 0.5}
+
+
+_REPORT = {
+  "color": {"pairs": 4, "agreement": 1.0, "caption_swapped": 0.5},
+  "blur": {"pairs": 4, "agreement": 0.5, "VQ": 0.25, "caption_swapped": 0.0},
+  "noise": {"pairs": 4, "agreement": 0.25, "whole_window": 0.5, "last_chunk_only": 0.0, "caption_swapped": 1.0},
+}
+
+
+def test_summary():
+  found = reward_report.summary(_REPORT)
+  assert found == pytest.approx({"agreement": 0.583, "caption_swapped": 0.5, "text": 1.0, "picture": 0.375}, abs=6e-4)
+
+
+def test_table():
+  assert reward_report.table(_REPORT).splitlines() == [
+    "| corruption | pairs | agreement | whole_window | last_chunk_only | VQ | caption_swapped |",
+    "|---|---|---|---|---|---|---|",
+    "| color | 4 | 1.00 |  |  |  | 0.50 |",
+    "| blur | 4 | 0.50 |  |  | 0.25 | 0.00 |",
+    "| noise | 4 | 0.25 | 0.50 | 0.00 |  | 1.00 |",
+  ]
