@@ -2,9 +2,9 @@
 
   python -m experiments.compare_short_frames --split=test --num_prompts=16 --seconds=5
 
-Every chunk of a search is decided once with all frames and once with each smaller number, from the same beams and the
-same noises; the search goes on with the winners of all frames. Prints a Markdown table and, last, one JSON line, by
-number of frames:
+Every chunk of a search is decided once with all frames and once with each smaller number of `--frames`, from the same
+beams and the same noises; the search goes on with the winners of all frames. Prints a Markdown table and, last, one
+JSON line, by number of frames:
 
   chunks          chunks compared
   same_best       share of them with the same best candidate
@@ -33,7 +33,7 @@ _SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
 _NUM_PROMPTS = common.define_integer("num_prompts", 16, "Captions.", 1, 10_000)
 _SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")
 _SEED = common.define_integer("seed", 0, "Choice of captions, and seed of the first prompt.", 0, 10**9)
-_FRAMES = flags.DEFINE_list("frames", ["12", "6", "3", "1"], "Numbers of frames to compare, the largest first.")
+_FRAMES = flags.DEFINE_list("frames", ["12", "6", "3", "1"], "Numbers of frames to compare, all of a chunk first.")
 flags.adopt_module_key_flags(search_flags)
 
 # Seeds grow by 1000 a chunk: prompts with videos of up to 100 chunks share none.
@@ -56,7 +56,7 @@ def decide(
     for models in choices:
       # A step takes its state's buffers.
       given = jax.tree.map(jnp.copy, state)
-      found, trace = drivers.jitted_chunk_step(pipeline.params, given, condition, models, search, first=chunk == 0)
+      found, trace = pipeline.step(pipeline.params, given, condition, models, search, first=chunk == 0)
       drivers.check_usable(trace, chunk, seed)
       after = found if after is None else after
       decisions.append(comparison.Decision.of(trace))
@@ -66,18 +66,22 @@ def decide(
 
 
 def read_frames(longest: int) -> list[int]:
-  """The numbers of `--frames`. Raises ConfigError unless they are in 1..longest and fall."""
+  """The numbers of `--frames`. Raises ConfigError unless they fall, from `longest`, all frames of a chunk."""
   given = ",".join(_FRAMES.value)
   try:
     numbers = [int(number) for number in _FRAMES.value]
   except ValueError:
     numbers = []
-  if len(numbers) < 2 or numbers != sorted(set(numbers), reverse=True) or not 1 <= numbers[-1] <= numbers[0] <= longest:
-    raise ConfigError(f"--frames={given}: give at least two falling numbers in 1..{longest}, the frames of a chunk")
+  if len(numbers) < 2 or numbers != sorted(set(numbers), reverse=True) or numbers[0] != longest or numbers[-1] < 1:
+    raise ConfigError(
+      f"--frames={given}: give at least two falling numbers in 1..{longest}; the first is {longest}, all of a chunk"
+    )
   return numbers
 
 
 def main() -> None:
+  if flags.FLAGS["short_frames"].present:
+    raise ConfigError("--short_frames is what is compared: give the numbers as --frames")
   pipeline = search_flags.load_pipeline(common.find_folder(_CHECKPOINT.value))
   search = search_flags.search_config(pipeline.config)
   if search.num_candidates == 1:
@@ -93,7 +97,9 @@ def main() -> None:
     decided += decide(pipeline, search, frames, chunks, caption, _SEED.value + _SEED_STEP * index)
   report = comparison.agreement(decided, frames)
   print(comparison.agreement_table(report))
-  settings = {"split": _SPLIT.value, "prompts": len(captions), **search_flags.reward_settings(pipeline, "float32")}
+  rewards = search_flags.reward_settings(pipeline, "float32")
+  del rewards["short_frames"]
+  settings = {"split": _SPLIT.value, "prompts": len(captions), "frames": frames, **rewards}
   print(json.dumps({"settings": settings, "results": report}), flush=True)
 
 

@@ -24,7 +24,6 @@ Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `re
 final averages in float16, the head in float32), `loss.csv`, `loss.png`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -261,19 +260,10 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
 
 
 def normalised(objective: Objective, params: dict) -> tuple[RewardConfig, dict]:
-  """Config and weights whose scores have mean 0 and standard deviation 1 over training clips.
-
-  VideoAlign has constants for it; mu of HPSv3 has none, so there the last layer is rescaled.
-  """
+  """Config and weights whose scores have mean 0 and standard deviation 1 over training clips."""
   mean, std = score_statistics(objective, params)
   print(f"scores: mean {mean}, standard deviation {std}", flush=True)
-  if objective.name == "videoalign":
-    as_tuple = lambda values: tuple(round(float(value), 4) for value in values)
-    return dataclasses.replace(objective.config, mean=as_tuple(mean), std=as_tuple(std)), params
-  out = params["head"]["out"]
-  kernel = out["kernel"].at[:, 0].divide(std[0])
-  bias = out["bias"].at[0].set((out["bias"][0] - mean[0]) / std[0])
-  return objective.config, params | {"head": params["head"] | {"out": {"kernel": kernel, "bias": bias}}}
+  return preference_loss.with_unit_scores(objective.config, params, mean, std)
 
 
 def main() -> None:

@@ -173,6 +173,33 @@ class TestLoss:
     assert set(terms) == set(preference_loss.term_names(name))
 
 
+class TestUnitScores:
+  """Made-up statistics: where a score was the mean it is 0, and a standard deviation above that it is 1."""
+
+  def test_of_mu(self):
+    config = _config("hpsv3")
+    params = jax.tree.map(jnp.asarray, small_rewards.random_params(config))
+    same, scaled = preference_loss.with_unit_scores(config, params, np.array([4.0]), np.array([2.5]))
+    assert same == config
+    condition = hpsv3.HPSv3(config).init(params, PromptTokens(jnp.zeros(2, int), jnp.arange(4), jnp.array([3])))
+    frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)), jnp.uint8)
+    scores = jax.jit(lambda params: hpsv3.HPSv3(config).frame_scores(params, condition, frames))
+    before, after = scores(params), scores(scaled)
+    assert np.ptp(before[:, 0]) > 1e-3
+    np.testing.assert_allclose(after[:, 0], (before[:, 0] - 4.0) / 2.5, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(after[:, 1], before[:, 1])  # the logarithm of sigma
+
+  def test_of_vq_mq_and_ta(self):
+    config = _config("videoalign")
+    mean, std = np.array([4.0, -1.0, 0.12345]), np.array([2.0, 0.5, 4.0])
+    scaled, params = preference_loss.with_unit_scores(config, {"head": 0}, mean, std)
+    assert params == {"head": 0}
+    assert dataclasses.replace(scaled, mean=config.mean, std=config.std) == config
+    raw = jnp.array([[4.0, -1.0, 0.1235], [6.0, -0.5, 4.1235], [2.0, -2.0, -7.8765]])
+    found = videoalign.VideoAlign(16.0, scaled).normalise(raw)
+    np.testing.assert_allclose(found, [[0, 0, 0], [1, 1, 1], [-1, -2, -2]], atol=1e-6)
+
+
 class TestFolder:
   @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
   def test_round_trip(self, name, tmp_path):

@@ -1,9 +1,18 @@
 """What the scores of pairs say, by hand; and that no pair asks about a caption of training."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import reward_report
+from streamt1_jax.data import reward_text, shapes
+from streamt1_jax.data.preferences import Pairs
+from streamt1_jax.rewards import folder
+from tests.command_line import quick_compilation, result_of, start_function
+from tests.small_rewards import save_reward
 
 _NAN = np.nan  # what the worse clip scores for the other caption is never asked
 
@@ -70,3 +79,38 @@ def test_table():
     "| blur | 4 | 0.50 |  |  | 0.25 | 0.00 |",
     "| noise | 4 | 0.25 | 0.50 | 0.00 |  | 1.00 |",
   ]
+
+
+_SCENES = (shapes.Attributes(0, 0, 0, 0, 0, 0), shapes.Attributes(0, 2, 1, 0, 1, 0))
+
+
+def _clips() -> np.ndarray:
+  """Better and worse of two pairs, one frame each."""
+  return np.random.default_rng(0).integers(0, 256, (2, 2, 1, 64, 64, 3), np.uint8)
+
+
+def _score_pairs() -> None:
+  from experiments import evaluate_reward
+
+  loaded = folder.load_reward("reward", fps=16.0, dtype=jnp.float32)
+  rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
+  pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
+  score = jax.jit(functools.partial(evaluate_reward.pair_scores, loaded))
+  np.save("scores.npy", score(loaded.params, pairs, reward_text.caption_tokens(loaded.prompt)))
+
+
+def test_scores_of_pairs_are_the_rewards_own(tmp_path):
+  save_reward(tmp_path / "reward", "hpsv3")
+  process = start_function(tmp_path, _score_pairs, jax_settings=quick_compilation(tmp_path / "compiled"))
+  process.join()
+  assert process.exitcode == 0, result_of(process.exitcode, tmp_path)
+  loaded = folder.load_reward(tmp_path / "reward", fps=16.0, dtype=jnp.float32)
+  frame_score = jax.jit(lambda *given: loaded.reward.frame_scores(*given)[0, 0])
+  conditions = [loaded.reward.init(loaded.params, loaded.prompt(shapes.caption(*scene))) for scene in _SCENES]
+  score = lambda caption, clip: frame_score(loaded.params, conditions[caption], jnp.asarray(clip))
+  better, worse = _clips()
+  expected = [
+    [[score(caption, clips[pair]) for clips in (better, worse)] for caption in (pair, 1 - pair)] for pair in range(2)
+  ]
+  assert len({float(x) for x in np.ravel(expected)}) == 8
+  np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[..., 0], expected, rtol=2e-4, atol=2e-4)

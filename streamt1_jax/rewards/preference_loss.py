@@ -6,6 +6,7 @@
 Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from streamt1_jax.rewards.folder import RewardConfig
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.qwen2_vl import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS
+from streamt1_jax.typing import Params
 
 
 def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
@@ -148,6 +150,28 @@ def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, 
   following = reading.tokens.after[:, 1:]
   is_text = jnp.arange(following.shape[1])[None] < reading.tokens.reward_index[:, -1:]
   return {"words": mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)}
+
+
+def with_unit_scores(
+  config: RewardConfig, params: Params, mean: np.ndarray, std: np.ndarray
+) -> tuple[RewardConfig, Params]:
+  """Config and weights whose scores have mean 0 and standard deviation 1 where those of `params` have these.
+
+  VideoAlign has constants for it; mu of HPSv3 has none, so there the last layer is rescaled.
+
+  Args:
+    config: sizes and constants.
+    params: weights.
+    mean: [R] of the scores that `read_pairs` gives: mu, or raw VQ, MQ and TA.
+    std: [R], positive.
+  """
+  if not isinstance(config, HPSv3Config):
+    as_tuple = lambda values: tuple(round(float(value), 4) for value in values)
+    return dataclasses.replace(config, mean=as_tuple(mean), std=as_tuple(std)), params
+  out = params["head"]["out"]
+  kernel = out["kernel"].at[:, 0].divide(std[0])
+  bias = out["bias"].at[0].set((out["bias"][0] - mean[0]) / std[0])
+  return config, params | {"head": params["head"] | {"out": {"kernel": kernel, "bias": bias}}}
 
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels

@@ -1,0 +1,46 @@
+"""A whole training of a reward, as a user runs it, of a model narrow enough for a test."""
+
+import csv
+import dataclasses
+import functools
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from streamt1_jax.rewards import folder, hpsv3
+from tests import small_rewards
+from tests.command_line import REPOSITORY, quick_compilation, result_of, start_function
+
+
+def _train_narrow(*arguments: str) -> None:
+  from experiments import common, train_reward
+
+  config, narrow = hpsv3.shapes_config(), small_rewards.BACKBONE
+  backbone = dataclasses.replace(
+    narrow,
+    vision=dataclasses.replace(narrow.vision, patch_size=8),
+    decoder=dataclasses.replace(narrow.decoder, vocab_size=config.backbone.decoder.vocab_size),
+  )
+  hpsv3.shapes_config = lambda: dataclasses.replace(config, backbone=backbone)
+  train_reward.score_statistics = functools.partial(train_reward.score_statistics, batches=2)
+  sys.argv = ["experiments/train_reward.py", *arguments]
+  common.run(train_reward.main)
+
+
+def test_two_steps(tmp_path):
+  arguments = [
+    "--reward=hpsv3", f"--codec_dir={REPOSITORY}/checkpoints/tiny/codec", "--run_dir=run", "--steps=2", "--pairs=4",
+    "--through_codec=0", "--log_every=1",
+  ]  # fmt: skip
+  process = start_function(tmp_path, _train_narrow, *arguments, jax_settings=quick_compilation(tmp_path / "compiled"))
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 0, result
+  with (tmp_path / "run/loss.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert [row["step"] for row in rows] == ["1", "2"]
+  # Readers begin with zeros, which give every word of the vocabulary the same odds.
+  loaded = folder.load_reward(tmp_path / "run/reward", fps=16.0, dtype=jnp.float32)
+  words = loaded.params["backbone"]["decoder"]["token_embedding"].shape[0]
+  np.testing.assert_allclose(float(rows[0]["words"]), np.log(words), rtol=1e-4)
