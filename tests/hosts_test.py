@@ -1,6 +1,7 @@
 """Real processes over loopback: they search as one, agree before, and end together."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments import results
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest, part_files, saved_search
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Execution
@@ -68,7 +70,11 @@ def _in_process(address, count, index, work):
   def body():
     times = {"heartbeat_timeout_seconds": TIMEOUT_SECONDS, "initialization_timeout_seconds": PATIENCE_SECONDS}
     hosts.start(hosts.Address(address, count, index), **times)
-    return _WORK[work](index) or 0
+    try:
+      return _WORK[work](index) or 0
+    except ConfigError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 2
 
   sys.exit(hosts.run_together(body))
 
@@ -147,7 +153,23 @@ def _fail_together(index):
   return 3
 
 
-_WORK = {"agree": _agree, "search": _search, "talk": _talk, "fail": _fail, "fail_together": _fail_together}
+def _restore(index):
+  """What process 0 finds damaged, process 1 cannot read."""
+  saved_folder = pathlib.Path("../saved").resolve()
+  if index:
+    part_files.verify_files = _refuse_to_read
+  with saved_search.SavedSearch(saved_folder, {}) as saved:
+    saved.restore(None, print)
+
+
+def _refuse_to_read(folder):
+  raise PermissionError(errno.EACCES, "Permission denied")
+
+
+_WORK = {
+  "agree": _agree, "search": _search, "talk": _talk, "fail": _fail, "fail_together": _fail_together,
+  "restore": _restore,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -206,6 +228,19 @@ def test_a_failure_of_all_is_one_of_each(tmp_path):
   found, _ = run_work(tmp_path, 2, "fail_together")
   assert [result.code for result in found] == [3, 3], found
   assert not any("process" in result.stderr for result in found)
+
+
+def test_what_one_cannot_read_no_other_removes(tmp_path):
+  saved_folder = tmp_path / "saved"
+  manifest.write_json(saved_folder / "search.json", {"format_version": 1, "settings": {}, "resumed_at": []})
+  for item in ("state", "trace"):
+    (saved_folder / "000001" / item).mkdir(parents=True)
+  found, _ = run_work(tmp_path, 2, "restore")
+  for result in found:
+    assert result.code == 2, result
+    assert "cannot go on after chunk 1" in result.stderr
+    assert "Permission denied" in result.stderr
+  assert (saved_folder / "000001/state").is_dir()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Searches that go on where they were saved: bit for bit, from the newest save that is whole."""
 
 import dataclasses
+import errno
 import functools
 import itertools
 import resource
@@ -13,7 +14,7 @@ from etils import epath
 
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import saved_search
+from streamt1_jax.io import part_files, saved_search
 from streamt1_jax.io.saved_search import SavedSearch, SaveError
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Execution
@@ -176,6 +177,39 @@ def test_unfinished_and_wholly_damaged_saves(tmp_path):
   _flip(_largest_file(tmp_path / "000002/trace"))
   assert _run(tmp_path, until=1, save_at=(), warn=warnings.append)[0] == 0
   assert len(warnings) == 2
+
+
+def test_save_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
+  """It may be whole, so nothing is lost to a file system that refuses for a while."""
+  _run(tmp_path, until=6, save_at=(3, 5))
+  verify_files, before = part_files.verify_files, sorted(tmp_path.rglob("*"))
+
+  def refuse_once(folder):
+    monkeypatch.setattr(part_files, "verify_files", verify_files)
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+  monkeypatch.setattr(part_files, "verify_files", refuse_once)
+  with pytest.raises(ConfigError, match="cannot go on after chunk 5; .* Permission denied") as refusal:
+    _run(tmp_path, until=8, save_at=())
+  assert "\n" not in str(refusal.value)
+  assert sorted(tmp_path.rglob("*")) == before
+  assert _run(tmp_path, until=5, save_at=())[0] == 5
+
+
+@pytest.mark.parametrize("name", ["search.json", "000005/state", "000005/trace/part.json", "000005/state/_METADATA"])
+def test_refusal_is_not_taken_for_absence(tmp_path, name):
+  """A link to itself is there, but the system refuses to look at it."""
+  _run(tmp_path, until=6, save_at=(3, 5))
+  kept = tmp_path / "kept"
+  (tmp_path / name).rename(kept)
+  (tmp_path / name).symlink_to(tmp_path / name)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(ConfigError, match="Too many levels of symbolic links"):
+    _run(tmp_path, until=8, save_at=())
+  assert sorted(tmp_path.rglob("*")) == before
+  (tmp_path / name).unlink()
+  kept.rename(tmp_path / name)
+  assert _run(tmp_path, until=5, save_at=())[0] == 5
 
 
 def test_full_disk(tmp_path):
