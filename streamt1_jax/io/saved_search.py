@@ -243,8 +243,10 @@ class SavedSearch:
           path.rmtree(missing_ok=True)
 
   def _retire(self) -> None:
-    """Removes the states of all saves but the newest; called when the next one is written."""
-    for chunks in self._saves_with_state()[1:]:
+    """Removes the states of all saves but the newest; called when the next one is written, before it counts."""
+    # On an object store that one has its name already.
+    whole = [chunks for chunks in self._saves_with_state() if chunks != self._pending]
+    for chunks in whole[1:]:
       (self._save_folder(chunks) / STATE).rmtree(missing_ok=True)
 
   def _load(self, chunks: int, abstract_state: SearchState) -> Progress:
