@@ -39,6 +39,7 @@ from etils import epath
 
 from experiments import common, host_flags, monitoring, results, search_flags, stopped_searches
 from experiments.stopped_searches import Batch
+from streamt1_jax.backbone import attention
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
 from streamt1_jax.drivers import SearchError
@@ -106,9 +107,16 @@ class Plan:
     }
 
   def search_settings(self, prompts: Sequence[str]) -> dict[str, Any]:
-    """Everything that decides the state of a search of `prompts`."""
+    """Everything that decides the state of a search of `prompts` to the last bit."""
+    models = self.pipeline.models
     common_settings = {name: value for name, value in self.settings("").items() if name != "prompt"}
-    return {"prompts": list(prompts), "prompts_together": self.pipeline.prompts_together, **common_settings}
+    # These change results by rounding alone, and a resumed search by nothing.
+    execution = {
+      "mesh": self.pipeline.mesh_sizes,
+      "decoding": models.execution.decoding,
+      "attention": attention.resolve(models.execution.attention, models.config.backbone.head_dim),
+    }
+    return {"prompts": list(prompts), **execution, **common_settings}
 
 
 def read_prompts() -> list[str]:

@@ -17,6 +17,13 @@ from tests.command_line import generate, quick_compilation, result_of, save_mode
 PROMPT = "a red circle moves left over a dark blue background"
 FOLDER = results.result_folder("outputs", PROMPT).name
 NUM_CHUNKS = 4
+# Of a search on one device.
+OTHER_FLAGS = [
+  (("--mesh=data:1", "--seed=8", "--noise_sigma=0.5"), "seed 0, not 8"),
+  (("--mesh=data:1", "--decoding=in_turn"), "decoding together, not in_turn"),
+  (("--mesh=data:1", "--attention=flash"), "attention fold, not flash"),
+  (("--mesh=candidate:2",), "mesh None, not {'data': 1, 'beam': 2, 'sibling': 1, 'model': 1}"),
+]
 
 
 class Runs:
@@ -27,13 +34,14 @@ class Runs:
     self.arguments = [f"--checkpoint={checkpoint}", f"--num_latent_frames={3 * NUM_CHUNKS}", f"--prompt={PROMPT}"]
     self.saved = folder / "outputs" / f".{FOLDER}.saved"
 
-  def run(self, *arguments, terminate=False, file_bytes=None):
+  def run(self, *arguments, terminate=False, file_bytes=None, devices=1):
     """`terminate` sends SIGTERM while the first chunk is searched."""
-    flags = [*self.arguments, "--save_every=1", *arguments]
+    flags, jax_settings = [*self.arguments, "--save_every=1", *arguments], self.jax_settings
     if terminate:
-      process = start_function(self.folder, _generate_terminated, flags, jax_settings=self.jax_settings)
+      process = start_function(self.folder, _generate_terminated, flags, jax_settings=jax_settings)
     else:
-      process = start(self.folder, *flags, jax_settings=self.jax_settings, file_bytes=file_bytes)
+      jax_settings = jax_settings | {"jax_num_cpu_devices": devices}
+      process = start(self.folder, *flags, jax_settings=jax_settings, file_bytes=file_bytes)
     process.join()
     return result_of(process.exitcode, self.folder)
 
@@ -90,13 +98,14 @@ def test_stopped_in_every_way(tmp_path, setting):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [runs.saved.name]
 
   before = _files(runs.saved)
-  result = runs.run("--seed=8", "--noise_sigma=0.5")
-  assert result.code == 2
-  assert result.stderr.startswith("error: ")
-  assert f"{runs.saved.name} holds a stopped search with seed 0, not 8" in result.stderr
-  assert "--overwrite" in result.stderr
-  assert len(result.stderr.splitlines()) == 1
-  assert _files(runs.saved) == before
+  for flags, difference in OTHER_FLAGS:
+    result = runs.run(*flags, devices=2)
+    assert result.code == 2, result
+    assert result.stderr.startswith("error: ")
+    assert f"{runs.saved.name} holds a stopped search with {difference}; " in result.stderr
+    assert "--overwrite" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert _files(runs.saved) == before
 
   damaged = max((runs.saved / "000003/state").rglob("*"), key=lambda path: path.stat().st_size)
   damaged.write_bytes(damaged.read_bytes()[:-100])
