@@ -62,7 +62,12 @@ _LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in lat
 _SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
 _OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite",
+  False,
+  "Replace earlier results of the same prompts, those of the start before too: not for a command that is started again "
+  "until its list is finished.",
+)
 flags.adopt_module_key_flags(search_flags)
 flags.adopt_module_key_flags(host_flags)
 flags.adopt_module_key_flags(stopped_searches)
