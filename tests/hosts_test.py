@@ -253,20 +253,31 @@ def settings(tmp_path_factory):
   return command_line.quick_compilation(tmp_path_factory.mktemp("compiled"))
 
 
-class TestGenerate:
-  def _start(self, folder, address, index, *, flags, settings, prompts=PROMPTS):
-    (folder / "list.txt").write_text("\n".join(prompts[index] if isinstance(prompts, dict) else prompts))
-    host_flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
-    of_all = ["--num_latent_frames=6", "--prompts_file=list.txt"]
-    return command_line.start(folder, *of_all, *host_flags, *flags(index), jax_settings=settings)
+def start_generate(folder, address, index, *, flags, settings, prompts=PROMPTS, terminated=None):
+  (folder / "list.txt").write_text("\n".join(prompts[index] if isinstance(prompts, dict) else prompts))
+  host_flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
+  of_all = ["--num_latent_frames=6", "--prompts_file=list.txt"]
+  arguments = [*of_all, *host_flags, *flags(index)]
+  if index == terminated:
+    return command_line.start_function(folder, command_line.generate_terminated, arguments, jax_settings=settings)
+  return command_line.start(folder, *arguments, jax_settings=settings)
 
-  def test_every_video_once(self, tmp_path, checkpoint, settings):
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, checkpoint, settings):
+  """Two processes that make three videos: their results, their folders and where the videos are."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  outputs = folder / "outputs"
+  flags = lambda index: [f"--checkpoint={checkpoint}", "--mesh=data:2", f"--output_dir={outputs}"]
+  found, folders = run_processes(folder, 2, functools.partial(start_generate, flags=flags, settings=settings))
+  assert [result.code for result in found] == [0, 0], found
+  return found, folders, outputs
+
+
+class TestGenerate:
+  def test_every_video_once(self, undisturbed, checkpoint, settings):
     """Three prompts do not divide by two processes; both write below one folder."""
-    outputs = tmp_path / "outputs"
-    flags = lambda index: [f"--checkpoint={checkpoint}", "--mesh=data:2", f"--output_dir={outputs}"]
-    start = functools.partial(self._start, flags=flags, settings=settings)
-    found, folders = run_processes(tmp_path, 2, start)
-    assert [result.code for result in found] == [0, 0], found
+    found, folders, outputs = undisturbed
     for prompt in PROMPTS:
       assert found[0].stdout.count(str(results.result_folder(outputs, prompt) / "video.mp4")) == 1
     assert "video.mp4" not in found[1].stdout
@@ -285,9 +296,29 @@ class TestGenerate:
       assert [chunk["survivors"] for chunk in trace["chunks"]] == [chunk["survivors"] for chunk in expected["chunks"]]
       assert trace["final"]["best"] == expected["final"]["best"]
 
+  def test_sigterm_to_one_stops_both_and_both_go_on(self, tmp_path, undisturbed, checkpoint, settings):
+    outputs, prompts = tmp_path / "outputs", PROMPTS[:2]
+    flags = lambda index: [f"--checkpoint={checkpoint}", "--mesh=data:2", f"--output_dir={outputs}", "--save_every=1"]
+    start = functools.partial(start_generate, flags=flags, settings=settings, prompts=prompts)
+    found, _ = run_processes(tmp_path, 2, functools.partial(start, terminated=1))
+    for result in found:
+      assert result.code == 143, found
+      assert result.stderr.splitlines()[-1].startswith("error: terminated, saved after chunk 1 of 2: "), result
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    found, _ = run_processes(resumed, 2, start)
+    assert [result.code for result in found] == [0, 0], found
+    for prompt in prompts:
+      made, expected = (
+        json.loads((results.result_folder(folder, prompt) / "manifest.json").read_text())
+        for folder in (outputs, undisturbed[-1])
+      )
+      assert made["sha256"] == expected["sha256"]
+      assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1], [])
+
   def test_flags_that_differ(self, tmp_path, settings):
     flags = lambda index: [f"--seed={index}"]
-    found, folders = run_processes(tmp_path, 2, functools.partial(self._start, flags=flags, settings=settings))
+    found, folders = run_processes(tmp_path, 2, functools.partial(start_generate, flags=flags, settings=settings))
     for result, folder in zip(found, folders, strict=True):
       assert result.code == 2, result
       assert result.stderr == "error: --seed is 0 on process 0 and 1 on process 1\n"
@@ -296,14 +327,14 @@ class TestGenerate:
   def test_prompts_that_differ(self, tmp_path, checkpoint, settings):
     flags = lambda index: [f"--checkpoint={checkpoint}"]
     prompts = {0: PROMPTS, 1: PROMPTS[:2]}
-    start = functools.partial(self._start, flags=flags, settings=settings, prompts=prompts)
+    start = functools.partial(start_generate, flags=flags, settings=settings, prompts=prompts)
     for result in run_processes(tmp_path, 2, start)[0]:
       assert result.code == 2, result
       assert "the number of prompts is 3 on process 0 and 2 on process 1" in result.stderr
 
   def test_nobody_comes(self, tmp_path, settings):
     flags = lambda index: ["--initialization_timeout_seconds=1"]
-    process = self._start(tmp_path, f"127.0.0.1:{free_port()}", 1, flags=flags, settings=settings)
+    process = start_generate(tmp_path, f"127.0.0.1:{free_port()}", 1, flags=flags, settings=settings)
     process.join(PATIENCE_SECONDS)
     result = command_line.result_of(process.exitcode, tmp_path)
     assert result.code == 3, result
