@@ -39,6 +39,7 @@ from etils import epath
 
 from experiments import common, host_flags, monitoring, results, search_flags, stopped_searches
 from experiments.stopped_searches import Batch
+from streamt1_jax.backbone import attention
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
 from streamt1_jax.drivers import SearchError
@@ -61,7 +62,12 @@ _LATENT_FRAMES = common.define_integer("num_latent_frames", None, "Length in lat
 _SEED = common.define_integer("seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
 _OUTPUT_DIR = common.define_path("output_dir", "outputs/", "Where the folders of the prompts are made.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier results of the same prompts.")
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite",
+  False,
+  "Replace earlier results of the same prompts, those of the start before too: not for a command that is started again "
+  "until its list is finished.",
+)
 flags.adopt_module_key_flags(search_flags)
 flags.adopt_module_key_flags(host_flags)
 flags.adopt_module_key_flags(stopped_searches)
@@ -106,9 +112,16 @@ class Plan:
     }
 
   def search_settings(self, prompts: Sequence[str]) -> dict[str, Any]:
-    """Everything that decides the state of a search of `prompts`."""
+    """Everything that decides the state of a search of `prompts` to the last bit."""
+    models = self.pipeline.models
     common_settings = {name: value for name, value in self.settings("").items() if name != "prompt"}
-    return {"prompts": list(prompts), "prompts_together": self.pipeline.prompts_together, **common_settings}
+    # These change results by rounding alone, and a resumed search by nothing.
+    execution = {
+      "mesh": self.pipeline.mesh_sizes,
+      "decoding": models.execution.decoding,
+      "attention": attention.resolve(models.execution.attention, models.config.backbone.head_dim),
+    }
+    return {"prompts": list(prompts), **execution, **common_settings}
 
 
 def read_prompts() -> list[str]:
@@ -193,32 +206,38 @@ def describe_run(plan: Plan, prompt: str) -> dict[str, Any]:
 
 
 def make_results(plan: Plan, batch: Batch) -> None:
-  """Searches the videos of prompts that are made together and fills their folders: the first process does.
+  """Searches the videos of prompts that are made together and fills the folders that are missing: process 0 does.
 
   Raises SearchError, after saving the trace of the prompt that failed.
   """
-  prompts, folders = list(batch.folders), list(batch.folders.values())
+  prompts = list(batch.folders)
   timer, traces = manifest.PhaseTimer(), [[] for _ in prompts]
   timer.seconds["load"] = plan.load_seconds
   with contextlib.ExitStack() as stack:
     stack.enter_context(common.termination_deferred())
     saved = stack.enter_context(batch.saved())
-    failed = lambda index: lambda error: isinstance(error, SearchError) and error.prompt == index
-    staged = [results.staged_folder(folder, keep_on=failed(index)) for index, folder in enumerate(folders)]
-    staging = [stack.enter_context(folder) for folder in staged if hosts.is_first()]
+    failed = lambda prompt: lambda error: isinstance(error, SearchError) and prompts[error.prompt] == prompt
+    staging = {
+      prompt: stack.enter_context(results.staged_folder(folder, keep_on=failed(prompt)))
+      for prompt, folder in batch.missing.items()
+      if hosts.is_first()
+    }
     compilations = stack.enter_context(manifest.CompileCounter())
-    runs = [describe_run(plan, prompt) for prompt in prompts]
+    runs = {prompt: describe_run(plan, prompt) for prompt in staging}
     try:
       videos = search_videos(plan, prompts, timer, traces, saved)
     except SearchError as error:
-      index = error.prompt
-      if hosts.is_first():
-        chunks, folder = traces[index], staging[index]
+      prompt, chunks = prompts[error.prompt], traces[error.prompt]
+      if prompt in staging:
+        folder = staging[prompt]
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
-        manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
+        manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[prompt]})
       saved.discard()
-      raise SearchError(f"prompt {prompts[index]!r}, {error}", index) from error
-    for made, chunks, folder, run in zip(videos if hosts.is_first() else (), traces, staging, runs):
+      raise SearchError(f"prompt {prompt!r}, {error}", error.prompt) from error
+    for prompt, made, chunks in zip(prompts, videos, traces, strict=True):
+      if prompt not in staging:
+        continue
+      folder, run = staging[prompt], runs[prompt]
       with timer.phase("write"):
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
         results.write_video_files(folder, made, trace)
@@ -270,7 +289,9 @@ def main() -> None:
   groups = hosts.first_decides(
     lambda: stopped_searches.group_prompts(folders, finished, together, plan.search_settings, **options)
   )
-  batches = [Batch({prompt: folders[prompt] for prompt in group}, plan.search_settings(group)) for group in groups]
+  batches = [
+    Batch({prompt: folders[prompt] for prompt in group}, plan.search_settings(group), finished) for group in groups
+  ]
   for prompt in finished:
     tell(f"{folders[prompt]} is finished, skipped", folders[prompt] / "video.mp4")
   # The text encoder is read from disk once for all of them.
@@ -278,7 +299,7 @@ def main() -> None:
   for batch in batches:
     common.raise_if_interrupted()
     make_results(plan, batch)
-    tell(*(folder / "video.mp4" for folder in batch.folders.values()))
+    tell(*(folder / "video.mp4" for folder in batch.missing.values()))
 
 
 if __name__ == "__main__":

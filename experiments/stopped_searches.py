@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -27,10 +27,17 @@ class Batch:
   Attributes:
     folders: of their results, by prompt.
     settings: what decides the results, as JSON values.
+    finished: prompts whose results are there. A stopped search may have some: it goes on with all of its prompts.
   """
 
   folders: dict[str, epath.Path]
   settings: dict[str, Any]
+  finished: Collection[str] = ()
+
+  @property
+  def missing(self) -> dict[str, epath.Path]:
+    """The folders that are left to fill, by prompt."""
+    return {prompt: folder for prompt, folder in self.folders.items() if prompt not in self.finished}
 
   def saved(self) -> SavedSearch:
     """Its saves, hidden beside its first result."""
@@ -77,7 +84,7 @@ def group_prompts(
   *,
   overwrite: bool,
 ) -> list[list[str]]:
-  """The prompts of the searches that are left to do: each stopped one with those it had, and new ones.
+  """The prompts of the searches that are left to do: each stopped one with all those it had, and new ones.
 
   Saves of no use are removed: the results are there, or others are to replace them.
 
@@ -94,7 +101,7 @@ def group_prompts(
   missing = [prompt for prompt in folders if prompt not in finished]
   groups = []
   for folder in folders.values():
-    prompts = _stopped_prompts(saved_folder(folder), list(folders), missing, settings, overwrite=overwrite)
+    prompts = _stopped_prompts(saved_folder(folder), list(folders), finished, missing, settings, overwrite=overwrite)
     groups += [prompts] if prompts else []
     missing = [prompt for prompt in missing if prompt not in prompts]
   groups += [missing[start : start + together] for start in range(0, len(missing), together)]
@@ -104,6 +111,7 @@ def group_prompts(
 def _stopped_prompts(
   folder: epath.Path,
   given: Sequence[str],
+  finished: Sequence[str],
   missing: Sequence[str],
   settings: Callable[[Sequence[str]], dict[str, Any]],
   *,
@@ -115,9 +123,14 @@ def _stopped_prompts(
     if description is None:
       return []
     prompts = description.settings.get("prompts", [])
-    # A kill between the last results and the end of the search leaves this.
-    if any(prompt in given and prompt not in missing for prompt in prompts):
+    done = [prompt for prompt in prompts if prompt in finished]
+    elsewhere = [prompt for prompt in prompts if prompt in given and prompt not in [*missing, *finished]]
+    # A kill between the last result and the end of the search leaves the first.
+    if (prompts and done == prompts) or elsewhere:
       saved_search.discard(folder)
+      return []
+    if done and not set(prompts) & set(missing):
+      # What it has left to do was not asked for now.
       return []
     known = [prompt for prompt in prompts if prompt in given]
     remedy = "give the same flags to go on with it, --overwrite to begin anew, or another --output_dir"

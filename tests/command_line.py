@@ -9,7 +9,7 @@ import pathlib
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -106,6 +106,25 @@ def start_function(folder: pathlib.Path, function: Callable, *arguments: Any, ja
   return process
 
 
+def run_generate(arguments: Sequence[str]) -> None:
+  """Runs the program in this process; for `start_function`."""
+  _run_main("generate", arguments)
+
+
+def generate_terminated(arguments: Sequence[str]) -> None:
+  """As `run_generate`; SIGTERM comes while a chunk is searched."""
+  from experiments import stopped_searches
+
+  save_if_due = stopped_searches.save_if_due
+
+  def after_sigterm(*chunk):
+    os.kill(os.getpid(), signal.SIGTERM)
+    save_if_due(*chunk)
+
+  stopped_searches.save_if_due = after_sigterm
+  run_generate(arguments)
+
+
 def result_of(code: int, folder: pathlib.Path) -> Result:
   return Result(code, (folder / _STDOUT).read_text(), (folder / _STDERR).read_text())
 
@@ -122,11 +141,15 @@ def _run_program(
   if file_bytes is not None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+  with contextlib.nullcontext() if bucket is None else memory_store.moved_to_bucket(bucket):
+    _run_main(program, arguments)
+
+
+def _run_main(program: str, arguments: Sequence[str]) -> None:
   sys.argv = [f"experiments/{program}.py", *arguments]
   from experiments import common
 
-  with contextlib.nullcontext() if bucket is None else memory_store.moved_to_bucket(bucket):
-    common.run(importlib.import_module(f"experiments.{program}").main)
+  common.run(importlib.import_module(f"experiments.{program}").main)
 
 
 def _run_function(folder: str, jax_settings: dict[str, Any], function: Callable, *arguments: Any) -> None:

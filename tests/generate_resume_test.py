@@ -4,19 +4,34 @@ import json
 import os
 import pathlib
 import signal
-import sys
 
 import pytest
 from etils import epath
 
 from experiments import results, stopped_searches
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import manifest
-from tests.command_line import generate, quick_compilation, result_of, save_model, start, start_function
+from streamt1_jax.io import atomic, manifest
+from tests.command_line import (
+  generate,
+  generate_terminated,
+  quick_compilation,
+  result_of,
+  run_generate,
+  save_model,
+  start,
+  start_function,
+)
 
 PROMPT = "a red circle moves left over a dark blue background"
 FOLDER = results.result_folder("outputs", PROMPT).name
 NUM_CHUNKS = 4
+# Of a search on one device.
+OTHER_FLAGS = [
+  (("--mesh=data:1", "--seed=8", "--noise_sigma=0.5"), "seed 0, not 8"),
+  (("--mesh=data:1", "--decoding=in_turn"), "decoding together, not in_turn"),
+  (("--mesh=data:1", "--attention=flash"), "attention fold, not flash"),
+  (("--mesh=candidate:2",), "mesh None, not {'data': 1, 'beam': 2, 'sibling': 1, 'model': 1}"),
+]
 
 
 class Runs:
@@ -27,13 +42,14 @@ class Runs:
     self.arguments = [f"--checkpoint={checkpoint}", f"--num_latent_frames={3 * NUM_CHUNKS}", f"--prompt={PROMPT}"]
     self.saved = folder / "outputs" / f".{FOLDER}.saved"
 
-  def run(self, *arguments, terminate=False, file_bytes=None):
+  def run(self, *arguments, terminate=False, file_bytes=None, devices=1):
     """`terminate` sends SIGTERM while the first chunk is searched."""
-    flags = [*self.arguments, "--save_every=1", *arguments]
+    flags, jax_settings = [*self.arguments, "--save_every=1", *arguments], self.jax_settings
     if terminate:
-      process = start_function(self.folder, _generate_terminated, flags, jax_settings=self.jax_settings)
+      process = start_function(self.folder, generate_terminated, flags, jax_settings=jax_settings)
     else:
-      process = start(self.folder, *flags, jax_settings=self.jax_settings, file_bytes=file_bytes)
+      jax_settings = jax_settings | {"jax_num_cpu_devices": devices}
+      process = start(self.folder, *flags, jax_settings=jax_settings, file_bytes=file_bytes)
     process.join()
     return result_of(process.exitcode, self.folder)
 
@@ -41,19 +57,17 @@ class Runs:
     return (self.folder / "outputs" / FOLDER / name).read_bytes()
 
 
-def _generate_terminated(arguments):
-  from experiments import common
-  from experiments import generate as program
+def _generate_killed_between_results(arguments):
+  replace_folder, published = atomic.replace_folder, []
 
-  save_if_due = stopped_searches.save_if_due
+  def kill_after_one(target, *rest):
+    if published:
+      os.kill(os.getpid(), signal.SIGKILL)
+    published.append(target)
+    replace_folder(target, *rest)
 
-  def after_sigterm(*chunk):
-    os.kill(os.getpid(), signal.SIGTERM)
-    save_if_due(*chunk)
-
-  stopped_searches.save_if_due = after_sigterm
-  sys.argv = ["experiments/generate.py", *arguments]
-  common.run(program.main)
+  atomic.replace_folder = kill_after_one
+  run_generate(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +104,14 @@ def test_stopped_in_every_way(tmp_path, setting):
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == [runs.saved.name]
 
   before = _files(runs.saved)
-  result = runs.run("--seed=8", "--noise_sigma=0.5")
-  assert result.code == 2
-  assert result.stderr.startswith("error: ")
-  assert f"{runs.saved.name} holds a stopped search with seed 0, not 8" in result.stderr
-  assert "--overwrite" in result.stderr
-  assert len(result.stderr.splitlines()) == 1
-  assert _files(runs.saved) == before
+  for flags, difference in OTHER_FLAGS:
+    result = runs.run(*flags, devices=2)
+    assert result.code == 2, result
+    assert result.stderr.startswith("error: ")
+    assert f"{runs.saved.name} holds a stopped search with {difference}; " in result.stderr
+    assert "--overwrite" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert _files(runs.saved) == before
 
   damaged = max((runs.saved / "000003/state").rglob("*"), key=lambda path: path.stat().st_size)
   damaged.write_bytes(damaged.read_bytes()[:-100])
@@ -113,6 +128,31 @@ def test_stopped_in_every_way(tmp_path, setting):
   assert made["sha256"] == expected["sha256"]
   assert made["settings"] == expected["settings"]
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1, 2, 2], [])
+
+
+def test_killed_between_two_results(tmp_path, setting):
+  """The one that is there stays; the other is what it would have been, made from the last save of both."""
+  _, checkpoint, settings = setting
+  settings = settings | {"jax_num_cpu_devices": 2}
+  prompts, outputs = (PROMPT, "a blue square stays"), tmp_path / "outputs"
+  (tmp_path / "list.txt").write_text("\n".join(prompts))
+  arguments = [f"--checkpoint={checkpoint}", "--num_latent_frames=6", "--prompts_file=list.txt", "--save_every=1"]
+  killed = start_function(tmp_path, _generate_killed_between_results, arguments, jax_settings=settings)
+  killed.join()
+  assert killed.exitcode == -signal.SIGKILL, result_of(killed.exitcode, tmp_path)
+  folders = [results.result_folder(outputs, prompt) for prompt in prompts]
+  (there,) = (folder for folder in folders if folder.exists())
+  (missing,) = (folder for folder in folders if not folder.exists())
+  before = _files(pathlib.Path(there))
+  expected = json.loads((outputs / f".{missing.name}.partial/manifest.json").read_text())
+  result = generate(tmp_path, *arguments, jax_settings=settings)
+  assert result.code == 0, result
+  assert result.stdout.count("video.mp4") == 2
+  assert sorted(path.name for path in outputs.iterdir()) == sorted(folder.name for folder in folders)
+  assert _files(pathlib.Path(there)) == before
+  made = json.loads((missing / "manifest.json").read_text())
+  assert made["sha256"] == expected["sha256"]
+  assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1], [])
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -142,10 +182,29 @@ class TestGroups:
     assert self._make(tmp_path) == [["a", "c"], ["b", "d"], ["e"]]
 
   def test_stopped_search_whose_results_are_there(self, tmp_path):
-    """Killed between two of its results, or between the last and its end: every prompt is still made once."""
-    first, second = self._stop(tmp_path, "a", "b"), self._stop(tmp_path, "d")
+    """Killed between the last of them and its end."""
+    folder = self._stop(tmp_path, "a", "d")
     assert self._make(tmp_path, ["a", "d"]) == [["b", "c"], ["e"]]
-    assert not first.exists()
+    assert not folder.exists()
+
+  def test_stopped_search_with_some_results_goes_on(self, tmp_path):
+    """Killed between two of them: it needs all its prompts, also those whose results are there."""
+    folder = self._stop(tmp_path, "a", "d")
+    for finished in (["a"], ["d"], ["c", "d"]):
+      assert self._make(tmp_path, finished)[0] == ["a", "d"]
+    assert folder.exists()
+    batch = stopped_searches.Batch({prompt: epath.Path(prompt) for prompt in "ad"}, {}, ["c", "d"])
+    assert batch.missing == {"a": epath.Path("a")}
+
+  def test_stopped_search_whose_other_results_are_not_asked_for_stays(self, tmp_path):
+    folder = self._stop(tmp_path, "a", "d")
+    assert self._make(tmp_path, ["a"], prompts="abc") == [["b", "c"]]
+    assert folder.exists()
+
+  def test_results_of_two_stopped_searches_are_made_by_the_first(self, tmp_path):
+    first, second = self._stop(tmp_path, "a", "b"), self._stop(tmp_path, "d", "b")
+    assert self._make(tmp_path) == [["a", "b"], ["c", "d"], ["e"]]
+    assert first.exists()
     assert not second.exists()
 
   @pytest.mark.parametrize(

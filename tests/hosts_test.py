@@ -1,6 +1,7 @@
 """Real processes over loopback: they search as one, agree before, and end together."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments import results
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest, part_files, saved_search
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Execution
@@ -68,7 +70,11 @@ def _in_process(address, count, index, work):
   def body():
     times = {"heartbeat_timeout_seconds": TIMEOUT_SECONDS, "initialization_timeout_seconds": PATIENCE_SECONDS}
     hosts.start(hosts.Address(address, count, index), **times)
-    return _WORK[work](index) or 0
+    try:
+      return _WORK[work](index) or 0
+    except ConfigError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 2
 
   sys.exit(hosts.run_together(body))
 
@@ -147,7 +153,23 @@ def _fail_together(index):
   return 3
 
 
-_WORK = {"agree": _agree, "search": _search, "talk": _talk, "fail": _fail, "fail_together": _fail_together}
+def _restore(index):
+  """What process 0 finds damaged, process 1 cannot read."""
+  saved_folder = pathlib.Path("../saved").resolve()
+  if index:
+    part_files.verify_files = _refuse_to_read
+  with saved_search.SavedSearch(saved_folder, {}) as saved:
+    saved.restore(None, print)
+
+
+def _refuse_to_read(folder):
+  raise PermissionError(errno.EACCES, "Permission denied")
+
+
+_WORK = {
+  "agree": _agree, "search": _search, "talk": _talk, "fail": _fail, "fail_together": _fail_together,
+  "restore": _restore,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -208,6 +230,19 @@ def test_a_failure_of_all_is_one_of_each(tmp_path):
   assert not any("process" in result.stderr for result in found)
 
 
+def test_what_one_cannot_read_no_other_removes(tmp_path):
+  saved_folder = tmp_path / "saved"
+  manifest.write_json(saved_folder / "search.json", {"format_version": 1, "settings": {}, "resumed_at": []})
+  for item in ("state", "trace"):
+    (saved_folder / "000001" / item).mkdir(parents=True)
+  found, _ = run_work(tmp_path, 2, "restore")
+  for result in found:
+    assert result.code == 2, result
+    assert "cannot go on after chunk 1" in result.stderr
+    assert "Permission denied" in result.stderr
+  assert (saved_folder / "000001/state").is_dir()
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
   return command_line.save_model(tmp_path_factory.mktemp("model") / "tiny")
@@ -218,20 +253,31 @@ def settings(tmp_path_factory):
   return command_line.quick_compilation(tmp_path_factory.mktemp("compiled"))
 
 
-class TestGenerate:
-  def _start(self, folder, address, index, *, flags, settings, prompts=PROMPTS):
-    (folder / "list.txt").write_text("\n".join(prompts[index] if isinstance(prompts, dict) else prompts))
-    host_flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
-    of_all = ["--num_latent_frames=6", "--prompts_file=list.txt"]
-    return command_line.start(folder, *of_all, *host_flags, *flags(index), jax_settings=settings)
+def start_generate(folder, address, index, *, flags, settings, prompts=PROMPTS, terminated=None):
+  (folder / "list.txt").write_text("\n".join(prompts[index] if isinstance(prompts, dict) else prompts))
+  host_flags = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}"]
+  of_all = ["--num_latent_frames=6", "--prompts_file=list.txt"]
+  arguments = [*of_all, *host_flags, *flags(index)]
+  if index == terminated:
+    return command_line.start_function(folder, command_line.generate_terminated, arguments, jax_settings=settings)
+  return command_line.start(folder, *arguments, jax_settings=settings)
 
-  def test_every_video_once(self, tmp_path, checkpoint, settings):
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, checkpoint, settings):
+  """Two processes that make three videos: their results, their folders and where the videos are."""
+  folder = tmp_path_factory.mktemp("undisturbed")
+  outputs = folder / "outputs"
+  flags = lambda index: [f"--checkpoint={checkpoint}", "--mesh=data:2", f"--output_dir={outputs}"]
+  found, folders = run_processes(folder, 2, functools.partial(start_generate, flags=flags, settings=settings))
+  assert [result.code for result in found] == [0, 0], found
+  return found, folders, outputs
+
+
+class TestGenerate:
+  def test_every_video_once(self, undisturbed, checkpoint, settings):
     """Three prompts do not divide by two processes; both write below one folder."""
-    outputs = tmp_path / "outputs"
-    flags = lambda index: [f"--checkpoint={checkpoint}", "--mesh=data:2", f"--output_dir={outputs}"]
-    start = functools.partial(self._start, flags=flags, settings=settings)
-    found, folders = run_processes(tmp_path, 2, start)
-    assert [result.code for result in found] == [0, 0], found
+    found, folders, outputs = undisturbed
     for prompt in PROMPTS:
       assert found[0].stdout.count(str(results.result_folder(outputs, prompt) / "video.mp4")) == 1
     assert "video.mp4" not in found[1].stdout
@@ -250,9 +296,29 @@ class TestGenerate:
       assert [chunk["survivors"] for chunk in trace["chunks"]] == [chunk["survivors"] for chunk in expected["chunks"]]
       assert trace["final"]["best"] == expected["final"]["best"]
 
+  def test_sigterm_to_one_stops_both_and_both_go_on(self, tmp_path, undisturbed, checkpoint, settings):
+    outputs, prompts = tmp_path / "outputs", PROMPTS[:2]
+    flags = lambda index: [f"--checkpoint={checkpoint}", "--mesh=data:2", f"--output_dir={outputs}", "--save_every=1"]
+    start = functools.partial(start_generate, flags=flags, settings=settings, prompts=prompts)
+    found, _ = run_processes(tmp_path, 2, functools.partial(start, terminated=1))
+    for result in found:
+      assert result.code == 143, found
+      assert result.stderr.splitlines()[-1].startswith("error: terminated, saved after chunk 1 of 2: "), result
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    found, _ = run_processes(resumed, 2, start)
+    assert [result.code for result in found] == [0, 0], found
+    for prompt in prompts:
+      made, expected = (
+        json.loads((results.result_folder(folder, prompt) / "manifest.json").read_text())
+        for folder in (outputs, undisturbed[-1])
+      )
+      assert made["sha256"] == expected["sha256"]
+      assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1], [])
+
   def test_flags_that_differ(self, tmp_path, settings):
     flags = lambda index: [f"--seed={index}"]
-    found, folders = run_processes(tmp_path, 2, functools.partial(self._start, flags=flags, settings=settings))
+    found, folders = run_processes(tmp_path, 2, functools.partial(start_generate, flags=flags, settings=settings))
     for result, folder in zip(found, folders, strict=True):
       assert result.code == 2, result
       assert result.stderr == "error: --seed is 0 on process 0 and 1 on process 1\n"
@@ -261,14 +327,14 @@ class TestGenerate:
   def test_prompts_that_differ(self, tmp_path, checkpoint, settings):
     flags = lambda index: [f"--checkpoint={checkpoint}"]
     prompts = {0: PROMPTS, 1: PROMPTS[:2]}
-    start = functools.partial(self._start, flags=flags, settings=settings, prompts=prompts)
+    start = functools.partial(start_generate, flags=flags, settings=settings, prompts=prompts)
     for result in run_processes(tmp_path, 2, start)[0]:
       assert result.code == 2, result
       assert "the number of prompts is 3 on process 0 and 2 on process 1" in result.stderr
 
   def test_nobody_comes(self, tmp_path, settings):
     flags = lambda index: ["--initialization_timeout_seconds=1"]
-    process = self._start(tmp_path, f"127.0.0.1:{free_port()}", 1, flags=flags, settings=settings)
+    process = start_generate(tmp_path, f"127.0.0.1:{free_port()}", 1, flags=flags, settings=settings)
     process.join(PATIENCE_SECONDS)
     result = command_line.result_of(process.exitcode, tmp_path)
     assert result.code == 3, result

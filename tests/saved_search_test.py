@@ -1,6 +1,7 @@
 """Searches that go on where they were saved: bit for bit, from the newest save that is whole."""
 
 import dataclasses
+import errno
 import functools
 import itertools
 import resource
@@ -13,7 +14,7 @@ from etils import epath
 
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import saved_search
+from streamt1_jax.io import part_files, paths, saved_search
 from streamt1_jax.io.saved_search import SavedSearch, SaveError
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Execution
@@ -84,9 +85,21 @@ def _assert_same(traces, sizes=()):
   jax.tree.map(np.testing.assert_array_equal, traces, _by_prompt(_undisturbed(sizes), sizes))
 
 
-def test_resumed_twice_is_the_undisturbed_search(tmp_path):
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path):
+  """Where saves go; in a bucket nothing is renamed, so a save has its name while it is written."""
+  if request.param == "disk":
+    yield epath.Path(tmp_path)
+    return
+  memory_store.install()
+  folder = epath.Path("gs://bucket/videos/.one.saved")
+  yield folder
+  saved_search.discard(folder)
+  assert not [name for name in memory_store.objects() if "saved" in name]
+
+
+def test_resumed_twice_is_the_undisturbed_search(folder):
   """Each save begins while the next chunk already takes the buffers of what is saved."""
-  folder = tmp_path / "saved"
   assert _run(folder, until=4, save_at=(1, 3))[0] == 0
   assert _run(folder, until=7, save_at=(4, 6))[0] == 3
   first, traces = _run(folder, until=8, save_at=())
@@ -95,12 +108,13 @@ def test_resumed_twice_is_the_undisturbed_search(tmp_path):
   assert saved_search.read_description(folder) == (SETTINGS, [3, 6])
 
 
-def test_only_two_states_are_kept_and_every_trace_once(tmp_path):
-  _run(tmp_path, until=7, save_at=(1, 2, 4, 7))
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["000001", "000002", "000004", "000007", "search.json"]
-  assert sorted(path.parent.name for path in tmp_path.glob("*/state")) == ["000004", "000007"]
-  assert len(list(tmp_path.glob("*/trace/part.json"))) == 4
-  last = saved_search.stored_part.open_part(tmp_path / "000007/trace", None)
+def test_only_two_states_are_kept_and_every_trace_once(folder):
+  _run(folder, until=7, save_at=(1, 2, 4, 7))
+  assert sorted(path.name for path in folder.iterdir()) == ["000001", "000002", "000004", "000007", "search.json"]
+  saves = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+  assert [path.name for path in saves if (path / "state").exists()] == ["000004", "000007"]
+  assert all((path / "trace/part.json").exists() for path in saves)
+  last = saved_search.stored_part.open_part(folder / "000007/trace", None)
   assert {name.split("/")[0] for name in last.stores} == {"000004", "000005", "000006"}
 
 
@@ -119,19 +133,8 @@ def test_on_a_mesh(tmp_path):
   assert "data" in abstract.beams.memory.k.sharding.spec
 
 
-def test_in_a_bucket():
-  memory_store.install()
-  folder = epath.Path("gs://bucket/videos/.one.saved")
-  _run(folder, until=6, save_at=(2, 5))
-  first, traces = _run(folder, until=8, save_at=())
-  assert first == 5
-  _assert_same(traces)
-  saved_search.discard(folder)
-  assert not [name for name in memory_store.objects() if "saved" in name]
-
-
 def _largest_file(folder):
-  return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  return max(paths.files_below(epath.Path(folder)), key=lambda path: path.stat().length)
 
 
 def _flip(path):
@@ -148,11 +151,11 @@ def _truncate(path):
   ("damage", "item", "message"),
   [(_flip, "state", "is corrupt"), (_truncate, "state", "is truncated"), (_flip, "trace", "is corrupt")],
 )
-def test_damaged_newest_save_falls_back(tmp_path, damage, item, message):
-  _run(tmp_path, until=6, save_at=(3, 5))
-  damage(_largest_file(tmp_path / "000005" / item))
+def test_damaged_newest_save_falls_back(folder, damage, item, message):
+  _run(folder, until=6, save_at=(3, 5))
+  damage(_largest_file(folder / "000005" / item))
   warnings = []
-  first, traces = _run(tmp_path, until=8, save_at=(5, 7), warn=warnings.append)
+  first, traces = _run(folder, until=8, save_at=(5, 7), warn=warnings.append)
   assert first == 3
   _assert_same(traces)
   (warning,) = warnings
@@ -160,7 +163,7 @@ def test_damaged_newest_save_falls_back(tmp_path, damage, item, message):
   assert message in warning
   assert "\n" not in warning
   # What was damaged has been written again.
-  assert _run(tmp_path, until=8, save_at=())[0] == 7
+  assert _run(folder, until=8, save_at=())[0] == 7
 
 
 def test_unfinished_and_wholly_damaged_saves(tmp_path):
@@ -176,6 +179,39 @@ def test_unfinished_and_wholly_damaged_saves(tmp_path):
   _flip(_largest_file(tmp_path / "000002/trace"))
   assert _run(tmp_path, until=1, save_at=(), warn=warnings.append)[0] == 0
   assert len(warnings) == 2
+
+
+def test_save_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
+  """It may be whole, so nothing is lost to a file system that refuses for a while."""
+  _run(tmp_path, until=6, save_at=(3, 5))
+  verify_files, before = part_files.verify_files, sorted(tmp_path.rglob("*"))
+
+  def refuse_once(folder):
+    monkeypatch.setattr(part_files, "verify_files", verify_files)
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+  monkeypatch.setattr(part_files, "verify_files", refuse_once)
+  with pytest.raises(ConfigError, match="cannot go on after chunk 5; .* Permission denied") as refusal:
+    _run(tmp_path, until=8, save_at=())
+  assert "\n" not in str(refusal.value)
+  assert sorted(tmp_path.rglob("*")) == before
+  assert _run(tmp_path, until=5, save_at=())[0] == 5
+
+
+@pytest.mark.parametrize("name", ["search.json", "000005/state", "000005/trace/part.json", "000005/state/_METADATA"])
+def test_refusal_is_not_taken_for_absence(tmp_path, name):
+  """A link to itself is there, but the system refuses to look at it."""
+  _run(tmp_path, until=6, save_at=(3, 5))
+  kept = tmp_path / "kept"
+  (tmp_path / name).rename(kept)
+  (tmp_path / name).symlink_to(tmp_path / name)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(ConfigError, match="Too many levels of symbolic links"):
+    _run(tmp_path, until=8, save_at=())
+  assert sorted(tmp_path.rglob("*")) == before
+  (tmp_path / name).unlink()
+  kept.rename(tmp_path / name)
+  assert _run(tmp_path, until=5, save_at=())[0] == 5
 
 
 def test_full_disk(tmp_path):

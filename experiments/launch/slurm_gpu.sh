@@ -5,7 +5,8 @@
 #     --checkpoint=/shared/wan_1_3b --prompts_file=/shared/prompts.txt --output_dir=/shared/videos
 #
 # from the repository, which all nodes see, as they must see the folders of the flags. A job that Slurm starts again
-# after it was preempted, or that is submitted again after its time was up, goes on in the middle of a video.
+# after it was preempted, or that is submitted again after its time was up, goes on in the middle of a video. With
+# --overwrite it would begin the list anew: take another --output_dir instead.
 #
 #   PYTHON       the interpreter with the package in it (pip install -e '.[cuda]'); python by default
 #   SAVE_EVERY   chunks between two saved states, 5 by default

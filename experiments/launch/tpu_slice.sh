@@ -10,7 +10,7 @@
 #
 # `keep_running` in the place of the first three makes slices until the run is through: SPOT=1 slices are cheap and taken
 # away. Nothing is lost with them: results, saved searches and compiled programs are in BUCKET, and the same command goes
-# on in the middle of a video.
+# on in the middle of a video. With --overwrite every slice would begin the list anew: give it another BUCKET instead.
 #
 #   TPU_NAME     name of the slice
 #   ZONE         where it is

@@ -18,6 +18,10 @@ _MAX_LISTED = 3
 _HASH_THREADS = 8
 
 
+class Damaged(ConfigError):
+  """Files are not what was written: one is missing, cut off or altered. Unlike a refusal to read them it will last."""
+
+
 def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
   """Records in part.json what `leaves` are and which files (all those in `folder`) orbax made of them."""
   part = {
@@ -38,56 +42,73 @@ def _sha256(path: epath.Path) -> str:
 
 
 def verify_files(folder: epath.Path) -> None:
-  """Raises ConfigError naming the first file that is missing or has not the size and checksum recorded.
+  """Raises Damaged naming the first file that is missing or has not the size and checksum recorded.
 
-  Sizes are compared first: most damage is found without reading anything.
+  Sizes are compared first: most damage is found without reading anything. What a file system refuses is raised on.
   """
   files = read_part_file(folder)["files"]
   for name, expected in files.items():
     path = folder / name
-    if not path.is_file():
-      raise ConfigError(f"{folder} is incomplete: {name} is missing")
-    size = path.stat().length
+    try:
+      size = path.stat().length
+    except (FileNotFoundError, NotADirectoryError) as error:
+      raise Damaged(f"{folder} is incomplete: {name} is missing") from error
     if size != expected["bytes"]:
-      raise ConfigError(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
+      raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
   # Threads help: hashing leaves the interpreter lock, and a file is read while another is hashed.
   with futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
     checksums = pool.map(_sha256, [folder / name for name in files])
     for (name, expected), checksum in zip(files.items(), checksums, strict=True):
       if checksum != expected["sha256"]:
         pool.shutdown(wait=False, cancel_futures=True)
-        raise ConfigError(f"{folder / name} is corrupt: its checksum is not the one recorded in {PART_FILE}")
+        raise Damaged(f"{folder / name} is corrupt: its checksum is not the one recorded in {PART_FILE}")
 
 
 def read_part_file(folder: epath.Path) -> dict[str, Any]:
-  """The contents of part.json. Raises ConfigError if `folder` is not a saved part or the file is corrupt."""
+  """The contents of part.json. Raises ConfigError: Damaged if `folder` is not a saved part or the file is corrupt."""
   part = read_json_object(folder, PART_FILE, "a saved model part")
   path = folder / PART_FILE
   require_version(part, path)
   for field, field_type in (("parameters", int), ("dtype", str), ("files", dict)):
     if not isinstance(part.get(field), field_type):
-      raise ConfigError(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
+      raise Damaged(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
   if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in part["files"].values()):
-    raise ConfigError(f"{path} is corrupt: files need bytes and sha256")
+    raise Damaged(f"{path} is corrupt: files need bytes and sha256")
   return part
 
 
 def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]:
-  """The JSON object in file `name` of `folder`. Raises ConfigError, naming the `kind` of folder expected."""
-  if not folder.exists():
-    raise ConfigError(f"{folder} does not exist; expected the folder of {kind}")
-  if not folder.is_dir():
-    raise ConfigError(f"{folder} is a file; expected the folder of {kind}")
+  """The JSON object in file `name` of `folder`.
+
+  Args:
+    folder: where it is.
+    name: of the file.
+    kind: of folder expected, for messages.
+
+  Raises:
+    Damaged: there is no such file or it holds something else.
+    ConfigError: the file system refuses.
+  """
   path = folder / name
-  if not path.is_file():
-    found = sorted(entry.name for entry in folder.iterdir())
-    raise ConfigError(f"{folder} is not {kind}: it has no {name} (found: {list_some(found) or 'nothing'})")
   try:
-    document = config_json.parse_strict_json(path.read_text(), str(path))
-  except (OSError, UnicodeDecodeError) as error:
+    if not paths.exists(path):
+      if not paths.exists(folder):
+        raise Damaged(f"{folder} does not exist; expected the folder of {kind}")
+      if not folder.is_dir():
+        raise Damaged(f"{folder} is a file; expected the folder of {kind}")
+      found = sorted(entry.name for entry in folder.iterdir())
+      raise Damaged(f"{folder} is not {kind}: it has no {name} (found: {list_some(found) or 'nothing'})")
+    content = path.read_bytes()
+  except OSError as error:
     raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
+  try:
+    document = config_json.parse_strict_json(content.decode(), str(path))
+  except UnicodeDecodeError as error:
+    raise Damaged(f"{path} cannot be read: {first_line(error)}") from error
+  except ConfigError as error:
+    raise Damaged(str(error)) from error
   if not isinstance(document, dict):
-    raise ConfigError(f"{path} must hold a JSON object")
+    raise Damaged(f"{path} must hold a JSON object")
   return document
 
 

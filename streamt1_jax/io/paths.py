@@ -25,6 +25,15 @@ def absolute(path: epath.PathLike) -> epath.Path:
   return path if is_object_store(path) else path.resolve()
 
 
+def exists(path: epath.PathLike) -> bool:
+  """Whether there is a file or folder. Raises whatever kept that from being told; `epath` takes every error for no."""
+  try:
+    epath.Path(path).stat() if is_object_store(path) else os.stat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  return True
+
+
 def files_below(folder: epath.Path) -> Iterator[epath.Path]:
   """All files in `folder` and its subfolders, sorted by path within each folder."""
   for entry in sorted(folder.iterdir()):

@@ -10,7 +10,8 @@
 
 A save is one asynchronous orbax checkpoint: its folder gets its name when everything is in it, checksums included, for
 orbax stores none of values. On an object store, which renames nothing, the checksums come last. A save counts if its
-state and all traces up to it are what their checksums say; only the newest two keep their state.
+state and all traces up to it are what their checksums say; only the newest two keep their state. What is damaged is
+removed and made again, but what cannot be read, for the file system refuses, ends the program and is kept.
 
 Several processes that search as one save and restore together, on a file system they share: each writes and reads its
 shards, the first alone does everything else.
@@ -78,9 +79,10 @@ class Description(NamedTuple):
 def read_description(directory: epath.PathLike) -> Description | None:
   """What is saved in `directory`, or None if there is nothing. Raises ConfigError if that cannot be told."""
   folder = epath.Path(directory)
-  # The file is written before all others: without it nothing is lost.
-  if not (folder / SEARCH_FILE).exists():
-    return None
+  with stored_part.readable(folder):
+    # The file is written before all others: without it nothing is lost.
+    if not paths.exists(folder / SEARCH_FILE):
+      return None
   document = part_files.read_json_object(folder, SEARCH_FILE, "a saved search")
   part_files.require_version(document, folder / SEARCH_FILE)
   settings, resumed_at = document.get("settings"), document.get("resumed_at")
@@ -132,6 +134,9 @@ class SavedSearch:
     Args:
       abstract_state: shapes, dtypes and shardings of the state.
       warn: told why a save does not count, a line each.
+
+    Raises:
+      ConfigError: a save may be whole, but a process cannot read it or cannot use it; nothing is removed.
     """
     found, progress = hosts.first_decides(lambda: read_description(self.folder)), None
     if found is None:
@@ -139,12 +144,19 @@ class SavedSearch:
       return None
     description = Description(*found)
     for chunks in hosts.first_decides(self._saves_with_state):
+      damage = refusal = None
       try:
-        loaded, problem = self._load(chunks, abstract_state), None
+        loaded = self._load(chunks, abstract_state)
+      except part_files.Damaged as error:
+        damage = str(error)
       except ConfigError as error:
-        problem = str(error)
-      if problems := [text for text in hosts.everyone(problem) if text]:
-        warn(f"the save after chunk {chunks} does not count: {problems[0]}")
+        refusal = str(error)
+      damages, refusals = zip(*hosts.everyone([damage, refusal]))
+      if any(refusals):
+        where = f"cannot go on after chunk {chunks}; try again, or remove {self.folder} to begin anew"
+        raise ConfigError(f"{where}: {next(filter(None, refusals))}")
+      if any(damages):
+        warn(f"the save after chunk {chunks} does not count: {next(filter(None, damages))}")
         continue
       progress = loaded
       self.saved = chunks
@@ -213,11 +225,13 @@ class SavedSearch:
 
   def _saves(self) -> list[int]:
     """Finished chunks of the saves that are whole, by their names, newest first."""
-    names = [path.name for path in self.folder.iterdir()]
+    with stored_part.readable(self.folder):
+      names = [path.name for path in self.folder.iterdir()]
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
   def _saves_with_state(self) -> list[int]:
-    return [chunks for chunks in self._saves() if (self._save_folder(chunks) / STATE).exists()]
+    with stored_part.readable(self.folder):
+      return [chunks for chunks in self._saves() if paths.exists(self._save_folder(chunks) / STATE)]
 
   def _keep_up_to(self, chunks: int) -> None:
     """Removes later saves and what is unfinished."""
@@ -229,8 +243,10 @@ class SavedSearch:
           path.rmtree(missing_ok=True)
 
   def _retire(self) -> None:
-    """Removes the states of all saves but the newest; called when the next one is written."""
-    for chunks in self._saves_with_state()[1:]:
+    """Removes the states of all saves but the newest; called when the next one is written, before it counts."""
+    # On an object store that one has its name already.
+    whole = [chunks for chunks in self._saves_with_state() if chunks != self._pending]
+    for chunks in whole[1:]:
       (self._save_folder(chunks) / STATE).rmtree(missing_ok=True)
 
   def _load(self, chunks: int, abstract_state: SearchState) -> Progress:
@@ -248,7 +264,7 @@ class SavedSearch:
         chunk, video, leaf = name.split("/", 2)
         videos.setdefault(int(video), {}).setdefault(int(chunk), {})[leaf] = part.read(name)
     if not videos or any(sorted(by_chunk) != list(range(chunks)) for by_chunk in videos.values()):
-      raise ConfigError(f"{self.folder}: the traces of some of the first {chunks} chunks are missing")
+      raise part_files.Damaged(f"{self.folder}: the traces of some of the first {chunks} chunks are missing")
     names, structure = list(_named(_TRACE_TREE)), jax.tree.structure(_TRACE_TREE)
     rebuild = lambda leaves: jax.tree.unflatten(structure, [leaves[name] for name in names])
     return [[rebuild(videos[video][chunk]) for chunk in range(chunks)] for video in sorted(videos)]

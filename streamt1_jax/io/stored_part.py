@@ -87,8 +87,8 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
     dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
 
   Raises:
-    ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored weights
-      differ from `abstract_params` in name, shape or kind.
+    Damaged: the folder is missing or not a part; a file is missing, truncated or corrupt.
+    ConfigError: the file system refuses; the stored weights differ from `abstract_params` in name, shape or kind.
   """
   source = epath.Path(directory)
   with readable(source):
