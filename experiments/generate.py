@@ -203,6 +203,8 @@ def make_results(plan: Plan, batch: Batch) -> None:
   with contextlib.ExitStack() as stack:
     stack.enter_context(common.termination_deferred())
     saved = stack.enter_context(batch.saved())
+    # Once the folders below have taken their places.
+    stack.push(lambda kind, *_: saved.discard() if kind is SearchError else None)
     failed = lambda index: lambda error: isinstance(error, SearchError) and error.prompt == index
     staged = [results.staged_folder(folder, keep_on=failed(index)) for index, folder in enumerate(folders)]
     staging = [stack.enter_context(folder) for folder in staged if hosts.is_first()]
@@ -212,12 +214,14 @@ def make_results(plan: Plan, batch: Batch) -> None:
       videos = search_videos(plan, prompts, timer, traces, saved)
     except SearchError as error:
       index = error.prompt
+      failure = SearchError(f"prompt {prompts[index]!r}, {error}", index)
       if hosts.is_first():
+        # The others fail as well and are done at once; else they would take this process with them.
+        hosts.announce(common.RUN_FAILED, str(failure))
         chunks, folder = traces[index], staging[index]
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
         manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[index]})
-      saved.discard()
-      raise SearchError(f"prompt {prompts[index]!r}, {error}", index) from error
+      raise failure from error
     for made, chunks, folder, run in zip(videos if hosts.is_first() else (), traces, staging, runs):
       with timer.phase("write"):
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)

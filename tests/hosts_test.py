@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments import results
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.execution import Execution
@@ -147,7 +148,23 @@ def _fail_together(index):
   return 3
 
 
-_WORK = {"agree": _agree, "search": _search, "talk": _talk, "fail": _fail, "fail_together": _fail_together}
+def _fail_and_write(index):
+  hosts._GRACE_SECONDS = 1.0
+  hosts.announce(3, "every candidate is NaN or Inf")
+  if hosts.is_first():
+    time.sleep(hosts._GRACE_SECONDS + 4 * hosts._PULSE_SECONDS)
+    pathlib.Path("trace.json").touch()
+  return 3
+
+
+_WORK = {
+  "agree": _agree,
+  "search": _search,
+  "talk": _talk,
+  "fail": _fail,
+  "fail_together": _fail_together,
+  "fail_and_write": _fail_and_write,
+}
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -208,6 +225,27 @@ def test_a_failure_of_all_is_one_of_each(tmp_path):
   assert not any("process" in result.stderr for result in found)
 
 
+def test_who_writes_after_a_failure_of_all_may_finish(tmp_path):
+  found, folders = run_work(tmp_path, 2, "fail_and_write")
+  assert [result.code for result in found] == [3, 3], found
+  assert (folders[0] / "trace.json").exists()
+  assert not any("process" in result.stderr for result in found)
+
+
+def _generate_slowly(arguments):
+  from experiments import common, generate
+
+  write_json = manifest.write_json
+
+  def slowly(path, content):
+    time.sleep(hosts._GRACE_SECONDS + 2 * hosts._PULSE_SECONDS)
+    write_json(path, content)
+
+  hosts._GRACE_SECONDS, manifest.write_json = 1.0, slowly
+  sys.argv = ["experiments/generate.py", *arguments]
+  common.run(generate.main)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
   return command_line.save_model(tmp_path_factory.mktemp("model") / "tiny")
@@ -265,6 +303,22 @@ class TestGenerate:
     for result in run_processes(tmp_path, 2, start)[0]:
       assert result.code == 2, result
       assert "the number of prompts is 3 on process 0 and 2 on process 1" in result.stderr
+
+  def test_a_failed_search_is_published(self, tmp_path, settings):
+    """The first process takes longer to write its trace than the other one waits for it."""
+    model, outputs = command_line.save_model(tmp_path / "model", backbone_scale=1e30), tmp_path / "outputs"
+
+    def start(folder, address, index):
+      arguments = [
+        f"--checkpoint={model}", f"--prompt={PROMPTS[0]}", "--num_latent_frames=6", f"--output_dir={outputs}",
+        "--mesh=candidate:2", f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}",
+      ]  # fmt: skip
+      return command_line.start_function(folder, _generate_slowly, arguments, jax_settings=settings)
+
+    found, _ = run_processes(tmp_path, 2, start)
+    assert [result.code for result in found] == [3, 3], found
+    (folder,) = outputs.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
 
   def test_nobody_comes(self, tmp_path, settings):
     flags = lambda index: ["--initialization_timeout_seconds=1"]

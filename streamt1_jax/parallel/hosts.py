@@ -203,7 +203,7 @@ def _replicator(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def announce(code: int, message: str) -> None:
-  """Tells the other processes how this one will end."""
+  """Tells the other processes how this one will end. It does so by itself: their failures end it no more."""
   if _member is not None:
     _member.announce(code, message)
 
@@ -298,7 +298,8 @@ class _Member:
     """Ends this process if another one failed or died."""
     now, own = time.monotonic(), self.address.process_id
     failed = [process for process, pulse in self._others.items() if process != own and pulse.code]
-    if failed:
+    # Who has announced its own end may still be writing the account of it.
+    if failed and not self._pulse.code:
       self._failed_since = self._failed_since or now
       if self._suspicious or self._others[failed[0]].death or now - self._failed_since > _GRACE_SECONDS:
         self._follow(failed[0])
