@@ -122,8 +122,8 @@ def compiler_identity() -> dict[str, Any]:
   """What decides how a program is compiled, besides the program itself; JSON values."""
   device = jax.devices()[0]
   return {
-    "versions": {name: _version(name) for name in _PACKAGES},
-    "source": _source_digest(),
+    "versions": {name: version(name) for name in _PACKAGES},
+    "source": source_digest(),
     "platform": {"name": device.platform, "version": device.client.platform_version},
     "device_kind": device.device_kind,
     "devices": jax.device_count(),
@@ -180,7 +180,8 @@ def _digest(identity: Any) -> str:
   return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+  """Of an installed package; None if it is not."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
@@ -188,8 +189,8 @@ def _version(package: str) -> str | None:
 
 
 @functools.cache
-def _source_digest() -> str:
-  """Of this package's Python files: between releases its version stays the same."""
+def source_digest() -> str:
+  """SHA-256 of this package's Python files: between releases its version stays the same."""
   root = pathlib.Path(__file__).parent
   files = sorted(root.rglob("*.py"))
   return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()

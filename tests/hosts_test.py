@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import results
-from streamt1_jax import drivers
+from streamt1_jax import drivers, executables
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest
 from streamt1_jax.parallel import hosts
@@ -232,6 +233,16 @@ def test_who_writes_after_a_failure_of_all_may_finish(tmp_path):
   assert not any("process" in result.stderr for result in found)
 
 
+def _generate_otherwise(index, arguments):
+  from experiments import common, generate
+
+  version = executables.version
+  executables.version = lambda name: [None, "0.1"][index] if name == "libtpu" else version(name)
+  executables.source_digest = lambda: f"source {index}"
+  sys.argv = ["experiments/generate.py", *arguments]
+  common.run(generate.main)
+
+
 def _generate_slowly(arguments):
   from experiments import common, generate
 
@@ -303,6 +314,34 @@ class TestGenerate:
     for result in run_processes(tmp_path, 2, start)[0]:
       assert result.code == 2, result
       assert "the number of prompts is 3 on process 0 and 2 on process 1" in result.stderr
+
+  def test_rewards_that_differ(self, tmp_path, checkpoint, settings):
+    """Both have a checkpoint of their own, alike but for the rewards: one is missing, one has other weights."""
+    rewards = {0: {"hpsv3": "some", "videoalign": "these"}, 1: {"hpsv3": "others"}}
+
+    def start(folder, address, index):
+      shutil.copytree(checkpoint, folder / "model")
+      for name, content in rewards[index].items():
+        (folder / "model/rewards" / name).mkdir(parents=True)
+        (folder / "model/rewards" / name / "part.json").write_text(content)
+      return self._start(folder, address, index, flags=lambda index: ["--checkpoint=model"], settings=settings)
+
+    for result in run_processes(tmp_path, 2, start)[0]:
+      assert result.code == 2, result
+      assert "the list of its rewards is videoalign, hpsv3 on process 0 and hpsv3 on process 1; " in result.stderr
+      assert "the SHA-256 of hpsv3 is " in result.stderr
+      assert "SHA-256 of the checkpoint" not in result.stderr
+
+  def test_programs_that_differ(self, tmp_path, settings):
+    def start(folder, address, index):
+      arguments = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}", "--prompt=a star"]
+      return command_line.start_function(folder, _generate_otherwise, index, arguments, jax_settings=settings)
+
+    for result in run_processes(tmp_path, 2, start)[0]:
+      assert result.code == 2, result
+      assert "the version of libtpu is none on process 0 and 0.1 on process 1" in result.stderr
+      assert "the SHA-256 of the sources of streamt1_jax is source 0 on process 0 and source 1 on" in result.stderr
+      assert "jaxlib" not in result.stderr
 
   def test_a_failed_search_is_published(self, tmp_path, settings):
     """The first process takes longer to write its trace than the other one waits for it."""
