@@ -155,7 +155,7 @@ def search_videos(
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   with (
     tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
-    contextlib.closing(monitoring.Monitor(prompts, length)) as monitor,
+    contextlib.closing(monitoring.Monitor(prompts, length, start)) as monitor,
   ):
     for index in range(start, length):
       common.raise_if_interrupted()

@@ -66,9 +66,9 @@ def _writer_class() -> type:
 
 
 class Monitor:
-  """Watches the chunks of videos that are searched together, as the flags say."""
+  """Watches the chunks of videos that are searched together, from chunk `start` on, as the flags say."""
 
-  def __init__(self, prompts: Sequence[str], num_chunks: int):
+  def __init__(self, prompts: Sequence[str], num_chunks: int, start: int = 0):
     self._names = [results.result_folder("", prompt).name for prompt in prompts]
     self._profiled = _profiled_chunks(num_chunks)
     self._seconds = 0.0
@@ -76,7 +76,8 @@ class Monitor:
     # All processes have the same numbers; one writes them.
     if _TENSORBOARD_DIR.value is not None and jax.process_index() == 0:
       folders = [epath.Path(_TENSORBOARD_DIR.value) / name for name in self._names]
-      self._writers = [_writer_class()(str(folder)) for folder in folders]
+      # What an earlier run wrote of chunks that are searched again is hidden.
+      self._writers = [_writer_class()(str(folder), purge_step=start) for folder in folders]
 
   @contextlib.contextmanager
   def chunk(self, index: int) -> Iterator[None]:
