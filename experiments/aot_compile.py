@@ -330,6 +330,8 @@ def _refuse_flags_of_tpus() -> None:
 
 
 def main() -> None:
+  if _REWARD_DTYPE.value is not None and not _REWARDS.value:
+    raise ConfigError("--reward_dtype needs --rewards: built-in rewards have no weights")
   if _HLO_FILE.value:
     common.require_writable("hlo_file", _HLO_FILE.value)
   model = preset(_PRESET.value)

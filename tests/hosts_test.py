@@ -384,6 +384,16 @@ class TestAddress:
     with pytest.raises(ConfigError, match=fragment):
       hosts.find(*given, 1)
 
+  @pytest.mark.parametrize("text", ["0,x", "0,", "-1"])
+  def test_impossible_devices(self, monkeypatch, text):
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", text)
+    with pytest.raises(ConfigError, match=f"JAX_LOCAL_DEVICE_IDS must be numbers, as 0,1, got '{text}'"):
+      hosts.find("somewhere:1234", 2, 0, 1)
+
+  def test_devices(self, monkeypatch):
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2, 3")
+    assert hosts.find("somewhere:1234", 2, 0, 1).local_device_ids == [2, 3]
+
   def test_alone(self):
     assert hosts.find(None, None, None, 1) is None
     assert hosts.find("somewhere:1234", 1, None, 1) is None
