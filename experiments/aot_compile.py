@@ -65,7 +65,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of wei
 _REWARD_DTYPE = flags.DEFINE_enum(
   "reward_dtype", None, ["float32", "bfloat16", "int8"], "Of --rewards; the model's by default."
 )
-_HLO_FILE = flags.DEFINE_string("hlo_file", None, "Where the compiled program is written, as text.")
+_HLO_FILE = common.define_path("hlo_file", None, "Where the compiled program is written, as text.")
 flags.adopt_module_key_flags(device_flags)
 
 GIB = 1 << 30

@@ -40,7 +40,13 @@ def run(program: str, folder: pathlib.Path, *arguments: str, **options) -> Resul
     ("aot_compile", ["--reward_dtype=int8"], ["--reward_dtype needs --rewards"]),
     (
       "aot_compile",
+      ["--hlo_file=s3://bucket/file"],
+      ["--hlo_file=s3://bucket/file", "a path of this machine or gs://"],
     ),
+    ("aot_table", ["--output=s3://bucket/file"], ["--output=s3://bucket/file", "a path of this machine or gs://"]),
+    ("kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
+    ("kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),
+    ("full_size_check", ["--work_dir=gs://bucket/check"], ["--work_dir=gs://bucket/check", "a path of this machine"]),
     ("evaluate", ["--split=all"], ["--split=all", "train|tune|test"]),
     ("evaluate", ["--num_captions=0"], ["--num_captions=0", "1"]),
     ("evaluate", ["--seed=-1"], ["--seed=-1", "0"]),
