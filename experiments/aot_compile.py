@@ -65,7 +65,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of wei
 _REWARD_DTYPE = flags.DEFINE_enum(
   "reward_dtype", None, ["float32", "bfloat16", "int8"], "Of --rewards; the model's by default."
 )
-_HLO_FILE = flags.DEFINE_string("hlo_file", None, "Where the compiled program is written, as text.")
+_HLO_FILE = common.define_path("hlo_file", None, "Where the compiled program is written, as text.")
 flags.adopt_module_key_flags(device_flags)
 
 GIB = 1 << 30
@@ -330,6 +330,8 @@ def _refuse_flags_of_tpus() -> None:
 
 
 def main() -> None:
+  if _REWARD_DTYPE.value is not None and not _REWARDS.value:
+    raise ConfigError("--reward_dtype needs --rewards: built-in rewards have no weights")
   if _HLO_FILE.value:
     common.require_writable("hlo_file", _HLO_FILE.value)
   model = preset(_PRESET.value)

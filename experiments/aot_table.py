@@ -14,13 +14,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags
 from etils import epath
 
 from experiments import common
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic
 
-_OUTPUT = flags.DEFINE_string("output", "runs/aot.jsonl", "JSON lines, kept from run to run.")
+_OUTPUT = common.define_path("output", "runs/aot.jsonl", "JSON lines, kept from run to run.")
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
 
 _GIB = 1 << 30
@@ -102,7 +102,8 @@ def main() -> None:
     if any(case == earlier for earlier, _ in made):
       continue
     made.append((case, compile_one(case)))
-    path.write_text("".join(json.dumps({"case": one, "report": report}) + "\n" for one, report in made))
+    lines = "".join(json.dumps({"case": one, "report": report}) + "\n" for one, report in made)
+    atomic.replace_bytes(path, lines.encode())
     print(row(*made[-1]), flush=True)
   print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
   for case, report in made:

@@ -294,7 +294,20 @@ def with_ratios(rows: list[dict[str, float]]) -> list[dict[str, float]]:
   return [row | {f"{name}_ratio": row[name] / rows[0][name] for name in names} for row in rows]
 
 
+def refuse_ignored_flags() -> None:
+  """Raises ConfigError for flags that have no say in what was asked for."""
+  tables = (
+    (_SCALING, (_LIVE_BYTES, _BEAM_SIZE, _TOP_K, _CHUNKS, _REPEATS, _APPEND_ALWAYS)),
+    (_LIVE_BYTES, (_BEAM_SIZE, _CHUNKS, _REPEATS)),
+  )
+  for table, ignored in tables:
+    given = [flag.name for flag in ignored if flags.FLAGS[flag.name].present]
+    if table.value and given:
+      raise ConfigError(f"--{table.name} takes no --{', --'.join(given)}")
+
+
 def main() -> None:
+  refuse_ignored_flags()
   model = preset(_PRESET.value)
   search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)
   search.validate_for(model)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import jax
 from absl import flags
-from etils import epath
 from jax.sharding import Mesh
 
 from experiments import common
@@ -45,12 +44,7 @@ def use_compilation_cache() -> None:
   """Turns on the cache that the flag asks for; before anything is compiled. Raises ConfigError, naming the flag."""
   if _CACHE_DIR.value is None:
     return
-  try:
-    epath.Path(_CACHE_DIR.value).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ConfigError(
-      f"--compilation_cache_dir={_CACHE_DIR.value} cannot be made: {error.strerror or error}"
-    ) from error
+  common.make_folder("compilation_cache_dir", _CACHE_DIR.value)
   jax.config.update("jax_compilation_cache_dir", _CACHE_DIR.value)
   # A start is many small programs: one after the other they take seconds.
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

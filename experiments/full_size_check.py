@@ -58,7 +58,9 @@ _SHARD_BYTES = 5 << 30
 _LORA_RANKS = {"wan_1_3b": 256, "tiny": 4}
 
 _MODEL = flags.DEFINE_enum("model", "wan_1_3b", sorted(_LORA_RANKS), "Whose sizes.")
-_WORK_DIR = flags.DEFINE_string("work_dir", None, "Folder for all files; must be empty or missing.", required=True)
+_WORK_DIR = common.define_path(
+  "work_dir", None, "Folder for all files; must be empty or missing.", required=True, url=False
+)
 _HEIGHT = common.define_integer("latent_height", 6, "Rows of the latent (60 for 480 pixels).", 2)
 _WIDTH = common.define_integer("latent_width", 8, "Columns of the latent (104 for 832 pixels).", 2)
 _CHUNKS = common.define_integer("chunks", 1, "Chunks to search.", 1)

@@ -168,7 +168,7 @@ def search_videos(
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   with (
     tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
-    contextlib.closing(monitoring.Monitor(prompts, length)) as monitor,
+    contextlib.closing(monitoring.Monitor(prompts, length, start)) as monitor,
   ):
     for index in range(start, length):
       common.raise_if_interrupted()
@@ -216,6 +216,8 @@ def make_results(plan: Plan, batch: Batch) -> None:
   with contextlib.ExitStack() as stack:
     stack.enter_context(common.termination_deferred())
     saved = stack.enter_context(batch.saved())
+    # Once the folders below have taken their places.
+    stack.push(lambda kind, *_: saved.discard() if kind is SearchError else None)
     failed = lambda prompt: lambda error: isinstance(error, SearchError) and prompts[error.prompt] == prompt
     staging = {
       prompt: stack.enter_context(results.staged_folder(folder, keep_on=failed(prompt)))
@@ -228,12 +230,15 @@ def make_results(plan: Plan, batch: Batch) -> None:
       videos = search_videos(plan, prompts, timer, traces, saved)
     except SearchError as error:
       prompt, chunks = prompts[error.prompt], traces[error.prompt]
+      failure = SearchError(f"prompt {prompt!r}, {error}", error.prompt)
+      if hosts.is_first():
+        # The others fail as well and are done at once; else they would take this process with them.
+        hosts.announce(common.RUN_FAILED, str(failure))
       if prompt in staging:
         folder = staging[prompt]
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
         manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[prompt]})
-      saved.discard()
-      raise SearchError(f"prompt {prompt!r}, {error}", error.prompt) from error
+      raise failure from error
     for prompt, made, chunks in zip(prompts, videos, traces, strict=True):
       if prompt not in staging:
         continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging as std_logging
 import os
 import sys
@@ -14,8 +13,12 @@ from absl import flags, logging
 from etils import epath
 
 from experiments import common
+from streamt1_jax import executables
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import part_files
 from streamt1_jax.parallel import hosts
+from streamt1_jax.rewards import selection
+from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 _COORDINATOR = flags.DEFINE_string(
   "coordinator_address",
@@ -34,7 +37,7 @@ _INITIALIZATION_TIMEOUT = common.define_integer(
   "initialization_timeout_seconds", 300, "How long processes wait for each other to start.", 1
 )
 _OWN = (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
-_PACKAGES = ("jax", "jaxlib", "streamt1_jax")
+_PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "streamt1_jax")
 
 
 def start(program: str) -> None:
@@ -44,7 +47,8 @@ def start(program: str) -> None:
     program: name of the module whose flags count.
 
   Raises:
-    ConfigError: an address cannot be, or flags or versions differ, then on all processes; the message names them.
+    ConfigError: an address cannot be, or flags, versions or sources differ, then on all processes; the message names
+      them.
   """
   own = [flag.name for flag in _OWN]
   timeout = _INITIALIZATION_TIMEOUT.value
@@ -63,21 +67,30 @@ def start(program: str) -> None:
     logging.set_verbosity(logging.ERROR)
   key_flags = flags.FLAGS.get_key_flags_for_module(sys.modules[program])
   given = {f"--{flag.name}": repr(flag.value) for flag in key_flags if flag.name not in own}
-  versions = {f"the version of {name}": importlib.metadata.version(name) for name in _PACKAGES}
-  hosts.require_same(given | versions)
+  versions = {f"the version of {name}": executables.version(name) or "none" for name in _PACKAGES}
+  hosts.require_same(given | versions | {"the SHA-256 of the sources of streamt1_jax": executables.source_digest()})
 
 
 def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str]) -> None:
   """Raises ConfigError, on all processes, if they would read different weights or prompts: disks may differ."""
   if jax.process_count() > 1:
+    rewards = [name for name in selection.LEARNED if (checkpoint / REWARDS_FOLDER / name).exists()]
     listed = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
     hosts.require_same(
       {
         "the SHA-256 of the checkpoint": common.checkpoint_sha256(checkpoint),
+        "the list of its rewards": ", ".join(rewards) or "empty",
+        **{f"the SHA-256 of {name}": _reward_sha256(checkpoint / REWARDS_FOLDER / name) for name in rewards},
         "the number of prompts": str(len(prompts)),
         "the SHA-256 of the prompts": listed,
       }
     )
+
+
+def _reward_sha256(folder: epath.Path) -> str:
+  # Its texts and its tokenizer are among the files whose checksums this has.
+  path = folder / part_files.PART_FILE
+  return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "unknown"
 
 
 def _number(flag: flags.FlagHolder, variable: str) -> int | None:

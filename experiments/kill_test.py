@@ -33,7 +33,6 @@ import statistics
 import time
 
 import jax
-from absl import flags
 from etils import epath
 
 from experiments import common, marked_generate, random_model, results
@@ -44,8 +43,10 @@ from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.pipeline import TOKENIZER_FILE, Pipeline
 
 _KILLS = common.define_integer("kills", 60, "How often to kill.", 1)
-_WORK_DIR = flags.DEFINE_string("work_dir", "runs/kill_test", "Where everything is written; removes an earlier test.")
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model; by default a small random one is made.")
+_WORK_DIR = common.define_path(
+  "work_dir", "runs/kill_test", "Where everything is written; removes an earlier test.", url=False
+)
+_MODEL = common.define_path("model", None, "Folder of the model; by default a small random one is made.", url=False)
 _LENGTH = common.define_integer("length", 5, "Chunks of a video.", 2)
 _KILL_SEED = common.define_integer("kill_seed", 0, "Of the moments.")
 

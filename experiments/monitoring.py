@@ -24,6 +24,7 @@ from experiments import common, results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, paths
 from streamt1_jax.io.trace import ROUTE_NAMES
+from streamt1_jax.parallel import hosts
 from streamt1_jax.state import ChunkTrace
 
 _PROFILE_CHUNKS = flags.DEFINE_list("profile_chunks", None, "Chunks to trace for XProf, from 0, as 3,4.")
@@ -32,10 +33,17 @@ _TENSORBOARD_DIR = common.define_path("tensorboard_dir", None, "Where metrics of
 
 
 def check_flags(num_chunks: int) -> None:
-  """Raises ConfigError, naming the flag, if it cannot be followed in a video of so many chunks."""
+  """Makes the folders. Raises ConfigError, naming the flag, if it cannot be followed in a video of so many chunks."""
   _profiled_chunks(num_chunks)
   if _TENSORBOARD_DIR.value is not None:
     _writer_class()
+  hosts.first_decides(_make_folders)
+
+
+def _make_folders() -> None:
+  for flag in (_PROFILE_DIR, _TENSORBOARD_DIR):
+    if flag.value is not None:
+      common.make_folder(flag.name, flag.value, writable=True)
 
 
 def _profiled_chunks(num_chunks: int) -> set[int]:
@@ -58,9 +66,9 @@ def _writer_class() -> type:
 
 
 class Monitor:
-  """Watches the chunks of videos that are searched together, as the flags say."""
+  """Watches the chunks of videos that are searched together, from chunk `start` on, as the flags say."""
 
-  def __init__(self, prompts: Sequence[str], num_chunks: int):
+  def __init__(self, prompts: Sequence[str], num_chunks: int, start: int = 0):
     self._names = [results.result_folder("", prompt).name for prompt in prompts]
     self._profiled = _profiled_chunks(num_chunks)
     self._seconds = 0.0
@@ -68,7 +76,8 @@ class Monitor:
     # All processes have the same numbers; one writes them.
     if _TENSORBOARD_DIR.value is not None and jax.process_index() == 0:
       folders = [epath.Path(_TENSORBOARD_DIR.value) / name for name in self._names]
-      self._writers = [_writer_class()(str(folder)) for folder in folders]
+      # What an earlier run wrote of chunks that are searched again is hidden.
+      self._writers = [_writer_class()(str(folder), purge_step=start) for folder in folders]
 
   @contextlib.contextmanager
   def chunk(self, index: int) -> Iterator[None]:

@@ -70,26 +70,47 @@ def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -
     keep_on: whether an error leaves what is in the folder; it is raised on.
 
   Raises:
-    ConfigError: the file system refuses; an earlier result stays.
+    ConfigError: the file system refuses the folder or a file in it; an earlier result stays.
     RunFailed: the disk is full; likewise.
   """
   staging = target.parent / f".{target.name}.partial"
   try:
-    staging.rmtree(missing_ok=True)
-    staging.mkdir(parents=True)
+    with _refusals_named(target):
+      staging.rmtree(missing_ok=True)
+      staging.mkdir(parents=True)
     try:
-      yield staging
+      with _refusals_named(target, below=staging):
+        yield staging
     except Exception as error:
       if keep_on(error):
-        atomic.replace_folder(target, staging, FAILURE)
+        with _refusals_named(target):
+          atomic.replace_folder(target, staging, FAILURE)
       raise
-    atomic.replace_folder(target, staging, MANIFEST)
-  except OSError as error:
-    kind = common.RunFailed if error.errno in common.FULL_DISK else ConfigError
-    raise kind(f"cannot write {target}: {error.strerror or error}") from error
+    with _refusals_named(target):
+      atomic.replace_folder(target, staging, MANIFEST)
   finally:
     with contextlib.suppress(OSError):
       staging.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _refusals_named(target: epath.Path, below: epath.Path | None = None) -> Iterator[None]:
+  """Names `target` in an OSError of the body; if `below` is given, only in those of files in that folder."""
+  try:
+    yield
+  except OSError as error:
+    if below is not None and not _is_of(error, below):
+      raise
+    kind = common.RunFailed if error.errno in common.FULL_DISK else ConfigError
+    raise kind(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _is_of(error: OSError, folder: epath.Path) -> bool:
+  """Whether an error came from files in `folder`."""
+  if error.filename is None:
+    # A write to a file that is open does not say to which, and object stores say nothing at all.
+    return error.errno in common.FULL_DISK or paths.is_object_store(folder)
+  return epath.Path(str(error.filename)).is_relative_to(folder)
 
 
 def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.quality import ImageQuality
 
 _CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model whose searches are timed.")
-_CHUNKS = common.define_integer("chunks", 21, "Chunks of a search.", 2)
+_CHUNKS = common.define_integer("chunks", 21, "Chunks of a search; the first two compile.", 3)
 _REPEATS = common.define_integer("repeats", 5, "Searches with saves, and as many without.", 1)
 flags.adopt_module_key_flags(stopped_searches)
 
@@ -124,6 +124,10 @@ def _passed(since: tuple[float, float]) -> tuple[float, float]:
 def main() -> None:
   if not stopped_searches.SAVE_EVERY.value:
     raise ConfigError("--save_every=0 saves nothing, so there is nothing to measure")
+  if stopped_searches.SAVE_EVERY.value > _CHUNKS.value:
+    raise ConfigError(
+      f"--save_every={stopped_searches.SAVE_EVERY.value} is more than --chunks={_CHUNKS.value}: nothing would be saved"
+    )
   pipeline = Pipeline.load(common.find_folder(_CHECKPOINT.value))
   condition = pipeline.condition(_PROMPT, _CHUNKS.value)
   for _ in search_once(pipeline, condition, None):

@@ -102,10 +102,7 @@ def load_pipeline(checkpoint: epath.Path, dtype: str = "float32", num_prompts: i
 
 
 def _stored_steps(folder: str) -> StoredSteps:
-  try:
-    epath.Path(folder).mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ConfigError(f"--executables_dir={folder} cannot be made: {error.strerror or error}") from error
+  common.make_folder("executables_dir", folder)
   # Beside a progress bar, not into it.
   return StoredSteps(epath.Path(folder), lambda line: tqdm.tqdm.write(line, file=sys.stderr))
 

@@ -12,6 +12,7 @@ Loading an executable runs it: use folders that only you can write.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -31,7 +32,7 @@ from jax.sharding import Mesh
 from streamt1_jax import drivers
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.io import atomic
+from streamt1_jax.io import atomic, part_files
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Params
 
@@ -83,27 +84,31 @@ class StoredSteps:
     # As a file gives it back: lists for tuples.
     identity = json.loads(json.dumps({"compiler": compiler_identity(), "program": program}))
     path = self.folder / f"{_stem(models, first)}-{_digest(identity['program'])[:16]}{_SUFFIX}"
-    if path.exists():
-      try:
-        return _load(path, identity, models.execution.mesh)
-      except _Refused as refusal:
-        self.report(f"{path} is not used: {refusal}; the step is compiled and replaces it")
-    else:
+    try:
+      return _load(path, identity, models.execution.mesh)
+    except FileNotFoundError:
       self.report(
         f"{self.folder} has no {path.name}: {self._nearest(identity, models, first)}; it is compiled and kept"
       )
+    except _Refused as refusal:
+      self.report(f"{path} is not used: {refusal}; the step is compiled and replaces it")
     compiled = lower().compile()
     try:
       _save(path, identity, compiled)
-    except (OSError, jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
-      # A full disk, or a runtime that cannot: CPUs write no program that has run. The search goes on all the same.
-      self.report(f"{path} is not kept: {str(error).splitlines()[0]}")
+    except Exception as error:
+      # A full disk, an object store's own errors, or a runtime that cannot: CPUs write no program that has run. The
+      # search goes on all the same.
+      self.report(f"{path} is not kept: {part_files.first_line(error)}")
     return compiled
 
   def _nearest(self, identity: Mapping[str, Any], models: Models, first: bool) -> str:
     """What tells the step that is needed from the most similar one that is there."""
-    others = [_read(path)[0] for path in self.folder.glob(f"{_stem(models, first)}-*{_SUFFIX}")]
-    reasons = [list(_differences(other, identity)) for other in others if other is not None]
+    reasons = []
+    # One that cannot be read is none.
+    with contextlib.suppress(Exception):
+      for path in self.folder.glob(f"{_stem(models, first)}-*{_SUFFIX}"):
+        with contextlib.suppress(Exception):
+          reasons.append(list(_differences(_read_identity(path), identity)))
     if not reasons:
       return "there is none of this model on so many devices"
     return f"the nearest one differs, {_text(min(reasons, key=len))}"
@@ -117,8 +122,8 @@ def compiler_identity() -> dict[str, Any]:
   """What decides how a program is compiled, besides the program itself; JSON values."""
   device = jax.devices()[0]
   return {
-    "versions": {name: _version(name) for name in _PACKAGES},
-    "source": _source_digest(),
+    "versions": {name: version(name) for name in _PACKAGES},
+    "source": source_digest(),
     "platform": {"name": device.platform, "version": device.client.platform_version},
     "device_kind": device.device_kind,
     "devices": jax.device_count(),
@@ -175,7 +180,8 @@ def _digest(identity: Any) -> str:
   return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+  """Of an installed package; None if it is not."""
   try:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
@@ -183,8 +189,8 @@ def _version(package: str) -> str | None:
 
 
 @functools.cache
-def _source_digest() -> str:
-  """Of this package's Python files: between releases its version stays the same."""
+def source_digest() -> str:
+  """SHA-256 of this package's Python files: between releases its version stays the same."""
   root = pathlib.Path(__file__).parent
   files = sorted(root.rglob("*.py"))
   return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
@@ -207,22 +213,32 @@ def _save(path: epath.Path, identity: Mapping[str, Any], compiled: jax.stages.Co
   atomic.replace_bytes(path, json.dumps(header).encode() + b"\n" + payload)
 
 
-def _read(path: epath.Path) -> tuple[dict[str, Any] | None, bytes]:
-  """Identity and executable in a file; None for a damaged one."""
-  header, _, payload = path.read_bytes().partition(b"\n")
+def _read_identity(path: epath.Path) -> dict[str, Any]:
+  """What an executable was made for, which is not read itself: neighbours are many and large."""
+  with path.open("rb") as file:
+    return json.loads(file.readline())["identity"]
+
+
+def _read(path: epath.Path) -> tuple[dict[str, Any], bytes]:
+  """Identity and executable in a file. Raises _Refused, or FileNotFoundError if there is none."""
+  try:
+    header, _, payload = path.read_bytes().partition(b"\n")
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # Another user's file, or an object store's own errors.
+    raise _Refused(f"it cannot be read: {part_files.first_line(error)}") from error
   try:
     header = json.loads(header)
-    intact = header["sha256"] == hashlib.sha256(payload).hexdigest()
-    return (header["identity"] if intact else None), payload
+    if header["sha256"] == hashlib.sha256(payload).hexdigest():
+      return header["identity"], payload
   except (ValueError, KeyError, TypeError):
-    return None, payload
+    pass
+  raise _Refused("it is damaged")
 
 
 def _load(path: epath.Path, identity: Mapping[str, Any], mesh: Mesh | None) -> jax.stages.Compiled:
-  """Raises _Refused."""
+  """Raises as `_read`."""
   found, payload = _read(path)
-  if found is None:
-    raise _Refused("it is damaged")
   differences = list(_differences(found, identity))
   if differences:
     raise _Refused(_text(differences))
@@ -230,7 +246,7 @@ def _load(path: epath.Path, identity: Mapping[str, Any], mesh: Mesh | None) -> j
   try:
     return serialize_executable.deserialize_and_load(*pickle.loads(payload), execution_devices=devices)
   except Exception as error:  # The runtime's own errors, of many types.
-    raise _Refused(f"the runtime refuses it: {str(error).splitlines()[0]}") from error
+    raise _Refused(f"the runtime refuses it: {part_files.first_line(error)}") from error
 
 
 def _differences(found: Any, needed: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

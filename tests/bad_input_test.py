@@ -1,13 +1,15 @@
 """Every mistake a user can make gives one line that names it, exit code 2, and leaves nothing behind."""
 
+import errno
 import json
 import pathlib
 import shutil
 
 import pytest
+from etils import epath
 
-from experiments import results
-from streamt1_jax.config import preset
+from experiments import common, results
+from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.io import checkpoint
 from tests.command_line import generate, save_model
 
@@ -105,10 +107,12 @@ def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments
     assert fragment in line
 
 
-@pytest.mark.parametrize("flag", ["compilation_cache_dir", "executables_dir"])
-def test_folders_of_compiled_programs_that_cannot_be_made(tmp_path, small_checkpoint, flag):
+@pytest.mark.parametrize("flag", ["compilation_cache_dir", "executables_dir", "tensorboard_dir", "profile_dir"])
+def test_folders_that_cannot_be_made(tmp_path, small_checkpoint, flag):
   (tmp_path / "file").write_text("not a folder")
-  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", f"--{flag}=file/folder")
+  arguments = [f"--checkpoint={small_checkpoint}", f"--{flag}=file/folder"]
+  arguments += ["--profile_chunks=0"] if flag == "profile_dir" else []
+  line = refused(tmp_path, PROMPT, *arguments)
   assert f"--{flag}=file/folder cannot be made" in line
 
 
@@ -193,6 +197,27 @@ def test_output_folder_that_cannot_be_written(tmp_path, small_checkpoint):
   line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", f"--output_dir={LONG_NAME}")
   assert LONG_NAME in line
   assert "too long" in line
+
+
+@pytest.mark.parametrize(
+  ("name", "number", "raised"),
+  [
+    ("outputs/.result.partial/video.mp4", errno.EACCES, ConfigError),
+    ("outputs/.result.partial/video.mp4", errno.ENOSPC, common.RunFailed),
+    (None, errno.ENOSPC, common.RunFailed),
+    ("metrics/events", errno.EACCES, PermissionError),
+    ("outputs/.result.partial2/video.mp4", errno.EACCES, PermissionError),
+    (None, errno.ECONNRESET, ConnectionResetError),
+  ],
+)
+def test_only_errors_of_its_own_files_name_the_result(tmp_path, monkeypatch, name, number, raised):
+  monkeypatch.chdir(tmp_path)
+  folder = epath.Path("outputs/result")
+  with pytest.raises(raised) as caught, results.staged_folder(folder, keep_on=lambda error: False):
+    raise OSError(number, "refused", name)
+  if raised in (ConfigError, common.RunFailed):
+    assert str(caught.value) == "cannot write outputs/result: refused"
+  assert list(epath.Path("outputs").iterdir()) == []
 
 
 def test_foreign_folder_in_the_place_of_a_result_is_kept(tmp_path, small_checkpoint):

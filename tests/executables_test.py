@@ -141,6 +141,44 @@ def test_damaged(folder, damage):
   assert all("it is damaged" in line for line in lines)
 
 
+def test_cannot_be_read(folder, expected):
+  """A folder in its place, which cannot be replaced either; the search goes on."""
+  for path in folder.iterdir():
+    path.unlink()
+    path.mkdir()
+  lines = []
+  _assert_equal(_search(StoredSteps(folder, lines.append)), expected)
+  assert len(lines) == 4
+  assert all("it cannot be read: IsADirectoryError: " in line for line in lines[::2])
+  assert all("is not kept: " in line for line in lines[1::2])
+
+
+def test_errors_without_text(folder, expected, monkeypatch):
+  """Whatever runtimes and object stores raise is one line, and the search goes on."""
+
+  def fail(*arguments, **options):
+    raise RuntimeError
+
+  monkeypatch.setattr(executables.serialize_executable, "deserialize_and_load", fail)
+  monkeypatch.setattr(executables.atomic, "replace_bytes", fail)
+  lines = []
+  _assert_equal(_search(StoredSteps(folder, lines.append)), expected)
+  assert len(lines) == 4
+  assert all("the runtime refuses it: RuntimeError: ;" in line for line in lines[::2])
+  assert all(line.endswith("is not kept: RuntimeError: ") for line in lines[1::2])
+
+
+@pytest.mark.parametrize("content", [b"", b"no JSON\n", b"[]\n", None])
+def test_a_neighbour_that_cannot_be_read_is_none(folder, content):
+  for path in folder.iterdir():
+    path.unlink()
+    if content is None:
+      path.mkdir()
+    else:
+      path.write_bytes(content)
+  assert "none of this model" in StoredSteps(folder, pytest.fail)._nearest({}, small.models(), first=True)
+
+
 def test_of_another_search(folder, kept):
   """It gets files of its own, and is told what the nearest one differs in."""
   search, lines = dataclasses.replace(small.SEARCH, noise_sigma=0.25), []

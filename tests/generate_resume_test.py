@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 import signal
+import sys
 
 import pytest
 from etils import epath
 
 from experiments import results, stopped_searches
 from streamt1_jax.config import ConfigError
+from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import atomic, manifest
 from tests.command_line import (
   generate,
@@ -153,6 +155,39 @@ def test_killed_between_two_results(tmp_path, setting):
   made = json.loads((missing / "manifest.json").read_text())
   assert made["sha256"] == expected["sha256"]
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1], [])
+
+
+def _generate_failing(arguments):
+  """The search fails once its first chunk is saved; notes what is saved when the account takes its place."""
+  from experiments import common
+  from experiments import generate as program
+
+  save_if_due, replace_folder = stopped_searches.save_if_due, results.atomic.replace_folder
+
+  def fail_after(saved, *chunk):
+    save_if_due(saved, *chunk)
+    saved.wait()
+    raise SearchError("every candidate is NaN or Inf")
+
+  def replace_noted(target, *others):
+    pathlib.Path("noted").write_text(" ".join(path.name for path in target.parent.glob(".*.saved/0*")))
+    replace_folder(target, *others)
+
+  stopped_searches.save_if_due, results.atomic.replace_folder = fail_after, replace_noted
+  sys.argv = ["experiments/generate.py", *arguments]
+  common.run(program.main)
+
+
+def test_a_failed_search_is_removed_after_its_account_is_there(tmp_path, setting):
+  _, checkpoint, settings = setting
+  runs = Runs(tmp_path, checkpoint, settings)
+  process = start_function(tmp_path, _generate_failing, [*runs.arguments, "--save_every=1"], jax_settings=settings)
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 3, result
+  assert (tmp_path / "noted").read_text() == "000001"
+  assert [path.name for path in (tmp_path / "outputs").iterdir()] == [FOLDER]
+  assert json.loads(runs.read("failed.json"))["error"] == "every candidate is NaN or Inf"
 
 
 def _files(folder: pathlib.Path) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import results
-from streamt1_jax import drivers
+from streamt1_jax import drivers, executables
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, saved_search
 from streamt1_jax.parallel import hosts
@@ -166,10 +167,24 @@ def _refuse_to_read(folder):
   raise PermissionError(errno.EACCES, "Permission denied")
 
 
+def _fail_and_write(index):
+  hosts._GRACE_SECONDS = 1.0
+  hosts.announce(3, "every candidate is NaN or Inf")
+  if hosts.is_first():
+    time.sleep(hosts._GRACE_SECONDS + 4 * hosts._PULSE_SECONDS)
+    pathlib.Path("trace.json").touch()
+  return 3
+
+
 _WORK = {
-  "agree": _agree, "search": _search, "talk": _talk, "fail": _fail, "fail_together": _fail_together,
+  "agree": _agree,
+  "search": _search,
+  "talk": _talk,
+  "fail": _fail,
+  "fail_together": _fail_together,
+  "fail_and_write": _fail_and_write,
   "restore": _restore,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -241,6 +256,37 @@ def test_what_one_cannot_read_no_other_removes(tmp_path):
     assert "cannot go on after chunk 1" in result.stderr
     assert "Permission denied" in result.stderr
   assert (saved_folder / "000001/state").is_dir()
+
+
+def test_who_writes_after_a_failure_of_all_may_finish(tmp_path):
+  found, folders = run_work(tmp_path, 2, "fail_and_write")
+  assert [result.code for result in found] == [3, 3], found
+  assert (folders[0] / "trace.json").exists()
+  assert not any("process" in result.stderr for result in found)
+
+
+def _generate_otherwise(index, arguments):
+  from experiments import common, generate
+
+  version = executables.version
+  executables.version = lambda name: [None, "0.1"][index] if name == "libtpu" else version(name)
+  executables.source_digest = lambda: f"source {index}"
+  sys.argv = ["experiments/generate.py", *arguments]
+  common.run(generate.main)
+
+
+def _generate_slowly(arguments):
+  from experiments import common, generate
+
+  write_json = manifest.write_json
+
+  def slowly(path, content):
+    time.sleep(hosts._GRACE_SECONDS + 2 * hosts._PULSE_SECONDS)
+    write_json(path, content)
+
+  hosts._GRACE_SECONDS, manifest.write_json = 1.0, slowly
+  sys.argv = ["experiments/generate.py", *arguments]
+  common.run(generate.main)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +378,50 @@ class TestGenerate:
       assert result.code == 2, result
       assert "the number of prompts is 3 on process 0 and 2 on process 1" in result.stderr
 
+  def test_rewards_that_differ(self, tmp_path, checkpoint, settings):
+    """Both have a checkpoint of their own, alike but for the rewards: one is missing, one has other weights."""
+    rewards = {0: {"hpsv3": "some", "videoalign": "these"}, 1: {"hpsv3": "others"}}
+
+    def start(folder, address, index):
+      shutil.copytree(checkpoint, folder / "model")
+      for name, content in rewards[index].items():
+        (folder / "model/rewards" / name).mkdir(parents=True)
+        (folder / "model/rewards" / name / "part.json").write_text(content)
+      return self._start(folder, address, index, flags=lambda index: ["--checkpoint=model"], settings=settings)
+
+    for result in run_processes(tmp_path, 2, start)[0]:
+      assert result.code == 2, result
+      assert "the list of its rewards is videoalign, hpsv3 on process 0 and hpsv3 on process 1; " in result.stderr
+      assert "the SHA-256 of hpsv3 is " in result.stderr
+      assert "SHA-256 of the checkpoint" not in result.stderr
+
+  def test_programs_that_differ(self, tmp_path, settings):
+    def start(folder, address, index):
+      arguments = [f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}", "--prompt=a star"]
+      return command_line.start_function(folder, _generate_otherwise, index, arguments, jax_settings=settings)
+
+    for result in run_processes(tmp_path, 2, start)[0]:
+      assert result.code == 2, result
+      assert "the version of libtpu is none on process 0 and 0.1 on process 1" in result.stderr
+      assert "the SHA-256 of the sources of streamt1_jax is source 0 on process 0 and source 1 on" in result.stderr
+      assert "jaxlib" not in result.stderr
+
+  def test_a_failed_search_is_published(self, tmp_path, settings):
+    """The first process takes longer to write its trace than the other one waits for it."""
+    model, outputs = command_line.save_model(tmp_path / "model", backbone_scale=1e30), tmp_path / "outputs"
+
+    def start(folder, address, index):
+      arguments = [
+        f"--checkpoint={model}", f"--prompt={PROMPTS[0]}", "--num_latent_frames=6", f"--output_dir={outputs}",
+        "--mesh=candidate:2", f"--coordinator_address={address}", "--num_processes=2", f"--process_id={index}",
+      ]  # fmt: skip
+      return command_line.start_function(folder, _generate_slowly, arguments, jax_settings=settings)
+
+    found, _ = run_processes(tmp_path, 2, start)
+    assert [result.code for result in found] == [3, 3], found
+    (folder,) = outputs.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
+
   def test_nobody_comes(self, tmp_path, settings):
     flags = lambda index: ["--initialization_timeout_seconds=1"]
     process = start_generate(tmp_path, f"127.0.0.1:{free_port()}", 1, flags=flags, settings=settings)
@@ -356,6 +446,16 @@ class TestAddress:
   def test_impossible(self, given, fragment):
     with pytest.raises(ConfigError, match=fragment):
       hosts.find(*given, 1)
+
+  @pytest.mark.parametrize("text", ["0,x", "0,", "-1"])
+  def test_impossible_devices(self, monkeypatch, text):
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", text)
+    with pytest.raises(ConfigError, match=f"JAX_LOCAL_DEVICE_IDS must be numbers, as 0,1, got '{text}'"):
+      hosts.find("somewhere:1234", 2, 0, 1)
+
+  def test_devices(self, monkeypatch):
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "2, 3")
+    assert hosts.find("somewhere:1234", 2, 0, 1).local_device_ids == [2, 3]
 
   def test_alone(self):
     assert hosts.find(None, None, None, 1) is None

@@ -32,6 +32,11 @@ states = os.environ["STATES"].split() if "STATES" in os.environ else []
 if action == "describe":
   notes = [json.loads(line) for line in open(os.environ["NOTES"])]
   print(states[sum(note["args"][3:4] == ["describe"] for note in notes) - 1])
+# Codes of the calls of an action, one after the other: SCP="1 0".
+codes = os.environ.get(action.upper(), "").split()
+if codes:
+  notes = [json.loads(line) for line in open(os.environ["NOTES"])]
+  sys.exit(int(codes[sum(note["args"][3:4] == [action] for note in notes) - 1]))
 if action == "ssh":
   command = next(arg for arg in sys.argv if arg.startswith("--command=")).removeprefix("--command=")
   if "experiments.generate" in command:
@@ -45,7 +50,11 @@ codes = [subprocess.run(sys.argv[at:], env=os.environ | {"SLURM_PROCID": str(n)}
 sys.exit(max(codes))
 """
 _SCONTROL = 'print("node7\\nnode8")\n'
-_PYTHON = 'sys.exit(int(os.environ.get("CODE", "0")))\n'
+_PYTHON = """
+runs = sum("experiments.generate" in json.loads(line)["args"] for line in open(os.environ["NOTES"]))
+codes = os.environ.get("CODE", "0").split()
+sys.exit(int(codes[min(runs, len(codes)) - 1]))
+"""
 
 
 @pytest.fixture
@@ -140,6 +149,34 @@ def test_lost_slices_are_made_again(launch):
   made = ["create", "scp", "ssh", "ssh"]
   actions = [call["args"][3] for call in calls if call["name"] == "gcloud"]
   assert actions == ["describe", *made, "describe", "describe", "delete", *made, "describe"]
+
+
+def _keep_running(launch, **variables):
+  """The exit code and the actions of gcloud."""
+  done, calls = launch("tpu_slice.sh", "keep_running", *FLAGS, **TPU, RETRY_SECONDS="0", **variables)
+  return done.returncode, [call["args"][3] for call in calls if call["name"] == "gcloud"]
+
+
+def test_an_installation_that_failed_is_made_again(launch):
+  code, actions = _keep_running(launch, STATES="MISSING READY READY", SCP="1 0")
+  assert code == 0
+  assert actions == ["describe", "create", "scp", "describe", "scp", "ssh", "ssh"]
+
+
+def test_a_slice_that_is_there_is_installed(launch):
+  code, actions = _keep_running(launch, STATES="READY")
+  assert code == 0
+  assert actions == ["describe", "scp", "ssh", "ssh"]
+
+
+@pytest.mark.parametrize("lost", ["143", "255"])
+def test_a_preemption_or_a_lost_connection_is_no_end(launch, lost):
+  """The slice still looks healthy; once it is what it was, once it is gone."""
+  code, actions = _keep_running(launch, STATES="READY READY PREEMPTED", CODE=f"{lost} {lost} 0")
+  assert code == 0
+  assert actions == [
+    "describe", "scp", "ssh", "ssh", "describe", "ssh", "describe", "delete", "create", "scp", "ssh", "ssh",
+  ]  # fmt: skip
 
 
 def test_what_is_missing_is_named(launch):

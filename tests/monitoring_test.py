@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -22,15 +23,21 @@ PROMPT = "a red circle moves left over a dark blue background"
 
 
 def _scalars(path) -> dict[str, list[tuple[int, float]]]:
-  """Steps and values by name, from a file of records: length, checksum, event, checksum."""
-  content, scalars = path.read_bytes(), {}
-  while content:
-    (length,) = struct.unpack("<Q", content[:8])
-    event = event_pb2.Event.FromString(content[12 : 12 + length])
-    content = content[16 + length :]
+  """Steps and values by name."""
+  scalars = {}
+  for event in _events(path):
     for value in event.summary.value:
       scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
   return scalars
+
+
+def _events(path) -> Iterator[event_pb2.Event]:
+  """Of a file of records: length, checksum, event, checksum."""
+  content = path.read_bytes()
+  while content:
+    (length,) = struct.unpack("<Q", content[:8])
+    yield event_pb2.Event.FromString(content[12 : 12 + length])
+    content = content[16 + length :]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,15 @@ def test_metrics_are_those_of_the_trace(watched):
   phases = manifest["wall_seconds"]
   assert 0 < sum(seconds) < phases["first_chunk"] + phases["search"]
   assert scalars["memory/host_peak_gib"][-1][1] * 2**30 <= 1.0001 * manifest["peak_memory_bytes"]["host"]
+
+
+def test_chunks_that_are_searched_again_are_shown_once(parsed_flags, tmp_path):
+  """TensorBoard drops what earlier files have of the steps from the start of a session on."""
+  with flagsaver.as_parsed(tensorboard_dir=str(tmp_path)):
+    monitoring.Monitor([PROMPT], 4, start=2).close()
+  (file,) = (tmp_path / results.result_folder("", PROMPT).name).iterdir()
+  sessions = [event for event in _events(file) if event.HasField("session_log")]
+  assert [(event.step, event.session_log.status) for event in sessions] == [(2, event_pb2.SessionLog.START)]
 
 
 def test_scores_that_are_not_finite_are_left_out():

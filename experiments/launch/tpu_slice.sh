@@ -97,18 +97,34 @@ slice_state() {
 
 keep_running() {
   : "${BUCKET:?folder of an object store, such as gs://my-bucket/stream}"
+  # Whether this program has installed on the slice: how far another one came cannot be told.
+  local state code installed=
   while true; do
-    local state
     state=$(slice_state)
     if [[ $state != READY ]]; then
+      installed=
       [[ $state == MISSING ]] || delete
-      if ! { create && install; }; then
+      if ! create; then
         sleep "${RETRY_SECONDS:-60}"
         continue
       fi
     fi
-    local code=0
+    if [[ -z $installed ]]; then
+      if ! install; then
+        sleep "${RETRY_SECONDS:-60}"
+        continue
+      fi
+      installed=1
+    fi
+    code=0
     run "$@" || code=$?
+    case $code in
+      # SIGTERM, after which a slice that is taken away may still look healthy; or ssh has lost its connection.
+      143 | 255)
+        sleep "${RETRY_SECONDS:-60}"
+        continue
+        ;;
+    esac
     # A program that ends by itself on a healthy slice will not do better on another one.
     if [[ $code == 0 || $(slice_state) == READY ]]; then
       return "$code"

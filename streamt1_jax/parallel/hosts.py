@@ -83,8 +83,7 @@ def find(
   """
   if num_processes == 1:
     return None
-  devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-  devices = [int(device) for device in devices.split(",")] if devices else None
+  devices = _local_devices()
   found = (coordinator, num_processes, process_id, devices)
   try:
     # Where all is said, JAX would still take one device per process under Slurm.
@@ -107,6 +106,17 @@ def find(
   if not 0 <= address.process_id < address.num_processes:
     raise ConfigError(f"process_id must be in 0..{address.num_processes - 1}, got {address.process_id}")
   return address
+
+
+def _local_devices() -> list[int] | None:
+  """Devices of this machine that the environment gives to this process."""
+  text = os.environ.get("JAX_LOCAL_DEVICE_IDS")
+  if not text:
+    return None
+  numbers = [number.strip() for number in text.split(",")]
+  if not all(number.isascii() and number.isdigit() for number in numbers):
+    raise ConfigError(f"JAX_LOCAL_DEVICE_IDS must be numbers, as 0,1, got {text!r}")
+  return [int(number) for number in numbers]
 
 
 def start(address: Address, *, heartbeat_timeout_seconds: int, initialization_timeout_seconds: int) -> None:
@@ -203,7 +213,7 @@ def _replicator(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def announce(code: int, message: str) -> None:
-  """Tells the other processes how this one will end."""
+  """Tells the other processes how this one will end. It does so by itself: their failures end it no more."""
   if _member is not None:
     _member.announce(code, message)
 
@@ -298,7 +308,8 @@ class _Member:
     """Ends this process if another one failed or died."""
     now, own = time.monotonic(), self.address.process_id
     failed = [process for process, pulse in self._others.items() if process != own and pulse.code]
-    if failed:
+    # Who has announced its own end may still be writing the account of it.
+    if failed and not self._pulse.code:
       self._failed_since = self._failed_since or now
       if self._suspicious or self._others[failed[0]].death or now - self._failed_since > _GRACE_SECONDS:
         self._follow(failed[0])
