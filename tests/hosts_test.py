@@ -387,7 +387,7 @@ class TestGenerate:
       for name, content in rewards[index].items():
         (folder / "model/rewards" / name).mkdir(parents=True)
         (folder / "model/rewards" / name / "part.json").write_text(content)
-      return self._start(folder, address, index, flags=lambda index: ["--checkpoint=model"], settings=settings)
+      return start_generate(folder, address, index, flags=lambda index: ["--checkpoint=model"], settings=settings)
 
     for result in run_processes(tmp_path, 2, start)[0]:
       assert result.code == 2, result

@@ -8,6 +8,7 @@ one file by which a reader knows it, as the last one.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 
@@ -30,6 +31,10 @@ def exists(path: epath.PathLike) -> bool:
   try:
     epath.Path(path).stat() if is_object_store(path) else os.stat(path)
   except (FileNotFoundError, NotADirectoryError):
+    return False
+  except OSError as error:
+    if error.errno != errno.ENAMETOOLONG:
+      raise
     return False
   return True
 
