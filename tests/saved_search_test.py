@@ -98,6 +98,7 @@ def folder(request, tmp_path):
   assert not [name for name in memory_store.objects() if "saved" in name]
 
 
+@pytest.mark.parametrize("folder", ["disk"], indirect=True)
 def test_resumed_twice_is_the_undisturbed_search(folder):
   """Each save begins while the next chunk already takes the buffers of what is saved."""
   assert _run(folder, until=4, save_at=(1, 3))[0] == 0
@@ -148,8 +149,14 @@ def _truncate(path):
 
 
 @pytest.mark.parametrize(
-  ("damage", "item", "message"),
-  [(_flip, "state", "is corrupt"), (_truncate, "state", "is truncated"), (_flip, "trace", "is corrupt")],
+  ("folder", "damage", "item", "message"),
+  [
+    ("disk", _flip, "state", "is corrupt"),
+    ("disk", _truncate, "state", "is truncated"),
+    ("disk", _flip, "trace", "is corrupt"),
+    ("bucket", _flip, "state", "is corrupt"),
+  ],
+  indirect=["folder"],
 )
 def test_damaged_newest_save_falls_back(folder, damage, item, message):
   _run(folder, until=6, save_at=(3, 5))
