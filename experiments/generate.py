@@ -14,10 +14,10 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
 one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
 
-Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Every `save_every`
-chunks the search is saved, in a hidden folder beside the result's that goes when the result is there: the same command
-goes on in the middle of a video, wherever it was killed, and makes the same video. `manifest.json` then has the chunks
-at which it went on; its seconds, memory and compilations are those of the last run.
+Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Once a minute, or every
+`save_every` chunks, the search is saved, in a hidden folder beside the result's that goes when the result is there: the
+same command goes on in the middle of a video, wherever it was killed, and makes the same video. `manifest.json` then
+has the chunks at which it went on; its seconds, memory and compilations are those of the last run.
 
 Exit codes: 0; 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and
 the trace so far), the disk is full, or another process died; 130 when interrupted; 143 by SIGTERM, after the chunk is

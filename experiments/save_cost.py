@@ -3,8 +3,10 @@
   python -m experiments.save_cost --save_every=5
 
 searches the same video with and without saves, in turn, and prints one JSON line: seconds and CPU seconds (of all
-threads) of a chunk both ways and what the saves add; the same of one save that nothing runs beside (`save`, of which
-`copy` is the part that a search waits for); and bytes. On a machine that others use, CPU seconds say more.
+threads) of a chunk both ways and what the saves add, as a share (`overhead`), and as the share it is where searches are
+saved once a minute, as they are without the flag (`overhead_by_default`); the same of one save that nothing runs beside
+(`save`, of which `copy` is the part that a search waits for); and bytes. On a machine that others use, CPU seconds say
+more.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ _REPEATS = common.define_integer("repeats", 5, "Searches with saves, and as many
 flags.adopt_module_key_flags(stopped_searches)
 
 _PROMPT = "a red circle moves left over a dark blue background"
+_COMPILING = 2
 PRESETS = {"tiny": jnp.float32, "wan_1_3b": jnp.bfloat16}
 
 
@@ -72,6 +75,10 @@ def state_bytes(name: str) -> dict[str, int]:
   }
 
 
+def _save_every() -> int:
+  return 5 if stopped_searches.SAVE_EVERY.value is None else stopped_searches.SAVE_EVERY.value
+
+
 def search_once(pipeline: Pipeline, condition: Any, folder: epath.Path | None) -> Iterator[tuple[float, float]]:
   """Seconds and CPU seconds of the chunks after those that compile, and of what is left to write after the last."""
   traces: list[Any] = []
@@ -82,11 +89,11 @@ def search_once(pipeline: Pipeline, condition: Any, folder: epath.Path | None) -
       began = _now()
       state, (trace,) = next(states)
       traces.append(trace)
-      if saved and (index + 1) % stopped_searches.SAVE_EVERY.value == 0:
+      if saved and (index + 1) % _save_every() == 0:
         saved.save(state, [traces])
       if saved and index == _CHUNKS.value - 1:
         saved.wait()
-      if index > 1:
+      if index >= _COMPILING:
         yield _passed(began)
 
 
@@ -98,7 +105,7 @@ def time_saves(pipeline: Pipeline, condition: Any) -> dict[str, Any]:
   with tempfile.TemporaryDirectory() as folder, SavedSearch(folder, {}) as saved:
     for index, (state, (trace,)) in enumerate(states):
       traces.append(trace)
-      if (index + 1) % stopped_searches.SAVE_EVERY.value == 0:
+      if (index + 1) % _save_every() == 0:
         began = _now()
         saved.save(state, [traces])
         copied = _passed(began)
@@ -122,12 +129,11 @@ def _passed(since: tuple[float, float]) -> tuple[float, float]:
 
 
 def main() -> None:
-  if not stopped_searches.SAVE_EVERY.value:
+  every = _save_every()
+  if not every:
     raise ConfigError("--save_every=0 saves nothing, so there is nothing to measure")
-  if stopped_searches.SAVE_EVERY.value > _CHUNKS.value:
-    raise ConfigError(
-      f"--save_every={stopped_searches.SAVE_EVERY.value} is more than --chunks={_CHUNKS.value}: nothing would be saved"
-    )
+  if every > _CHUNKS.value:
+    raise ConfigError(f"--save_every={every} is more than --chunks={_CHUNKS.value}: nothing would be saved")
   pipeline = Pipeline.load(common.find_folder(_CHECKPOINT.value))
   condition = pipeline.condition(_PROMPT, _CHUNKS.value)
   for _ in search_once(pipeline, condition, None):
@@ -139,10 +145,13 @@ def main() -> None:
       with tempfile.TemporaryDirectory() as folder:
         chunks = list(search_once(pipeline, condition, epath.Path(folder) if saves else None))
         totals[saves].append(tuple(sum(seconds) / len(chunks) for seconds in zip(*chunks, strict=True)))
-  report: dict[str, Any] = {"save_every": stopped_searches.SAVE_EVERY.value, "chunks": _CHUNKS.value}
+  report: dict[str, Any] = {"save_every": every, "chunks": _CHUNKS.value}
+  chunks_per_save = (_CHUNKS.value - _COMPILING) / (_CHUNKS.value // every)
   for which, name in enumerate(("seconds", "cpu_seconds")):
     plain, saving = (statistics.median(total[which] for total in totals[saves]) for saves in (False, True))
-    report[name] = {"without": plain, "with": saving, "overhead": saving / plain - 1}
+    by_default = (saving - plain) * chunks_per_save / stopped_searches.DEFAULT_SECONDS
+    shares = {"overhead": saving / plain - 1, "overhead_by_default": by_default}
+    report[name] = {"without": plain, "with": saving, **shares}
   report |= time_saves(pipeline, condition)
   print(json.dumps(report | {"bytes_by_shapes": {name: state_bytes(name) for name in PRESETS}}), flush=True)
 

@@ -16,8 +16,13 @@ from streamt1_jax.parallel import hosts
 from streamt1_jax.state import ChunkTrace, SearchState
 
 SAVE_EVERY = common.define_integer(
-  "save_every", 5, "Chunks between two saves of the search, from which it goes on when it was killed; 0 for none.", 0
+  "save_every",
+  None,
+  "Chunks between two saves of the search, from which it goes on when it was killed; 0 for none. By default a chunk is "
+  "saved that ends a minute or more after the last save.",
+  0,
 )
+DEFAULT_SECONDS = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +62,24 @@ def save_if_due(
     Terminated: SIGTERM has come.
     SaveError: the search cannot be saved.
   """
-  # A save is made by all processes, so the signal to one counts for all.
-  chunks, terminated = len(traces[0]), any(hosts.everyone(common.is_terminated()))
+  chunks, every = len(traces[0]), SAVE_EVERY.value
+  if every is None:
+    due = saved.seconds_since_save() >= DEFAULT_SECONDS
+  else:
+    due = every > 0 and chunks % every == 0
+  # A save is made by all processes: the signal to one counts for all, and of their clocks that of the first.
+  told = hosts.everyone([common.is_terminated(), due])
+  terminated = any(signalled for signalled, _ in told)
   # The last chunk is followed by the video.
-  due = SAVE_EVERY.value and chunks % SAVE_EVERY.value == 0 and chunks < num_chunks
-  if SAVE_EVERY.value and (due or terminated):
+  due = told[0][1] and chunks < num_chunks
+  if every != 0 and (due or terminated):
     with timer.phase("save"):
       saved.save(state, traces)
       if terminated:
         saved.wait()
   if terminated:
     saved_now = f", saved after chunk {chunks} of {num_chunks}: the same command goes on from there"
-    raise common.Terminated(f"terminated{saved_now if SAVE_EVERY.value else ''}")
+    raise common.Terminated(f"terminated{'' if every == 0 else saved_now}")
 
 
 def saved_folder(folder: epath.Path) -> epath.Path:

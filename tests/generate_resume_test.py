@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import sys
+from unittest import mock
 
 import pytest
 from etils import epath
@@ -130,6 +131,18 @@ def test_stopped_in_every_way(tmp_path, setting):
   assert made["sha256"] == expected["sha256"]
   assert made["settings"] == expected["settings"]
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1, 2, 2], [])
+
+
+@pytest.mark.parametrize(
+  ("every", "seconds", "chunks", "saves"),
+  [(None, 59.0, 5, 0), (None, 61.0, 3, 1), (None, 61.0, 9, 0), (3, 1.0, 6, 1), (3, 99.0, 5, 0), (0, 99.0, 3, 0)],
+)
+def test_when_a_search_is_saved(monkeypatch, every, seconds, chunks, saves):
+  """Of 9 chunks, the last of which the video follows: by number, or once a minute."""
+  saved = mock.Mock(seconds_since_save=lambda: seconds)
+  monkeypatch.setattr(stopped_searches, "SAVE_EVERY", mock.Mock(value=every))
+  stopped_searches.save_if_due(saved, None, [[None] * chunks], 9, manifest.PhaseTimer())
+  assert saved.save.call_count == saves
 
 
 def test_killed_between_two_results(tmp_path, setting):

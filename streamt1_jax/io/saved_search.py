@@ -23,6 +23,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ class SavedSearch:
     self.saved: int | None = None
     self._settings = dict(settings)
     self._pending: int | None = None
+    self._last = time.monotonic()
     self._described = self._failed = False
     self._quiet = contextlib.ExitStack()
     self._quiet.enter_context(_quiet_background())
@@ -179,6 +181,7 @@ class SavedSearch:
     """
     chunks = len(traces[0])
     self.wait()
+    self._last = time.monotonic()
     with self._failures_named():
       if not self._described:
         self._describe()
@@ -190,6 +193,10 @@ class SavedSearch:
       self._pending = chunks
       args = _SealingArgs(**{name: ocp.args.PyTreeSave(item) for name, item in items.items()})
       self._checkpointer.save(self._save_folder(chunks), args=args)
+
+  def seconds_since_save(self) -> float:
+    """Since the last save began, or else since this object was made."""
+    return time.monotonic() - self._last
 
   def wait(self) -> None:
     """Returns when the last save is whole. Raises SaveError if it cannot be written."""
