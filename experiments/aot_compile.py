@@ -214,7 +214,7 @@ class Analysis:
     arguments: bytes of weights, state and prompt.
     outputs: bytes of results that do not take the place of arguments.
     temporaries: bytes needed in between, the code included.
-    collectives: what devices send each other.
+    collectives: what devices send each other; None too where jaxlib cannot read the compiled program.
     seconds: spent in the compiler.
   """
 
@@ -245,15 +245,22 @@ def compile_and_analyse(program: Program) -> Analysis:
   memory = compiled.memory_analysis()
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-  mesh, text = program.models.execution.mesh, compiled.as_text()
-  if _HLO_FILE.value:
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    # A compiler newer than jaxlib may use operations that jaxlib does not know; the sizes are known all the same.
+    print(f"the compiled program cannot be read, nor what devices send: {error}", file=sys.stderr, flush=True)
+    text = None
+  if _HLO_FILE.value and text is not None:
     epath.Path(_HLO_FILE.value).write_text(text)
+  mesh = program.models.execution.mesh
+  sizes = {"none": 1} if mesh is None else dict(mesh.shape)
   return Analysis(
     peak=memory.argument_size_in_bytes + outputs + temporaries,
     arguments=memory.argument_size_in_bytes,
     outputs=outputs,
     temporaries=temporaries,
-    collectives=hlo_collectives.find(text, {"none": 1} if mesh is None else dict(mesh.shape), PHASES),
+    collectives=None if text is None else hlo_collectives.find(text, sizes, PHASES),
     seconds=seconds,
   )
 
