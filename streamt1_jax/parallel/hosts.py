@@ -213,7 +213,7 @@ def _replicator(mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def announce(code: int, message: str) -> None:
-  """Tells the other processes how this one will end. It does so by itself: their failures end it no more."""
+  """Tells the other processes how this one will end. From then on no failure of theirs ends it."""
   if _member is not None:
     _member.announce(code, message)
 
