@@ -222,14 +222,18 @@ def load_codec(model: ModelConfig, folder: epath.PathLike) -> VideoCodec:
   return nnx.merge(graphdef, load_params(folder, nnx.to_pure_dict(abstract), jnp.float32))
 
 
+def _probe(file: epath.Path) -> None:
+  file.write_bytes(b"")
+  file.unlink()
+
+
 def make_folder(flag: str, path: str, *, writable: bool = False) -> None:
   """Makes the folder of a flag. Raises ConfigError if that, or with `writable` a file in it, cannot be made."""
   folder = epath.Path(path)
   try:
     folder.mkdir(parents=True, exist_ok=True)
     if writable:
-      (folder / ".probe").write_bytes(b"")
-      (folder / ".probe").unlink()
+      _probe(folder / ".probe")
   except OSError as error:
     raise ConfigError(f"--{flag}={path} cannot be made: {error.strerror or error}") from error
 
@@ -237,13 +241,11 @@ def make_folder(flag: str, path: str, *, writable: bool = False) -> None:
 def require_writable(flag: str, path: str) -> None:
   """Raises ConfigError unless a file can be made at `path`: better known before the work than after it."""
   target = epath.Path(path)
-  probe = target.parent / f".{target.name}.probe"
   try:
     if target.is_dir():
       raise IsADirectoryError(errno.EISDIR, "it is a folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(b"")
-    probe.unlink()
+    _probe(target.parent / f".{target.name}.probe")
   except OSError as error:
     raise ConfigError(f"--{flag}={path} cannot be written: {error.strerror or error}") from error
 

@@ -39,7 +39,6 @@ from etils import epath
 
 from experiments import common, host_flags, monitoring, results, search_flags, stopped_searches
 from experiments.stopped_searches import Batch
-from streamt1_jax.backbone import attention
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data.prompts import load_prompts
 from streamt1_jax.drivers import SearchError
@@ -115,11 +114,12 @@ class Plan:
     """Everything that decides the state of a search of `prompts` to the last bit."""
     models = self.pipeline.models
     common_settings = {name: value for name, value in self.settings("").items() if name != "prompt"}
-    # These change results by rounding alone, and a resumed search by nothing.
+    # By rounding alone: no difference between two searches, but one within a search that goes on.
     execution = {
+      "platform": jax.default_backend(),
       "mesh": self.pipeline.mesh_sizes,
       "decoding": models.execution.decoding,
-      "attention": attention.resolve(models.execution.attention, models.config.backbone.head_dim),
+      "attention": models.execution.attention,
     }
     return {"prompts": list(prompts), **execution, **common_settings}
 

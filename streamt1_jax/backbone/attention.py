@@ -38,12 +38,6 @@ from streamt1_jax.typing import Keys, Queries, Values
 Implementation = Literal["fold", "flash", "triton"]
 
 
-def resolve(implementation: Implementation | None, width: int) -> Implementation:
-  """What `implementation` means on this process's devices for heads of `width` channels: None chooses by platform."""
-  default = "flash" if jax.default_backend() == "tpu" and flash_attention.supports(width) else "fold"
-  return implementation or default
-
-
 class MemoryView(NamedTuple):
   """What one beam's attention reads; never written while denoising.
 
