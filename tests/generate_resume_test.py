@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import sys
 from unittest import mock
@@ -21,7 +22,6 @@ from tests.command_line import (
   result_of,
   run_generate,
   save_model,
-  start,
   start_function,
 )
 
@@ -45,19 +45,29 @@ class Runs:
     self.arguments = [f"--checkpoint={checkpoint}", f"--num_latent_frames={3 * NUM_CHUNKS}", f"--prompt={PROMPT}"]
     self.saved = folder / "outputs" / f".{FOLDER}.saved"
 
-  def run(self, *arguments, terminate=False, file_bytes=None, devices=1):
-    """`terminate` sends SIGTERM while the first chunk is searched."""
+  def run(self, *arguments, how=run_generate, devices=1):
+    """`how` takes the flags, and runs the program."""
     flags, jax_settings = [*self.arguments, "--save_every=1", *arguments], self.jax_settings
-    if terminate:
-      process = start_function(self.folder, generate_terminated, flags, jax_settings=jax_settings)
-    else:
-      jax_settings = jax_settings | {"jax_num_cpu_devices": devices}
-      process = start(self.folder, *flags, jax_settings=jax_settings, file_bytes=file_bytes)
+    process = start_function(self.folder, how, flags, jax_settings=jax_settings | {"jax_num_cpu_devices": devices})
     process.join()
     return result_of(process.exitcode, self.folder)
 
   def read(self, name):
     return (self.folder / "outputs" / FOLDER / name).read_bytes()
+
+
+def _generate_until_the_disk_is_full(arguments):
+  """The disk is full once the first chunk is saved: from then on no file grows beyond what every save needs."""
+  save_if_due = stopped_searches.save_if_due
+
+  def fill_after(saved, *chunk):
+    save_if_due(saved, *chunk)
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY:
+      saved.wait()
+      resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+  stopped_searches.save_if_due = fill_after
+  run_generate(arguments)
 
 
 def _generate_killed_between_results(arguments):
@@ -89,8 +99,7 @@ def test_stopped_in_every_way(tmp_path, setting):
   undisturbed, checkpoint, settings = setting
   runs = Runs(tmp_path, checkpoint, settings)
 
-  # Enough for a state with one chunk in its memory, but not with two.
-  result = runs.run(file_bytes=100_000)
+  result = runs.run(how=_generate_until_the_disk_is_full)
   assert result.code == 3, result
   message = result.stderr.splitlines()[-1]
   reason = "(the save after chunk 1 is kept): File too large"
@@ -99,7 +108,7 @@ def test_stopped_in_every_way(tmp_path, setting):
   assert not (tmp_path / "outputs" / FOLDER).exists()
 
   for chunk in (2, 3):
-    result = runs.run(terminate=True)
+    result = runs.run(how=generate_terminated)
     assert result.code == 143, result
     where = f"saved after chunk {chunk} of {NUM_CHUNKS}: the same command goes on from there"
     assert result.stderr.splitlines()[-1] == f"error: terminated, {where}"
