@@ -113,4 +113,5 @@ def test_scores_of_pairs_are_the_rewards_own(tmp_path):
     [[score(caption, clips[pair]) for clips in (better, worse)] for caption in (pair, 1 - pair)] for pair in range(2)
   ]
   assert len({float(x) for x in np.ravel(expected)}) == 8
+  # Two programs: one takes all clips at once and is compiled without optimisations.
   np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[..., 0], expected, rtol=2e-4, atol=2e-4)
