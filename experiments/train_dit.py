@@ -61,6 +61,9 @@ common.define_float("ambiguous_weight", 1.0, "Weight of scenes of blue or green 
 common.define_float(
   "extra_context_probability", 0.3, "How often a chunk sees an older chunk besides sink and window.", 0.0, 1.0
 )
+common.define_float(
+  "added_sinks_probability", 0.0, "How often a chunk sees sinks as a search adds them, from a long past.", 0.0, 1.0
+)
 common.define_float("muon_learning_rate", 0.01, "Peak learning rate of the blocks' matrices (Muon).", 0.0)
 common.define_float("adam_learning_rate", 1.5e-3, "Peak learning rate of everything else (Adam).", 0.0)
 common.define_float(
@@ -115,7 +118,8 @@ def loss_terms(
 
   batch = training_batches.draw_clips(clip_key, data, model, config, sigmas)
   inputs = batch.noisy, batch.clean, features[batch.step], jnp.asarray(schedule.context_features), batch.first_frame
-  flow = clip_velocity(backbone, *inputs, text_memory(encode(batch.tokens)), batch.visible, batch.valid)
+  seen = batch.visible, batch.valid, batch.moved
+  flow = clip_velocity(backbone, *inputs, text_memory(encode(batch.tokens)), *seen)
   # The first chunks of whole clips are not coupled to their noise, so they would teach ghosts: leave them out.
   later = jnp.square(flow - batch.target)[:, 1:].mean()
 

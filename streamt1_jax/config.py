@@ -331,8 +331,15 @@ class SearchConfig:
 
   @classmethod
   def streaming(cls, model: ModelConfig) -> SearchConfig:
-    """Plain streaming: one candidate, independent noise, no appended sinks."""
-    return cls(beam_size=1, top_k=1, noise_sigma=0.0, first_candidate="fresh", max_sink_frames=model.sink_frames)
+    """Plain streaming: one candidate, independent noise, and the first sink stays what it is, whatever the scores."""
+    return cls(
+      beam_size=1,
+      top_k=1,
+      noise_sigma=0.0,
+      first_candidate="fresh",
+      max_sink_frames=model.sink_frames,
+      sink_ema_decay=1.0,
+    )
 
   def validate_for(self, model: ModelConfig) -> None:
     """Raises ConfigError unless this search can run on `model`."""

@@ -83,13 +83,24 @@ class TestTwoDrivers:
     assert final.frames.shape == final.latents.shape
 
   def test_one_beam_one_candidate(self):
-    """A search of one candidate is plain streaming: no choice, so scores change nothing but the sinks."""
+    """A search of one candidate is plain streaming: no choice."""
     search = SearchConfig.streaming(small.MODEL)
     streamed = list(_stream(6, search))
     assert [trace.survivor.tolist() for trace in streamed] == [[0]] * 6
     assert [int(trace.candidates.seed[0, 0]) for trace in streamed] == [0, 1000, 2000, 3000, 4000, 5000]
     final = _final(streamed, search)
     np.testing.assert_array_equal(final.latents[0], np.concatenate([trace.latents[0] for trace in streamed]))
+
+  def test_plain_streaming_does_not_depend_on_scores(self):
+    """Every chunk worth remembering, or none: the sink stays the first chunk, unlike under a search's decay."""
+
+    def latents(**changes):
+      search = dataclasses.replace(SearchConfig.streaming(small.MODEL), **changes)
+      return np.stack([trace.latents for trace in _stream(7, search)])
+
+    always, never = {"short_threshold": -1e6}, {"short_threshold": 1e6}
+    np.testing.assert_array_equal(latents(**always), latents(**never))
+    assert np.abs(latents(**always, sink_ema_decay=0.5) - latents(**never)).max() > 1e-3
 
   def test_one_beam_of_three_candidates(self):
     search = dataclasses.replace(small.SEARCH, top_k=1, beam_size=3)

@@ -40,7 +40,14 @@ PAPER = {
   "short_baseline": "history",
   "sink_ema_dtype": "compute",
 }
-STREAMING = {"beam_size": 1, "top_k": 1, "noise_sigma": 0.0, "first_candidate": "fresh", "max_sink_frames": 3}
+STREAMING = {
+  "beam_size": 1,
+  "top_k": 1,
+  "noise_sigma": 0.0,
+  "first_candidate": "fresh",
+  "max_sink_frames": 3,
+  "sink_ema_decay": 1.0,
+}
 
 
 def test_the_models_own_share_of_the_published_numbers():

@@ -41,13 +41,14 @@ def _table(visible):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid):
+def _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid, moved=None, first_frame=FIRST_FRAME):
   model = nnx.merge(graphdef, weights)
   # Another clip with another prompt beside it: nothing of it may reach the first.
   pair = lambda x: jnp.stack([x, -x])
   text = jax.tree.map(pair, text)
-  frames, same = jnp.asarray(FIRST_FRAME), lambda x: jnp.stack([x, x])
-  rest = pair(jnp.asarray(FEATURES)), CONTEXT_FEATURES, same(frames), text, same(visible), same(valid)
+  same = lambda x: None if x is None else jnp.stack([x, x])
+  seen = map(same, (visible, valid, moved))
+  rest = pair(jnp.asarray(FEATURES)), CONTEXT_FEATURES, same(jnp.asarray(first_frame)), text, *seen
   return clip_velocity(model, pair(noisy), pair(clean), *rest)[0]
 
 
@@ -110,6 +111,23 @@ def test_noisy_chunks_see_no_noisy_chunk():
   difference = np.abs(run(noisy) - run(noisy.at[2].set(_chunks(3)[0]))).max(axis=(1, 2, 3, 4))
   assert difference[2] > 1e-2
   assert (np.delete(difference, 2) == 0).all()
+
+
+def test_a_moved_chunk_is_one_that_was_committed_elsewhere():
+  """Chunk 1 sees nothing, so that its place decides nothing but the rotation of its keys."""
+  noisy, clean = _chunks(0), _chunks(1)
+  graphdef, weights = small.backbone()
+  text = small.condition(NUM_CHUNKS).text
+  later, earlier = FIRST_FRAME + np.where(np.arange(NUM_CHUNKS) == 1, [[60], [0]], 0)
+  visible, valid = _table([[], [], [0], [0, 2], [0, 2, 3], [0, 1, 3, 4]])
+  moved = jnp.zeros_like(visible).at[5, 1].set(60)
+  run = lambda moved, frames: np.asarray(
+    _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid, moved, frames)
+  )[5]
+  committed_later = run(jnp.zeros_like(visible), later)
+  np.testing.assert_allclose(run(moved, earlier), committed_later, rtol=0, atol=2e-5)
+  np.testing.assert_allclose(run(-moved, later), run(None, earlier), rtol=0, atol=2e-5)
+  assert np.abs(run(None, earlier) - committed_later).max() > 1e-3
 
 
 def test_first_chunk():

@@ -23,6 +23,7 @@ CONFIG = BatchConfig(
   omit_probability=0.3,
   ambiguous_weight=1.0,
   extra_context_probability=0.5,
+  added_sinks_probability=0.0,
 )
 
 
@@ -137,3 +138,51 @@ class TestClips:
         assert set(required) <= set(seen)
         seen_older |= {(chunk, int(older)) for older in set(seen) - set(required)}
     assert seen_older == {(chunk, older) for chunk in range(7) for older in range(1, chunk - 2)}
+
+  def test_added_sinks_lie_between_the_first_sink_and_the_window(self):
+    frames, source, moved, valid = self.added_sinks(0.5)
+    place = (frames[np.arange(len(frames))[:, None, None], source] + moved) // MODEL.chunk_frames
+    assert (moved % MODEL.chunk_frames == 0).all()
+    window = frames // MODEL.chunk_frames - training_batches.WINDOW
+    assert ((place > 0) & (place < window[..., None]))[valid].all()
+    for seen, counts in zip(place.reshape(-1, 4), valid.reshape(-1, 4), strict=True):
+      assert len(set(seen[counts])) == counts.sum()
+    # The last of 40 chunks sees two in its window: places up to 36, of which the very last are rare.
+    assert set(range(1, 34)) <= set(place[valid]) <= set(range(1, 37))
+    assert not valid[:, : training_batches.WINDOW + 1].any()
+
+  def test_added_sinks_come_as_often_as_asked(self):
+    frames, _, _, valid = self.added_sinks(0.3)
+    full = frames // MODEL.chunk_frames - training_batches.WINDOW - 1 >= training_batches.ADDED_SINKS
+    full[:, : training_batches.WINDOW + 1] = False
+    numbers = valid.sum(axis=2)[full]
+    expected = np.array([0.7, *[0.3 / 4] * 4])
+    error = (expected * (1 - expected) / len(numbers)) ** 0.5
+    np.testing.assert_array_less(np.abs(np.bincount(numbers, minlength=5) / len(numbers) - expected), 4 * error)
+
+  def test_added_sinks_are_true_where_the_clip_has_the_chunk_and_never_the_answer_elsewhere(self):
+    frames, source, moved, valid = self.added_sinks(1.0)
+    place = (frames[np.arange(len(frames))[:, None, None], source] + moved) // MODEL.chunk_frames
+    # Chunk c of a clip that repeats after 16 chunks is what was at c, c + 16, c + 32.
+    true = (place - source) % 16 == 0
+    has = (place % 16 >= 1) & (place % 16 < training_batches.CHUNKS)
+    np.testing.assert_array_equal(true[valid], has[valid])
+    assert 0.3 < has[valid].mean() < 0.7
+    answer = source == np.arange(training_batches.CHUNKS)[None, :, None]
+    assert not answer[valid & ~has].any()
+    assert set(source[valid]) == set(range(1, training_batches.CHUNKS))
+
+  def test_added_sinks_change_nothing_else(self, data):
+    key = jax.random.key(9)
+    some = dataclasses.replace(CONFIG, added_sinks_probability=0.9)
+    without, added = (training_batches.draw_clips(key, data, MODEL, config, SIGMAS) for config in (CONFIG, some))
+    assert without.moved is None
+    np.testing.assert_array_equal(added.moved[..., :4], 0)
+    first = added._replace(visible=added.visible[..., :4], valid=added.valid[..., :4], moved=None)
+    jax.tree.map(np.testing.assert_array_equal, without, first)
+
+  def added_sinks(self, probability):
+    frame_keys, sink_keys = jax.random.split(jax.random.key(8), (2, 1500))
+    frames = jax.vmap(lambda key: training_batches.draw_first_frames(key, MODEL))(frame_keys)
+    draw = lambda key, frames: training_batches.draw_added_sinks(key, frames, MODEL, probability)
+    return map(np.asarray, (frames, *jax.vmap(draw)(sink_keys, frames)))

@@ -34,6 +34,7 @@ def clip_velocity(
   text: TextMemory,
   visible: jax.Array,
   valid: jax.Array,
+  moved: jax.Array | None = None,
 ) -> jax.Array:
   """Velocity of every chunk of G clips of N chunks, given the clean chunks before it.
 
@@ -47,6 +48,8 @@ def clip_velocity(
     text: keys and values of the G prompts, [G, L, A, X, D] each.
     visible: [G, N, V] int32 chunks that each chunk can see besides itself.
     valid: [G, N, V] bool, which entries of `visible` count.
+    moved: [G, N, V] int32, latent frames by which the keys of a visible chunk move, as if it had been committed earlier
+      or later; nothing moves if None.
 
   Returns:
     [G, N, F, C, H, W] float32.
@@ -54,14 +57,15 @@ def clip_velocity(
   num_chunks = noisy.shape[1]
   context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
   both = lambda clean, noisy: jnp.concatenate([clean, noisy], axis=1)
-  attend = jax.vmap(lambda q, k, v, visible, valid: _attend_clip(q, k, v, visible, valid))
+  tables = model.rotary_tables()
+  attend = jax.vmap(lambda q, k, v, *seen: _attend_clip(q, k, v, *seen, tables))
   flow = _velocity(
     model,
     both(clean, noisy),
     both(context_features, features),
     both(first_frame, first_frame),
     text,
-    lambda q, k, v: attend(q, k, v, visible, valid),
+    lambda q, k, v: attend(q, k, v, visible, valid, moved),
   )
   return flow[:, num_chunks:]
 
@@ -82,19 +86,22 @@ def chunk_velocity(model: CausalWanDiT, noisy: jax.Array, features: jax.Array, t
   return _velocity(model, noisy, features, jnp.zeros(noisy.shape[:2], jnp.int32), text, jax.vmap(jax.vmap(alone)))
 
 
-def _attend_clip(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, valid: jax.Array) -> jax.Array:
+def _attend_clip(q, k, v, visible, valid, moved, tables: rope.RotaryTables) -> jax.Array:
   """Attention of a clip's 2 N chunks [2 N, T, A, D], clean ones first: each to itself and to clean ones it sees."""
   num_chunks = visible.shape[0]
-  attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0))
-  twice = lambda x: jnp.concatenate([x, x])
-  return attend(q, k, v, k[:num_chunks], v[:num_chunks], twice(visible), twice(valid))
+  attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0, None))
+  seen = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
+  return attend(q, k, v, k[:num_chunks], v[:num_chunks], *seen, tables)
 
 
-def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid):
+def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, moved, tables: rope.RotaryTables):
   """Attention of one chunk [T, A, D] to itself and to the clean chunks [N, T, A, D] that `visible` [V] names."""
   tokens, heads, width = q.shape
-  context = lambda x: x[visible].reshape(-1, heads, width)
-  k, v = jnp.concatenate([k, context(clean_k)]), jnp.concatenate([v, context(clean_v)])
+  seen_k, seen_v = clean_k[visible], clean_v[visible]
+  if moved is not None:
+    seen_k = jax.vmap(lambda k, frames: rope.shift_frames(k, tables, frames))(seen_k, moved).astype(k.dtype)
+  row = lambda x: x.reshape(-1, heads, width)
+  k, v = jnp.concatenate([k, row(seen_k)]), jnp.concatenate([v, row(seen_v)])
   mask = jnp.repeat(jnp.concatenate([jnp.ones(1, bool), valid]), tokens)
   logits = jnp.einsum("qad,kad->aqk", q * width**-0.5, k, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(jnp.where(mask[None, None], logits, -jnp.inf), axis=-1).astype(v.dtype)

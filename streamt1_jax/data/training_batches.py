@@ -3,8 +3,9 @@
 A batch has two parts:
 
   whole clips    7 chunks, each noisy at one of the four timesteps, with the clean chunks it will see when streaming
-                 (first sink, window, now and then an older chunk in the place of an appended sink), and with frame
-                 positions up to the longest video, so that long rollouts meet no position they were not trained on
+                 (first sink, window, now and then an older chunk), and with frame positions up to the longest video, so
+                 that long rollouts meet no position they were not trained on. A search adds sinks, which may be long
+                 past: chunks of the clip whose keys are moved to older frames stand for them
   first chunks   the hard part: nothing in the context says what to draw. At the first two timesteps the noisy input
                  chooses the clip (`noise_coupling`); several noisy copies of a scene share its caption's keys
 
@@ -31,6 +32,10 @@ COUPLED_STEPS = 2
 the step before had drawn (their latents are about two standard deviations of the noise apart); at .8333 it does not."""
 LONGEST_VIDEO = 120
 """Latent frames; clips are trained at positions up to it."""
+ADDED_SINKS = 4
+"""Most sinks that a search adds to the first: 15 latent frames of `SearchConfig.max_sink_frames` are five chunks."""
+PERIOD = 16
+"""Chunks after which the world repeats: 64 frames at the lower speed are 16 latent frames, and whole chunks 48."""
 CODEC_FRAMES = 640
 """Frames encoded at once; a bound on memory."""
 
@@ -49,6 +54,7 @@ class BatchConfig:
     ambiguous_weight: how often a scene is drawn whose object and background both have colours that either may have ("a
       blue circle ... dark green"), where any other scene counts 1. Which is which is said by the order of words alone.
     extra_context_probability: how often a chunk sees an older chunk besides sink and window.
+    added_sinks_probability: how often a chunk whose window is full sees 1 to 4 sinks from anywhere in a long past.
   """
 
   clips: int
@@ -59,6 +65,7 @@ class BatchConfig:
   omit_probability: float
   ambiguous_weight: float
   extra_context_probability: float
+  added_sinks_probability: float
 
 
 class Dataset(NamedTuple):
@@ -88,6 +95,7 @@ class ClipBatch(NamedTuple):
     first_frame: [G, N] int32 absolute index of each chunk's first latent frame.
     visible: [G, N, V] int32 chunks that each chunk sees besides itself.
     valid: [G, N, V] bool, which entries of `visible` count.
+    moved: [G, N, V] int32, latent frames by which the keys of a visible chunk move; None where all stay.
     tokens: [G, X] int32 captions.
   """
 
@@ -98,6 +106,7 @@ class ClipBatch(NamedTuple):
   first_frame: jax.Array
   visible: jax.Array
   valid: jax.Array
+  moved: jax.Array | None
   tokens: jax.Array
 
 
@@ -172,17 +181,26 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   step = jax.random.randint(next(keys), clean.shape[:2], 0, sigmas.shape[0])
   noise = jax.random.normal(next(keys), clean.shape)
   level = jax.random.uniform(next(keys), (config.clips, 1, 1, 1, 1, 1), maxval=config.context_noise)
-  visible, valid = jax.vmap(draw_visible, in_axes=(0, None))(
-    jax.random.split(next(keys), config.clips), config.extra_context_probability
-  )
+  for_every_clip = lambda draw, key, *rest: jax.vmap(draw)(jax.random.split(key, config.clips), *rest)
+  visible, valid = for_every_clip(lambda key: draw_visible(key, config.extra_context_probability), next(keys))
+  clean_in_context = clean + level * jax.random.normal(next(keys), clean.shape)
+  first_frame = for_every_clip(lambda key: draw_first_frames(key, model), next(keys))
+  moved = None
+  if config.added_sinks_probability > 0:
+    # A key of its own, so that runs without added sinks draw what they always drew.
+    draw = lambda key, first_frame: draw_added_sinks(key, first_frame, model, config.added_sinks_probability)
+    added = for_every_clip(draw, jax.random.fold_in(key, 1), first_frame)
+    moved = jnp.concatenate([jnp.zeros_like(visible), added[1]], axis=2)
+    visible, valid = (jnp.concatenate(pair, axis=2) for pair in ((visible, added[0]), (valid, added[2])))
   return ClipBatch(
-    clean=clean + level * jax.random.normal(next(keys), clean.shape),
+    clean=clean_in_context,
     noisy=_mix(clean, noise, sigmas[step]),
     target=noise - clean,
     step=step,
-    first_frame=jax.vmap(draw_first_frames, in_axes=(0, None))(jax.random.split(next(keys), config.clips), model),
+    first_frame=first_frame,
     visible=visible,
     valid=valid,
+    moved=moved,
     tokens=tokens,
   )
 
@@ -215,13 +233,14 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
 def draw_first_frames(key: jax.Array, model: ModelConfig) -> jax.Array:
   """[7] first latent frame of every chunk. Half of the clips continue much later than their first chunk.
 
-  The world repeats every 16 latent frames, so a delay of 48 or 96 frames is the true continuation; other delays teach
-  the model not to rely on the sink for motion.
+  A delay of one or two periods is the true continuation; other delays teach the model not to rely on the sink for
+  motion.
   """
   kind_key, delay_key = jax.random.split(key)
   longest = LONGEST_VIDEO // model.chunk_frames - CHUNKS
   anywhere = jax.random.randint(delay_key, (), 0, longest + 1) * model.chunk_frames
-  delays = jnp.stack([jnp.int32(0), jnp.int32(48), jnp.int32(96), anywhere])
+  period = PERIOD * model.chunk_frames
+  delays = jnp.stack([jnp.int32(0), jnp.int32(period), jnp.int32(2 * period), anywhere])
   delay = delays[jax.random.choice(kind_key, 4, p=jnp.array([0.5, 0.15, 0.1, 0.25]))]
   chunk = jnp.arange(CHUNKS)
   return chunk * model.chunk_frames + jnp.where(chunk > 0, delay, 0)
@@ -237,6 +256,40 @@ def draw_visible(key: jax.Array, extra_probability: float) -> tuple[jax.Array, j
   visible = jnp.stack([jnp.zeros_like(chunk), chunk - 2, chunk - 1, older], axis=1)
   valid = jnp.stack([chunk > 0, chunk > 2, chunk > 1, use & (oldest_window > 1)], axis=1)
   return jnp.clip(visible, 0, CHUNKS - 1), valid
+
+
+def draw_added_sinks(
+  key: jax.Array, first_frame: jax.Array, model: ModelConfig, probability: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Sinks that a search has added, from anywhere between the first sink and the window.
+
+  Where the clip has the chunk that was there (the world repeats), it is that one. Elsewhere it is another one of the
+  clip, though not the one that is predicted: a sink shows what the object looks like, not where it goes next, and in a
+  generated video its place is only nearly right.
+
+  Args:
+    key: random key.
+    first_frame: [7] int32 first latent frame of every chunk.
+    model: sizes.
+    probability: how often a chunk with a full window sees any.
+
+  Returns:
+    Chunks of the clip [7, 4] int32, latent frames by which each of them is moved [7, 4] int32, and validity [7, 4].
+  """
+  use_key, number_key, place_key, other_key = jax.random.split(key, 4)
+  chunk = jnp.arange(CHUNKS)
+  # Places are counted in chunks: 0 is the first sink, and the window begins WINDOW before the current one.
+  possible = first_frame // model.chunk_frames - WINDOW - 1
+  places = jnp.arange(1, LONGEST_VIDEO // model.chunk_frames)
+  rank = jax.random.uniform(place_key, (CHUNKS, len(places)))
+  place = 1 + jax.lax.top_k(jnp.where(places[None] <= possible[:, None], rank, -1.0), ADDED_SINKS)[1]
+  number = jax.random.randint(number_key, (CHUNKS,), 1, ADDED_SINKS + 1)
+  number = jnp.where(jax.random.bernoulli(use_key, probability, (CHUNKS,)), jnp.minimum(number, possible), 0)
+  another = 1 + (chunk[:, None] + jax.random.randint(other_key, place.shape, 0, CHUNKS - 2)) % (CHUNKS - 1)
+  same = place % PERIOD
+  source = jnp.where((same > 0) & (same < CHUNKS), same, another)
+  valid = (jnp.arange(ADDED_SINKS)[None] < number[:, None]) & (chunk > WINDOW)[:, None]
+  return source, place * model.chunk_frames - first_frame[source], valid
 
 
 def _draw_scenes(key: jax.Array, attributes: jax.Array, ambiguous_weight: float, n: int) -> jax.Array:
