@@ -55,9 +55,12 @@ def find(text: str, mesh_shape: Mapping[str, int], phases: tuple[str, ...] = ())
   found = Counter()
 
   def visit(name: str, executions: int) -> None:
+    # A TPU's asynchronous collective is written three times: where it starts, where it goes on beside a computation, and
+    # where it is done. A chain names the three.
+    starts = any('"AsyncCollectiveStart"' in line for line in computations[name])
     for result, operation, rest in _instructions(computations[name]):
       kind = operation.removesuffix("-start")
-      if kind in _KINDS:
+      if kind in _KINDS and (starts or "chain_id=" not in rest):
         phase = next((phase for phase in phases if re.search(rf'op_name="[^"]*\b{phase}\b', rest)), "")
         size = _largest(result) if operation.endswith("-start") else _total(result)
         found[Collective(kind, _axes(rest, mesh_shape), phase, size, 0)] += executions

@@ -75,6 +75,39 @@ ENTRY %main.5 (a: f32[8]) -> f32[8] {
   }
 
 
+def test_a_chain_is_one_collective():
+  """As TPUs run one beside a computation: each of three fusions has the instruction."""
+  gather = (
+    "all-gather(%p), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, "
+    'frontend_attributes={chain_id="0"}, metadata={op_name="jit(f)/phase_one/gather"}'
+  )
+  text = f"""HloModule m
+%start (p: bf16[4,128]) -> (bf16[4,128], bf16[16,128]) {{
+  %g.1 = bf16[16,128]{{1,0}} {gather}
+  ROOT %c.1 = (bf16[4,128], bf16[16,128], u32[]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}}
+
+%step (p: bf16[4,128]) -> (bf16[8,8], bf16[16,128]) {{
+  %g.2 = bf16[16,128]{{1,0}} {gather}
+  ROOT %t.2 = (bf16[8,8], bf16[16,128]) tuple(%dot, %g.2)
+}}
+
+%done (p: bf16[4,128]) -> bf16[16,128] {{
+  %g.3 = bf16[16,128]{{1,0}} {gather}
+  ROOT %c.3 = bf16[16,128]{{1,0}} custom-call(%p, %g.3), custom_call_target="AsyncCollectiveDone"
+}}
+
+ENTRY %main (x: bf16[4,128]) -> bf16[16,128] {{
+  %x = bf16[4,128]{{1,0}} parameter(0)
+  %a = (bf16[4,128], bf16[16,128], u32[]) fusion(%x), kind=kCustom, calls=%start
+  %b = (bf16[8,8], bf16[16,128]) fusion(%a), kind=kCustom, calls=%step
+  ROOT %d = bf16[16,128]{{1,0}} fusion(%b), kind=kCustom, calls=%done
+}}
+"""
+  found = hlo_collectives.find(text, SHAPE, ("phase_one",))
+  assert found == [Collective("all-gather", "y", "phase_one", 16 * 128 * 2, 1)]
+
+
 def test_flop():
   def f(x, w, image, kernel):
     x, _ = jax.lax.scan(lambda x, _: (x @ w, None), x, length=3)
