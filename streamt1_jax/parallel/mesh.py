@@ -3,8 +3,11 @@
   data        prompts: every one is a search of its own
   candidate   candidates of a search
   model       attention heads, feed-forward channels, rows of the video decoder
+  seq         tokens of a chunk, with the backbone's weights whole; in self-attention, heads
 
-is what a user divides devices by: "data:2,candidate:4". In the mesh, `candidate` is two axes, `beam` and `sibling`: a
+is what a user divides devices by: "data:2,candidate:4". `model` and `seq` both make one chunk sooner: shards of the model
+sum activations three times a block and have a part of the weights; shards of the tokens exchange queries, keys, values
+and results, a fraction of that, for a copy of the backbone. What is not the backbone they divide alike. In the mesh, `candidate` is two axes, `beam` and `sibling`: a
 beam's memory lies where its candidates are made, and only siblings, candidates of one beam, need copies of it. Beams
 come first, so "candidate:4" of a search with two beams of two candidates is beam:2 x sibling:2.
 """
@@ -17,8 +20,8 @@ from jax.sharding import AxisType, Mesh
 
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 
-AXES = ("data", "candidate", "model")
-MESH_AXES = ("data", "beam", "sibling", "model")
+AXES = ("data", "candidate", "model", "seq")
+MESH_AXES = ("data", "beam", "sibling", "model", "seq")
 
 
 def parse_sizes(text: str) -> dict[str, int]:
@@ -51,7 +54,7 @@ def default_sizes(
   model_shards = math.gcd(num_devices // (candidate * data), _model_shards(model))
   if every:
     data = num_devices // (candidate * model_shards)
-  return {"data": data, "candidate": candidate, "model": model_shards}
+  return {"data": data, "candidate": candidate, "model": model_shards, "seq": 1}
 
 
 def make_mesh(
@@ -61,7 +64,7 @@ def make_mesh(
 
   Args:
     sizes: by axis, as `parse_sizes` gives them.
-    model: must be divisible by `model`.
+    model: must be divisible by `model`, its heads by `model * seq` and the tokens of a latent frame by `seq`.
     search: must be divisible by `candidate`.
     devices: all devices of the run by default. The first ones are used if there are more than the sizes ask for.
 
@@ -77,6 +80,12 @@ def make_mesh(
       f"model:{sizes['model']} does not divide the {model.backbone.num_heads} heads and {model.backbone.ffn_dim} "
       f"feed-forward channels; allowed: {', '.join(map(str, _divisors(_model_shards(model))))}"
     )
+  heads, tokens = model.backbone.num_heads, model.frame_tokens
+  if tokens % sizes["seq"] or heads % (sizes["model"] * sizes["seq"]):
+    raise ConfigError(
+      f"seq:{sizes['seq']} must divide the {tokens} tokens of a latent frame, and with model:{sizes['model']} the "
+      f"{heads} heads"
+    )
   if sizes["candidate"] not in _candidate_sizes(search):
     raise ConfigError(
       f"candidate:{sizes['candidate']} does not divide {search.top_k} beams of {search.beam_size} candidates; "
@@ -85,7 +94,7 @@ def make_mesh(
   if count == 1:
     return None
   beam = math.gcd(sizes["candidate"], search.top_k)
-  shape = (sizes["data"], beam, sizes["candidate"] // beam, sizes["model"])
+  shape = (sizes["data"], beam, sizes["candidate"] // beam, sizes["model"], sizes["seq"])
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices[:count])
 
 
