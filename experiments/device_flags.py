@@ -19,7 +19,7 @@ from streamt1_jax.parallel.execution import Decoding
 _MESH = flags.DEFINE_string(
   "mesh",
   None,
-  "Devices by axis, as in data:2,candidate:4,model:1,seq:1: prompts, candidates, shards of the model, tokens of a chunk. "
+  "Devices by axis, as in data:2,candidate:4: prompts (data), candidates, shards of the model, tokens of a chunk (seq). "
   "By default candidates first, then prompts, then the model.",
 )
 DECODING = flags.DEFINE_enum(

@@ -46,7 +46,7 @@ _as_it_is = lambda x: x
 
 
 class Placement(NamedTuple):
-  """Where the tokens of a chunk lie: constraints on traced arrays, which change no values. On one device there are none.
+  """Where the tokens of a chunk lie on several devices: constraints on traced arrays, which change no values.
 
   Attributes:
     tokens: of [F, T/F, M], everywhere but in self-attention.
@@ -57,6 +57,10 @@ class Placement(NamedTuple):
   tokens: Callable[[jax.Array], jax.Array] = _as_it_is
   to_heads: Callable[[jax.Array], jax.Array] = _as_it_is
   to_tokens: Callable[[jax.Array], jax.Array] = _as_it_is
+
+
+ANYWHERE = Placement()
+"""Of one device, or as the compiler likes."""
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
@@ -136,7 +140,7 @@ class Block(nnx.Module):
   def with_cross_attention(
     self, x: Tokens, attended: jax.Array, rows: list[jax.Array], cross_attend: Callable[[jax.Array], jax.Array]
   ) -> Tokens:
-    """`after_attention` with `cross_attend`, queries to results, both [F, T/F, A, D]: tokens may be of several prompts."""
+    """`after_attention` with `cross_attend`, queries to results [F, T/F, A, D]: tokens may be of several prompts."""
     x = x + self.self_attention.out(attended.reshape(x.shape)) * rows[2]
     attended = cross_attend(self.cross_attention.queries(self.cross_norm(x)))
     x = x + self.cross_attention.out(attended.reshape(x.shape))
@@ -204,7 +208,7 @@ class CausalWanDiT(nnx.Module):
     first_frame: jax.Array,
     text: TextMemory,
     attend: Attend,
-    placement: Placement = Placement(),
+    placement: Placement = ANYWHERE,
   ) -> tuple[Latents, ChunkMemory]:
     """Velocity of one chunk, and the keys and values it would leave in memory.
 

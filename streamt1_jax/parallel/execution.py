@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from streamt1_jax.backbone.attention import Implementation
-from streamt1_jax.backbone.dit import Placement
+from streamt1_jax.backbone.dit import ANYWHERE, Placement
 from streamt1_jax.parallel.sharding import RULES, constrain
 
 Decoding = Literal["together", "in_turn", "twice"]
@@ -34,7 +34,7 @@ class Execution:
   def placement(self) -> Placement:
     """Of the backbone's tokens: divided on the axis `seq`, without it as the compiler likes."""
     if self.mesh is None or self.mesh.shape[RULES["patch"]] == 1:
-      return Placement()
+      return ANYWHERE
     to = lambda *axes: lambda x: constrain(self.mesh, x, *axes)
     to_tokens, to_heads = to("frame", "patch", "projected"), to("frame", "token", "head")
     # Both, or the compiler might gather what the queries, keys and values are computed from.
