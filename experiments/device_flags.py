@@ -19,7 +19,7 @@ from streamt1_jax.parallel.execution import Decoding
 _MESH = flags.DEFINE_string(
   "mesh",
   None,
-  "Devices by axis, as in data:2,candidate:4: prompts (data), candidates, shards of the model, tokens of a chunk (seq). "
+  "Devices by axis, as in data:2,candidate:4: prompts, candidates, shards of the model; seq, tokens of a chunk. "
   "By default candidates first, then prompts, then the model.",
 )
 DECODING = flags.DEFINE_enum(

@@ -5,13 +5,13 @@
   model       attention heads, feed-forward channels, rows of the video decoder
   seq         tokens of a chunk, with the backbone's weights whole; in self-attention, heads
 
-is what a user divides devices by: "data:2,candidate:4". Both `model` and `seq` make a single chunk sooner. Shards of the
-model have a part of the weights, and sum activations three times a block. Shards of the tokens have all of the
+is what a user divides devices by: "data:2,candidate:4". Both `model` and `seq` make a single chunk sooner. Shards of
+the model have a part of the weights, and sum activations three times a block. Shards of the tokens have all of the
 backbone's weights, and exchange queries, keys, values and results, a fraction of those sums. All else is divided alike.
 
 In the mesh, `candidate` is two axes, `beam` and `sibling`: a beam's memory lies where its candidates are made, and only
-siblings, candidates of one beam, need copies of it. Beams come first, so "candidate:4" of a search with two beams of two
-candidates is beam:2 x sibling:2.
+siblings, candidates of one beam, need copies of it. Beams come first, so "candidate:4" of a search with two beams of
+two candidates is beam:2 x sibling:2.
 """
 
 import math
