@@ -86,7 +86,7 @@ def test_bad_meshes(run):
 
 
 def test_weights_go_to_their_shards(checkpoint):
-  sizes = {"data": 1, "candidate": 2, "model": 2, "seq": 1}
+  sizes = {"data": 1, "candidate": 2, "model": 2}
   whole = Pipeline.load(checkpoint)
   mesh = device_mesh.make_mesh(sizes, whole.config, SearchConfig.released())
   pipeline = Pipeline.load(checkpoint, mesh=mesh)

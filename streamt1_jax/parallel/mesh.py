@@ -65,7 +65,7 @@ def make_mesh(
   """The mesh of these sizes, or None if they are all 1: one device needs none.
 
   Args:
-    sizes: by axis, as `parse_sizes` gives them.
+    sizes: by axis, as `parse_sizes` gives them; 1 for an axis that is not there.
     model: must be divisible by `model`, its heads by `model * seq` and the tokens of a latent frame by `seq`.
     search: must be divisible by `candidate`.
     devices: all devices of the run by default. The first ones are used if there are more than the sizes ask for.
@@ -74,6 +74,7 @@ def make_mesh(
     ConfigError: the devices, the heads or the candidates cannot be divided so.
   """
   devices = jax.devices() if devices is None else devices
+  sizes = {axis: sizes.get(axis, 1) for axis in AXES}
   count = math.prod(sizes.values())
   if len(devices) % count:
     raise ConfigError(f"a mesh of {_text(sizes)} takes {count} devices, which does not divide the {len(devices)} here")
