@@ -313,7 +313,9 @@ def _in_blocks(program: Program, collectives: list[Collective]) -> dict[str, Any
   denoising = [one for one in collectives if one.phase == "denoise"]
   passes = len(model.schedule.denoising_steps) * model.backbone.num_layers
   one_candidate = model.chunk_tokens * model.backbone.dim * 2
-  large = sum(one.executions for one in denoising if one.bytes >= one_candidate // 2) / passes
+  mesh = program.models.execution.mesh
+  part = one_candidate // (1 if mesh is None else mesh.shape[RULES["patch"]])
+  large = sum(one.executions for one in denoising if one.bytes >= part // 2) / passes
   between = sum(one.executions for one in denoising if {"beam", "sibling"} & set(one.axes.split("+")))
   return {"activation_collectives_per_block": large, "candidate_collectives_in_denoising": between}
 

@@ -19,8 +19,8 @@ from streamt1_jax.parallel.execution import Decoding
 _MESH = flags.DEFINE_string(
   "mesh",
   None,
-  "Devices by axis, as in data:2,candidate:4,model:1: prompts, candidates, shards of the model. By default candidates "
-  "first, then prompts, then the model.",
+  "Devices by axis, as in data:2,candidate:4: prompts, candidates, shards of the model; seq, tokens of a chunk. "
+  "By default candidates first, then prompts, then the model.",
 )
 DECODING = flags.DEFINE_enum(
   "decoding",

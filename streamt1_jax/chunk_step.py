@@ -116,7 +116,8 @@ def velocity(
   features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
   run = models.execution
   attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer, run.attention, run.mesh)
-  return nnx.merge(models.backbone, params["backbone"])(latents, features, first_frame, text, attend)
+  backbone = nnx.merge(models.backbone, params["backbone"])
+  return backbone(latents, features, first_frame, text, attend, run.placement)
 
 
 def denoise(models: Models, params: Params, noise, renoise, first_frame, text: TextMemory, memory) -> jax.Array:

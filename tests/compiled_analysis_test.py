@@ -160,7 +160,7 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
   result = _compile(tmp_path, *arguments)
   assert result.code == 0, result
   report = json.loads(result.stdout.splitlines()[-1])
-  assert report["mesh"] == {"data": 2, "beam": 2, "sibling": 1, "model": 2}
+  assert report["mesh"] == {"data": 2, "beam": 2, "sibling": 1, "model": 2, "seq": 1}
   assert report["fits"] is True
   parts = ("argument_bytes", "output_bytes", "temporary_bytes")
   assert report["hbm_peak_bytes_per_chip"] == sum(report[part] for part in parts) < report["hbm_limit_bytes"]

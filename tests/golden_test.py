@@ -132,11 +132,10 @@ def _host(memory):
   return jax.tree.map(lambda x: np.array(x), memory)
 
 
-def _on_all_devices(case):
-  """The case on a mesh of as many of the eight devices as its candidates and heads can use."""
-  mesh = device_mesh.make_mesh(
-    device_mesh.default_sizes(jax.device_count(), case.model, case.search), case.model, case.search
-  )
+def _on_a_mesh(case, sizes=None):
+  """The case on a mesh, by default of as many of the eight devices as its candidates and heads can use."""
+  sizes = sizes or device_mesh.default_sizes(jax.device_count(), case.model, case.search)
+  mesh = device_mesh.make_mesh(sizes, case.model, case.search)
   assert mesh.size >= 4
   place = lambda name, tree: jax.device_put(tree, sharding.tree_shardings(mesh, name, tree))
   return dataclasses.replace(
@@ -150,8 +149,16 @@ def _on_all_devices(case):
 @pytest.mark.parametrize("devices", ["one_device", "mesh"])
 def test_case(case_file, devices):
   case = golden.load_case(case_file)
-  if devices == "mesh":
-    case = _on_all_devices(case)
+  _check_case(_on_a_mesh(case) if devices == "mesh" else case)
+
+
+def test_heads_and_tokens_on_a_mesh(request):
+  folder = pathlib.Path(request.config.getoption("--golden_dir") or _HERE)
+  case = golden.load_case(min(folder.glob("case_*.npz")))
+  _check_case(_on_a_mesh(case, device_mesh.parse_sizes("candidate:2,model:2,seq:2")))
+
+
+def _check_case(case):
   z, search = case.arrays, case.search
   _close(case.models.schedule.timesteps, z["denoising_timesteps"], 1e-4)
   state = drivers.jitted_init_state(case.params, case.seed, case.models, search)
@@ -288,20 +295,21 @@ def test_activations(units_file):
   _close(embedding, act("time_embedding"), _LATENTS)
   _close(projected.reshape(act("time_projection").shape), act("time_projection"), _LATENTS)
 
-  cos, sin = rope.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
+  rotation = rope.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
+  cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
   graphdef, blocks = nnx.split(model.blocks)
   for layer in range(config.num_layers):
     at_layer = lambda tree, layer=layer: jax.tree.map(lambda p: p[layer], tree)
     block, text = nnx.merge(graphdef, at_layer(blocks)), at_layer(units.text)
     rows = block.modulation_rows(projected)
-    q, k, v = block.qkv(x, rows, cos, sin)
+    q, k, v = (y.reshape(-1, *y.shape[2:]) for y in block.qkv(x, rows, cos, sin))
     attended = attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
     y = block.self_attention.out(attended.reshape(len(attended), -1))
     _close(y, act(f"block{layer}_self_attn")[0], _LATENTS)
     normed = block.cross_norm(x + y.reshape(x.shape) * rows[2]).reshape(-1, x.shape[-1])
     cross = attention.attend(block.cross_attention.queries(normed), text.k, text.v)
     _close(block.cross_attention.out(cross.reshape(len(cross), -1)), act(f"block{layer}_cross_attn")[0], _LATENTS)
-    x = block.after_attention(x, attended, rows, text)
+    x = block.after_attention(x, attended.reshape(*x.shape[:2], *attended.shape[1:]), rows, text)
     _close(x.reshape(-1, x.shape[-1]), act(f"block{layer}")[0], _LATENTS)
   _close(model.unpatchify(x, embedding), z["fwd1_flow"][0], _LATENTS)
 

@@ -515,5 +515,5 @@ class TestRelay:
 
 def test_default_mesh_leaves_no_process_out():
   sizes = functools.partial(device_mesh.default_sizes, 16, small.MODEL, small.SEARCH, 1)
-  assert sizes() == {"data": 1, "candidate": 4, "model": 2}
-  assert sizes(every=True) == {"data": 2, "candidate": 4, "model": 2}
+  assert sizes() == {"data": 1, "candidate": 4, "model": 2, "seq": 1}
+  assert sizes(every=True) == {"data": 2, "candidate": 4, "model": 2, "seq": 1}

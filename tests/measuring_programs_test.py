@@ -114,7 +114,7 @@ def test_benchmark_on_a_mesh(tmp_path):
     reports.append(json.loads(result.stdout))
   one, several = reports
   assert one["mesh"] is None
-  assert several["mesh"] == {"data": 2, "beam": 2, "sibling": 1, "model": 1}
+  assert several["mesh"] == {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 1}
   assert several["model_tflop"] == pytest.approx(2 * one["model_tflop"])
   assert several["compilations_after_warmup"] == 0
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import hlo_collectives
 from streamt1_jax import drivers
@@ -38,11 +39,11 @@ def _mesh(text, search=small.SEARCH):
 
 class TestSizes:
   def test_parse(self):
-    assert device_mesh.parse_sizes("candidate:4,data:2") == {"data": 2, "candidate": 4, "model": 1}
+    assert device_mesh.parse_sizes("candidate:4,data:2") == {"data": 2, "candidate": 4, "model": 1, "seq": 1}
 
   @pytest.mark.parametrize("text", ["", "data", "data:0", "data:-1", "data:two", "beam:2", "data:2,data:2", "data:2,"])
   def test_anything_else_is_refused(self, text):
-    with pytest.raises(ConfigError, match="axes data, candidate, model"):
+    with pytest.raises(ConfigError, match="axes data, candidate, model, seq"):
       device_mesh.parse_sizes(text)
 
   @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ class TestSizes:
     """12 heads: at most 4 shards of 8 devices."""
     search = SearchConfig(beam_size=beam_size, top_k=top_k)
     sizes = device_mesh.default_sizes(devices, preset("wan_1_3b"), search, prompts)
-    assert tuple(sizes[axis] for axis in device_mesh.AXES) == expected
+    assert tuple(sizes[axis] for axis in device_mesh.AXES) == (*expected, 1)
 
   def test_one_device_needs_no_mesh(self):
     assert _mesh("data:1,candidate:1") is None
@@ -78,7 +79,7 @@ class TestSizes:
   )
   def test_beams_first(self, text, beam_size, top_k, beam, sibling):
     mesh = _mesh(text, SearchConfig(beam_size=beam_size, top_k=top_k))
-    assert dict(mesh.shape) == {"data": 1, "beam": beam, "sibling": sibling, "model": 1}
+    assert dict(mesh.shape) == {"data": 1, "beam": beam, "sibling": sibling, "model": 1, "seq": 1}
 
   @pytest.mark.parametrize(
     ("text", "message"),
@@ -86,6 +87,8 @@ class TestSizes:
       ("data:3", "takes 3 devices, which does not divide the 8"),
       ("data:16", "takes 16 devices, which does not divide the 8"),
       ("model:4", r"model:4 does not divide the 2 heads and 32 feed-forward channels; allowed: 1, 2$"),
+      ("seq:4", r"seq:4 must divide the 4 tokens of a latent frame, and with model:1 the 2 heads$"),
+      ("model:2,seq:2", r"seq:2 must divide the 4 tokens of a latent frame, and with model:2 the 2 heads$"),
       ("candidate:8", r"candidate:8 does not divide 2 beams of 2 candidates; allowed: 1, 2, 4$"),
     ],
   )
@@ -95,6 +98,8 @@ class TestSizes:
 
 
 class TestTable:
+  TOKENS = functools.cached_property(lambda self: _mesh("candidate:2,seq:2"))
+
   MESH = functools.cached_property(lambda self: _mesh("data:2,candidate:2,model:2"))
 
   def test_an_axis_of_the_mesh_is_used_once(self):
@@ -109,8 +114,22 @@ class TestTable:
     spec = sharding.partition_spec(self.MESH, ("beam", "head", "channel"), (1, 6, 8))
     assert spec == P(None, "model", None)
 
+  def test_what_lies_on_two_axes_of_the_mesh(self):
+    """Heads are divided by both, and the specification names those of more than one device."""
+    both = Mesh(np.array(jax.devices()[:4]).reshape(1, 1, 1, 2, 2), device_mesh.MESH_AXES)
+    spec = lambda mesh, *axes: sharding.partition_spec(mesh, axes, (8,) * len(axes))
+    assert spec(both, "beam", "head") == P("beam", ("model", "seq"))
+    assert spec(both, "patch", "projected") == P("seq", "model")
+    assert spec(self.TOKENS, "patch", "projected", "beam") == P("seq", "model", "beam")
+    assert spec(self.TOKENS, "head") == P("seq")
+    assert spec(self.MESH, "head") == P("model")
+    assert sharding.partition_spec(both, ("head", "beam"), (6, 8)) == P(None, "beam")
+    with pytest.raises(ValueError, match="twice"):
+      spec(both, "patch", "head")
+
   def test_rules_name_axes_of_the_mesh(self):
-    assert {axis for axis in sharding.RULES.values() if axis} == set(device_mesh.MESH_AXES)
+    named = [(rule,) if isinstance(rule, str) else rule for rule in sharding.RULES.values() if rule]
+    assert set(itertools.chain(*named)) == set(device_mesh.MESH_AXES)
 
   def test_every_pattern_means_something(self):
     """A misspelt path would silently replicate what it should shard."""
@@ -192,7 +211,10 @@ def _assert_same_search(found, expected):
         np.testing.assert_allclose(close(trace), close(other), rtol=0, atol=1e-5)
 
 
-MESHES = ["data:2", "candidate:2", "candidate:4", "model:2", "data:2,candidate:2,model:2", "candidate:4,model:2"]
+MESHES = [
+  "data:2", "candidate:2", "candidate:4", "model:2", "data:2,candidate:2,model:2", "candidate:4,model:2",
+  "seq:2", "data:2,candidate:2,seq:2",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MESHES)
@@ -244,9 +266,9 @@ _MANY_BLOCKS = dataclasses.replace(
 
 
 @functools.cache
-def _step():
+def _step(text="data:2,candidate:2,model:2"):
   """Mesh, weights, prompts, shardings of the first state, the next state, its trace, and the compiled step."""
-  mesh = _mesh("data:2,candidate:2,model:2")
+  mesh = _mesh(text)
   (condition,), (seeds,) = _conditions(mesh, _MANY_BLOCKS)
   params, models = _params(mesh, _MANY_BLOCKS), _models(mesh, _MANY_BLOCKS)
   state = drivers.jitted_init_state(params, np.asarray(seeds, np.int32), models, small.SEARCH)
@@ -322,3 +344,31 @@ class TestWhatLiesWhere:
     assert {(one.kind, one.bytes) for one in large} == {("all-reduce", activation)}
     assert sum(one.executions for one in large) == 3 * 2 * _MANY_BLOCKS.backbone.num_layers  # Two denoising steps.
     assert any("beam" in one.axes for one in found if one.phase == "prune")
+
+
+class TestTokens:
+  """A mesh that divides a chunk's tokens: weights whole, memory by heads."""
+
+  STEP = "data:2,candidate:2,seq:2"
+
+  def test_specs(self):
+    _, params, condition, before, after, _, _ = _step(self.STEP)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(params["backbone"]))
+    assert condition.text.k.sharding.is_equivalent_to(NamedSharding(_mesh(self.STEP), P("data")), 5)
+    assert after.beams.memory.k.sharding.spec == P("data", "beam", None, None, "seq")
+    same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), after, before)
+    assert all(jax.tree.leaves(same))
+
+  def test_four_exchanges_of_a_part_per_block(self):
+    """Queries, keys, values and the result, each by its part of the tokens, and nothing else but the latents."""
+    mesh, *_, compiled = _step(self.STEP)
+    found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "commit"))
+    activation = small.SEARCH.beam_size * small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
+    blocks = _MANY_BLOCKS.backbone.num_layers
+    denoising = [one for one in found if one.phase == "denoise"]
+    assert {one.axes for one in denoising} == {"seq"}
+    in_blocks = [(one.kind, one.bytes, one.executions) for one in denoising if one.executions >= blocks]
+    assert in_blocks == [("all-to-all", activation // 2, 4 * 2 * blocks)]  # Two denoising steps.
+    latents = small.SEARCH.beam_size * 4 * np.prod(small.MODEL.latent_shape) * 2  # Of both steps, for the trace.
+    assert all(one.bytes <= latents for one in denoising if one.executions < blocks)
+    assert {(one.kind, one.axes) for one in found if one.phase == "commit"} == {("all-to-all", "seq")}

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from streamt1_jax import quantised
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import checkpoint
+from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.quantised import QuantisedKernel, is_quantised
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
@@ -119,7 +120,7 @@ def test_models_compute_with_the_quantised_kernels(folders, name):
 
 def test_on_a_mesh(folders):
   """Values are divided as a kernel of floats would be, scales with their channels; prompts are embedded on the host."""
-  mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 1, 1, 2), ("data", "beam", "sibling", "model"))
+  mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 1, 1, 2, 1), device_mesh.MESH_AXES)
   alone = folder.load_reward(folders["hpsv3"], fps=8.0, dtype=jnp.int8)
   divided = folder.load_reward(folders["hpsv3"], fps=8.0, dtype=jnp.int8, mesh=mesh, embed_on_host=True)
   decoder = divided.params["backbone"]["decoder"]

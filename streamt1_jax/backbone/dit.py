@@ -42,6 +42,27 @@ class Attend(Protocol):
   def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array) -> jax.Array: ...
 
 
+_as_it_is = lambda x: x
+
+
+class Placement(NamedTuple):
+  """Where the tokens of a chunk lie on several devices: constraints on traced arrays, which change no values.
+
+  Attributes:
+    tokens: of [F, T/F, M], everywhere but in self-attention.
+    to_heads: of queries, keys and values [F, T/F, A, D] on their way into self-attention.
+    to_tokens: of its result [F, T/F, A, D].
+  """
+
+  tokens: Callable[[jax.Array], jax.Array] = _as_it_is
+  to_heads: Callable[[jax.Array], jax.Array] = _as_it_is
+  to_tokens: Callable[[jax.Array], jax.Array] = _as_it_is
+
+
+ANYWHERE = Placement()
+"""Of one device, or as the compiler likes."""
+
+
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:
   """LayerNorm without affine parameters over the last axis, in float32; the result has x's dtype."""
   y = x.astype(jnp.float32)
@@ -76,15 +97,15 @@ class Projections(nnx.Module):
     self.num_heads = config.num_heads
 
   def queries(self, x: jax.Array) -> jax.Array:
-    """[T, M] -> [T, A, D], normalised, not rotated."""
+    """[..., M] -> [..., A, D], normalised, not rotated."""
     return self._split_heads(self.query_norm(self.query(x)))
 
   def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[T, M] -> two [T, A, D]; keys normalised, not rotated."""
+    """[..., M] -> two [..., A, D]; keys normalised, not rotated."""
     return self._split_heads(self.key_norm(self.key(x))), self._split_heads(self.value(x))
 
   def _split_heads(self, x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0], self.num_heads, -1)
+    return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
 
 class Block(nnx.Module):
@@ -106,22 +127,23 @@ class Block(nnx.Module):
     return jnp.split(self.modulation[...][None] + time, 6, axis=1)
 
   def qkv(self, x: Tokens, rows: list[jax.Array], cos: jax.Array, sin: jax.Array):
-    """Rotated queries and keys, and values, each [T, A, D]."""
-    y = (layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]).reshape(-1, x.shape[-1])
+    """Rotated queries and keys, and values, each [F, T/F, A, D]; `cos, sin` are [F, T/F, D/2]."""
+    y = layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]
     k, v = self.self_attention.keys_values(y)
     return rope.rotate(self.self_attention.queries(y), cos, sin), rope.rotate(k, cos, sin), v
 
   def after_attention(self, x: Tokens, attended: jax.Array, rows: list[jax.Array], text: TextMemory) -> Tokens:
-    """Residual of self-attention, cross-attention to the text `[A, X, D]`, feed-forward."""
-    return self.with_cross_attention(x, attended, rows, lambda q: attention.attend(q, text.k, text.v))
+    """Residual of self-attention `[F, T/F, A, D]`, cross-attention to the text `[A, X, D]`, feed-forward."""
+    cross_attend = jax.vmap(attention.attend, in_axes=(0, None, None))
+    return self.with_cross_attention(x, attended, rows, lambda q: cross_attend(q, text.k, text.v))
 
   def with_cross_attention(
     self, x: Tokens, attended: jax.Array, rows: list[jax.Array], cross_attend: Callable[[jax.Array], jax.Array]
   ) -> Tokens:
-    """`after_attention` with `cross_attend`, queries to results, both [T, A, D]: tokens may be of several prompts."""
-    x = x + self.self_attention.out(attended.reshape(attended.shape[0], -1)).reshape(x.shape) * rows[2]
-    attended = cross_attend(self.cross_attention.queries(self.cross_norm(x).reshape(-1, x.shape[-1])))
-    x = x + self.cross_attention.out(attended.reshape(attended.shape[0], -1)).reshape(x.shape)
+    """`after_attention` with `cross_attend`, queries to results [F, T/F, A, D]: tokens may be of several prompts."""
+    x = x + self.self_attention.out(attended.reshape(x.shape)) * rows[2]
+    attended = cross_attend(self.cross_attention.queries(self.cross_norm(x)))
+    x = x + self.cross_attention.out(attended.reshape(x.shape))
     y = layer_norm(x, self.eps) * (1 + rows[4]) + rows[3]
     return x + self.ffn_out(jax.nn.gelu(self.ffn_in(y), approximate=True)) * rows[5]
 
@@ -186,6 +208,7 @@ class CausalWanDiT(nnx.Module):
     first_frame: jax.Array,
     text: TextMemory,
     attend: Attend,
+    placement: Placement = ANYWHERE,
   ) -> tuple[Latents, ChunkMemory]:
     """Velocity of one chunk, and the keys and values it would leave in memory.
 
@@ -195,23 +218,27 @@ class CausalWanDiT(nnx.Module):
       first_frame: int32 scalar, absolute index of the chunk's first latent frame.
       text: the prompt's cross-attention memory.
       attend: self-attention, for example `attention.attend_with_memory` bound to a memory.
+      placement: where tokens lie on several devices.
 
     Returns:
       velocity [F, C, H, W] float32, and the chunk's rotated keys and its values [L, A, T, D].
     """
-    x = self.patchify(latents.astype(self.patch_embedding.kernel.dtype))
+    x = placement.tokens(self.patchify(latents.astype(self.patch_embedding.kernel.dtype)))
     embedding, projected = self.embed_time(features)
-    cos, sin = rope.chunk_rotation(self.rotary_tables(), first_frame, latents.shape[0])
+    rotation = rope.chunk_rotation(self.rotary_tables(), first_frame, latents.shape[0])
+    cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
+    row = lambda x: x.reshape(-1, *x.shape[2:])
     graphdef, blocks = nnx.split(self.blocks)
 
     def step(x, inputs):
       params, layer, text = inputs
       block = nnx.merge(graphdef, params)
       rows = block.modulation_rows(projected)
-      q, k, v = block.qkv(x, rows, cos, sin)
-      return block.after_attention(x, attend(q, k, v, layer), rows, text), ChunkMemory(
-        k.swapaxes(0, 1), v.swapaxes(0, 1)
-      )
+      by_frame = [placement.to_heads(y) for y in block.qkv(x, rows, cos, sin)]
+      q, k, v = map(row, by_frame)
+      attended = placement.to_tokens(attend(q, k, v, layer).reshape(by_frame[0].shape))
+      x = placement.tokens(block.after_attention(x, attended, rows, text))
+      return x, ChunkMemory(k.swapaxes(0, 1), v.swapaxes(0, 1))
 
     x, chunk = jax.lax.scan(step, x, (blocks, jnp.arange(self.config.num_layers), text))
     return self.unpatchify(x, embedding).astype(jnp.float32), chunk

@@ -72,9 +72,9 @@ def chunk_rotation(tables: RotaryTables, first_frame: jax.Array, num_frames: int
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Rotates `x [T, A, D]` (pairs as halves) by `cos, sin [T, D / 2]`, in float32; the result has x's dtype."""
+  """Rotates `x [..., A, D]` (pairs as halves) by `cos, sin [..., D / 2]`, in float32; the result has x's dtype."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  cos, sin = cos[:, None], sin[:, None]
+  cos, sin = cos[..., None, :], sin[..., None, :]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 

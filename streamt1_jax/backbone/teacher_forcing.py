@@ -123,10 +123,9 @@ def _velocity(
   embedding, projected = jnp.repeat(embedding, frames, axis=0), jnp.repeat(projected, frames, axis=0)
   tables = model.rotary_tables()
   rotation = jax.vmap(lambda first: rope.chunk_rotation(tables, first, frames))(first_frame.reshape(-1))
-  cos, sin = (angles.reshape(-1, angles.shape[-1]) for angles in rotation)
-  by_chunk = lambda x: x.reshape(groups, count, -1, *x.shape[1:])
-  by_prompt = lambda x: x.reshape(groups, -1, *x.shape[1:])
-  flat = lambda x: x.reshape(-1, *x.shape[-2:])
+  cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
+  by_chunk = lambda x: x.reshape(groups, count, -1, *x.shape[2:])
+  by_prompt = lambda x: x.reshape(groups, -1, *x.shape[2:])
   graphdef, blocks = nnx.split(model.blocks)
 
   # What is cheap to compute again is not kept: stacking it for the backward pass costs more.
@@ -136,8 +135,8 @@ def _velocity(
     block = nnx.merge(graphdef, params)
     rows = block.modulation_rows(projected)
     q, k, v = block.qkv(x, rows, cos, sin)
-    attended = flat(attend(by_chunk(q), by_chunk(k), by_chunk(v)))
-    cross = lambda q: flat(jax.vmap(attention.attend)(by_prompt(q), text.k, text.v))
+    attended = attend(by_chunk(q), by_chunk(k), by_chunk(v)).reshape(q.shape)
+    cross = lambda q: jax.vmap(attention.attend)(by_prompt(q), text.k, text.v).reshape(q.shape)
     return block.with_cross_attention(x, attended, rows, cross), None
 
   x, _ = jax.lax.scan(step, x, (blocks, jax.tree.map(lambda t: t.swapaxes(0, 1), text)))

@@ -8,7 +8,8 @@ import jax
 from jax.sharding import Mesh
 
 from streamt1_jax.backbone.attention import Implementation
-from streamt1_jax.parallel.sharding import RULES
+from streamt1_jax.backbone.dit import ANYWHERE, Placement
+from streamt1_jax.parallel.sharding import RULES, constrain
 
 Decoding = Literal["together", "in_turn", "twice"]
 
@@ -28,6 +29,16 @@ class Execution:
   mesh: Mesh | None = None
   attention: Implementation | None = None
   decoding: Decoding = "together"
+
+  @property
+  def placement(self) -> Placement:
+    """Of the backbone's tokens: divided on the axis `seq`, without it as the compiler likes."""
+    if self.mesh is None or self.mesh.shape[RULES["patch"]] == 1:
+      return ANYWHERE
+    to = lambda *axes: lambda x: constrain(self.mesh, x, *axes)
+    to_tokens, to_heads = to("frame", "patch", "projected"), to("frame", "token", "head")
+    # Both, or the compiler might gather what the queries, keys and values are computed from.
+    return Placement(tokens=to("frame", "patch"), to_heads=lambda x: to_heads(to_tokens(x)), to_tokens=to_tokens)
 
   def map_candidates(self, f: Callable) -> Callable:
     """`f(candidate, beam)` as a function of trees that lead with [K, B] and [K]; its results lead with [K, B]."""

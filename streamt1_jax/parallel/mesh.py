@@ -3,10 +3,15 @@
   data        prompts: every one is a search of its own
   candidate   candidates of a search
   model       attention heads, feed-forward channels, rows of the video decoder
+  seq         tokens of a chunk, with the backbone's weights whole; in self-attention, heads
 
-is what a user divides devices by: "data:2,candidate:4". In the mesh, `candidate` is two axes, `beam` and `sibling`: a
-beam's memory lies where its candidates are made, and only siblings, candidates of one beam, need copies of it. Beams
-come first, so "candidate:4" of a search with two beams of two candidates is beam:2 x sibling:2.
+is what a user divides devices by: "data:2,candidate:4". Both `model` and `seq` make a single chunk sooner. Shards of
+the model have a part of the weights, and sum activations three times a block. Shards of the tokens have all of the
+backbone's weights, and exchange queries, keys, values and results, a fraction of those sums. All else is divided alike.
+
+In the mesh, `candidate` is two axes, `beam` and `sibling`: a beam's memory lies where its candidates are made, and only
+siblings, candidates of one beam, need copies of it. Beams come first, so "candidate:4" of a search with two beams of
+two candidates is beam:2 x sibling:2.
 """
 
 import math
@@ -17,8 +22,8 @@ from jax.sharding import AxisType, Mesh
 
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 
-AXES = ("data", "candidate", "model")
-MESH_AXES = ("data", "beam", "sibling", "model")
+AXES = ("data", "candidate", "model", "seq")
+MESH_AXES = ("data", "beam", "sibling", "model", "seq")
 
 
 def parse_sizes(text: str) -> dict[str, int]:
@@ -51,7 +56,7 @@ def default_sizes(
   model_shards = math.gcd(num_devices // (candidate * data), _model_shards(model))
   if every:
     data = num_devices // (candidate * model_shards)
-  return {"data": data, "candidate": candidate, "model": model_shards}
+  return {"data": data, "candidate": candidate, "model": model_shards, "seq": 1}
 
 
 def make_mesh(
@@ -60,8 +65,8 @@ def make_mesh(
   """The mesh of these sizes, or None if they are all 1: one device needs none.
 
   Args:
-    sizes: by axis, as `parse_sizes` gives them.
-    model: must be divisible by `model`.
+    sizes: by axis, as `parse_sizes` gives them; 1 for an axis that is not there.
+    model: must be divisible by `model`, its heads by `model * seq` and the tokens of a latent frame by `seq`.
     search: must be divisible by `candidate`.
     devices: all devices of the run by default. The first ones are used if there are more than the sizes ask for.
 
@@ -69,6 +74,7 @@ def make_mesh(
     ConfigError: the devices, the heads or the candidates cannot be divided so.
   """
   devices = jax.devices() if devices is None else devices
+  sizes = {axis: sizes.get(axis, 1) for axis in AXES}
   count = math.prod(sizes.values())
   if len(devices) % count:
     raise ConfigError(f"a mesh of {_text(sizes)} takes {count} devices, which does not divide the {len(devices)} here")
@@ -76,6 +82,12 @@ def make_mesh(
     raise ConfigError(
       f"model:{sizes['model']} does not divide the {model.backbone.num_heads} heads and {model.backbone.ffn_dim} "
       f"feed-forward channels; allowed: {', '.join(map(str, _divisors(_model_shards(model))))}"
+    )
+  heads, tokens = model.backbone.num_heads, model.frame_tokens
+  if tokens % sizes["seq"] or heads % (sizes["model"] * sizes["seq"]):
+    raise ConfigError(
+      f"seq:{sizes['seq']} must divide the {tokens} tokens of a latent frame, and with model:{sizes['model']} the "
+      f"{heads} heads"
     )
   if sizes["candidate"] not in _candidate_sizes(search):
     raise ConfigError(
@@ -85,7 +97,7 @@ def make_mesh(
   if count == 1:
     return None
   beam = math.gcd(sizes["candidate"], search.top_k)
-  shape = (sizes["data"], beam, sizes["candidate"] // beam, sizes["model"])
+  shape = (sizes["data"], beam, sizes["candidate"] // beam, sizes["model"], sizes["seq"])
   return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(MESH_AXES), devices=devices[:count])
 
 

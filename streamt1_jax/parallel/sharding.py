@@ -4,6 +4,7 @@ The compiler (GSPMD) divides the programs: from the shardings of their arguments
 `chunk_step` puts on what it computes. Only attention is divided by hand, since its kernels are closed to the compiler.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,14 +14,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
-RULES: Mapping[str, str | None] = {
+_SHARDS = ("model", "seq")
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
   "prompt": "data",
   "beam": "beam",
   "candidate": "sibling",
-  "head": "model",  # attention heads, or the channels of all heads one after the other
-  "hidden": "model",  # inner channels of a feed-forward layer
-  "word": "model",  # rows of a token embedding
-  "row": "model",  # of a latent frame or its pixels inside the video decoder
+  "patch": "seq",  # tokens of a latent frame in the backbone, outside self-attention
+  "projected": "model",  # there: heads, the channels of all heads one after the other, or inner feed-forward channels
+  "head": _SHARDS,  # attention heads, or the channels of all heads one after the other
+  "hidden": _SHARDS,  # inner channels of a feed-forward layer
+  "word": _SHARDS,  # rows of a token embedding
+  "row": _SHARDS,  # of a latent frame or its pixels inside the video decoder
   "layer": None,
   "slot": None,
   "frame": None,
@@ -28,7 +32,7 @@ RULES: Mapping[str, str | None] = {
   "column": None,
   "channel": None,
 }
-"""Axis of an array to axis of the mesh, None for an axis that every device holds in full."""
+"""Axis of an array to axis or axes of the mesh, None for an axis that every device holds in full."""
 
 _PROJECTIONS = "blocks/(self|cross)_attention"
 # A tree may hold several reward models, each under its name.
@@ -64,20 +68,20 @@ _MEMORY = (
 )
 ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
   "backbone": (
-    (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "head")),
-    (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "head")),
-    (f"{_PROJECTIONS}/(query|key)_norm/scale", ("layer", "head")),
-    (f"{_PROJECTIONS}/out/kernel", ("layer", "head", "channel")),
-    ("blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
-    ("blocks/ffn_in/bias", ("layer", "hidden")),
-    ("blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
+    (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "projected")),
+    (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "projected")),
+    (f"{_PROJECTIONS}/(query|key)_norm/scale", ("layer", "projected")),
+    (f"{_PROJECTIONS}/out/kernel", ("layer", "projected", "channel")),
+    ("blocks/ffn_in/kernel", ("layer", "channel", "projected")),
+    ("blocks/ffn_in/bias", ("layer", "projected")),
+    ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
   "reward": _QWEN2_VL,
   "image_reward": _QWEN2_VL,
   "video_reward": _QWEN2_VL,
-  "text": (("k|v", ("layer", "head", "token", "channel")),),
-  "condition": (("text/(k|v)", ("layer", "head", "token", "channel")),),
+  "text": (("k|v", ("layer", "projected", "token", "channel")),),
+  "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
   "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")),),
   "per_beam": ((".*", ("beam",)),),
@@ -94,17 +98,29 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
   """The table applied to one array; `axes` name its leading axes.
 
-  An axis that its part of the mesh does not divide stays whole: the one candidate of a clean pass, say.
+  An axis that its part of the mesh does not divide stays whole: the one candidate of a clean pass, say. Of several axes
+  of the mesh those of size 1 are left out, as long as one remains.
 
   Raises:
     ValueError: two axes would lie on the same axis of the mesh.
     KeyError: an axis is not in the table.
   """
-  placed = [RULES[axis] for axis in axes]
-  used = [axis for axis in placed if axis is not None]
+  placed = [_as_tuple(RULES[axis]) for axis in axes]
+  used = [axis for several in placed for axis in several]
   if len(used) != len(set(used)):
     raise ValueError(f"axes {tuple(axes)} use an axis of the mesh twice: {tuple(placed)}")
-  return PartitionSpec(*(a if a and size % mesh.shape[a] == 0 else None for a, size in zip(placed, shape)))
+
+  def entry(several: tuple[str, ...], size: int) -> str | tuple[str, ...] | None:
+    if not several or size % math.prod(mesh.shape[axis] for axis in several):
+      return None
+    dividing = tuple(axis for axis in several if mesh.shape[axis] > 1) or several[:1]
+    return dividing if len(dividing) > 1 else dividing[0]
+
+  return PartitionSpec(*map(entry, placed, shape))
+
+
+def _as_tuple(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (rule,) if isinstance(rule, str) else rule or ()
 
 
 def sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedSharding:
