@@ -38,6 +38,7 @@ CASES = (
   {**_ONE_CHIP, "rewards": True, "reward_dtype": "int8", "max_sink_frames": 3},
   {**_SLICES[0], "rewards": True},
   *({**one, "rewards": False} for one in _SLICES),
+  {**_SLICES[0], "mesh": "candidate:2,seq:4", "rewards": False},
   *({**one, "rewards": True} for one in _SLICES[1:]),
 )
 """Flags of `experiments.aot_compile`, one compilation each."""
@@ -64,7 +65,7 @@ def row(case: Mapping[str, Any], report: Mapping[str, Any]) -> str:
   size = lambda name: "" if report[name] is None else f"{report[name] / _GIB:.2f}"
   sent = report["collectives"]
   kinds = "" if sent is None else ", ".join(f"{kind} {one['bytes'] / 1e9:.2f}" for kind, one in sent.items()) or "none"
-  of_model = lambda name: "" if sent is None else f"{report[name]:g}"
+  of_model = lambda name: "" if sent is None else f"{report[name]:.3g}"
   cells = (
     case["topology"],
     case["mesh"],
