@@ -55,8 +55,8 @@ def find(text: str, mesh_shape: Mapping[str, int], phases: tuple[str, ...] = ())
   found = Counter()
 
   def visit(name: str, executions: int) -> None:
-    # A TPU's asynchronous collective is written three times: where it starts, where it goes on beside a computation,
-    # and where it is done. A chain names the three.
+    # A TPU's asynchronous collective is written several times: where it starts, at every computation that it runs
+    # beside, and where it is done. They share a chain.
     starts = any('"AsyncCollectiveStart"' in line for line in computations[name])
     for result, operation, rest in _instructions(computations[name]):
       kind = operation.removesuffix("-start")
