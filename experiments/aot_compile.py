@@ -315,7 +315,8 @@ def _in_blocks(program: Program, collectives: list[Collective]) -> dict[str, Any
   one_candidate = model.chunk_tokens * model.backbone.dim * 2
   mesh = program.models.execution.mesh
   part = one_candidate // (1 if mesh is None else mesh.shape[RULES["patch"]])
-  large = sum(one.executions for one in denoising if one.bytes >= part // 2) / passes
+  in_blocks = [one for one in denoising if one.executions >= model.backbone.num_layers]
+  large = sum(one.executions for one in in_blocks if one.bytes >= part // 2) / passes
   between = sum(one.executions for one in denoising if {"beam", "sibling"} & set(one.axes.split("+")))
   return {"activation_collectives_per_block": large, "candidate_collectives_in_denoising": between}
 

@@ -65,7 +65,7 @@ def row(case: Mapping[str, Any], report: Mapping[str, Any]) -> str:
   size = lambda name: "" if report[name] is None else f"{report[name] / _GIB:.2f}"
   sent = report["collectives"]
   kinds = "" if sent is None else ", ".join(f"{kind} {one['bytes'] / 1e9:.2f}" for kind, one in sent.items()) or "none"
-  of_model = lambda name: "" if sent is None else f"{report[name]:.3g}"
+  of_model = lambda name: "" if sent is None else f"{report[name]:g}"
   cells = (
     case["topology"],
     case["mesh"],

@@ -19,8 +19,8 @@ from streamt1_jax.parallel.execution import Decoding
 _MESH = flags.DEFINE_string(
   "mesh",
   None,
-  "Devices by axis, as in data:2,candidate:4: prompts, candidates, shards of the model; seq, tokens of a chunk. "
-  "By default candidates first, then prompts, then the model.",
+  "Devices by axis, as in data:2,candidate:4. data: prompts; candidate; model: shards of the weights; seq: tokens of a "
+  "chunk. By default candidate first, then data, then model; never seq.",
 )
 DECODING = flags.DEFINE_enum(
   "decoding",

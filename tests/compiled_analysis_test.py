@@ -76,7 +76,7 @@ ENTRY %main.5 (a: f32[8]) -> f32[8] {
 
 
 def test_a_chain_is_one_collective():
-  """As TPUs run one beside a computation: each of three fusions has the instruction."""
+  """As TPUs run one beside two computations: each of four fusions has the instruction."""
   gather = (
     "all-gather(%p), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, "
     'frontend_attributes={chain_id="0"}, metadata={op_name="jit(f)/phase_one/gather"}'
@@ -101,7 +101,8 @@ ENTRY %main (x: bf16[4,128]) -> bf16[16,128] {{
   %x = bf16[4,128]{{1,0}} parameter(0)
   %a = (bf16[4,128], bf16[16,128], u32[]) fusion(%x), kind=kCustom, calls=%start
   %b = (bf16[8,8], bf16[16,128]) fusion(%a), kind=kCustom, calls=%step
-  ROOT %d = bf16[16,128]{{1,0}} fusion(%b), kind=kCustom, calls=%done
+  %c = (bf16[8,8], bf16[16,128]) fusion(%b), kind=kCustom, calls=%step
+  ROOT %d = bf16[16,128]{{1,0}} fusion(%c), kind=kCustom, calls=%done
 }}
 """
   found = hlo_collectives.find(text, SHAPE, ("phase_one",))

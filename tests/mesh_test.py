@@ -99,7 +99,6 @@ class TestSizes:
 
 class TestTable:
   TOKENS = functools.cached_property(lambda self: _mesh("candidate:2,seq:2"))
-
   MESH = functools.cached_property(lambda self: _mesh("data:2,candidate:2,model:2"))
 
   def test_an_axis_of_the_mesh_is_used_once(self):
@@ -123,7 +122,8 @@ class TestTable:
     assert spec(self.TOKENS, "patch", "projected", "beam") == P("seq", "model", "beam")
     assert spec(self.TOKENS, "head") == P("seq")
     assert spec(self.MESH, "head") == P("model")
-    assert sharding.partition_spec(both, ("head", "beam"), (6, 8)) == P(None, "beam")
+    assert sharding.partition_spec(both, ("head", "beam"), (6, 8)) == P("model", "beam")
+    assert sharding.partition_spec(both, ("head", "beam"), (7, 8)) == P(None, "beam")
     with pytest.raises(ValueError, match="twice"):
       spec(both, "patch", "head")
 

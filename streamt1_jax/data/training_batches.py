@@ -35,7 +35,7 @@ LONGEST_VIDEO = 120
 ADDED_SINKS = 4
 """Most sinks that a search adds to the first: 15 latent frames of `SearchConfig.max_sink_frames` are five chunks."""
 PERIOD = 16
-"""Chunks after which the world repeats: 64 frames at the lower speed are 16 latent frames, and whole chunks 48."""
+"""Chunks after which the world repeats: it does after 64 frames, 16 latent frames, so after 16 chunks of any size."""
 CODEC_FRAMES = 640
 """Frames encoded at once; a bound on memory."""
 
@@ -187,9 +187,9 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   first_frame = for_every_clip(lambda key: draw_first_frames(key, model), next(keys))
   moved = None
   if config.added_sinks_probability > 0:
-    # A key of its own, so that runs without added sinks draw what they always drew.
+    # Not one of the nine, so that all else is drawn as without added sinks.
     draw = lambda key, first_frame: draw_added_sinks(key, first_frame, model, config.added_sinks_probability)
-    added = for_every_clip(draw, jax.random.fold_in(key, 1), first_frame)
+    added = for_every_clip(draw, jax.random.split(key, 10)[9], first_frame)
     moved = jnp.concatenate([jnp.zeros_like(visible), added[1]], axis=2)
     visible, valid = (jnp.concatenate(pair, axis=2) for pair in ((visible, added[0]), (valid, added[2])))
   return ClipBatch(
@@ -263,9 +263,9 @@ def draw_added_sinks(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Sinks that a search has added, from anywhere between the first sink and the window.
 
-  Where the clip has the chunk that was there (the world repeats), it is that one. Elsewhere it is another one of the
-  clip, though not the one that is predicted: a sink shows what the object looks like, not where it goes next, and in a
-  generated video its place is only nearly right.
+  Where the clip has an earlier chunk that shows what was there (the world repeats), it is that one. Elsewhere it is any
+  earlier one of the clip: a sink shows what the object looks like, not where it goes next, and in a generated video its
+  place is only nearly right. A later one would reach the chunks after it through the keys of their windows.
 
   Args:
     key: random key.
@@ -285,9 +285,10 @@ def draw_added_sinks(
   place = 1 + jax.lax.top_k(jnp.where(places[None] <= possible[:, None], rank, -1.0), ADDED_SINKS)[1]
   number = jax.random.randint(number_key, (CHUNKS,), 1, ADDED_SINKS + 1)
   number = jnp.where(jax.random.bernoulli(use_key, probability, (CHUNKS,)), jnp.minimum(number, possible), 0)
-  another = 1 + (chunk[:, None] + jax.random.randint(other_key, place.shape, 0, CHUNKS - 2)) % (CHUNKS - 1)
-  same = place % PERIOD
-  source = jnp.where((same > 0) & (same < CHUNKS), same, another)
+  earlier = jax.random.randint(other_key, place.shape, 1, jnp.maximum(chunk, 2)[:, None])
+  # Where the chunk itself is, less a number of periods, is what the clip has at `same`.
+  same = (place - possible[:, None] - WINDOW - 1 + chunk[:, None]) % PERIOD
+  source = jnp.where((same > 0) & (same < chunk[:, None]), same, earlier)
   valid = (jnp.arange(ADDED_SINKS)[None] < number[:, None]) & (chunk > WINDOW)[:, None]
   return source, place * model.chunk_frames - first_frame[source], valid
 

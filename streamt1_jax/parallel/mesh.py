@@ -71,7 +71,7 @@ def make_mesh(
     devices: all devices of the run by default. The first ones are used if there are more than the sizes ask for.
 
   Raises:
-    ConfigError: the devices, the heads or the candidates cannot be divided so.
+    ConfigError: the devices, heads, tokens or candidates cannot be divided so.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {axis: sizes.get(axis, 1) for axis in AXES}

@@ -99,7 +99,7 @@ def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> Par
   """The table applied to one array; `axes` name its leading axes.
 
   An axis that its part of the mesh does not divide stays whole: the one candidate of a clean pass, say. Of several axes
-  of the mesh those of size 1 are left out, as long as one remains.
+  of the mesh those count that divide it, and those of size 1 are left out as long as one remains.
 
   Raises:
     ValueError: two axes would lie on the same axis of the mesh.
@@ -111,10 +111,13 @@ def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> Par
     raise ValueError(f"axes {tuple(axes)} use an axis of the mesh twice: {tuple(placed)}")
 
   def entry(several: tuple[str, ...], size: int) -> str | tuple[str, ...] | None:
-    if not several or size % math.prod(mesh.shape[axis] for axis in several):
-      return None
-    dividing = tuple(axis for axis in several if mesh.shape[axis] > 1) or several[:1]
-    return dividing if len(dividing) > 1 else dividing[0]
+    dividing = ()
+    for axis in several:
+      if mesh.shape[axis] > 1 and size % math.prod(mesh.shape[one] for one in (*dividing, axis)) == 0:
+        dividing = (*dividing, axis)
+    if len(dividing) > 1:
+      return dividing
+    return next((axis for axis in dividing or several if size % mesh.shape[axis] == 0), None)
 
   return PartitionSpec(*map(entry, placed, shape))
 
