@@ -332,10 +332,14 @@ def chunk_step(
 
   with jax.named_scope("judge"):
     short, long, frames, codec = step.judge(beams, latents)
+  # Every device ranks all candidates. Left to itself the partitioner gathers these numbers and slices them again, which
+  # the compiler for TPUs (libtpu 0.0.42) dies of where beams and siblings are apart and the model is not.
+  finite = jnp.isfinite(latents).all(axis=(2, 3, 4, 5))
+  short, long, finite, history = constrain(mesh, (short, long, finite, beams.history))
   weight = reward_pruning.fusion_weight(state.chunk_index, condition.num_chunks, search.fusion_cap)
   hybrid = reward_pruning.hybrid_score(short, long, weight)
-  flags = jax.vmap(jax.vmap(step.flags, in_axes=(0, 0, None)))(short, long, beams.history)
-  usable = jnp.isfinite(latents).all(axis=(2, 3, 4, 5)) & jnp.isfinite(short) & jnp.isfinite(long)
+  flags = jax.vmap(jax.vmap(step.flags, in_axes=(0, 0, None)))(short, long, history)
+  usable = finite & jnp.isfinite(short) & jnp.isfinite(long)
   survivor, score = reward_pruning.prune(hybrid.reshape(-1), usable.reshape(-1), search.top_k)
 
   candidates = Winner(latents, noise, seed, short, long, flags, frames, codec)

@@ -177,6 +177,17 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
 
 
 @_needs_compiler
+def test_compiles_where_nothing_but_candidates_is_apart(tmp_path):
+  """libtpu 0.0.42 dies of scores that are gathered and sliced again."""
+  arguments = ["--checkpoint_preset=golden", "--topology=v6e:2x2", "--mesh=candidate:4", "--decoding=in_turn"]
+  result = _compile(tmp_path, *arguments)
+  assert result.code == 0, result
+  report = json.loads(result.stdout.splitlines()[-1])
+  assert report["mesh"] == {"data": 1, "beam": 2, "sibling": 2, "model": 1, "seq": 1}
+  assert report["candidate_collectives_in_denoising"] == report["activation_collectives_per_block"] == 0
+
+
+@_needs_compiler
 @pytest.mark.parametrize(
   ("topology", "count"), [("v6e:1x1", 1), ("v5e:2x4", 8), ("v5p:2x2x1", 4), ("tpu7x:2x2x1", 8), ("v5e:16x16", 256)]
 )

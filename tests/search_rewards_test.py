@@ -68,6 +68,22 @@ def test_candidates_are_told_apart(searched):
   assert np.isfinite(trace["final"]["scores"]).all()
 
 
+def test_same_scores_on_a_mesh(tmp_path, checkpoint, jax_settings):
+  """In float32: random rewards tell candidates apart by less than bfloat16 rounds."""
+  arguments = ("--num_latent_frames=6", "--short_frames=3", "--reward_dtype=float32", "--sliding_window=2")
+  chunks = []
+  for name, devices, mesh in (("whole", 1, ()), ("divided", 8, ("--mesh=candidate:4,seq:2",))):
+    (tmp_path / name).mkdir()
+    settings = jax_settings | {"jax_num_cpu_devices": devices}
+    result = _run(tmp_path / name, checkpoint, settings, *arguments, *mesh)
+    assert result.code == 0, result
+    chunks.append(_read(tmp_path / name, "trace.json")["chunks"])
+  assert [chunk["survivors"] for chunk in chunks[0]] == [chunk["survivors"] for chunk in chunks[1]]
+  for score in ("short", "long"):
+    whole, divided = ([[candidate[score] for candidate in chunk["candidates"]] for chunk in each] for each in chunks)
+    np.testing.assert_allclose(divided, whole, rtol=0, atol=1e-4)
+
+
 def test_one_chunk_is_enough(tmp_path, checkpoint, jax_settings):
   """Nine frames, the fewest there are; of two image rewards with weights, those of the models in int8."""
   arguments = ("--num_latent_frames=3", "--reward=quality+hpsv3+videoalign", "--reward_weights=quality:2,hpsv3:0.5")
