@@ -177,7 +177,7 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
 
 
 @_needs_compiler
-def test_compiles_where_nothing_but_candidates_is_apart(tmp_path):
+def test_compiles_for_a_mesh_of_candidates_alone(tmp_path):
   """libtpu 0.0.42 dies of scores that are gathered and sliced again."""
   arguments = ["--checkpoint_preset=golden", "--topology=v6e:2x2", "--mesh=candidate:4", "--decoding=in_turn"]
   result = _compile(tmp_path, *arguments)

@@ -81,7 +81,7 @@ def test_same_scores_on_a_mesh(tmp_path, checkpoint, jax_settings):
   assert [chunk["survivors"] for chunk in chunks[0]] == [chunk["survivors"] for chunk in chunks[1]]
   for score in ("short", "long"):
     whole, divided = ([[candidate[score] for candidate in chunk["candidates"]] for chunk in each] for each in chunks)
-    np.testing.assert_allclose(divided, whole, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(divided, whole, rtol=0, atol=1e-5)
 
 
 def test_one_chunk_is_enough(tmp_path, checkpoint, jax_settings):
