@@ -54,17 +54,20 @@ common.define_integer("seeing_steps", 0, "First steps in which only the vision t
 common.define_integer("seeing_pairs", 64, "Clips in their batches.", 1)
 common.define_integer("pairs", 16, "Pairs in a batch; a quarter of them in the longest window.", 1)
 common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
+_WINDOWS = flags.DEFINE_list(
+  "windows", [], "Frames of VideoAlign's windows, in turn: 57,9; all that a search shows by default."
+)
 _EMPHASIS = flags.DEFINE_list("emphasis", [], "Corruptions to be drawn more often: background:3,direction:2.")
 common.define_float("learning_rate", 1.5e-3, "Peak of the learning rate (Adam).", 0.0)
 common.define_float("ema_decay", 0.995, "Decay of the weights' moving average.", 0.0, 1.0)
 common.define_float("naming_weight", 0.5, "Weight of the loss of the readers that name attributes.", 0.0)
 common.define_float("words_weight", 3.0, "Weight of the loss of the reader that foretells the caption's words.", 0.0)
+common.define_float("comparing_weight", 0.0, "Weight of the losses at the word in which two captions differ.", 0.0)
 common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.", 0.0)
 
 WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
 """Lengths of the windows, in frames, in the order in which training steps take them: what a search shows, and 30
-seconds, since whole videos are judged in the end."""
-
+seconds, since whole videos are judged in the end; `--windows` names others."""
 
 _RECENT = 0.97  # decay of the averages in the loss curve
 
@@ -80,6 +83,7 @@ class Objective(NamedTuple):
     scenes: pairs of scenes of the split "train".
     codec: parameters and graph definition of the codec.
     emphasis: of `PairConfig`.
+    windows: length of the window and number of frames looked at, of every step in turn.
   """
 
   name: str
@@ -89,6 +93,7 @@ class Objective(NamedTuple):
   scenes: preferences.Neighbours
   codec: tuple[dict, nnx.GraphDef]
   emphasis: tuple[tuple[str, float], ...]
+  windows: tuple[tuple[int, int], ...]
 
 
 class Trainer(NamedTuple):
@@ -128,17 +133,9 @@ def draw_batch(
   return preferences.draw_pairs(key, objective.scenes, config, times, window, last_frame)
 
 
-def windows_of(objective: Objective, fps: float) -> list[tuple[int, int]]:
-  """Length of the window and number of frames looked at, for every step in turn."""
-  if objective.name == "hpsv3":
-    return [(1, 1)]
-  reward = videoalign.VideoAlign(fps, objective.config)
-  return [(length, len(reward.sample(length))) for length in WINDOWS]
-
-
 def make_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
   """The training step, (trainer, step) to (trainer, loss terms); jitted for every number of frames looked at."""
-  windows = windows_of(objective, float(shapes.FPS))
+  windows = objective.windows
   # Those of which the fewest frames are looked at show all that can be named.
   shortest = [window for window in windows if window[1] == min(looked_at for _, looked_at in windows)]
 
@@ -154,8 +151,10 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
     terms = preference_loss.preference_terms(reading.scores, pairs)
     terms |= preference_loss.seeing_terms(params["readers"], reading.media, pairs)
     terms |= preference_loss.telling_terms(params["readers"], reading)
+    terms |= preference_loss.comparing_terms(params["readers"], reading, pairs)
     total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"]
     total = total + FLAGS.naming_weight * terms["naming"] + FLAGS.words_weight * terms["words"]
+    total = total + FLAGS.comparing_weight * (terms["truth"] + 0.5 * terms["correction"])
     # Only differences are learned from pairs; this keeps the level of all captions the same.
     total = total + FLAGS.stay_weight * terms.get("change", 0.0) + 1e-3 * jnp.square(reading.scores).mean()
     return total, terms
@@ -203,7 +202,25 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
     scenes=preferences.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(params), graphdef),
     emphasis=read_emphasis(name),
+    windows=read_windows(name, config),
   )
+
+
+def read_windows(name: str, config: RewardConfig) -> tuple[tuple[int, int], ...]:
+  """The lengths of `--windows`, and how many frames of each are looked at: for HPSv3 it is always a single one.
+
+  Raises ConfigError unless they are numbers of frames, from a search's first window to 30 seconds, and of VideoAlign.
+  """
+  lengths = _WINDOWS.value
+  if name == "hpsv3":
+    if lengths:
+      raise ConfigError(f"--windows={','.join(lengths)}: hpsv3 looks at single frames; windows are for videoalign")
+    return ((1, 1),)
+  for item in lengths:
+    if not (item.isdecimal() and min(WINDOWS) <= int(item) <= max(WINDOWS)):
+      raise ConfigError(f"--windows: {item!r} must be a number of frames in {min(WINDOWS)}..{max(WINDOWS)}")
+  sample = videoalign.VideoAlign(float(shapes.FPS), config).sample
+  return tuple((length, len(sample(length))) for length in map(int, lengths or WINDOWS))
 
 
 def read_emphasis(name: str) -> tuple[tuple[str, float], ...]:
@@ -239,7 +256,6 @@ def init_params(name: str, config: RewardConfig) -> dict:
 
 def score_statistics(objective: Objective, params: dict, batches: int = 45) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation, [R] each, of the scores of clips of training pairs, good and bad alike."""
-  windows = windows_of(objective, float(shapes.FPS))
 
   @functools.partial(jax.jit, static_argnames="looked_at")
   def score(params, step, window, codec, looked_at):
@@ -252,7 +268,7 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
 
   scores = []
   for step in range(batches):
-    window, looked_at = windows[step % len(windows)]
+    window, looked_at = objective.windows[step % len(objective.windows)]
     batch = score(params, jnp.int32(step), jnp.int32(window), objective.codec[0], looked_at)
     scores.append(np.asarray(batch).reshape(-1, batch.shape[-1]))
   joined = np.concatenate(scores)

@@ -177,14 +177,16 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
 
 
 @_needs_compiler
-def test_compiles_for_a_mesh_of_candidates_alone(tmp_path):
-  """libtpu 0.0.42 dies of scores that are gathered and sliced again."""
-  arguments = ["--checkpoint_preset=golden", "--topology=v6e:2x2", "--mesh=candidate:4", "--decoding=in_turn"]
-  result = _compile(tmp_path, *arguments)
+@pytest.mark.parametrize(
+  ("topology", "mesh", "data"), [("v6e:2x2", "candidate:4", 1), ("v5e:2x4", "data:2,candidate:4", 2)]
+)
+def test_compiles_where_every_candidate_is_alone(tmp_path, topology, mesh, data):
+  """libtpu 0.0.42.1 dies of `candidate:4` where scores are gathered and sliced again."""
+  result = _compile(tmp_path, "--checkpoint_preset=golden", f"--topology={topology}", f"--mesh={mesh}")
   assert result.code == 0, result
   report = json.loads(result.stdout.splitlines()[-1])
-  assert report["mesh"] == {"data": 1, "beam": 2, "sibling": 2, "model": 1, "seq": 1}
-  assert report["candidate_collectives_in_denoising"] == report["activation_collectives_per_block"] == 0
+  assert report["mesh"] == {"data": data, "beam": 2, "sibling": 2, "model": 1, "seq": 1}
+  assert report["candidate_collectives_in_denoising"] == 0
 
 
 @_needs_compiler

@@ -212,8 +212,8 @@ def _assert_same_search(found, expected):
 
 
 MESHES = [
-  "data:2", "candidate:2", "candidate:4", "model:2", "data:2,candidate:2,model:2", "candidate:4,model:2",
-  "seq:2", "data:2,candidate:2,seq:2",
+  "data:2", "candidate:2", "candidate:4", "model:2", "data:2,candidate:4", "data:2,candidate:2,model:2",
+  "candidate:4,model:2", "seq:2", "data:2,candidate:2,seq:2",
 ]  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def test_same_winners_and_latents(text):
 
 
 @pytest.mark.parametrize("decoding", ["in_turn", "twice"])
-@pytest.mark.parametrize("text", [None, "candidate:4", "data:2,candidate:2,seq:2"])
+@pytest.mark.parametrize("text", [None, "data:2,candidate:4", "data:2,candidate:2,seq:2"])
 def test_decoding_changes_nothing(decoding, text):
   mesh = None if text is None else _mesh(text)
   _assert_same_search(_search(mesh, decoding=decoding), _on_one_device())

@@ -91,6 +91,11 @@ def test_batches_score_as_the_search_does(name):
   tokens = 16 if name == "hpsv3" else 2 * 16
   assert reading.media.shape == (2, tokens, config.backbone.decoder.dim)
 
+  differing = [[_tokenizer().decode([int(token)]) for token in tokens] for tokens in reading.differing]
+  assert differing == [[" red"] * 2, [" magenta"] * 2]
+  layers, dim = config.backbone.decoder.num_layers, config.backbone.decoder.dim
+  assert reading.compared.shape == (2, 2, 2, layers, dim)
+
   reward = hpsv3.HPSv3(config) if name == "hpsv3" else videoalign.VideoAlign(16.0, config)
 
   @jax.jit
@@ -151,7 +156,7 @@ class TestLoss:
     media, hidden = jnp.ones((3, 16, 8)), jnp.zeros((3, 4, 8)).at[:, 0, 0].set(1.0)
     after = jnp.array([[4, 1, 2, 0]] * 3)
     tokens = PromptTokens(jnp.zeros((3, 2), int), after, jnp.full((3, 1), 2))
-    reading = preference_loss.Reading(None, media, hidden, tokens)
+    reading = preference_loss.Reading(None, media, hidden, tokens, None, None)
     terms = preference_loss.seeing_terms(readers, media, pairs) | preference_loss.telling_terms(readers, reading)
     np.testing.assert_allclose(terms["naming"], np.mean(np.log([2, 6, 3, 4])), rtol=1e-6)
     np.testing.assert_allclose(terms["words"], np.log(5), rtol=1e-6)
@@ -160,16 +165,36 @@ class TestLoss:
     terms = preference_loss.telling_terms(readers, reading)
     np.testing.assert_allclose(terms["words"], (np.log(np.exp(3.0) + 4) - 3.0 + np.log(5)) / 2, rtol=1e-6)
 
+  def test_what_is_true_and_whether_it_stands_there(self):
+    """By hand, two tokens and two features: the first says which token is shown, the second whether it stands there."""
+    pairs = _pairs(["direction", "direction", "blur"], [False, True, False])
+    # Worse clips show the other caption's token, but the second one only late and the third one not at all.
+    shown = np.array([[1.0, 1.0, 1.0], [-1.0, 9.0, 9.0]])
+    stands = np.array([[[1.0, 1.0, 1.0], [-1.0, 9.0, 9.0]], [[-1.0, -1.0, 1.0], [1.0, -9.0, -9.0]]])
+    compared = np.full((2, 2, 3, 3, 2), 7.0)  # [caption, clip, pair, block, feature]
+    compared[..., 0, :] = np.stack([np.broadcast_to(shown, stands.shape), np.ones_like(stands)], axis=-1)
+    compared[..., 1, :] = np.stack([np.ones_like(stands), stands], axis=-1)
+    differing = jnp.array([[0, 0, 0], [1, 1, 1]])
+    reading = preference_loss.Reading(None, None, None, None, differing, jnp.asarray(compared))
+    readers = {"correction": jnp.array([[2.0, -2.0], [0.0, 0.0]]), "truth": jnp.array([0.0, 3.0])}
+    terms = preference_loss.comparing_terms(readers, reading, pairs)
+    loss = lambda logit: math.log(1.0 + math.exp(-logit))
+    np.testing.assert_allclose(terms["correction"], loss(4.0), rtol=1e-5)
+    # Eight clips and captions are known; of the third pair the other caption is taken for true.
+    np.testing.assert_allclose(terms["truth"], (7 * loss(3.0) + loss(-3.0)) / 8, rtol=1e-5)
+    np.testing.assert_allclose(terms["truth_right"], 7 / 8)
+
   @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
   def test_names_of_all_terms(self, name):
     pairs, scores = _pairs(["color"], [False]), jnp.zeros((2, 2, 1, 1 if name == "hpsv3" else 3))
     readers = preference_loss.init_readers(name, 8, 5)
     tokens = PromptTokens(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int), jnp.full((1, 1), 2))
-    reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens)
+    differing, compared = jnp.zeros((2, 1), int), jnp.ones((2, 2, 1, 3, 8))
+    reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens, differing, compared)
     terms = preference_loss.preference_terms(scores, pairs)
-    terms |= preference_loss.seeing_terms(readers, reading.media, pairs) | preference_loss.telling_terms(
-      readers, reading
-    )
+    terms |= preference_loss.seeing_terms(readers, reading.media, pairs)
+    terms |= preference_loss.telling_terms(readers, reading)
+    terms |= preference_loss.comparing_terms(readers, reading, pairs)
     assert set(terms) == set(preference_loss.term_names(name))
 
 

@@ -69,19 +69,22 @@ def test_candidates_are_told_apart(searched):
 
 
 def test_same_scores_on_a_mesh(tmp_path, checkpoint, jax_settings):
-  """In float32: random rewards tell candidates apart by less than bfloat16 rounds."""
+  """In float32: bfloat16 rounds by more than some candidates differ."""
   arguments = ("--num_latent_frames=6", "--short_frames=3", "--reward_dtype=float32", "--sliding_window=2")
-  chunks = []
+  chunks, meshes = [], []
   for name, devices, mesh in (("whole", 1, ()), ("divided", 8, ("--mesh=candidate:4,seq:2",))):
     (tmp_path / name).mkdir()
     settings = jax_settings | {"jax_num_cpu_devices": devices}
     result = _run(tmp_path / name, checkpoint, settings, *arguments, *mesh)
     assert result.code == 0, result
     chunks.append(_read(tmp_path / name, "trace.json")["chunks"])
+    meshes.append(_read(tmp_path / name, "manifest.json")["mesh"])
+  assert meshes == [None, {"data": 1, "beam": 2, "sibling": 2, "model": 1, "seq": 2}]
   assert [chunk["survivors"] for chunk in chunks[0]] == [chunk["survivors"] for chunk in chunks[1]]
   for score in ("short", "long"):
     whole, divided = ([[candidate[score] for candidate in chunk["candidates"]] for chunk in each] for each in chunks)
     np.testing.assert_allclose(divided, whole, rtol=0, atol=1e-5)
+    assert min(np.diff(np.sort(scores)).min() for scores in whole) > 1e-4
 
 
 def test_one_chunk_is_enough(tmp_path, checkpoint, jax_settings):

@@ -92,6 +92,8 @@ def test_a_run_is_not_resumed_as_another(run_flags, tmp_path):
     ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--codec_dir=missing"], ["missing does not exist"]),
     ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--emphasis=turn:2"], ["--emphasis", "turn:2", "color, "]),
     ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--emphasis=blur"], ["--emphasis", "'blur'", "background:3"]),
+    ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--windows=9"], ["--windows=9", "for videoalign"]),
+    ("train_reward", ["--reward=videoalign", "--run_dir=run", "--windows=9,5"], ["--windows", "'5'", "9..477"]),
     ("evaluate_reward", ["--reward_dir=missing"], ["missing", "folder of a reward model"]),
     ("compare_search", ["--output=file/rows.jsonl"], ["--output=file/rows.jsonl", "cannot be written"]),
     ("compare_search", ["--output=rows.jsonl", "--beam_size=1", "--top_k=1"], ["single candidate"]),

@@ -96,10 +96,21 @@ class Decoder(nnx.Module):
     Returns:
       [R, dim] in the dtype of `embeddings`.
     """
+    return self.final_norm(self._run(embeddings, keep=False)[0][read_at])
+
+  def block_outputs(self, embeddings: jax.Array) -> jax.Array:
+    """What every block makes of one sequence [T, dim]: [num_layers, T, dim], before the final norm; for training."""
+    return self._run(embeddings, keep=True)[1]
+
+  def _run(self, embeddings: jax.Array, keep: bool) -> tuple[jax.Array, jax.Array | None]:
     cos, sin = self.rotation(embeddings.shape[0], embeddings.dtype)
     graphdef, blocks = nnx.split(self.blocks)
-    x, _ = jax.lax.scan(lambda x, block: (nnx.merge(graphdef, block)(x, cos, sin), None), embeddings, blocks)
-    return self.final_norm(x[read_at])
+
+    def step(x: jax.Array, block: nnx.State) -> tuple[jax.Array, jax.Array | None]:
+      x = nnx.merge(graphdef, block)(x, cos, sin)
+      return x, x if keep else None
+
+    return jax.lax.scan(step, embeddings, blocks)
 
   def rotation(self, length: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine [length, head_dim / 2]; float32, rounded to `dtype` first where the reference does."""

@@ -1,7 +1,8 @@
 """What a small reward learns from: the preference loss, and readers that help the vision tower to see.
 
   pairs ── media tokens, once per clip ──┬─ decoder, with each of two captions ── scores ── Bradley and Terry
-                                         └─ linear readers ── names of the attributes, next words
+                                         └─ linear readers ── names of the attributes, next words,
+                                                              the word that differs: what is true, whether it is
 
 Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
 """
@@ -44,12 +45,16 @@ class Reading(NamedTuple):
     media: [B, T, dim] media tokens of the better clips.
     hidden: [B, Y, dim] hidden states of the text after them, with the right caption.
     tokens: what that text is; fields have a leading [B].
+    differing: [2 captions, B] int32, the first token in which the two captions differ, in either.
+    compared: [2 captions, 2 clips, B, num_layers, dim], what the decoder's blocks make of that token.
   """
 
   scores: jax.Array
   media: jax.Array
   hidden: jax.Array
   tokens: PromptTokens
+  differing: jax.Array
+  compared: jax.Array
 
 
 def read_pairs(model: nnx.Module, config: RewardConfig, captions: CaptionTokens, pairs: Pairs) -> Reading:
@@ -60,14 +65,21 @@ def read_pairs(model: nnx.Module, config: RewardConfig, captions: CaptionTokens,
   tokens = jax.vmap(captions.of)(rows, jnp.tile(pairs.omit_size, 4), jnp.tile(pairs.omit_speed, 4))
   positions = jnp.arange(captions.after.shape[-1])
 
-  def read(media: jax.Array, after: jax.Array) -> jax.Array:
-    prompt = backbone.embed_prompt(PromptTokens(captions.before, after, positions))
-    return backbone.read(prompt, media)
+  texts = tokens.after.reshape(2, 2, count, -1)[:, 0]
+  place = jnp.argmax(texts[0] != texts[1], axis=1)
+  differing = jnp.take_along_axis(texts, place[None, :, None], axis=2)[..., 0]
 
-  hidden = jax.vmap(read)(jnp.concatenate([media, media]), tokens.after)
+  def read(media: jax.Array, after: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+    prompt = backbone.embed_prompt(PromptTokens(captions.before, after, positions))
+    outputs = backbone.decoder.block_outputs(jnp.concatenate([prompt.before, media, prompt.after]))
+    outputs = outputs[:, -len(positions) :]
+    return backbone.decoder.final_norm(outputs[-1]), outputs[:, place]
+
+  hidden, compared = jax.vmap(read)(jnp.concatenate([media, media]), tokens.after, jnp.tile(place, 4))
   scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, tokens.reward_index)
   first = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
-  return Reading(scores.reshape(2, 2, count, -1), *first)
+  compared = compared.reshape(2, 2, count, *compared.shape[1:])
+  return Reading(scores.reshape(2, 2, count, -1), *first, differing, compared)
 
 
 def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
@@ -82,19 +94,27 @@ def _table(attribute: str) -> np.ndarray:
   return np.array(rows, np.float32)
 
 
+def _is_text(pairs: Pairs) -> jax.Array:
+  """[B] whether the worse clips are of another caption, at least in the end."""
+  return jnp.asarray([corruption.family == "text" for corruption in preferences.CORRUPTIONS.values()])[pairs.kind]
+
+
+def _shows_other(pairs: Pairs) -> jax.Array:
+  """[B] whether the worse clips show what the other caption says, and not only in their last chunk."""
+  return _is_text(pairs) & ~pairs.late
+
+
 def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
   """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
   (better, worse), (better_other, worse_other) = scores
-  is_text = jnp.asarray([c.family == "text" for c in preferences.CORRUPTIONS.values()])[pairs.kind]
+  is_text = _is_text(pairs)
   # Text alignment comes last; for the image reward it is all there is.
   alignment = lambda x: x[:, -1]
   caption = bradley_terry(alignment(better), alignment(better_other))
   exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
   exchanged = exchanged + bradley_terry(alignment(worse_other), alignment(worse))
-  # A window that becomes another scene only in its last chunk is no clip of the other caption.
-  exchangeable = is_text & ~pairs.late
   total = bradley_terry(better.sum(axis=1), worse.sum(axis=1))
-  terms = {"caption": caption.mean(), "exchanged": mean_where(exchanged, exchangeable), "clip": total.mean()}
+  terms = {"caption": caption.mean(), "exchanged": mean_where(exchanged, _shows_other(pairs)), "clip": total.mean()}
   if scores.shape[-1] == len(DIMENSIONS):
     falls, stays = (jnp.asarray(_table(name))[pairs.kind] for name in ("falls", "stays"))
     # What changes late changes while it moves, so motion quality may fall as well.
@@ -111,7 +131,8 @@ def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
 def term_names(name: str) -> tuple[str, ...]:
   """Keys of all terms together, for the reward of this name."""
   names = ("caption", "exchanged", "clip", "clips_right", "text_right", "captions_right")
-  return (*names, *(("change",) if name == "videoalign" else ()), "naming", "named_right", "words")
+  names += ("naming", "named_right", "words", "correction", "truth", "truth_right")
+  return (*names, "change") if name == "videoalign" else names
 
 
 def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -124,9 +145,13 @@ def named_fields(name: str) -> tuple[str, ...]:
 
 
 def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
-  """Weights of the readers by field, and of the one that foretells the next word of the caption."""
+  """Weights of the readers by field, and of those of `telling_terms` and `comparing_terms`."""
   fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
-  return fields | {"words": jnp.zeros((dim, vocab_size))}
+  words = {name: jnp.zeros((dim, vocab_size)) for name in ("words", "correction")}
+  return fields | words | {"truth": jnp.zeros(dim)}
+
+
+_OF_WORDS = ("words", "correction", "truth")
 
 
 def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
@@ -134,7 +159,7 @@ def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) 
   pooled = media.mean(axis=1)
   attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
   losses, right = [], []
-  for field in readers.keys() - {"words"}:
+  for field in readers.keys() - set(_OF_WORDS):
     logits, label = pooled @ readers[field], getattr(attributes, field)
     losses.append(_cross_entropy(logits, label).mean())
     right.append((logits.argmax(axis=1) == label).mean())
@@ -150,6 +175,30 @@ def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, 
   following = reading.tokens.after[:, 1:]
   is_text = jnp.arange(following.shape[1])[None] < reading.tokens.reward_index[:, -1:]
   return {"words": mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)}
+
+
+def comparing_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
+  """Losses at the word in which two captions differ: which of the two is true of the clip, and whether it stands there.
+
+  A preference tells that something in a caption is wrong; this tells where, and what the clip shows instead. Of a word
+  and a clip that must be compared neither says anything alone, so preferences hardly teach it. What is true is read
+  after the first block and whether it stands there before the last one, so that the reward tokens can look at it.
+  """
+  reader = lambda block, name: _rms_normalised(reading.compared[..., block, :]) @ readers[name]
+  told, truth = reader(0, "correction"), reader(-2, "truth")
+  shown = jnp.broadcast_to(reading.differing[None], truth.shape)  # by the better clip, and by the worse one
+  is_true = jnp.broadcast_to(jnp.eye(2, dtype=bool)[:, :, None], truth.shape)
+  known = jnp.stack([jnp.ones_like(pairs.late), _shows_other(pairs)])
+  known = jnp.broadcast_to(known[None], truth.shape)
+  return {
+    "correction": mean_where(_cross_entropy(told, shown), known),
+    "truth": mean_where(optax.sigmoid_binary_cross_entropy(truth, is_true.astype(truth.dtype)), known),
+    "truth_right": mean_where((truth > 0) == is_true, known),
+  }
+
+
+def _rms_normalised(x: jax.Array) -> jax.Array:
+  return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)
 
 
 def with_unit_scores(
