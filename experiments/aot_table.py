@@ -50,13 +50,15 @@ COLUMNS = (
 
 
 def compile_one(case: dict[str, Any]) -> dict[str, Any]:
-  """The JSON line of one compilation. Raises RunFailed, with the last line of its errors."""
+  """The JSON line of one compilation. Raises RunFailed, with the line of its errors that says the most."""
   options = [f"--{name}={value}" for name, value in case.items() if name != "rewards"]
   command = [sys.executable, "-m", "experiments.aot_compile", *options, f"--rewards={str(case['rewards']).lower()}"]
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     lines = done.stderr.strip().splitlines() or ["no message"]
-    raise common.RunFailed(f"{' '.join(command[1:])} ended with {done.returncode}: {lines[-1]}")
+    # A compiler that dies says why before it lists where.
+    reason = next((line for line in lines if "Check failed" in line), lines[-1])
+    raise common.RunFailed(f"{' '.join(command[1:])} ended with {done.returncode}: {reason}")
   return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import subprocess
 import sys
 
 import jax
@@ -280,6 +281,28 @@ def test_table_of_what_is_compiled_already(tmp_path):
     assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
     assert (cells["fits"], cells["rewards"], cells["compile, s"]) == ("yes", "built in", "62")
     assert (cells["collectives, GB"], cells["per block"]) == ("all-reduce 1.50", "3")
+
+
+_LAST_WORDS = "F1128 rewriter.cc:7] Check failed: dims.ok()\n*** Check failure stack trace: ***\n    @ 0x1 main\n"
+
+
+def _table_of_a_compiler_that_dies():
+  from experiments import aot_table, common
+
+  aot_table.subprocess.run = lambda command, **_: subprocess.CompletedProcess(command, -6, "", _LAST_WORDS)
+  sys.argv = ["experiments/aot_table.py", "--output=rows.jsonl"]
+  common.run(aot_table.main)
+
+
+def test_why_a_compiler_died(tmp_path):
+  process = start_function(tmp_path, _table_of_a_compiler_that_dies, jax_settings={})
+  process.join()
+  result = result_of(process.exitcode, tmp_path)
+  assert result.code == 3, result
+  (line,) = result.stderr.splitlines()
+  assert "--topology=v6e:1x1" in line
+  assert line.endswith("ended with -6: F1128 rewriter.cc:7] Check failed: dims.ok()")
+  assert not (tmp_path / "rows.jsonl").exists()
 
 
 @pytest.mark.parametrize("content", ["rows\n", "[1]\n", '{"case": {}}\n'])
