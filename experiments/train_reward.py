@@ -5,7 +5,10 @@
   $REWARD --flagfile=$FLAGFILES/train_hpsv3.flags --run_dir=runs/hpsv3
   $REWARD --flagfile=$FLAGFILES/train_videoalign.flags --init_from=runs/hpsv3/reward --run_dir=runs/stage1
   $REWARD --flagfile=$FLAGFILES/train_videoalign_refine.flags --init_from=runs/stage1/reward --run_dir=runs/stage2
-  $REWARD --flagfile=$FLAGFILES/train_videoalign_motion.flags --init_from=runs/stage2/reward --run_dir=runs/videoalign
+  $REWARD --flagfile=$FLAGFILES/train_videoalign_motion.flags --init_from=runs/stage2/reward --run_dir=runs/stage3
+  $REWARD --flagfile=$FLAGFILES/train_videoalign_words.flags --init_from=runs/stage3/reward --run_dir=runs/stage4
+  $REWARD --flagfile=$FLAGFILES/train_videoalign_speed.flags --init_from=runs/stage4/reward --run_dir=runs/stage5
+  $REWARD --flagfile=$FLAGFILES/train_videoalign_all.flags --init_from=runs/stage5/reward --run_dir=runs/videoalign
 
 The architecture is that of the published model, the sizes are `shapes_config()`. The loss is Bradley and Terry's,
 -log sigmoid(r_better - r_worse), over three kinds of pairs (`streamt1_jax.data.preferences`):
@@ -17,8 +20,9 @@ The architecture is that of the published model, the sizes are `shapes_config()`
 VideoAlign's three scores are trained one by one: each must fall for the corruptions that concern it and stay for those
 that do not. Beside that, linear readers, which are thrown away in the end, must name the attributes of the scene from
 the media tokens and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became
-a reward. The first steps do nothing but name, on more clips than pairs could be afforded. Adam; exponential moving
-average.
+a reward. The first steps do nothing but name, on more clips than pairs could be afforded. With `--comparing_weight`
+two more readers say, at the word in which two captions differ, what the clip shows and whether that word is true of it:
+without them a small VideoAlign never learned to compare directions and speeds. Adam; exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
 final averages in float16, the head in float32), `loss.csv`, `loss.png`.

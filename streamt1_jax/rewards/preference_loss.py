@@ -140,8 +140,8 @@ def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def named_fields(name: str) -> tuple[str, ...]:
-  """What the readers name; a speed cannot be read without the time between frames."""
-  return ("size", "color", "shape", "background", *(("direction",) if name == "videoalign" else ()))
+  """What the readers name; of a speed only the way between two frames is seen, whose time apart is not told."""
+  return ("size", "color", "shape", "background", *(("direction", "speed") if name == "videoalign" else ()))
 
 
 def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
