@@ -265,8 +265,11 @@ _MANY_BLOCKS = dataclasses.replace(
 )
 
 
+_BY_MODEL, _BY_TOKENS = "data:2,candidate:2,model:2", "data:2,candidate:2,seq:2"
+
+
 @functools.cache
-def _step(text="data:2,candidate:2,model:2"):
+def _step(text):
   """Mesh, weights, prompts, shardings of the first state, the next state, its trace, and the compiled step."""
   mesh = _mesh(text)
   (condition,), (seeds,) = _conditions(mesh, _MANY_BLOCKS)
@@ -281,7 +284,7 @@ def _step(text="data:2,candidate:2,model:2"):
 
 class TestWhatLiesWhere:
   def test_specs(self):
-    mesh, params, condition, before, after, trace, _ = _step()
+    mesh, params, condition, before, after, trace, _ = _step(_BY_MODEL)
     block = params["backbone"]["blocks"]
     expected = [
       (block["self_attention"]["query"]["kernel"], P(None, None, "model")),
@@ -306,24 +309,26 @@ class TestWhatLiesWhere:
 
   def test_shards_are_parts(self):
     """Heads, beams and prompts: an eighth of the memory, half of the weights of blocks."""
-    _, params, _, _, after, _, _ = _step()
+    _, params, _, _, after, _, _ = _step(_BY_MODEL)
     for array, parts in ((after.beams.memory.k, 8), (params["backbone"]["blocks"]["ffn_in"]["kernel"], 2)):
       sizes = {shard.data.size for shard in array.addressable_shards}
       assert sizes == {array.size // parts}
       assert len({str(shard.index) for shard in array.addressable_shards}) == parts
 
-  def test_memory_moves_block_by_block(self):
+  @pytest.mark.parametrize("text", [_BY_MODEL, _BY_TOKENS])
+  def test_memory_moves_block_by_block(self, text):
     """Pruning may move a beam to another device; nothing larger than one block of both beams is ever sent."""
-    mesh, _, _, _, after, _, compiled = _step()
+    mesh, _, _, _, after, _, compiled = _step(text)
     shard = after.beams.memory.k.addressable_shards[0].data
     one_block = small.SEARCH.top_k * shard.nbytes // _MANY_BLOCKS.backbone.num_layers
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape))
     assert max(one.bytes for one in found) == one_block
     assert {one.axes for one in found if one.bytes == one_block} == {"beam"}
 
-  def test_nothing_is_gathered(self):
+  @pytest.mark.parametrize("text", [_BY_MODEL, _BY_TOKENS])
+  def test_nothing_is_gathered(self, text):
     """No array of the compiled program is larger than the shards that it is given."""
-    _, params, _, _, after, _, compiled = _step()
+    _, params, _, _, after, _, compiled = _step(text)
     memory = after.beams.memory.k.addressable_shards[0].data.nbytes
     kernels = [
       params["backbone"]["blocks"][name]["kernel"].addressable_shards[0].data for name in ("ffn_in", "ffn_out")
@@ -334,7 +339,7 @@ class TestWhatLiesWhere:
 
   def test_candidates_denoise_alone(self):
     """Between candidates nothing is sent while they are denoised; between shards of the model three sums per block."""
-    mesh, *_, compiled = _step()
+    mesh, *_, compiled = _step(_BY_MODEL)
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "prune"))
     denoising = [one for one in found if one.phase == "denoise"]
     assert {one.axes for one in denoising} == {"model"}
@@ -349,19 +354,17 @@ class TestWhatLiesWhere:
 class TestTokens:
   """A mesh that divides a chunk's tokens: weights whole, memory by heads."""
 
-  STEP = "data:2,candidate:2,seq:2"
-
   def test_specs(self):
-    _, params, condition, before, after, _, _ = _step(self.STEP)
+    _, params, condition, before, after, _, _ = _step(_BY_TOKENS)
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(params["backbone"]))
-    assert condition.text.k.sharding.is_equivalent_to(NamedSharding(_mesh(self.STEP), P("data")), 5)
+    assert condition.text.k.sharding.is_equivalent_to(NamedSharding(_mesh(_BY_TOKENS), P("data")), 5)
     assert after.beams.memory.k.sharding.spec == P("data", "beam", None, None, "seq")
     same = jax.tree.map(lambda x, sharding: x.sharding.is_equivalent_to(sharding, x.ndim), after, before)
     assert all(jax.tree.leaves(same))
 
   def test_four_exchanges_of_a_part_per_block(self):
     """Queries, keys, values and the result, each by its part of the tokens, and nothing else but the latents."""
-    mesh, *_, compiled = _step(self.STEP)
+    mesh, *_, compiled = _step(_BY_TOKENS)
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "commit"))
     activation = small.SEARCH.beam_size * small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
     blocks = _MANY_BLOCKS.backbone.num_layers
