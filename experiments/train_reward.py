@@ -22,7 +22,7 @@ that do not. Beside that, linear readers, which are thrown away in the end, must
 the media tokens and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became
 a reward. The first steps do nothing but name, on more clips than pairs could be afforded. With `--comparing_weight`
 two more readers say, at the word in which two captions differ, what the clip shows and whether that word is true of it:
-without them a small VideoAlign never learned to compare directions and speeds. Adam; exponential moving average.
+without them a small VideoAlign never compared directions, nor speeds without a reader that names those. Adam; exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
 final averages in float16, the head in float32), `loss.csv`, `loss.png`.
@@ -59,7 +59,7 @@ common.define_integer("seeing_pairs", 64, "Clips in their batches.", 1)
 common.define_integer("pairs", 16, "Pairs in a batch; a quarter of them in the longest window.", 1)
 common.define_integer("through_codec", 4, "How many of them go through the codec.", 0)
 _WINDOWS = flags.DEFINE_list(
-  "windows", [], "Frames of VideoAlign's windows, in turn: 57,9; all that a search shows by default."
+  "windows", [], "Frames of VideoAlign's windows, in turn: 57,9; most that a search shows, and 30 s, by default."
 )
 _EMPHASIS = flags.DEFINE_list("emphasis", [], "Corruptions to be drawn more often: background:3,direction:2.")
 common.define_float("learning_rate", 1.5e-3, "Peak of the learning rate (Adam).", 0.0)
@@ -70,7 +70,7 @@ common.define_float("comparing_weight", 0.0, "Weight of the losses at the word i
 common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.", 0.0)
 
 WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
-"""Lengths of the windows, in frames, in the order in which training steps take them: what a search shows, and 30
+"""Lengths of the windows, in frames, in the order in which training steps take them: of what a search shows, and 30
 seconds, since whole videos are judged in the end; `--windows` names others."""
 
 _RECENT = 0.97  # decay of the averages in the loss curve
@@ -140,7 +140,7 @@ def draw_batch(
 def make_update(objective: Objective, optimizer: optax.GradientTransformation) -> Callable:
   """The training step, (trainer, step) to (trainer, loss terms); jitted for every number of frames looked at."""
   windows = objective.windows
-  # Those of which the fewest frames are looked at show all that can be named.
+  # Those of which the fewest frames are looked at show all that can be named, but for some speeds.
   shortest = [window for window in windows if window[1] == min(looked_at for _, looked_at in windows)]
 
   def seeing_loss(params, pairs):
@@ -213,7 +213,7 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
 def read_windows(name: str, config: RewardConfig) -> tuple[tuple[int, int], ...]:
   """The lengths of `--windows`, and how many frames of each are looked at: for HPSv3 it is always a single one.
 
-  Raises ConfigError unless they are numbers of frames, from a search's first window to 30 seconds, and of VideoAlign.
+  Raises ConfigError for lengths outside 9..477, and for any where the reward is HPSv3.
   """
   lengths = _WINDOWS.value
   if name == "hpsv3":

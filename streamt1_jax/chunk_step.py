@@ -332,8 +332,8 @@ def chunk_step(
 
   with jax.named_scope("judge"):
     short, long, frames, codec = step.judge(beams, latents)
-  # Every device ranks all candidates. Left to itself the partitioner gathers their scores and slices them once more, and
-  # the compiler for TPUs (libtpu 0.0.42.1) dies of that where beams and siblings are divided and nothing else is.
+  # Every device ranks all candidates. Left to itself the partitioner gathers their scores and slices them once more,
+  # and the compiler for TPUs (libtpu 0.0.42.1) dies of that where beams and siblings are divided and nothing else is.
   finite = jnp.isfinite(latents).all(axis=(2, 3, 4, 5))
   short, long, finite, history = constrain(mesh, (short, long, finite, beams.history))
   weight = reward_pruning.fusion_weight(state.chunk_index, condition.num_chunks, search.fusion_cap)

@@ -93,8 +93,13 @@ def test_batches_score_as_the_search_does(name):
 
   differing = [[_tokenizer().decode([int(token)]) for token in tokens] for tokens in reading.differing]
   assert differing == [[" red"] * 2, [" magenta"] * 2]
-  layers, dim = config.backbone.decoder.num_layers, config.backbone.decoder.dim
-  assert reading.compared.shape == (2, 2, 2, layers, dim)
+  # The other caption with the better clip of the second pair, by itself.
+  media = preference_loss.media_tokens(model, config, pairs.better)[1]
+  text = captions.of(pairs.other[1], pairs.omit_size[1], pairs.omit_speed[1])
+  embedding = model.backbone.embed_prompt(text)
+  outputs = model.backbone.decoder.block_outputs(jnp.concatenate([embedding.before, media, embedding.after]))
+  place = len(text.before) + len(media) + text.after.tolist().index(_tokenizer().encode(" magenta").ids[0])
+  np.testing.assert_allclose(reading.compared[1, 0, 1], outputs[:, place], rtol=2e-4, atol=2e-4)
 
   reward = hpsv3.HPSv3(config) if name == "hpsv3" else videoalign.VideoAlign(16.0, config)
 
@@ -172,7 +177,8 @@ class TestLoss:
     shown = np.array([[1.0, 1.0, 1.0], [-1.0, 9.0, 9.0]])
     stands = np.array([[[1.0, 1.0, 1.0], [-1.0, 9.0, 9.0]], [[-1.0, -1.0, 1.0], [1.0, -9.0, -9.0]]])
     compared = np.full((2, 2, 3, 3, 2), 7.0)  # [caption, clip, pair, block, feature]
-    compared[..., 0, :] = np.stack([np.broadcast_to(shown, stands.shape), np.ones_like(stands)], axis=-1)
+    # Their size does not count.
+    compared[..., 0, :] = 5.0 * np.stack([np.broadcast_to(shown, stands.shape), np.ones_like(stands)], axis=-1)
     compared[..., 1, :] = np.stack([np.ones_like(stands), stands], axis=-1)
     differing = jnp.array([[0, 0, 0], [1, 1, 1]])
     reading = preference_loss.Reading(None, None, None, None, differing, jnp.asarray(compared))
@@ -196,6 +202,7 @@ class TestLoss:
     terms |= preference_loss.telling_terms(readers, reading)
     terms |= preference_loss.comparing_terms(readers, reading, pairs)
     assert set(terms) == set(preference_loss.term_names(name))
+    assert ("speed" in readers) == (name == "videoalign")
 
 
 class TestUnitScores:

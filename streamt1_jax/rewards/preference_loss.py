@@ -140,14 +140,18 @@ def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def named_fields(name: str) -> tuple[str, ...]:
-  """What the readers name; of a speed only the way between two frames is seen, whose time apart is not told."""
+  """What the readers name.
+
+  Of a speed only the way between two frames is seen, whose time apart is not told: in the shortest windows that is
+  ambiguous, but unless it was named speeds were never compared.
+  """
   return ("size", "color", "shape", "background", *(("direction", "speed") if name == "videoalign" else ()))
 
 
 def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
   """Weights of the readers by field, and of those of `telling_terms` and `comparing_terms`."""
   fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
-  words = {name: jnp.zeros((dim, vocab_size)) for name in ("words", "correction")}
+  words = {reader: jnp.zeros((dim, vocab_size)) for reader in ("words", "correction")}
   return fields | words | {"truth": jnp.zeros(dim)}
 
 
@@ -178,7 +182,7 @@ def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, 
 
 
 def comparing_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
-  """Losses at the word in which two captions differ: which of the two is true of the clip, and whether it stands there.
+  """Losses at the word in which two captions differ: what is true of the clip, and whether it stands there.
 
   A preference tells that something in a caption is wrong; this tells where, and what the clip shows instead. Of a word
   and a clip that must be compared neither says anything alone, so preferences hardly teach it. What is true is read
