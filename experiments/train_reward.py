@@ -22,7 +22,8 @@ that do not. Beside that, linear readers, which are thrown away in the end, must
 the media tokens and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became
 a reward. The first steps do nothing but name, on more clips than pairs could be afforded. With `--comparing_weight`
 two more readers say, at the word in which two captions differ, what the clip shows and whether that word is true of it:
-without them a small VideoAlign never compared directions, nor speeds without a reader that names those. Adam; exponential moving average.
+without them a small VideoAlign never compared directions, nor speeds without a reader that names those. Adam;
+exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
 final averages in float16, the head in float32), `loss.csv`, `loss.png`.
