@@ -71,8 +71,8 @@ common.define_float("comparing_weight", 0.0, "Weight of the losses at the word i
 common.define_float("stay_weight", 0.02, "Weight of the squared change of scores that must not change.", 0.0)
 
 WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
-"""Lengths of the windows, in frames, in the order in which training steps take them: of what a search shows, and 30
-seconds, since whole videos are judged in the end; `--windows` names others."""
+"""Lengths of the windows, in frames, in the order in which training steps take them: some of what a search shows, and
+30 seconds, since whole videos are judged in the end; `--windows` names others."""
 
 _RECENT = 0.97  # decay of the averages in the loss curve
 
@@ -196,7 +196,8 @@ def make_optimizer() -> optax.GradientTransformation:
 
 
 def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: RewardConfig) -> Objective:
-  """Reads the codec and lays out captions and pairs of scenes."""
+  """Reads flags and the codec, and lays out captions and pairs of scenes."""
+  emphasis, windows = read_emphasis(name), read_windows(name, config)
   graphdef, params = nnx.split(common.load_codec(model, common.find_folder(FLAGS.codec_dir)), nnx.Param)
   module = hpsv3 if name == "hpsv3" else videoalign
   return Objective(
@@ -206,8 +207,8 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
     captions=reward_text.caption_tokens(prompt),
     scenes=preferences.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(params), graphdef),
-    emphasis=read_emphasis(name),
-    windows=read_windows(name, config),
+    emphasis=emphasis,
+    windows=windows,
   )
 
 
@@ -292,8 +293,8 @@ def main() -> None:
   config = (hpsv3 if name == "hpsv3" else videoalign).shapes_config()
   template, decoder = reward_text.TEMPLATES[name], config.backbone.decoder
   tokenizer = reward_text.make_tokenizer(decoder.vocab_size)
-  reward = init_params(name, config)
   objective = make_objective(name, model, RewardPrompt(tokenizer, template, decoder.vocab_size), config)
+  reward = init_params(name, config)
   run_dir = training.start_run()
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(reward))} parameters", flush=True)
   params = {"reward": reward, "readers": preference_loss.init_readers(name, decoder.dim, decoder.vocab_size)}

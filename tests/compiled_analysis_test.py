@@ -256,20 +256,30 @@ _REPORT = {
 }
 
 
-def _table_of_made_rows():
+def _run_table():
   from experiments import aot_table, common
 
-  with open("rows.jsonl", "w") as file:
-    for case in aot_table.CASES:
-      file.write(json.dumps({"case": case, "report": _REPORT}) + "\n")
   sys.argv = ["experiments/aot_table.py", "--output=rows.jsonl"]
   common.run(aot_table.main)
 
 
-def test_table_of_what_is_compiled_already(tmp_path):
-  process = start_function(tmp_path, _table_of_made_rows, jax_settings={})
+def _table(folder, run):
+  process = start_function(folder, run, jax_settings={})
   process.join()
-  result = result_of(process.exitcode, tmp_path)
+  return result_of(process.exitcode, folder)
+
+
+def _table_of_made_rows():
+  from experiments import aot_table
+
+  with open("rows.jsonl", "w") as file:
+    for case in aot_table.CASES:
+      file.write(json.dumps({"case": case, "report": _REPORT}) + "\n")
+  _run_table()
+
+
+def test_table_of_what_is_compiled_already(tmp_path):
+  result = _table(tmp_path, _table_of_made_rows)
   assert result.code == 0, result
   header, _, *rows = result.stdout.splitlines()
   cases = [json.loads(line)["case"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
@@ -287,17 +297,14 @@ _LAST_WORDS = "F1128 rewriter.cc:7] Check failed: dims.ok()\n*** Check failure s
 
 
 def _table_of_a_compiler_that_dies():
-  from experiments import aot_table, common
+  from experiments import aot_table
 
   aot_table.subprocess.run = lambda command, **_: subprocess.CompletedProcess(command, -6, "", _LAST_WORDS)
-  sys.argv = ["experiments/aot_table.py", "--output=rows.jsonl"]
-  common.run(aot_table.main)
+  _run_table()
 
 
 def test_why_a_compiler_died(tmp_path):
-  process = start_function(tmp_path, _table_of_a_compiler_that_dies, jax_settings={})
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
+  result = _table(tmp_path, _table_of_a_compiler_that_dies)
   assert result.code == 3, result
   (line,) = result.stderr.splitlines()
   assert "--topology=v6e:1x1" in line

@@ -1,6 +1,7 @@
-"""The flagfiles of the published runs: accepted by the command, for the real model, with the published numbers."""
+"""The flagfiles: of the published runs, for the real model, with the published numbers; and of the small model's."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -79,3 +80,50 @@ def test_published_runs(parsed, name):
   assert parsed[name]["seed"] == 42
   assert parsed[name]["dtype"] == "bfloat16"
   assert parsed[name]["checkpoint"] == "checkpoints/wan_1_3b"
+
+
+# As above, for the flagfiles of one training program, with what only the program itself knows to be allowed.
+TRAINING = """
+import importlib, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from streamt1_jax.rewards import videoalign
+
+name, required, *flagfiles = sys.argv[1:]
+program = importlib.import_module("experiments." + name)
+steps = {}
+for flagfile in flagfiles:
+  with flagsaver.flagsaver():
+    flags.FLAGS([name, "--flagfile=experiments/flagfiles/" + flagfile, *required.split()])
+    if name == "train_reward":
+      program.read_emphasis(flags.FLAGS.reward)
+      program.read_windows(flags.FLAGS.reward, videoalign.shapes_config())
+    steps[flagfile] = flags.FLAGS.steps
+print(json.dumps(steps))
+"""
+
+PROGRAMS = {
+  "train_vae": "--run_dir=run",
+  "train_dit": "--run_dir=run --codec_dir=codec",
+  "train_reward": "--run_dir=run",
+}
+"""Training programs, and the flags that their flagfiles leave to whoever runs them."""
+
+
+def _program_of(flagfile):
+  return next((name for name in ("train_vae", "train_dit") if flagfile.startswith(name)), "train_reward")
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_trainings_of_the_small_model(program):
+  """Accepted, and as many steps as the table of the shipped weights says."""
+  files = [path.name for path in sorted((REPOSITORY / "experiments/flagfiles").glob("train_*.flags"))]
+  files = [name for name in files if _program_of(name) == program]
+  command = [sys.executable, "-c", TRAINING, program, PROGRAMS[program], *files]
+  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  table = (REPOSITORY / "checkpoints/tiny/README.md").read_text()
+  steps = json.loads(done.stdout)
+  assert list(steps) == files
+  for name, count in steps.items():
+    assert re.search(rf"`{name}`, (a fresh text encoder, )?{count}\b", table), (name, count)

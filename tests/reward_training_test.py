@@ -7,33 +7,41 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from streamt1_jax.rewards import folder, hpsv3
+from streamt1_jax.rewards import folder, hpsv3, videoalign
 from tests import small_rewards
 from tests.command_line import REPOSITORY, quick_compilation, result_of, start_function
 
+_MODULES = {"hpsv3": hpsv3, "videoalign": videoalign}
 
-def _train_narrow(*arguments: str) -> None:
+
+def _train_narrow(name: str, *arguments: str) -> None:
   from experiments import common, train_reward
 
-  config, narrow = hpsv3.shapes_config(), small_rewards.BACKBONE
+  config, narrow = _MODULES[name].shapes_config(), small_rewards.BACKBONE
   backbone = dataclasses.replace(
     narrow,
     vision=dataclasses.replace(narrow.vision, patch_size=8),
     decoder=dataclasses.replace(narrow.decoder, vocab_size=config.backbone.decoder.vocab_size),
   )
-  hpsv3.shapes_config = lambda: dataclasses.replace(config, backbone=backbone)
+  _MODULES[name].shapes_config = lambda: dataclasses.replace(config, backbone=backbone)
   train_reward.score_statistics = functools.partial(train_reward.score_statistics, batches=2)
-  sys.argv = ["experiments/train_reward.py", *arguments]
+  sys.argv = ["experiments/train_reward.py", f"--reward={name}", *arguments]
   common.run(train_reward.main)
 
 
-def test_two_steps(tmp_path):
+@pytest.mark.parametrize(
+  ("name", "options", "learns_to_compare"),
+  [("hpsv3", [], False), ("videoalign", ["--windows=9", "--comparing_weight=1"], True)],
+)
+def test_two_steps(tmp_path, name, options, learns_to_compare):
   arguments = [
-    "--reward=hpsv3", f"--codec_dir={REPOSITORY}/checkpoints/tiny/codec", "--run_dir=run", "--steps=2", "--pairs=4",
-    "--through_codec=0", "--log_every=1",
+    f"--codec_dir={REPOSITORY}/checkpoints/tiny/codec", "--run_dir=run", "--steps=2", "--pairs=4", "--through_codec=0",
+    "--log_every=1", *options,
   ]  # fmt: skip
-  process = start_function(tmp_path, _train_narrow, *arguments, jax_settings=quick_compilation(tmp_path / "compiled"))
+  settings = quick_compilation(tmp_path / "compiled")
+  process = start_function(tmp_path, _train_narrow, name, *arguments, jax_settings=settings)
   process.join()
   result = result_of(process.exitcode, tmp_path)
   assert result.code == 0, result
@@ -43,4 +51,8 @@ def test_two_steps(tmp_path):
   # Readers begin with zeros, which give every word of the vocabulary the same odds.
   loaded = folder.load_reward(tmp_path / "run/reward", fps=16.0, dtype=jnp.float32)
   words = loaded.params["backbone"]["decoder"]["token_embedding"].shape[0]
-  np.testing.assert_allclose(float(rows[0]["words"]), np.log(words), rtol=1e-4)
+  for reader, odds in (("words", words), ("correction", words), ("truth", 2)):
+    np.testing.assert_allclose(float(rows[0][reader]), np.log(odds), rtol=1e-4)
+  # A reader without a weight stays as it is.
+  for reader in ("correction", "truth"):
+    assert (float(rows[1][reader]) != float(rows[0][reader])) == learns_to_compare

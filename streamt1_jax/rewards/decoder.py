@@ -103,6 +103,7 @@ class Decoder(nnx.Module):
     return self._run(embeddings, keep=True)[1]
 
   def _run(self, embeddings: jax.Array, keep: bool) -> tuple[jax.Array, jax.Array | None]:
+    """What the last block makes of one sequence and, if they are to be kept, what every block does."""
     cos, sin = self.rotation(embeddings.shape[0], embeddings.dtype)
     graphdef, blocks = nnx.split(self.blocks)
 

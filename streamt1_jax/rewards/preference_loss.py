@@ -143,7 +143,7 @@ def named_fields(name: str) -> tuple[str, ...]:
   """What the readers name.
 
   Of a speed only the way between two frames is seen, whose time apart is not told: in the shortest windows that is
-  ambiguous, but unless it was named speeds were never compared.
+  ambiguous. Still, a VideoAlign whose media tokens need not name speeds never learned to compare them.
   """
   return ("size", "color", "shape", "background", *(("direction", "speed") if name == "videoalign" else ()))
 
@@ -155,15 +155,12 @@ def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
   return fields | words | {"truth": jnp.zeros(dim)}
 
 
-_OF_WORDS = ("words", "correction", "truth")
-
-
 def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
   """Cross entropy of the better clips' attributes, read from their media tokens [B, T, dim]."""
   pooled = media.mean(axis=1)
   attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
   losses, right = [], []
-  for field in readers.keys() - set(_OF_WORDS):
+  for field in (field for field in shapes.Attributes._fields if field in readers):
     logits, label = pooled @ readers[field], getattr(attributes, field)
     losses.append(_cross_entropy(logits, label).mean())
     right.append((logits.argmax(axis=1) == label).mean())
