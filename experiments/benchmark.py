@@ -4,15 +4,16 @@
   python -m experiments.benchmark --preset=bench_mid --mesh=data:2,candidate:4
   python -m experiments.benchmark --preset=bench_mid --top_k=1 --live_bytes
   python -m experiments.benchmark --preset=bench_mid --scaling
+  python -m experiments.benchmark --reward_dir=checkpoints/tiny/rewards/hpsv3
 
-The first two print one JSON line, the third a table of what candidates cost in memory (see `memory_rows`), the last
+The first two print one JSON line, the third a table of what candidates cost in memory (see `memory_rows`), the fourth
 tables of what grows with candidates, beams and the length of a video, and what does not (see `measure_scaling`), and a
-JSON line of their figures. On a mesh that divides prompts as many are searched together, and the work is that of all of
-them.
+JSON line of their figures, the last a table of what judging a candidate costs (see `reward_rows`). On a mesh that
+divides prompts as many are searched together, and the work is that of all of them.
 
-Random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is the search
-itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards that the
-search really makes and the keys that are really visible.
+But for the last: random weights, latents instead of frames, and rewards that cost nothing, so that what is measured is
+the search itself: denoising, memory, pruning. Model FLOP are counted from shapes (2 per multiply-add), for the forwards
+that the search really makes and the keys that are really visible.
 """
 
 import dataclasses
@@ -27,17 +28,21 @@ from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments import common, device_flags
+from experiments import common, device_flags, reward_calls
 from experiments.random_model import ConstantReward
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
+from streamt1_jax.data import shapes
 from streamt1_jax.io.manifest import CompileCounter, peak_rss_bytes
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.sharding import RULES, tree_shardings
+from streamt1_jax.rewards import flop as reward_flop
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.folder import LoadedReward
 from streamt1_jax.state import Condition
 
 _PRESET = flags.DEFINE_string("preset", "bench_mid", "Model preset.")
@@ -49,6 +54,7 @@ _REPEATS = common.define_integer("repeats", 2, "Timed searches; the fastest coun
 _APPEND_ALWAYS = flags.DEFINE_bool("append_always", False, "Route every chunk to a new sink: the largest memory.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 _LIVE_BYTES = flags.DEFINE_bool("live_bytes", False, "Report bytes at 1, 4 and 8 candidates per beam instead.")
+_REWARD_DIR = common.define_path("reward_dir", None, "Report what this small reward costs instead.")
 _SCALING = flags.DEFINE_bool("scaling", False, "Report what grows with candidates, beams and chunks instead.")
 flags.adopt_module_key_flags(device_flags)
 
@@ -57,6 +63,9 @@ flags.adopt_module_key_flags(device_flags)
 SCALING_CANDIDATES = (1, 2, 4, 8)
 SCALING_CHUNKS = (10, 100, 400)
 _AROUND = 5
+
+# Of a chunk, as `--short_frames` leaves them to the image reward, or of a sliding window.
+REWARD_FRAMES = {"hpsv3": (12, 6, 3, 1), "videoalign": (117, 57, 9)}
 
 
 class AlternatingReward:
@@ -215,6 +224,42 @@ def measure(models: Models, params: dict, condition: Condition, search: SearchCo
   }
 
 
+def reward_rows(loaded: LoadedReward) -> list[dict[str, float]]:
+  """What judging costs: seconds of one call on all candidates divided by their number, by the frames it is given.
+
+  Frames are noise of the shapes world's size, the prompt is its first caption. FLOP are counted from shapes; the
+  fraction is that of the rate of matrix products measured beside the calls, and the fastest call counts.
+  """
+  reward, dtype, rows = loaded.reward, jnp.dtype(_DTYPE.value), []
+  tokens = loaded.prompt(shapes.caption(*shapes.all_scenes()[0]))
+  condition = reward.init(loaded.params, tokens)
+  judge = jax.jit(reward_calls.judge(reward))
+  size = (shapes.FRAME_SIZE, shapes.FRAME_SIZE)
+  candidates = _TOP_K.value * _BEAM_SIZE.value
+  draw = np.random.default_rng(0).integers
+  for frames in REWARD_FRAMES[folder.reward_name(reward.config)]:
+    structs = reward_calls.clip_shapes(reward, frames, _TOP_K.value, _BEAM_SIZE.value, (*size, 3))
+    clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
+    jax.block_until_ready(judge(loaded.params, condition, *clips))
+    times, rates = [], [gemm_tflops(dtype)]
+    for _ in range(_REPEATS.value):
+      began = time.perf_counter()
+      jax.block_until_ready(judge(loaded.params, condition, *clips))
+      times.append(time.perf_counter() - began)
+    rates.append(gemm_tflops(dtype))
+    flop = reward_flop.candidate_flop(reward, frames, size, len(tokens.before) + len(tokens.after))
+    seconds = min(times) / candidates
+    rows.append(
+      {
+        "frames": frames,
+        "gflop": flop / 1e9,
+        "milliseconds": 1e3 * seconds,
+        "gemm_fraction": flop / seconds / 1e12 / max(rates),
+      }
+    )
+  return rows
+
+
 class Scaled:
   """A search of one video on one device, compiled; the first chunk, which only decoders know, is as all others."""
 
@@ -297,6 +342,7 @@ def with_ratios(rows: list[dict[str, float]]) -> list[dict[str, float]]:
 def refuse_ignored_flags() -> None:
   """Raises ConfigError for flags that have no say in what was asked for."""
   tables = (
+    (_REWARD_DIR, (_SCALING, _LIVE_BYTES, _PRESET, _CHUNKS, _MAX_SINK_FRAMES, _APPEND_ALWAYS)),
     (_SCALING, (_LIVE_BYTES, _BEAM_SIZE, _TOP_K, _CHUNKS, _REPEATS, _APPEND_ALWAYS)),
     (_LIVE_BYTES, (_BEAM_SIZE, _CHUNKS, _REPEATS)),
   )
@@ -308,6 +354,10 @@ def refuse_ignored_flags() -> None:
 
 def main() -> None:
   refuse_ignored_flags()
+  if _REWARD_DIR.value is not None:
+    where = common.find_folder(_REWARD_DIR.value)
+    print_table(reward_rows(folder.load_reward(where, fps=shapes.FPS, dtype=jnp.dtype(_DTYPE.value))))
+    return
   model = preset(_PRESET.value)
   search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)
   search.validate_for(model)

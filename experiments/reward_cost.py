@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from experiments import common, tpu_compiler
+from experiments import common, reward_calls, tpu_compiler
 from streamt1_jax.rewards import flop, folder
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.videoalign import VideoAlign
 
@@ -37,7 +36,6 @@ _DTYPE = flags.DEFINE_enum(
 _FRAME = (480, 832, 3)
 _FPS = 16
 _LENGTHS = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
-_CHUNK = 12
 
 
 def rewards() -> dict[str, Any]:
@@ -61,20 +59,11 @@ def compile_call(name: str, frames: int, device: Any) -> Row:
   reward = rewards()[name]
   dtype = jnp.dtype(_DTYPE.value)
   prompt = tpu_compiler.prompt_shapes(reward, dtype)
-  own = frames if name == "hpsv3" else min(frames, _CHUNK)
-  past = jax.ShapeDtypeStruct((_TOP_K.value, frames - own, *_FRAME), jnp.uint8)
-  chunk = jax.ShapeDtypeStruct((_TOP_K.value, _BEAM_SIZE.value, own, *_FRAME), jnp.uint8)
-
-  def judge(params, prompt, past, chunk):
-    info = CandidateInfo(jnp.int32(0), jnp.int32(0))
-    shown = lambda past, chunk: chunk if name == "hpsv3" else FrameWindow(past, frames - own, chunk)
-    score = lambda past, chunk: reward(params, prompt, shown(past, chunk), info)
-    return jax.vmap(jax.vmap(score, in_axes=(None, 0)))(past, chunk)
-
+  past, chunk = reward_calls.clip_shapes(reward, frames, _TOP_K.value, _BEAM_SIZE.value, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)
   # As in a search, prompts are embedded on the host.
   params = folder.without_table(folder.abstract_params(reward.config, dtype))
-  call = jax.jit(judge, in_shardings=on_device, out_shardings=on_device)
+  call = jax.jit(reward_calls.judge(reward), in_shardings=on_device, out_shardings=on_device)
   memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
   return Row(
     name,

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from experiments import common
@@ -29,6 +30,8 @@ def run(program: str, folder: pathlib.Path, *arguments: str, **options) -> Resul
     ("benchmark", ["--dtype=float16"], ["--dtype=float16", "float32|bfloat16"]),
     ("benchmark", ["fast"], ["'fast'", "--name=value"]),
     ("benchmark", ["--mesh=data:2"], ["--mesh=data:2", "2 devices", "1 here"]),
+    ("benchmark", ["--reward_dir=missing"], ["missing does not exist", "folder of a reward model"]),
+    ("benchmark", ["--reward_dir=x", "--scaling", "--chunks=2"], ["--reward_dir takes no --scaling, --chunks"]),
     ("benchmark", ["--scaling=fast"], ["--scaling=fast", "boolean"]),
     ("benchmark", ["--mesh=2"], ["--mesh=2", "data, candidate, model"]),
     ("benchmark", ["--scaling", "--beam_size=2", "--repeats=1"], ["--scaling takes no --beam_size, --repeats"]),
@@ -130,6 +133,24 @@ def test_benchmark_table(tmp_path):
   # The trace of more candidates holds more scores, a few bytes each.
   assert rows[2]["live"] - rows[0]["live"] < 1000
   assert (rows[2]["temporary"] - rows[1]["temporary"]) / 4 < rows[0]["beam_memory"]
+
+
+@pytest.mark.parametrize(("name", "frames"), [("hpsv3", [12, 6, 3, 1]), ("videoalign", [117, 57, 9])])
+def test_benchmark_of_a_reward(tmp_path, name, frames):
+  """HPSv3's work is by the frame; of VideoAlign's, slices of two frames are a part: 14, 8 and 4 are looked at."""
+  settings = quick_compilation(tmp_path / "compiled")
+  arguments = [f"--reward_dir={REPOSITORY}/checkpoints/tiny/rewards/{name}", "--repeats=1"]
+  result = run("benchmark", tmp_path, *arguments, jax_settings=settings)
+  assert result.code == 0, result
+  header, *lines = (line.split() for line in result.stdout.splitlines())
+  rows = [dict(zip(header, map(float, line), strict=True)) for line in lines]
+  assert [row["frames"] for row in rows] == frames
+  assert min(min(row.values()) for row in rows) > 0
+  work = [row["gflop"] for row in rows]
+  if name == "hpsv3":
+    np.testing.assert_allclose(work, work[-1] * np.array(frames), rtol=1e-3)
+  else:
+    np.testing.assert_allclose((work[0] - work[1]) / (work[1] - work[2]), (7 - 4) / (4 - 2), rtol=0.05)
 
 
 def test_benchmark_scaling(tmp_path):
