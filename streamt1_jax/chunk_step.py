@@ -19,12 +19,12 @@ from flax import nnx
 from streamt1_jax import memory_sinking, noise_propagation, reward_pruning
 from streamt1_jax.backbone import attention
 from streamt1_jax.backbone.dit import TextMemory
-from streamt1_jax.backbone.rope import RotaryTables, rotary_tables
 from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule
 from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.execution import Execution
+from streamt1_jax.nn.rotary import RotaryTables, rotary_tables
 from streamt1_jax.noise_propagation import DrawNoise
-from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, VideoReward
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState

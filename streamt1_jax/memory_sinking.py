@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from streamt1_jax.backbone.attention import MemoryView
 from streamt1_jax.backbone.dit import ChunkMemory
-from streamt1_jax.backbone.rope import RotaryTables, shift_frames
 from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.nn.rotary import RotaryTables, shift_frames
 from streamt1_jax.reward_pruning import Flags
 
 NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)

@@ -25,11 +25,11 @@ from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoCodec, VideoDecoder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.parallel import hosts
-from streamt1_jax.parallel.execution import Decoding, Execution
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from etils import epath
 
-from experiments import common, results
+from streamt1_jax.cli import common, results
 from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.io import checkpoint
 from tests.command_line import generate, save_model

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from streamt1_jax.config import ConfigError, preset
-from streamt1_jax.data import caption_readers, shapes
+from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
+from streamt1_jax.training import caption_readers
 
 TOKENIZER = "checkpoints/tiny/tokenizer.model"
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import random_model
 from streamt1_jax.config import ModelConfig, preset
+from streamt1_jax.measuring import random_model
 from tests import memory_store
 
 HOST_DEVICES = "--xla_force_host_platform_device_count=8"
@@ -65,7 +65,7 @@ def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:
 _PROCESSES = multiprocessing.get_context("forkserver")
 # The programs themselves define flags, and each belongs to one program: only what they import is shared.
 _PROCESSES.set_forkserver_preload(
-  ["experiments.results", "streamt1_jax.convert.execute", "streamt1_jax.convert.reward_part"]
+  ["streamt1_jax.cli.results", "streamt1_jax.convert.execute", "streamt1_jax.convert.reward_part"]
 )
 
 
@@ -113,7 +113,7 @@ def run_generate(arguments: Sequence[str]) -> None:
 
 def generate_terminated(arguments: Sequence[str]) -> None:
   """As `run_generate`; SIGTERM comes while a chunk is searched."""
-  from experiments import stopped_searches
+  from streamt1_jax.cli import stopped_searches
 
   save_if_due = stopped_searches.save_if_due
 
@@ -147,7 +147,7 @@ def _run_program(
 
 def _run_main(program: str, arguments: Sequence[str]) -> None:
   sys.argv = [f"experiments/{program}.py", *arguments]
-  from experiments import common
+  from streamt1_jax.cli import common
 
   common.run(importlib.import_module(f"experiments.{program}").main)
 

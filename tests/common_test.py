@@ -5,7 +5,7 @@ import signal
 import pytest
 from absl import flags
 
-from experiments import common
+from streamt1_jax.cli import common
 
 
 class _Interrupting:

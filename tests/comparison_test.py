@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import comparison
 from streamt1_jax import noise_propagation
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data import verify
+from streamt1_jax.evaluation import comparison
 
 _SETTINGS = {"seconds": 5.0}
 

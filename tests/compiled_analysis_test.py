@@ -12,9 +12,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from experiments import flop_count, hlo_collectives, tpu_compiler
-from experiments.hlo_collectives import Collective
 from streamt1_jax.backbone import flash_attention
+from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
+from streamt1_jax.measuring.hlo_collectives import Collective
 from tests.command_line import result_of, start, start_function
 
 SHAPE = {"x": 2, "y": 4}
@@ -257,7 +257,8 @@ _REPORT = {
 
 
 def _run_table():
-  from experiments import aot_table, common
+  from experiments.measure import aot_table
+  from streamt1_jax.cli import common
 
   sys.argv = ["experiments/aot_table.py", "--output=rows.jsonl"]
   common.run(aot_table.main)
@@ -270,7 +271,7 @@ def _table(folder, run):
 
 
 def _table_of_made_rows():
-  from experiments import aot_table
+  from experiments.measure import aot_table
 
   with open("rows.jsonl", "w") as file:
     for case in aot_table.CASES:
@@ -297,7 +298,7 @@ _LAST_WORDS = "F1128 rewriter.cc:7] Check failed: dims.ok()\n*** Check failure s
 
 
 def _table_of_a_compiler_that_dies():
-  from experiments import aot_table
+  from experiments.measure import aot_table
 
   aot_table.subprocess.run = lambda command, **_: subprocess.CompletedProcess(command, -6, "", _LAST_WORDS)
   _run_table()

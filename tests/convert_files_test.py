@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import preset
-from streamt1_jax.convert import engine, wan_dit
+from streamt1_jax.convert import engine
+from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.tokenizer import Tokenizer
 from tests.published_files import write_safetensors, write_sharded, write_torch

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import random_rewards
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import hpsv3, reward_part, videoalign
+from streamt1_jax.convert import reward_part
+from streamt1_jax.convert.tables import hpsv3, videoalign
 from streamt1_jax.io import config_json
+from streamt1_jax.measuring import random_rewards
 from streamt1_jax.rewards import prompts
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import engine, hpsv3, peft_merge, qwen2_vl, videoalign
+from streamt1_jax.convert import engine, peft_merge
+from streamt1_jax.convert.tables import hpsv3, qwen2_vl, videoalign
 from streamt1_jax.rewards import hpsv3 as rewards_hpsv3
 from streamt1_jax.rewards import videoalign as rewards_videoalign
-from streamt1_jax.rewards.config import qwen2_vl_preset
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
+from streamt1_jax.rewards.qwen2_vl.config import qwen2_vl_preset
 from streamt1_jax.rewards.videoalign import VideoAlignConfig
 
 _TINY = HPSv3Config(qwen2_vl_preset("qwen2_vl_tiny"), head_dims=(12, 6))

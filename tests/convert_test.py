@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from streamt1_jax.config import ConfigError, TextConfig, preset
-from streamt1_jax.convert import engine, umt5
+from streamt1_jax.convert import engine
 from streamt1_jax.convert.engine import Rule
+from streamt1_jax.convert.tables import umt5
 from streamt1_jax.convert.transforms import (
   CONV2D,
   CONV3D,

@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from streamt1_jax import drivers, executables
 from streamt1_jax.executables import StoredSteps
+from streamt1_jax.execution import Execution
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.parallel.execution import Execution
 from tests import small_search as small
 
 NUM_CHUNKS = 3

@@ -15,7 +15,7 @@ PROGRAM = """
 import dataclasses, json, sys
 from absl import flags
 from absl.testing import flagsaver
-from experiments import generate, search_flags
+from streamt1_jax.cli import generate, search_flags
 from streamt1_jax.config import preset
 
 parsed = {}
@@ -90,12 +90,12 @@ from absl.testing import flagsaver
 from streamt1_jax.rewards import videoalign
 
 name, required, *flagfiles = sys.argv[1:]
-program = importlib.import_module("experiments." + name)
+program = importlib.import_module("experiments.train." + name)
 steps = {}
 for flagfile in flagfiles:
   with flagsaver.flagsaver():
     flags.FLAGS([name, "--flagfile=experiments/flagfiles/" + flagfile, *required.split()])
-    if name == "train_reward":
+    if name == "reward":
       program.read_emphasis(flags.FLAGS.reward)
       program.read_windows(flags.FLAGS.reward, videoalign.shapes_config())
     steps[flagfile] = flags.FLAGS.steps
@@ -103,15 +103,15 @@ print(json.dumps(steps))
 """
 
 PROGRAMS = {
-  "train_vae": "--run_dir=run",
-  "train_dit": "--run_dir=run --codec_dir=codec",
-  "train_reward": "--run_dir=run",
+  "vae": "--run_dir=run",
+  "dit": "--run_dir=run --codec_dir=codec",
+  "reward": "--run_dir=run",
 }
 """Training programs, and the flags that their flagfiles leave to whoever runs them."""
 
 
 def _program_of(flagfile):
-  return next((name for name in ("train_vae", "train_dit") if flagfile.startswith(name)), "train_reward")
+  return next((name for name in ("vae", "dit") if flagfile.startswith(f"train_{name}")), "reward")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -12,7 +12,7 @@ FINAL = ["training_backbone_lora", "wan_vae", "wan_umt5"]
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
   variables = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-  command = [sys.executable, "-m", "experiments.full_size_check", "--model=tiny", *arguments]
+  command = [sys.executable, "-m", "experiments.measure.full_size_check", "--model=tiny", *arguments]
   return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import results
+from streamt1_jax.cli import results
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.pipeline import Pipeline

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from etils import epath
 
-from experiments import results, stopped_searches
+from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import ConfigError
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import atomic, manifest
@@ -181,8 +181,8 @@ def test_killed_between_two_results(tmp_path, setting):
 
 def _generate_failing(arguments):
   """The search fails once its first chunk is saved; notes what is saved when the account takes its place."""
-  from experiments import common
-  from experiments import generate as program
+  from streamt1_jax.cli import common
+  from streamt1_jax.cli import generate as program
 
   save_if_due, replace_folder = stopped_searches.save_if_due, results.atomic.replace_folder
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import common, results
+from streamt1_jax.cli import common, results
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.drivers import FinalBeams
 from streamt1_jax.io import video
-from streamt1_jax.io.trace import describe_trace
 from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
+from streamt1_jax.trace import describe_trace
 from tests.command_line import (
   HOST_DEVICES,
   REPOSITORY,

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from streamt1_jax.backbone import rope
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
-from streamt1_jax.convert import wan_dit
+from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.nn import rotary
 from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.state import Condition
 
@@ -181,7 +181,7 @@ def raw_keys(keys: np.ndarray, first_frame: int, model: ModelConfig) -> np.ndarr
   Returns [L, T, A, D], as recorded. Written with numpy's complex numbers, apart from the code under test.
   """
   config = model.backbone
-  time, height, width = rope.axis_pairs(config.head_dim)
+  time, height, width = rotary.axis_pairs(config.head_dim)
   rows, columns = model.latent_height // config.patch_size, model.latent_width // config.patch_size
   frame, row, column = np.meshgrid(
     first_frame + np.arange(model.chunk_frames), np.arange(rows), np.arange(columns), indexing="ij"

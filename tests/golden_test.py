@@ -17,13 +17,15 @@ import pytest
 from flax import nnx
 
 from streamt1_jax import drivers, memory_sinking
-from streamt1_jax.backbone import attention, rope
+from streamt1_jax.backbone import attention
 from streamt1_jax.backbone.lora import merge_lora
 from streamt1_jax.backbone.schedule import denoising_schedule, sigma_of, sigma_table, time_features
-from streamt1_jax.convert import engine, wan_dit
+from streamt1_jax.convert import engine
+from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.execution import Execution
+from streamt1_jax.nn import rotary
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
-from streamt1_jax.parallel.execution import Execution
 from tests import golden_support as golden
 
 _HERE = pathlib.Path(__file__).parent / "golden"
@@ -295,7 +297,7 @@ def test_activations(units_file):
   _close(embedding, act("time_embedding"), _LATENTS)
   _close(projected.reshape(act("time_projection").shape), act("time_projection"), _LATENTS)
 
-  rotation = rope.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
+  rotation = rotary.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
   cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
   graphdef, blocks = nnx.split(model.blocks)
   for layer in range(config.num_layers):
@@ -334,17 +336,17 @@ def test_rope(units_file, source, result, start):
   z = golden.load(units_file)
   config = golden.model_config(golden.read_config(z))
   c = config.backbone
-  order = rope.halves_order(c.num_heads, c.head_dim)
+  order = rotary.halves_order(c.num_heads, c.head_dim)
   to_halves = lambda x: x[0].reshape(x.shape[1], -1)[:, order].reshape(x.shape[1:])
   rows, columns = config.latent_height // c.patch_size, config.latent_width // c.patch_size
-  tables = rope.rotary_tables(c.head_dim, c.max_frames, rows, columns)
+  tables = rotary.rotary_tables(c.head_dim, c.max_frames, rows, columns)
   x = jnp.asarray(to_halves(z[source]))
-  cos, sin = rope.chunk_rotation(tables, jnp.int32(start), x.shape[0] // config.frame_tokens)
-  rotated = rope.rotate(x, cos, sin)
+  cos, sin = rotary.chunk_rotation(tables, jnp.int32(start), x.shape[0] // config.frame_tokens)
+  rotated = rotary.rotate(x, cos, sin)
   _close(rotated, to_halves(z[result]), 2e-6)
   # Moving keys that are already rotated equals rotating the raw keys at the new place.
-  back = rope.shift_frames(rotated, tables, jnp.int32(-start))
-  _close(back, rope.rotate(x, *rope.chunk_rotation(tables, jnp.int32(0), x.shape[0] // config.frame_tokens)), 2e-6)
+  back = rotary.shift_frames(rotated, tables, jnp.int32(-start))
+  _close(back, rotary.rotate(x, *rotary.chunk_rotation(tables, jnp.int32(0), x.shape[0] // config.frame_tokens)), 2e-6)
 
 
 def test_schedule_and_time(units_file):

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import results
-from streamt1_jax import drivers, executables
+from streamt1_jax import drivers, executables, saved_search
+from streamt1_jax.cli import results
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import manifest, part_files, saved_search
+from streamt1_jax.execution import Execution
+from streamt1_jax.io import manifest, part_files
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.relay import Relay
 from streamt1_jax.parallel.sharding import tree_shardings
 from tests import command_line
@@ -266,7 +266,7 @@ def test_who_writes_after_a_failure_of_all_may_finish(tmp_path):
 
 
 def _generate_otherwise(index, arguments):
-  from experiments import common, generate
+  from streamt1_jax.cli import common, generate
 
   version = executables.version
   executables.version = lambda name: [None, "0.1"][index] if name == "libtpu" else version(name)
@@ -276,7 +276,7 @@ def _generate_otherwise(index, arguments):
 
 
 def _generate_slowly(arguments):
-  from experiments import common, generate
+  from streamt1_jax.cli import common, generate
 
   write_json = manifest.write_json
 

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import common
+from streamt1_jax.cli import common
 from tests.command_line import REPOSITORY, Result, quick_compilation, result_of, save_model, start
 
 

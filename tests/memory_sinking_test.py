@@ -14,9 +14,9 @@ import pytest
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.backbone.dit import ChunkMemory
-from streamt1_jax.backbone.rope import rotary_tables
 from streamt1_jax.config import BackboneConfig, ModelConfig, SearchConfig
 from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, DISCARD, EMA, NOTHING
+from streamt1_jax.nn.rotary import rotary_tables
 from streamt1_jax.reward_pruning import Flags
 
 BEAMS = 2

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import hlo_collectives
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, SearchConfig, preset
+from streamt1_jax.execution import Execution
+from streamt1_jax.measuring import hlo_collectives
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
-from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.hpsv3 import abstract_params as hpsv3_params
 from tests import small_search as small

@@ -11,8 +11,8 @@ import pytest
 from absl.testing import flagsaver
 from tensorboardX.proto import event_pb2
 
-from experiments import monitoring, results
 from streamt1_jax import memory_sinking
+from streamt1_jax.cli import monitoring, results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.memory_sinking import Eviction
 from streamt1_jax.reward_pruning import Flags

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from experiments import results
+from streamt1_jax.cli import results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, checkpoint, manifest, paths
 from tests import memory_store

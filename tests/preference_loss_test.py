@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data import preferences, reward_text, shapes
-from streamt1_jax.data.preferences import NAMES, Pairs
-from streamt1_jax.rewards import folder, hpsv3, preference_loss, prompts, videoalign
+from streamt1_jax.data import shapes
+from streamt1_jax.rewards import folder, hpsv3, prompts, videoalign
 from streamt1_jax.rewards.prompts import RewardPrompt
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.training import preference_loss, preferences, reward_text
+from streamt1_jax.training.preferences import NAMES, Pairs
 from tests import small_rewards
 
 _ROWS = 448

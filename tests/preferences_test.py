@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.data import appearance, preferences, shapes, verify
-from streamt1_jax.data.preferences import CORRUPTIONS, FIELDS, NAMES, PairConfig
+from streamt1_jax.data import shapes, verify
+from streamt1_jax.training import appearance, preferences
+from streamt1_jax.training.preferences import CORRUPTIONS, FIELDS, NAMES, PairConfig
 
 _LENGTH = 33
 _TIMES = np.arange(_LENGTH, dtype=np.int32)

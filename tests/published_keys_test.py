@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError, preset
-from streamt1_jax.convert import engine, flavours, umt5
-from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert import engine, flavours
+from streamt1_jax.convert.formats.lazy import LazyTensor
+from streamt1_jax.convert.tables import umt5
 
 MODEL = preset("wan_1_3b")
 FLAVOURS = flavours.flavours(MODEL)

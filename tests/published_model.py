@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import engine, execute, flavours, plan, wan_dit
+from streamt1_jax.convert import engine, execute, flavours, plan
+from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io import checkpoint
 from tests.command_line import REPOSITORY, small_model
 from tests.published_files import write_safetensors, write_sharded, write_torch

@@ -10,15 +10,15 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from streamt1_jax import quantised
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import checkpoint
+from streamt1_jax.nn import quantised
+from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised
 from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.quantised import QuantisedKernel, is_quantised
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from tests import small_rewards
 
 _INFO = CandidateInfo(jnp.int32(0), jnp.int32(0))

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments import random_weights
-from experiments.random_weights import Tensor
-from streamt1_jax.convert import safetensors_file, torch_file
+from streamt1_jax.convert.formats import safetensors_file, torch_file
+from streamt1_jax.measuring import random_weights
+from streamt1_jax.measuring.random_weights import Tensor
 
 
 def _values(tensor: Tensor) -> np.ndarray:

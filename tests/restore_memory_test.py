@@ -25,7 +25,7 @@ LIMITS = {"whole": 1.2, "sharded": 1.2, "int8": 2.0}
 PROGRAM = """
 import json, os, sys
 import jax, jax.numpy as jnp
-from streamt1_jax import quantised
+from streamt1_jax.nn import quantised
 from streamt1_jax.io import checkpoint
 
 def resident(field):

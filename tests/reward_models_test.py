@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards import decoder, hpsv3, preprocess, qwen2_vl, videoalign
+from streamt1_jax.rewards import hpsv3, videoalign
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
-from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig, qwen2_vl_preset
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl import decoder, preprocess
+from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
+from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
 
 _BACKBONE = Qwen2VLConfig(

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import reward_report
-from streamt1_jax.data import reward_text, shapes
-from streamt1_jax.data.preferences import Pairs
+from streamt1_jax.data import shapes
+from streamt1_jax.evaluation import reward_report
 from streamt1_jax.rewards import folder
+from streamt1_jax.training import reward_text
+from streamt1_jax.training.preferences import Pairs
 from tests.command_line import quick_compilation, result_of, start_function
 from tests.small_rewards import save_reward
 
@@ -90,7 +91,7 @@ def _clips() -> np.ndarray:
 
 
 def _score_pairs() -> None:
-  from experiments import evaluate_reward
+  from experiments.evaluate import reward as evaluate_reward
 
   loaded = folder.load_reward("reward", fps=16.0, dtype=jnp.float32)
   rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)

@@ -17,7 +17,8 @@ _MODULES = {"hpsv3": hpsv3, "videoalign": videoalign}
 
 
 def _train_narrow(name: str, *arguments: str) -> None:
-  from experiments import common, train_reward
+  from experiments.train import reward as train_reward
+  from streamt1_jax.cli import common
 
   config, narrow = _MODULES[name].shapes_config(), small_rewards.BACKBONE
   backbone = dataclasses.replace(

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from streamt1_jax.convert import hpsv3 as convert_hpsv3
-from streamt1_jax.convert import videoalign as convert_videoalign
-from streamt1_jax.rewards import preprocess
-from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig
+from streamt1_jax.convert.tables import hpsv3 as convert_hpsv3
+from streamt1_jax.convert.tables import videoalign as convert_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl import preprocess
+from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS, VideoAlign, VideoAlignConfig
 
 MEDIA = {"hpsv3": "image", "videoalign": "video"}

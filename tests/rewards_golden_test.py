@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards import preprocess, rotary
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
-from streamt1_jax.rewards.config import DecoderConfig, VisionConfig
+from streamt1_jax.rewards.qwen2_vl import mrope, preprocess
+from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, VisionConfig
 from tests import rewards_golden_support as golden
 
 _HERE = pathlib.Path(__file__).parent / "golden" / "rewards"
@@ -201,7 +201,7 @@ class TestTables:
   def test_decoder_rotary(self, folder, mode):
     tables = _tables(folder)
     config = DecoderConfig(dim=1536, ffn_dim=1, num_heads=12, num_kv_heads=2, num_layers=1, vocab_size=1)
-    cos, sin = rotary.decoder_tables(tables["rope/lm_position"], config, _ROPE_DTYPE[mode])
+    cos, sin = mrope.decoder_tables(tables["rope/lm_position"], config, _ROPE_DTYPE[mode])
     # One ulp of a float32 frequency is 1.4e-4 at position 2710 (README); rounded frequencies have no such ulp.
     atol = 3e-4 if mode == "fp32" else 1e-6
     np.testing.assert_allclose(cos, tables[f"rope/{mode}/lm_cos"], atol=atol, rtol=0)
@@ -210,7 +210,7 @@ class TestTables:
   @pytest.mark.parametrize("mode", _EXACT_MODES)
   def test_vision_rotary(self, folder, mode):
     tables = _tables(folder)
-    cos, sin = rotary.vision_axis_tables(64, VisionConfig(), _ROPE_DTYPE[mode])
+    cos, sin = mrope.vision_axis_tables(64, VisionConfig(), _ROPE_DTYPE[mode])
     # One ulp of a float32 angle of 63 is 3.8e-6; the bfloat16 tables must be equal bit for bit.
     atol = 4e-6 if mode == "fp32" else 0
     np.testing.assert_allclose(cos, tables[f"rope/{mode}/vision_cos"], atol=atol, rtol=0)

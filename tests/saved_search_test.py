@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from streamt1_jax import drivers
+from streamt1_jax import drivers, saved_search
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import part_files, paths, saved_search
-from streamt1_jax.io.saved_search import SavedSearch, SaveError
+from streamt1_jax.execution import Execution
+from streamt1_jax.io import part_files, paths
 from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.parallel.execution import Execution
 from streamt1_jax.parallel.sharding import tree_shardings
+from streamt1_jax.saved_search import SavedSearch, SaveError
 from tests import memory_store
 from tests import small_search as small
 

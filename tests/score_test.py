@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from experiments import score_inputs
+from streamt1_jax.cli import score_inputs
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import video
 from streamt1_jax.rewards.folder import load_reward

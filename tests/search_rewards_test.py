@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import results
+from streamt1_jax.cli import results
 from streamt1_jax.rewards import prompts
 from tests import small_rewards
 from tests.command_line import Result, generate, quick_compilation, save_model

@@ -12,7 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data import prompts, shapes, shapes_dataset, verify
+from streamt1_jax.data import shapes, shapes_dataset, verify
+from streamt1_jax.text import prompts
 
 # "a small red circle moves quickly left over a dark blue background"
 ATTRIBUTES = shapes.Attributes(size=0, color=0, shape=0, speed=1, direction=0, background=1)

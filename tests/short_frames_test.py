@@ -27,8 +27,8 @@ class _SmallPipeline(Pipeline):
 
 def _compare() -> None:
   """Prints decisions of a comparison, and those of searches that see so many frames."""
-  from experiments import comparison
-  from experiments.compare_short_frames import decide
+  from experiments.evaluate.compare_short_frames import decide
+  from streamt1_jax.evaluation import comparison
 
   search, pipeline = small_search.SEARCH, _SmallPipeline.make()
   plain = lambda decision: [decision.survivors.tolist(), decision.short.tolist()]

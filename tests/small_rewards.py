@@ -10,9 +10,9 @@ import tokenizers
 
 from streamt1_jax.io.part_files import PART_FILE
 from streamt1_jax.rewards import folder, prompts
-from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
+from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.videoalign import VideoAlignConfig
 
 BACKBONE = Qwen2VLConfig(

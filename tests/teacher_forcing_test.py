@@ -10,10 +10,10 @@ from flax import nnx
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.backbone.schedule import time_features
-from streamt1_jax.backbone.teacher_forcing import chunk_velocity, clip_velocity
 from streamt1_jax.chunk_step import velocity
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.reward_pruning import Flags
+from streamt1_jax.training.teacher_forcing import chunk_velocity, clip_velocity
 from tests import small_search as small
 
 NUM_CHUNKS = 6

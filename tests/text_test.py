@@ -13,7 +13,7 @@ import pytest
 from absl import logging
 from flax import nnx
 
-from experiments import train_tokenizer
+from experiments.train import tokenizer as train_tokenizer
 from streamt1_jax.config import ConfigError, TextConfig, preset
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.encode import PromptEncoder, padded_length

@@ -9,8 +9,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import training
 from streamt1_jax.config import ConfigError
+from streamt1_jax.training import loop
 from tests.command_line import result_of, start
 
 
@@ -31,7 +31,7 @@ def update(carry, step):
 
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(run_flags, tmp_path):
   start = {"x": jnp.ones(4)}
-  undisturbed = training.run_steps(start, update, 8, tmp_path / "whole")
+  undisturbed = loop.run_steps(start, update, 8, tmp_path / "whole")
 
   class Killed(Exception):
     pass
@@ -42,23 +42,23 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(run_flags, tmp_path):
     return update(carry, step)
 
   with pytest.raises(Killed):
-    training.run_steps(start, dies_at_step_5, 8, tmp_path / "resumed")
+    loop.run_steps(start, dies_at_step_5, 8, tmp_path / "resumed")
   resumed_from = []
 
   def remembers(carry, step):
     resumed_from.append(int(step))
     return update(carry, step)
 
-  resumed = training.run_steps(start, remembers, 8, tmp_path / "resumed")
+  resumed = loop.run_steps(start, remembers, 8, tmp_path / "resumed")
   # Checkpoints are written after 1, 3 and 6 steps; the newest before the kill is the one after 3.
   assert resumed_from == [3, 4, 5, 6, 7]
   np.testing.assert_array_equal(resumed["x"], undisturbed["x"])
 
 
 def test_the_curve_is_a_table_and_a_picture(run_flags, tmp_path):
-  run_dir = training.start_run()
-  training.run_steps({"x": jnp.ones(4)}, update, 8, run_dir)
-  training.plot_curve(run_dir, ["norm"], "a test", ylabel="norm")
+  run_dir = loop.start_run()
+  loop.run_steps({"x": jnp.ones(4)}, update, 8, run_dir)
+  loop.plot_curve(run_dir, ["norm"], "a test", ylabel="norm")
   with (tmp_path / "loss.csv").open() as file:
     assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
   assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -66,11 +66,11 @@ def test_the_curve_is_a_table_and_a_picture(run_flags, tmp_path):
 
 
 def test_a_run_is_not_resumed_as_another(run_flags, tmp_path):
-  training.start_run()
+  loop.start_run()
   with flagsaver.flagsaver(checkpoint_every=4):
-    training.start_run()
+    loop.start_run()
   with flagsaver.flagsaver(seed=7), pytest.raises(ConfigError, match="--seed=0 there, --seed=7 here"):
-    training.start_run()
+    loop.start_run()
   assert "--seed=0" in (tmp_path / "flags.txt").read_text()
 
 

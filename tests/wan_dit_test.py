@@ -11,7 +11,8 @@ import pytest
 
 from streamt1_jax.backbone.lora import merge_lora
 from streamt1_jax.config import ConfigError, preset
-from streamt1_jax.convert import engine, wan_dit
+from streamt1_jax.convert import engine
+from streamt1_jax.convert.tables import wan_dit
 from tests import small_search as small
 
 # Published names (Wan spec, section 1.2) with their shapes: M width, H feed-forward width, E text, Q timestep features.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import weight_files
+from streamt1_jax.convert.formats import weight_files
 from tests.published_files import write_archive, write_safetensors, write_sharded, write_torch
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int64]

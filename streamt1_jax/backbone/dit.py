@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from streamt1_jax.backbone import attention, rope
+from streamt1_jax.backbone import attention
 from streamt1_jax.config import BackboneConfig, ModelConfig
+from streamt1_jax.nn import rotary
+from streamt1_jax.nn.norms import RMSNorm, layer_norm
 from streamt1_jax.typing import Latents, TimeFeatures, Tokens
 
 
@@ -61,27 +63,6 @@ class Placement(NamedTuple):
 
 ANYWHERE = Placement()
 """Of one device, or as the compiler likes."""
-
-
-def layer_norm(x: jax.Array, eps: float) -> jax.Array:
-  """LayerNorm without affine parameters over the last axis, in float32; the result has x's dtype."""
-  y = x.astype(jnp.float32)
-  y = y - y.mean(axis=-1, keepdims=True)
-  y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + eps)
-  return y.astype(x.dtype)
-
-
-class RMSNorm(nnx.Module):
-  """x * rsqrt(mean(x^2) + eps) * scale over all channels, before the split into heads."""
-
-  def __init__(self, dim: int, eps: float):
-    self.scale = nnx.Param(jnp.ones(dim))
-    self.eps = eps
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(axis=-1, keepdims=True) + self.eps)
-    return y.astype(x.dtype) * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class Projections(nnx.Module):
@@ -130,7 +111,7 @@ class Block(nnx.Module):
     """Rotated queries and keys, and values, each [F, T/F, A, D]; `cos, sin` are [F, T/F, D/2]."""
     y = layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]
     k, v = self.self_attention.keys_values(y)
-    return rope.rotate(self.self_attention.queries(y), cos, sin), rope.rotate(k, cos, sin), v
+    return rotary.rotate(self.self_attention.queries(y), cos, sin), rotary.rotate(k, cos, sin), v
 
   def after_attention(self, x: Tokens, attended: jax.Array, rows: list[jax.Array], text: TextMemory) -> Tokens:
     """Residual of self-attention `[F, T/F, A, D]`, cross-attention to the text `[A, X, D]`, feed-forward."""
@@ -198,8 +179,8 @@ class CausalWanDiT(nnx.Module):
     x = x.reshape(x.shape[0], rows, columns, p, p, -1).transpose(0, 5, 1, 3, 2, 4)
     return x.reshape(x.shape[0], x.shape[1], rows * p, columns * p)
 
-  def rotary_tables(self) -> rope.RotaryTables:
-    return rope.rotary_tables(self.config.head_dim, self.config.max_frames, *self.grid)
+  def rotary_tables(self) -> rotary.RotaryTables:
+    return rotary.rotary_tables(self.config.head_dim, self.config.max_frames, *self.grid)
 
   def __call__(
     self,
@@ -225,7 +206,7 @@ class CausalWanDiT(nnx.Module):
     """
     x = placement.tokens(self.patchify(latents.astype(self.patch_embedding.kernel.dtype)))
     embedding, projected = self.embed_time(features)
-    rotation = rope.chunk_rotation(self.rotary_tables(), first_frame, latents.shape[0])
+    rotation = rotary.chunk_rotation(self.rotary_tables(), first_frame, latents.shape[0])
     cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
     row = lambda x: x.reshape(-1, *x.shape[2:])
     graphdef, blocks = nnx.split(self.blocks)

@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import engine, flavours, wan_dit, weight_files
-from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert import engine, flavours
+from streamt1_jax.convert.formats import weight_files
+from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
+from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io import config_json
 
 CONFIG_FILE = "adapter_config.json"

@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.transforms import IDENTITY, Transform
 from streamt1_jax.io.part_writer import CHUNK_BYTES, Piece
 from streamt1_jax.typing import Params

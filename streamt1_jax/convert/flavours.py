@@ -18,10 +18,11 @@ from flax import nnx
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import engine, umt5, wan_dit, wan_vae
+from streamt1_jax.convert import engine
 from streamt1_jax.convert.engine import Rule
-from streamt1_jax.convert.lazy import LazyTensor
-from streamt1_jax.convert.weight_files import WeightFile
+from streamt1_jax.convert.formats.lazy import LazyTensor
+from streamt1_jax.convert.formats.weight_files import WeightFile
+from streamt1_jax.convert.tables import umt5, wan_dit, wan_vae
 from streamt1_jax.io import part_files
 from streamt1_jax.text.umt5 import UMT5Encoder
 from streamt1_jax.typing import Params

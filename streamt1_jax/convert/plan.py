@@ -16,10 +16,12 @@ from typing import Any
 import jax
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import adapters, engine, flavours, umt5, weight_files
+from streamt1_jax.convert import adapters, engine, flavours
 from streamt1_jax.convert.flavours import Flavour
-from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert.formats import weight_files
+from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
+from streamt1_jax.convert.tables import umt5
 
 FLAGS = {
   "backbone": "--backbone",

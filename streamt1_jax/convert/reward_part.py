@@ -19,11 +19,13 @@ from typing import Any
 import jax
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import adapters, engine, hpsv3, peft_merge, qwen2_vl, reward_prompts, videoalign, weight_files
+from streamt1_jax.convert import adapters, engine, peft_merge, reward_prompts
 from streamt1_jax.convert.flavours import Flavour
-from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert.formats import weight_files
+from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
 from streamt1_jax.convert.plan import PartPlan
+from streamt1_jax.convert.tables import hpsv3, qwen2_vl, videoalign
 from streamt1_jax.io import config_json
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import prompts

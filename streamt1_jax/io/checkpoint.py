@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
-from streamt1_jax.quantised import QuantisedKernel, is_quantised, quantise
+from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
 _CHUNK_BYTES = 16 << 20

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from streamt1_jax.rewards import preprocess
-from streamt1_jax.rewards.config import DecoderConfig, VisionConfig
 from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.qwen2_vl import preprocess
+from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, VisionConfig
 from streamt1_jax.rewards.videoalign import VideoAlign
 
 

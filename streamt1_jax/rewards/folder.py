@@ -25,7 +25,7 @@ from streamt1_jax.rewards import hpsv3, prompts, videoalign
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
 from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
-from streamt1_jax.rewards.qwen2_vl import PromptEmbedding
+from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding
 from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
 from streamt1_jax.typing import Params
 

@@ -18,9 +18,9 @@ import tokenizers
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data.prompts import require_whole_characters
 from streamt1_jax.io import config_json
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.text.prompts import require_whole_characters
 
 MAX_TOKENS = 4096
 """Longest text; VideoAlign was trained on 6144 tokens, those of the pictures included."""

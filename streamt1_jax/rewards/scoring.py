@@ -24,7 +24,7 @@ from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.prompts import RewardPrompt
 from streamt1_jax.rewards.quality import ImageQuality
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS, VideoAlign
 from streamt1_jax.typing import Params
 

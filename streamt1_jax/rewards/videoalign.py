@@ -16,10 +16,11 @@ import numpy as np
 from flax import nnx
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards import preprocess, qwen2_vl
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
-from streamt1_jax.rewards.config import Qwen2VLConfig, qwen2_vl_preset
-from streamt1_jax.rewards.qwen2_vl import PromptEmbedding, PromptTokens, Qwen2VL
+from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
+from streamt1_jax.rewards.qwen2_vl import preprocess
+from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.typing import Frames, Params
 
 DIMENSIONS = ("VQ", "MQ", "TA")

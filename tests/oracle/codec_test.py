@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from streamt1_jax.codec.vae import VideoCodec  # noqa: E402
 from streamt1_jax.config import CodecConfig  # noqa: E402
-from streamt1_jax.convert import wan_vae  # noqa: E402
+from streamt1_jax.convert.tables import wan_vae  # noqa: E402
 
 TOLERANCE = 5e-5
 PATCHES = pytest.mark.parametrize("patch", [1, 2])

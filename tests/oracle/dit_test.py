@@ -17,7 +17,8 @@ from streamt1_jax.backbone.dit import CausalWanDiT  # noqa: E402
 from streamt1_jax.backbone.lora import merge_lora  # noqa: E402
 from streamt1_jax.backbone.schedule import time_features  # noqa: E402
 from streamt1_jax.config import BackboneConfig, ModelConfig  # noqa: E402
-from streamt1_jax.convert import engine, wan_dit  # noqa: E402
+from streamt1_jax.convert import engine  # noqa: E402
+from streamt1_jax.convert.tables import wan_dit  # noqa: E402
 from tests.oracle import libraries  # noqa: E402
 
 TOLERANCE = 5e-5  # diffusers computes angles in float32 and is itself 1.3e-5 away from the published code.

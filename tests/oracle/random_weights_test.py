@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 load_file = pytest.importorskip("safetensors.torch").load_file
 
 # ruff: noqa: E402
-from experiments import random_weights
-from experiments.random_weights import Tensor
+from streamt1_jax.measuring import random_weights
+from streamt1_jax.measuring.random_weights import Tensor
 
 TENSORS = {
   "model.matrix": Tensor((30, 20), "float32", 1),

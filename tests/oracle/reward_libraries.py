@@ -9,10 +9,10 @@ import peft
 import torch
 import transformers
 
-from streamt1_jax.convert import videoalign
-from streamt1_jax.rewards.config import DecoderConfig, Qwen2VLConfig, VisionConfig
+from streamt1_jax.convert.tables import videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
-from streamt1_jax.rewards.qwen2_vl import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.videoalign import VideoAlign, VideoAlignConfig
 
 VISION = VisionConfig(dim=48, ffn_dim=96, num_heads=3, num_layers=3)

@@ -12,9 +12,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 # ruff: noqa: E402
-from streamt1_jax.convert import hpsv3 as convert_hpsv3
-from streamt1_jax.convert import qwen2_vl
-from streamt1_jax.convert import videoalign as convert_videoalign
+from streamt1_jax.convert.tables import hpsv3 as convert_hpsv3
+from streamt1_jax.convert.tables import qwen2_vl
+from streamt1_jax.convert.tables import videoalign as convert_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3
 from tests.oracle import reward_libraries as libraries
 

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 # ruff: noqa: E402
-from experiments import train_tokenizer
+from experiments.train import tokenizer as train_tokenizer
 from streamt1_jax.config import TextConfig
-from streamt1_jax.convert import umt5
+from streamt1_jax.convert.tables import umt5
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
 from tests.oracle import libraries

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 # ruff: noqa: E402
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import torch_file, weight_files
-from streamt1_jax.convert.lazy import LazyTensor
+from streamt1_jax.convert.formats import torch_file, weight_files
+from streamt1_jax.convert.formats.lazy import LazyTensor
 from tests import published_files
 
 

@@ -1,0 +1,1 @@
+"""The commands of `streamt1`, one module each."""

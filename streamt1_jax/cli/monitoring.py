@@ -1,0 +1,140 @@
+"""What a search tells while it goes on: XProf traces of chosen chunks, and metrics of every chunk for TensorBoard.
+
+  --profile_chunks=3,4 --profile_dir=profiles    profiles/plugins/profile/PROMPT_chunk_3/HOST.xplane.pb, PROMPT_chunk_4
+  --tensorboard_dir=metrics                      metrics/PROMPT/events.out.tfevents...
+
+PROMPT is the name of the result's folder. Chunks count from 0, as in `trace.json`. Before chunks 0 and 1 their programs
+are compiled, of which a trace holds millions of events, and until the memory is full every chunk sees more: trace later
+ones. Traces open with `xprof --logdir=profiles` or TensorBoard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+
+from streamt1_jax.cli import common, results
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest, paths
+from streamt1_jax.parallel import hosts
+from streamt1_jax.state import ChunkTrace
+from streamt1_jax.trace import ROUTE_NAMES
+
+_PROFILE_CHUNKS = flags.DEFINE_list("profile_chunks", None, "Chunks to trace for XProf, from 0, as 3,4.")
+_PROFILE_DIR = common.define_path("profile_dir", None, "Where the traces go.")
+_TENSORBOARD_DIR = common.define_path("tensorboard_dir", None, "Where metrics of every chunk go, for TensorBoard.")
+
+
+def check_flags(num_chunks: int) -> None:
+  """Makes the folders. Raises ConfigError, naming the flag, if it cannot be followed in a video of so many chunks."""
+  _profiled_chunks(num_chunks)
+  if _TENSORBOARD_DIR.value is not None:
+    _writer_class()
+  hosts.first_decides(_make_folders)
+
+
+def _make_folders() -> None:
+  for flag in (_PROFILE_DIR, _TENSORBOARD_DIR):
+    if flag.value is not None:
+      common.make_folder(flag.name, flag.value, writable=True)
+
+
+def _profiled_chunks(num_chunks: int) -> set[int]:
+  if (_PROFILE_CHUNKS.value is None) != (_PROFILE_DIR.value is None):
+    raise ConfigError("--profile_chunks and --profile_dir need each other")
+  chunks = _PROFILE_CHUNKS.value or ()
+  for chunk in chunks:
+    if not chunk.isdecimal() or int(chunk) >= num_chunks:
+      raise ConfigError(f"--profile_chunks: {chunk!r} is not a chunk of this video; they are 0..{num_chunks - 1}")
+  return {int(chunk) for chunk in chunks}
+
+
+def _writer_class() -> type:
+  # Not imported unless it is asked for: it imports torch where there is one.
+  try:
+    from tensorboardX import SummaryWriter
+  except ImportError as error:
+    raise ConfigError("--tensorboard_dir needs the package tensorboardX: pip install -e '.[tensorboard]'") from error
+  return SummaryWriter
+
+
+class Monitor:
+  """Watches the chunks of videos that are searched together, from chunk `start` on, as the flags say."""
+
+  def __init__(self, prompts: Sequence[str], num_chunks: int, start: int = 0):
+    self._names = [results.result_folder("", prompt).name for prompt in prompts]
+    self._profiled = _profiled_chunks(num_chunks)
+    self._seconds = 0.0
+    self._writers = []
+    # All processes have the same numbers; one writes them.
+    if _TENSORBOARD_DIR.value is not None and jax.process_index() == 0:
+      folders = [epath.Path(_TENSORBOARD_DIR.value) / name for name in self._names]
+      # What an earlier run wrote of chunks that are searched again is hidden.
+      self._writers = [_writer_class()(str(folder), purge_step=start) for folder in folders]
+
+  @contextlib.contextmanager
+  def chunk(self, index: int) -> Iterator[None]:
+    """The body searches chunk `index` and waits for it."""
+    began = time.perf_counter()
+    trace = contextlib.nullcontext()
+    if index in self._profiled:
+      trace = _traced(epath.Path(_PROFILE_DIR.value), f"{self._names[0]}_chunk_{index}")
+    with trace:
+      yield
+      self._seconds = time.perf_counter() - began
+
+  def log(self, index: int, traces: Sequence[ChunkTrace]) -> None:
+    """Writes the metrics of the chunk that was searched last; `traces` has one per video, on the host."""
+    for writer, trace in zip(self._writers, traces):
+      for name, value in chunk_metrics(trace, self._seconds).items():
+        writer.add_scalar(name, value, index)
+      # A machine may be taken away at any time.
+      writer.flush()
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+@contextlib.contextmanager
+def _traced(folder: epath.Path, run: str) -> Iterator[None]:
+  """Traces the body. The profiler names its runs by the second; here hosts share one and chunks do not."""
+  with tempfile.TemporaryDirectory() as local:
+    with jax.profiler.trace(local):
+      yield
+    target = folder / "plugins" / "profile" / run
+    target.mkdir(parents=True, exist_ok=True)
+    prefix = f"{jax.process_index()}." if jax.process_count() > 1 else ""
+    for file in paths.files_below(epath.Path(local)):
+      file.copy(target / f"{prefix}{file.name}", overwrite=True)
+
+
+def chunk_metrics(trace: ChunkTrace, seconds: float) -> dict[str, float]:
+  """What TensorBoard shows of one chunk.
+
+  Args:
+    trace: of one video, on the host.
+    seconds: wall time of the chunk.
+
+  Returns:
+    By name: `seconds`; `best` and `mean` of every score of the candidates that are finite; how many beams took each
+    route; GiB of memory, the most the process and one of its devices have used so far.
+  """
+  metrics = {"chunk/seconds": seconds}
+  for name in ("short", "long", "hybrid"):
+    scores = np.asarray(getattr(trace.candidates, name), np.float64)
+    finite = scores[np.isfinite(scores)]
+    if finite.size:
+      metrics |= {f"{name}/best": finite.max(), f"{name}/mean": finite.mean()}
+  route = np.asarray(trace.eviction.route)
+  metrics |= {f"route/{name}": float((route == number).sum()) for number, name in ROUTE_NAMES.items()}
+  metrics["memory/host_peak_gib"] = manifest.peak_rss_bytes() / 2**30
+  device = manifest.peak_device_bytes()
+  return metrics if device is None else metrics | {"memory/device_peak_gib": device / 2**30}

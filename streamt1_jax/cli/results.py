@@ -1,0 +1,143 @@
+"""Result folders: named after the prompt, there whole or not at all, never replaced by accident."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from streamt1_jax.cli import common
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import atomic, manifest, part_files, paths, video
+from streamt1_jax.pipeline import Video, display_scale
+
+MANIFEST, FAILURE = "manifest.json", "failed.json"
+VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
+_SLUG_LENGTH = 48
+
+
+def result_folder(output_dir: epath.PathLike, prompt: str) -> epath.Path:
+  """Where the result of `prompt` belongs: a readable name, and different for different prompts."""
+  slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-") or "prompt"
+  return epath.Path(output_dir) / f"{slug}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+
+
+def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+  """Whether `folder` already has the result of `settings`, so that there is nothing to do.
+
+  Args:
+    folder: of one result; it may be missing.
+    settings: everything that decides the result, as JSON values; its manifest has them as "settings".
+    overwrite: an earlier result does not count.
+
+  Raises:
+    ConfigError: the folder holds another result (unless `overwrite`), or something that is not a result.
+  """
+  if not folder.exists() or (folder / FAILURE).is_file() or _is_half_published(folder):
+    return False
+  stored = part_files.read_json_object(folder, MANIFEST, "an earlier result").get("settings", {})
+  if overwrite:
+    return False
+  require_same(f"{folder} was made", stored, settings, "use --overwrite or another --output_dir")
+  return True
+
+
+def require_same(what: str, stored: Mapping[str, Any], settings: Mapping[str, Any], remedy: str) -> None:
+  """Raises ConfigError, "`what` with NAME VALUE, not VALUE; `remedy`", at the first of `settings` stored otherwise."""
+  for name, value in settings.items():
+    if stored.get(name) != value:
+      raise ConfigError(f"{what} with {name} {stored.get(name)}, not {value}; {remedy}")
+
+
+def _is_half_published(folder: epath.Path) -> bool:
+  """Whether a run was killed while it replaced `folder` file by file, as object stores need it."""
+  if not paths.is_object_store(folder) or (folder / MANIFEST).is_file():
+    return False
+  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE}
+
+
+@contextlib.contextmanager
+def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -> Iterator[epath.Path]:
+  """Gives an empty folder to fill, which then takes the place of `target`: whole or not at all.
+
+  Args:
+    target: the folder of the result; an earlier one is replaced.
+    keep_on: whether an error leaves what is in the folder; it is raised on.
+
+  Raises:
+    ConfigError: the file system refuses the folder or a file in it; an earlier result stays.
+    RunFailed: the disk is full; likewise.
+  """
+  staging = target.parent / f".{target.name}.partial"
+  try:
+    with _refusals_named(target):
+      staging.rmtree(missing_ok=True)
+      staging.mkdir(parents=True)
+    try:
+      with _refusals_named(target, below=staging):
+        yield staging
+    except Exception as error:
+      if keep_on(error):
+        with _refusals_named(target):
+          atomic.replace_folder(target, staging, FAILURE)
+      raise
+    with _refusals_named(target):
+      atomic.replace_folder(target, staging, MANIFEST)
+  finally:
+    with contextlib.suppress(OSError):
+      staging.rmtree(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _refusals_named(target: epath.Path, below: epath.Path | None = None) -> Iterator[None]:
+  """Names `target` in an OSError of the body; if `below` is given, only in those of files in that folder."""
+  try:
+    yield
+  except OSError as error:
+    if below is not None and not _is_of(error, below):
+      raise
+    kind = common.RunFailed if error.errno in common.FULL_DISK else ConfigError
+    raise kind(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _is_of(error: OSError, folder: epath.Path) -> bool:
+  """Whether an error came from files in `folder`."""
+  if error.filename is None:
+    # A write to a file that is open does not say to which, and object stores say nothing at all.
+    return error.errno in common.FULL_DISK or paths.is_object_store(folder)
+  return epath.Path(str(error.filename)).is_relative_to(folder)
+
+
+def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:
+  """Length, score, checksums and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
+  winners = [trace["chunks"][step["chunk"]]["candidates"][step["candidate"]] for step in trace["final"]["lineage"]]
+  return {
+    "length": {
+      "chunks": len(winners),
+      "latent_frames": made.latents.shape[0],
+      "frames": made.frames.shape[0],
+      "fps": made.fps,
+      "seconds": made.frames.shape[0] / made.fps,
+    },
+    "score": made.score,
+    "sha256": {
+      name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+      for name, array in (("latents", made.latents), ("frames", made.frames))
+    },
+    "seeds": {
+      "base": seed,
+      "winner": [winner["seed"] for winner in winners],
+    },
+  }
+
+
+def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any]) -> None:
+  made.save(folder / VIDEO)
+  scale = display_scale(made.frames.shape[1])
+  video.write_png(folder / CONTACT_SHEET, video.contact_sheet(made.frames, made.fps, scale=scale))
+  manifest.write_json(folder / TRACE, trace)

@@ -1,0 +1,155 @@
+"""Searches that were stopped: when they are saved, and which of them go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from streamt1_jax import saved_search
+from streamt1_jax.cli import common, results
+from streamt1_jax.config import ConfigError
+from streamt1_jax.io import manifest
+from streamt1_jax.parallel import hosts
+from streamt1_jax.saved_search import SavedSearch
+from streamt1_jax.state import ChunkTrace, SearchState
+
+SAVE_EVERY = common.define_integer(
+  "save_every",
+  None,
+  "Chunks between two saves of the search, from which it goes on when it was killed; 0 for none. By default a chunk is "
+  "saved that ends a minute or more after the last save.",
+  0,
+)
+DEFAULT_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Videos that are searched together.
+
+  Attributes:
+    folders: of their results, by prompt.
+    settings: what decides the results, as JSON values.
+    finished: prompts whose results are there. A stopped search may have some: it goes on with all of its prompts.
+  """
+
+  folders: dict[str, epath.Path]
+  settings: dict[str, Any]
+  finished: Collection[str] = ()
+
+  @property
+  def missing(self) -> dict[str, epath.Path]:
+    """The folders that are left to fill, by prompt."""
+    return {prompt: folder for prompt, folder in self.folders.items() if prompt not in self.finished}
+
+  def saved(self) -> SavedSearch:
+    """Its saves, hidden beside its first result."""
+    return SavedSearch(saved_folder(next(iter(self.folders.values()))), self.settings)
+
+
+def save_if_due(
+  saved: SavedSearch,
+  state: SearchState,
+  traces: Sequence[Sequence[ChunkTrace]],
+  num_chunks: int,
+  timer: manifest.PhaseTimer,
+) -> None:
+  """Called after every chunk; saves as the flag says and, waiting for it, when SIGTERM has come.
+
+  Raises:
+    Terminated: SIGTERM has come.
+    SaveError: the search cannot be saved.
+  """
+  chunks, every = len(traces[0]), SAVE_EVERY.value
+  if every is None:
+    due = saved.seconds_since_save() >= DEFAULT_SECONDS
+  else:
+    due = every > 0 and chunks % every == 0
+  # A save is made by all processes: the signal to one counts for all, and of their clocks that of the first.
+  told = hosts.everyone([common.is_terminated(), due])
+  terminated = any(signalled for signalled, _ in told)
+  # The last chunk is followed by the video.
+  due = told[0][1] and chunks < num_chunks
+  if every != 0 and (due or terminated):
+    with timer.phase("save"):
+      saved.save(state, traces)
+      if terminated:
+        saved.wait()
+  if terminated:
+    saved_now = f", saved after chunk {chunks} of {num_chunks}: the same command goes on from there"
+    raise common.Terminated(f"terminated{'' if every == 0 else saved_now}")
+
+
+def saved_folder(folder: epath.Path) -> epath.Path:
+  """Where a search is saved whose first result belongs into `folder`."""
+  return folder.parent / f".{folder.name}.saved"
+
+
+def group_prompts(
+  folders: Mapping[str, epath.Path],
+  finished: Sequence[str],
+  together: int,
+  settings: Callable[[Sequence[str]], dict[str, Any]],
+  *,
+  overwrite: bool,
+) -> list[list[str]]:
+  """The prompts of the searches that are left to do: each stopped one with all those it had, and new ones.
+
+  Saves of no use are removed: the results are there, or others are to replace them.
+
+  Args:
+    folders: of the result of every prompt.
+    finished: prompts whose results are there.
+    together: prompts of a new search.
+    settings: what decides the results of a search of some prompts, as JSON values.
+    overwrite: whether a stopped search of other settings may be replaced.
+
+  Raises:
+    ConfigError: a stopped search has other settings; it stays, and the first difference is named.
+  """
+  missing = [prompt for prompt in folders if prompt not in finished]
+  groups = []
+  for folder in folders.values():
+    prompts = _stopped_prompts(saved_folder(folder), list(folders), finished, missing, settings, overwrite=overwrite)
+    groups += [prompts] if prompts else []
+    missing = [prompt for prompt in missing if prompt not in prompts]
+  groups += [missing[start : start + together] for start in range(0, len(missing), together)]
+  return sorted(groups, key=lambda prompts: list(folders).index(prompts[0]))
+
+
+def _stopped_prompts(
+  folder: epath.Path,
+  given: Sequence[str],
+  finished: Sequence[str],
+  missing: Sequence[str],
+  settings: Callable[[Sequence[str]], dict[str, Any]],
+  *,
+  overwrite: bool,
+) -> list[str]:
+  """The prompts of the search that is saved in `folder`; none if there is no search to go on with."""
+  try:
+    description = saved_search.read_description(folder)
+    if description is None:
+      return []
+    prompts = description.settings.get("prompts", [])
+    done = [prompt for prompt in prompts if prompt in finished]
+    elsewhere = [prompt for prompt in prompts if prompt in given and prompt not in [*missing, *finished]]
+    # A kill between the last result and the end of the search leaves the first.
+    if (prompts and done == prompts) or elsewhere:
+      saved_search.discard(folder)
+      return []
+    if done and not set(prompts) & set(missing):
+      # What it has left to do was not asked for now.
+      return []
+    known = [prompt for prompt in prompts if prompt in given]
+    remedy = "give the same flags to go on with it, --overwrite to begin anew, or another --output_dir"
+    results.require_same(f"{folder} holds a stopped search", description.settings, settings(known), remedy)
+  except ConfigError:
+    if not overwrite:
+      raise
+    saved_search.discard(folder)
+    return []
+  return prompts

@@ -1,0 +1,1 @@
+"""Weight files, read lazily and without running what they hold."""

@@ -1,0 +1,1 @@
+"""Published parameter names to ours, one table a model."""

@@ -1,0 +1,1 @@
+"""What evaluations of videos and rewards share."""

@@ -1,0 +1,73 @@
+"""Compiling for TPUs that are not there: their description, and the shapes of a reward's text at full size."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding
+from streamt1_jax.rewards.videoalign import VideoAlign
+
+_SETTINGS = {
+  # The compiler asks the cloud what it runs on, and waits, unless it is told. Any slice will do: it is not used.
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  # No TPU is opened, so there is nothing to keep for one process.
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# Tokens before the frames; after them with a prompt of 127, filled up to a multiple of 64 (641 and 932 are used);
+# and how many are read (rewards spec, section 2).
+_TEXT = {"hpsv3": (15, 704, 1), "videoalign": (15, 960, 3)}
+
+
+def get_devices(topology: str) -> list[jax.Device]:
+  """The devices of a slice. Raises ConfigError if there is no such slice, or no compiler."""
+  for variable, value in _SETTINGS.items():
+    os.environ.setdefault(variable, value)
+  # Else JAX looks for TPUs to run on.
+  jax.config.update("jax_platforms", "cpu")
+  try:
+    options = _host_bounds(topology)
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+  except Exception as error:
+    if "not installed" in str(error):
+      raise ConfigError(
+        f"--topology={topology}: this needs libtpu, the compiler for TPUs: pip install -e '.[tpu]'"
+      ) from error
+    raise ConfigError(
+      f"--topology={topology}: there is no such slice; known are v5e:1x1 to v5e:16x16, v6e:1x1 to v6e:16x16, v4:2x2x1, "
+      f"v5p:2x2x1 to v5p:4x4x4 and tpu7x:2x2x1 ({str(error).splitlines()[0]})"
+    ) from error
+
+
+def _host_bounds(topology: str) -> dict[str, tuple[int, int, int]]:
+  """What a slice smaller than a host must say of it: the compiler takes 2x2x1 chips for granted."""
+  _, _, text = topology.partition(":")
+  sizes = [int(size) for size in text.split("x") if size.isdecimal()]
+  if not text or len(sizes) != text.count("x") + 1 or len(sizes) > 3:
+    return {}
+  bounds = tuple(sizes + [1] * (3 - len(sizes)))
+  return {} if all(size % host == 0 for size, host in zip(bounds, (2, 2, 1))) else {"chips_per_host_bounds": bounds}
+
+
+def text_tokens(name: str) -> int:
+  """Length of a sequence of this reward, "hpsv3" or "videoalign", without its pictures."""
+  before, after, _ = _TEXT[name]
+  return before + after
+
+
+def prompt_shapes(reward: HPSv3 | VideoAlign, dtype: jnp.dtype) -> PromptEmbedding:
+  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes.
+
+  `dtype` is the reward's, as in `load_reward`.
+  """
+  dtype = jnp.bfloat16 if dtype == jnp.int8 else dtype
+  before, after, read = _TEXT["hpsv3" if isinstance(reward, HPSv3) else "videoalign"]
+  text = lambda length: jax.ShapeDtypeStruct((length, reward.config.backbone.decoder.dim), dtype)
+  return PromptEmbedding(text(before), text(after), jax.ShapeDtypeStruct((read,), jnp.int32))

@@ -1,0 +1,1 @@
+"""Qwen2-VL as the backbone of reward models."""

@@ -1,0 +1,102 @@
+"""Qwen2-VL as the backbone of a reward model: pictures and a text to the hidden states of the reward tokens.
+
+  frames ── patches [S, N, V] ── vision tower ── media tokens [S, N / 4, M] ─┐
+                                                                            ▼
+  prompt ── token ids ── embedding ───────────── text before │ media │ text after ── decoder ── [R, M] at reward tokens
+
+Read-only containers of weights: split once (`nnx.split`), merge inside the transformation that calls them.
+Source: rewards spec, section 1. The text is embedded once per video; media tokens go between its two parts.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from streamt1_jax.nn import quantised
+from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig
+from streamt1_jax.rewards.qwen2_vl.decoder import Decoder
+from streamt1_jax.rewards.qwen2_vl.vision_tower import VisionTower
+from streamt1_jax.typing import Params
+
+
+class PromptTokens(NamedTuple):
+  """A tokenised prompt around the place of the media tokens.
+
+  Attributes:
+    before: [X] int32 ids, up to and including the start marker of the media.
+    after: [Y] int32 ids, from the end marker on; what follows the last reward token is padding and never read.
+    reward_index: [R] int32, positions in `after` of the reward tokens, ascending.
+  """
+
+  before: jax.Array
+  after: jax.Array
+  reward_index: jax.Array
+
+
+class PromptEmbedding(NamedTuple):
+  """`PromptTokens` with embeddings, [X, M] and [Y, M], for ids: all that a prompt contributes, once per video."""
+
+  before: jax.Array
+  after: jax.Array
+  reward_index: jax.Array
+
+
+# Of one candidate; at full size a slice has 1008, whose attention scores take 65 MB.
+_PATCHES_AT_ONCE = 2048
+
+
+def whole_batch(count: int, most: int) -> int:
+  """Largest batch of at most `most` that divides `count`: a remainder would be compiled on its own."""
+  return max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+
+
+class Qwen2VL(nnx.Module):
+  """Vision tower and decoder."""
+
+  def __init__(self, config: Qwen2VLConfig, rngs: nnx.Rngs):
+    self.vision = VisionTower(config.vision, config.decoder.dim, config.rope_dtype, rngs)
+    self.decoder = Decoder(config.decoder, config.rope_dtype, rngs)
+
+  def embed_prompt(self, tokens: PromptTokens | PromptEmbedding) -> PromptEmbedding:
+    """Looks up the embeddings of a prompt, if that was not done on the host."""
+    if isinstance(tokens, PromptEmbedding):
+      return tokens
+    return PromptEmbedding(self.decoder.embed(tokens.before), self.decoder.embed(tokens.after), tokens.reward_index)
+
+  def see(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Media tokens [S * N / 4, M] of the patches [S, N, V] of S slices, a few slices at a time."""
+    most = max(1, _PATCHES_AT_ONCE // patches.shape[1])
+    batch = whole_batch(patches.shape[0], most)
+    media = jax.lax.map(lambda one: self.vision(one[None], grid)[0], patches, batch_size=batch)
+    return media.reshape(-1, media.shape[-1])
+
+  def read(self, prompt: PromptEmbedding, media: jax.Array) -> jax.Array:
+    """Hidden states [R, M] of the reward tokens of one sequence with media tokens [Z, M]; `vmap` for several."""
+    sequence = jnp.concatenate([prompt.before, media, prompt.after])
+    return self.decoder(sequence, prompt.before.shape[0] + media.shape[0] + prompt.reward_index)
+
+
+_QUANTISED = r"(vision|decoder)/blocks/\w+/kernel|vision/merger/\w+/kernel"
+
+
+def abstract_params(make_model: Callable[[], nnx.Module], dtype: Any) -> Params:
+  """Shapes and dtypes of a reward model's parameters, nothing is allocated.
+
+  Args:
+    make_model: builds a module with a `backbone`, a `Qwen2VL`, and a head.
+    dtype: dtype of the backbone; the head keeps its float32. int8 is that of the kernels of its blocks and its merger,
+      as `QuantisedKernel`s; all else, activations too, is then bfloat16.
+  """
+  params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
+  in_int8 = jnp.dtype(dtype) == jnp.int8
+
+  def cast(path, leaf):
+    if in_int8 and re.fullmatch(_QUANTISED, jax.tree_util.keystr(path, simple=True, separator="/")):
+      return quantised.abstract_kernel(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if in_int8 else jnp.dtype(dtype))
+
+  return params | {"backbone": jax.tree_util.tree_map_with_path(cast, params["backbone"])}

@@ -1,0 +1,1 @@
+"""What trainings alone need: batches, losses, preferences."""

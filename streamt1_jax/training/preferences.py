@@ -1,0 +1,393 @@
+"""Pairs of clips of which the first is better: what the small reward models learn from.
+
+  caption ──┬─ the clip it describes ────────────────┐
+            └─ the same with one corruption, or more ┴─ looks shared by both (codec, blur, noise) ── frames uint8
+
+Three families of corruptions, one for each thing that VideoAlign judges:
+
+  text      another clip, right in itself, that differs from the caption in one attribute
+  picture   blur, noise, two half-transparent copies, mixed shapes, eaten outlines, as undecided generators draw
+  motion    freezing, turning back, jumping, vanishing, growing, becoming something else
+
+Windows have the lengths that a search shows to a video reward; of every window the frames that the reward looks at are
+drawn, and no others. For an image reward a window is one frame. Everything comes from keys, inside `jit`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.data import shapes
+from streamt1_jax.training import appearance
+from streamt1_jax.training.appearance import Appearance
+
+FIELDS = (*shapes.Attributes._fields, "binding")
+"""What two scenes of a pair differ in: one attribute, or colour and background with their hues exchanged."""
+VISIBLE_FIELDS = ("size", "color", "shape", "background", "binding")
+"""Those that a single frame shows."""
+FAMILIES = ("text", "picture", "motion")
+CODEC_CONTEXT = 5
+"""Frames that the codec sees for each frame that is drawn through it: the frame and the four before it."""
+
+# The same two hues on object and background: the pair of attributes that the generator confuses most.
+_HUES = {("green", "dark blue"): ("blue", "dark green"), ("blue", "dark green"): ("green", "dark blue")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+  """One way to be worse.
+
+  Attributes:
+    family: of `FAMILIES`.
+    fields: what the other scene that takes part may differ in.
+    falls: which of VQ, MQ and TA must be lower for the corrupted clip.
+    stays: which of them must not change.
+    on_frames: whether a single frame shows it.
+    share: how often it is drawn, relative to the others.
+  """
+
+  family: str
+  fields: tuple[str, ...]
+  falls: tuple[str, ...]
+  stays: tuple[str, ...]
+  on_frames: bool
+  share: float = 1.0
+
+
+def _text(field: str, share: float = 1.0) -> Corruption:
+  return Corruption("text", (field,), ("TA",), ("VQ", "MQ"), field in VISIBLE_FIELDS, share)
+
+
+def _picture(
+  *falls: str, fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ("MQ",), share: float = 1.0
+) -> Corruption:
+  return Corruption("picture", fields, falls, stays, True, share)
+
+
+def _motion(fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ()) -> Corruption:
+  return Corruption("motion", fields, ("MQ",), stays, False)
+
+
+CORRUPTIONS = {
+  "color": _text("color", 1.5),
+  "background": _text("background"),
+  "binding": _text("binding", 1.5),
+  "shape": _text("shape", 2.0),
+  "size": _text("size"),
+  "direction": _text("direction", 1.5),
+  "speed": _text("speed"),
+  "blur": _picture("VQ"),
+  "noise": _picture("VQ"),
+  "ghost": _picture("VQ", stays=()),
+  "faint": _picture("VQ", stays=()),
+  "eroded": _picture("VQ", stays=(), share=1.5),
+  "mixed_shape": _picture("VQ", "TA", fields=("shape",), share=2.0),
+  "mixed_color": _picture("TA", fields=("color", "background", "binding")),
+  "flicker": _picture("VQ", stays=()),
+  "freeze": _motion(stays=("VQ",)),
+  "turn": _motion(stays=("VQ",)),
+  "jump": _motion(stays=("VQ",)),
+  "vanish": dataclasses.replace(_motion(), on_frames=True),
+  "resize": dataclasses.replace(_motion(), on_frames=True),
+  "morph": _motion(("color", "shape", "size", "background")),
+}
+"""By name. A wrong direction is a matter of the caption: motion quality is judged before the caption is read."""
+NAMES = tuple(CORRUPTIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairConfig:
+  """How pairs are drawn.
+
+  Attributes:
+    count: pairs.
+    on_frames: single frames for an image reward instead of windows.
+    through_codec: so many of the pairs go through the codec.
+    omit_probability: how often a caption leaves out the size, and likewise the speed, unless the pair is about it.
+    milder_probability: how often the better clip has the same defect, only less of it.
+    soft_probability: how often both clips are slightly blurred and noisy.
+    emphasis: pairs (corruption, factor): these are drawn so many times as often as their share says.
+  """
+
+  count: int
+  on_frames: bool
+  through_codec: int = 0
+  omit_probability: float = 0.2
+  milder_probability: float = 0.25
+  soft_probability: float = 0.5
+  emphasis: tuple[tuple[str, float], ...] = ()
+
+
+class Neighbours(NamedTuple):
+  """Which scenes make pairs; a scene is its row in `shapes.all_scenes()`.
+
+  Attributes:
+    rows: [fields, N] int32 scenes that have a neighbour, by what the neighbour differs in; padded.
+    num_rows: [fields] int32.
+    others: [1152, fields, K] int32 neighbours of every scene; padded.
+    num_others: [1152, fields] int32.
+  """
+
+  rows: jax.Array
+  num_rows: jax.Array
+  others: jax.Array
+  num_others: jax.Array
+
+
+class Pairs(NamedTuple):
+  """B pairs; n frames each.
+
+  Attributes:
+    better: [B, n, 64, 64, 3] uint8.
+    worse: [B, n, 64, 64, 3] uint8.
+    kind: [B] int32, index into `NAMES`.
+    late: [B] bool, whether only the newest chunk of the window is worse.
+    scene: [B] int32, row of the captioned scene.
+    other: [B] int32, row of a scene of another caption; the worse clip shows it if the corruption is of the family
+      "text".
+    omit_size: [B] bool, whether captions leave the size out.
+    omit_speed: [B] bool.
+  """
+
+  better: jax.Array
+  worse: jax.Array
+  kind: jax.Array
+  late: jax.Array
+  scene: jax.Array
+  other: jax.Array
+  omit_size: jax.Array
+  omit_speed: jax.Array
+
+
+Codec = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""Frames [5, 64, 64, 3] in [-1, 1], the standard deviation of noise added to their latents, and its key, to the last
+frame [64, 64, 3], decoded."""
+
+
+def through_codec(codec: VideoCodec) -> Codec:
+  """Encodes, adds noise, decodes."""
+
+  def last_frame(frames: jax.Array, noise: jax.Array, key: jax.Array) -> jax.Array:
+    latents = codec.encoder.encode(frames)
+    return codec.decoder.decode(latents + noise * jax.random.normal(key, latents.shape))[-1]
+
+  return last_frame
+
+
+def neighbours(split: str, other_splits: tuple[str, ...]) -> Neighbours:
+  """Pairs of scenes that differ in one field, the first of `split`, the second of one of `other_splits`."""
+  scenes = shapes.all_scenes()
+  row = {scene: index for index, scene in enumerate(scenes)}
+  captioned = [index for index, scene in enumerate(scenes) if shapes.split_of(scene) == split]
+  found = [
+    [[row[s] for s in _that_differ(scene, field) if shapes.split_of(s) in other_splits] for field in FIELDS]
+    for scene in scenes
+  ]
+  rows = [[index for index in captioned if found[index][field]] for field in range(len(FIELDS))]
+  count = lambda lists: np.array([len(entry) for entry in lists], np.int32)
+  most = max(len(entry) for lists in found for entry in lists)
+  return Neighbours(
+    rows=jnp.asarray(_padded(rows, max(map(len, rows)))),
+    num_rows=jnp.asarray(count(rows)),
+    others=jnp.asarray(np.stack([_padded(lists, most) for lists in found])),
+    num_others=jnp.asarray(np.stack([count(lists) for lists in found])),
+  )
+
+
+def _that_differ(scene: shapes.Attributes, field: str) -> list[shapes.Attributes]:
+  names = shapes.attribute_names()
+  if field != "binding":
+    values = range(len(names[field]))
+    return [scene._replace(**{field: value}) for value in values if value != getattr(scene, field)]
+  hues = _HUES.get((names["color"][scene.color], names["background"][scene.background]))
+  if hues is None:
+    return []
+  return [scene._replace(color=names["color"].index(hues[0]), background=names["background"].index(hues[1]))]
+
+
+def _padded(lists: list[list[int]], length: int) -> np.ndarray:
+  return np.array([entry + [0] * (length - len(entry)) for entry in lists], np.int32)
+
+
+def draw_pairs(
+  key: jax.Array,
+  scenes: Neighbours,
+  config: PairConfig,
+  times: jax.Array,
+  length: jax.Array,
+  codec: Codec | None = None,
+  kind: jax.Array | None = None,
+) -> Pairs:
+  """Draws `config.count` pairs.
+
+  Args:
+    key: of everything.
+    scenes: which scenes make pairs.
+    config: how many, and how.
+    times: [n] int32, frames of the window that are looked at; one frame for an image reward.
+    length: int32, frames of the window.
+    codec: what the first `config.through_codec` pairs go through.
+    kind: int32, index into `NAMES` of the only corruption; None draws from all.
+  """
+  draws = jax.vmap(lambda k: _draw_pair(k, scenes, config, length, kind))(jax.random.split(key, config.count))
+  split = config.through_codec
+  head, tail = jax.tree.map(lambda x: x[:split], draws), jax.tree.map(lambda x: x[split:], draws)
+  parts = []
+  if split:
+    parts.append(_pair_frames(head, times, lambda look, t: _frames_through_codec(look, t, codec)))
+  if split < config.count:
+    parts.append(_pair_frames(tail, times, lambda look, t: _to_bytes(appearance.draw(look, t))))
+  better, worse = (jnp.concatenate(clips) for clips in zip(*parts))
+  return draws.pair._replace(better=better, worse=worse)
+
+
+class _Draw(NamedTuple):
+  """One pair before its frames are drawn. The worse clip is the better one before `since`; `pair` has no frames yet."""
+
+  better: Appearance
+  worse: Appearance
+  since: jax.Array
+  pair: Pairs
+
+
+def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: jax.Array, kind: jax.Array | None):
+  keys = iter(jax.random.split(key, 24))
+  uniform = lambda low=0.0, high=1.0: jax.random.uniform(next(keys), (), minval=low, maxval=high)
+  chance = lambda probability: jax.random.bernoulli(next(keys), probability)
+  below = lambda limit: jax.random.randint(next(keys), (), 0, limit)
+  drawn = jax.random.choice(next(keys), len(NAMES), p=_shares(config))
+  kind = drawn if kind is None else kind
+  field = jax.random.categorical(next(keys), jnp.log(_field_weights(config))[kind])
+  row = scenes.rows[field, below(scenes.num_rows[field])]
+  other_row = scenes.others[row, field, below(scenes.num_others[row, field])]
+
+  start = jnp.asarray(shapes.START_POSITIONS)[below(len(shapes.START_POSITIONS))]
+  table = jnp.asarray(shapes.all_scenes(), jnp.int32)
+  scene, other = (shapes.Scene(*table[index], start=start) for index in (row, other_row))
+  offset = jnp.where(chance(0.5), 0, below(shapes.FRAME_SIZE))
+  soft = chance(config.soft_probability)
+  better = appearance.flawless(scene, offset, length, next(keys))
+  better = better._replace(other=other, blur=soft * uniform(0.0, 0.8), noise=soft * uniform(0.0, 0.03))
+
+  strength = uniform(_WEAKEST, 1.0)
+  milder = jnp.where(chance(config.milder_probability), strength - uniform(_WEAKEST, 1.0), 0.0)
+  corrupt_key = next(keys)
+  worse = _corrupted(corrupt_key, better._replace(key=next(keys)), kind, strength, length, config)
+  graded = _corrupted(corrupt_key, better, kind, milder, length, config)
+  use_graded = (milder > 0) & _is_graded()[kind]
+  better = jax.tree.map(lambda a, b: jnp.where(use_graded, a, b), graded, better)
+
+  late = ~jnp.asarray(config.on_frames) & (_family(kind) != FAMILIES.index("motion")) & chance(_LATE_PROBABILITY)
+  # A first chunk is shorter: all of it would be worse.
+  late &= length > _LAST_CHUNK
+  omitted = lambda name: chance(config.omit_probability) & (field != FIELDS.index(name))
+  return _Draw(
+    better=better,
+    worse=worse,
+    since=jnp.where(late, length - _LAST_CHUNK, -_LONG_AGO),
+    pair=Pairs(None, None, kind, late, row, other_row, omit_size=omitted("size"), omit_speed=omitted("speed")),
+  )
+
+
+_WEAKEST = 0.35
+_LAST_CHUNK = 12  # frames of a later chunk
+_LATE_PROBABILITY = 0.4
+_LONG_AGO = 400
+_GRADED = ("blur", "noise", "ghost", "faint", "eroded", "mixed_shape", "mixed_color", "flicker", "vanish", "resize")
+
+
+def _corrupted(key, look: Appearance, kind, strength, length, config: PairConfig) -> Appearance:
+  """`look` with a defect; `strength` is in (0, 1]."""
+  keys = iter(jax.random.split(key, 16))
+  uniform = lambda low=0.0, high=1.0: jax.random.uniform(next(keys), (), minval=low, maxval=high)
+  sign = lambda: jnp.where(jax.random.bernoulli(next(keys)), 1, -1)
+  of = lambda *names: jnp.any(jnp.stack([kind == NAMES.index(name) for name in names])) * strength
+  is_kind = lambda name: (kind == NAMES.index(name)).astype(jnp.float32)
+
+  # Events leave a few frames to be seen in; often they are in the newest chunk, where candidates of a search differ.
+  latest = jnp.maximum(length - 5, 0)
+  earliest = jnp.where(jax.random.bernoulli(next(keys), _LATE_PROBABILITY), jnp.maximum(length - _LAST_CHUNK, 0), 0)
+  event = jax.random.randint(next(keys), (), earliest, latest + 1)
+  if config.on_frames:
+    event = jnp.int32(-_LONG_AGO)
+  lasting = jnp.maximum(_LAST_CHUNK, (uniform(0.3, 1.0) * length).astype(jnp.int32))
+  until = event + lasting + (2 * _LONG_AGO if config.on_frames else 0)
+
+  radius = jnp.asarray(list(shapes.SIZES.values()), jnp.float32)[look.scene.size]
+  speed = jnp.asarray(list(shapes.SPEEDS.values()), jnp.float32)[look.scene.speed]
+  angle, distance = uniform(0.0, 2 * np.pi), uniform(8.0, 28.0)
+  eaten = jax.random.bernoulli(next(keys))
+  scene = jax.tree.map(lambda a, b: jnp.where(_family(kind) == 0, b, a), look.scene, look.other)
+  return look._replace(
+    scene=scene,
+    event=event,
+    until=until,
+    freeze=is_kind("freeze"),
+    turn=is_kind("turn"),
+    jump=jnp.round(is_kind("jump") * sign() * uniform(10.0, 31.0) / speed).astype(jnp.int32),
+    morph=is_kind("morph"),
+    vanish=of("vanish"),
+    flicker=of("flicker"),
+    resize=0.6 * sign() * of("resize"),
+    mix_shape=0.5 * of("mixed_shape"),
+    mix_color=0.6 * of("mixed_color"),
+    mix_background=0.6 * of("mixed_color"),
+    faint=0.8 * of("faint"),
+    ghost=0.5 * of("ghost"),
+    shift=distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)]),
+    erode=3.5 * of("eroded") * eaten,
+    cut=1.3 * radius * of("eroded") * (1 - eaten),
+    blur=look.blur + 3.0 * of("blur"),
+    noise=look.noise + 0.15 * of("noise"),
+    latent_noise=0.8 * of("noise"),
+  )
+
+
+def _pair_frames(draws: _Draw, times: jax.Array, frames_of: Callable[[Appearance, jax.Array], jax.Array]):
+  def one(draw: _Draw):
+    better, worse = frames_of(draw.better, times), frames_of(draw.worse, times)
+    return better, jnp.where((times >= draw.since)[:, None, None, None], worse, better)
+
+  return jax.vmap(one)(draws)
+
+
+def _frames_through_codec(look: Appearance, times: jax.Array, codec: Codec) -> jax.Array:
+  def one(time):
+    frames = appearance.draw(look, time + jnp.arange(1 - CODEC_CONTEXT, 1))
+    key = jax.random.fold_in(look.key, time)
+    return _to_bytes(0.5 * codec(2.0 * frames - 1.0, look.latent_noise, key) + 0.5)
+
+  return jax.vmap(one)(times)
+
+
+def _to_bytes(frames: jax.Array) -> jax.Array:
+  """By truncation, as decoded videos are."""
+  return (255.0 * jnp.clip(frames, 0.0, 1.0)).astype(jnp.uint8)
+
+
+def _shares(config: PairConfig) -> jax.Array:
+  """[kinds] probabilities."""
+  drawn = lambda corruption: corruption.on_frames or not config.on_frames
+  emphasis = dict(config.emphasis)
+  shares = np.array([c.share * drawn(c) * emphasis.get(name, 1.0) for name, c in CORRUPTIONS.items()])
+  return jnp.asarray(shares / shares.sum(), jnp.float32)
+
+
+def _field_weights(config: PairConfig) -> jax.Array:
+  """[kinds, fields] 1 where the other scene may differ in that field."""
+  seen = VISIBLE_FIELDS if config.on_frames else FIELDS
+  allowed = [[field in CORRUPTIONS[name].fields and field in seen for field in FIELDS] for name in NAMES]
+  return jnp.asarray(allowed, jnp.float32)
+
+
+def _is_graded() -> jax.Array:
+  return jnp.asarray([name in _GRADED for name in NAMES])
+
+
+def _family(kind: jax.Array) -> jax.Array:
+  return jnp.asarray([FAMILIES.index(corruption.family) for corruption in CORRUPTIONS.values()])[kind]

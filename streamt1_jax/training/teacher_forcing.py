@@ -1,0 +1,144 @@
+"""The training view of the causal DiT: all chunks of a clip at once, each with the context it will have when streaming.
+
+  clean chunks ── same blocks, context timestep ── keys and values of every chunk
+                                                        │ gathered by `visible`
+  noisy chunks ── same blocks, own timesteps ────── attention to visible clean chunks and to itself
+
+The result of a noisy chunk equals that of streaming with the clean chunks committed to memory (tested), so a model
+trained here is sampled by `chunk_step` as it is.
+
+Batched by hand, unlike the rest of the package: everything but attention sees one long row of tokens, the chunks of a
+batch folded into the frame axis. Under `vmap` the gradient of every weight would sum over two axes at once, for which
+XLA's CPU backend transposes both operands: training took 1.8 times as long.
+
+G: prompts of a batch; R: chunks of one prompt.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from streamt1_jax.backbone import attention
+from streamt1_jax.backbone.dit import CausalWanDiT, TextMemory
+from streamt1_jax.nn import rotary
+
+
+def clip_velocity(
+  model: CausalWanDiT,
+  noisy: jax.Array,
+  clean: jax.Array,
+  features: jax.Array,
+  context_features: jax.Array,
+  first_frame: jax.Array,
+  text: TextMemory,
+  visible: jax.Array,
+  valid: jax.Array,
+  moved: jax.Array | None = None,
+) -> jax.Array:
+  """Velocity of every chunk of G clips of N chunks, given the clean chunks before it.
+
+  Args:
+    model: the DiT.
+    noisy: [G, N, F, C, H, W] noisy chunks.
+    clean: [G, N, F, C, H, W] clean chunks.
+    features: [G, N, freq_dim] sinusoids of each noisy chunk's timestep.
+    context_features: [freq_dim] sinusoids of the clean pass.
+    first_frame: [G, N] int32 absolute index of each chunk's first latent frame.
+    text: keys and values of the G prompts, [G, L, A, X, D] each.
+    visible: [G, N, V] int32 chunks that each chunk can see besides itself.
+    valid: [G, N, V] bool, which entries of `visible` count.
+    moved: [G, N, V] int32, latent frames by which the keys of a visible chunk move, as if it had been committed earlier
+      or later; nothing moves if None.
+
+  Returns:
+    [G, N, F, C, H, W] float32.
+  """
+  num_chunks = noisy.shape[1]
+  context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
+  both = lambda clean, noisy: jnp.concatenate([clean, noisy], axis=1)
+  tables = model.rotary_tables()
+  attend = jax.vmap(lambda q, k, v, *seen: _attend_clip(q, k, v, *seen, tables))
+  flow = _velocity(
+    model,
+    both(clean, noisy),
+    both(context_features, features),
+    both(first_frame, first_frame),
+    text,
+    lambda q, k, v: attend(q, k, v, visible, valid, moved),
+  )
+  return flow[:, num_chunks:]
+
+
+def chunk_velocity(model: CausalWanDiT, noisy: jax.Array, features: jax.Array, text: TextMemory) -> jax.Array:
+  """Velocity of the first chunks of videos, which see nothing but themselves.
+
+  Args:
+    model: the DiT.
+    noisy: [G, R, F, C, H, W] noisy chunks.
+    features: [G, R, freq_dim] sinusoids of each chunk's timestep.
+    text: keys and values of the G prompts, [G, L, A, X, D] each.
+
+  Returns:
+    [G, R, F, C, H, W] float32.
+  """
+  alone = lambda q, k, v: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
+  return _velocity(model, noisy, features, jnp.zeros(noisy.shape[:2], jnp.int32), text, jax.vmap(jax.vmap(alone)))
+
+
+def _attend_clip(q, k, v, visible, valid, moved, tables: rotary.RotaryTables) -> jax.Array:
+  """Attention of a clip's 2 N chunks [2 N, T, A, D], clean ones first: each to itself and to clean ones it sees."""
+  num_chunks = visible.shape[0]
+  attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0, None))
+  seen = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
+  return attend(q, k, v, k[:num_chunks], v[:num_chunks], *seen, tables)
+
+
+def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, moved, tables: rotary.RotaryTables):
+  """Attention of one chunk [T, A, D] to itself and to the clean chunks [N, T, A, D] that `visible` [V] names."""
+  tokens, heads, width = q.shape
+  seen_k, seen_v = clean_k[visible], clean_v[visible]
+  if moved is not None:
+    seen_k = jax.vmap(lambda k, frames: rotary.shift_frames(k, tables, frames))(seen_k, moved).astype(k.dtype)
+  row = lambda x: x.reshape(-1, heads, width)
+  k, v = jnp.concatenate([k, row(seen_k)]), jnp.concatenate([v, row(seen_v)])
+  mask = jnp.repeat(jnp.concatenate([jnp.ones(1, bool), valid]), tokens)
+  logits = jnp.einsum("qad,kad->aqk", q * width**-0.5, k, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(jnp.where(mask[None, None], logits, -jnp.inf), axis=-1).astype(v.dtype)
+  return jnp.einsum("aqk,kad->qad", weights, v)
+
+
+def _velocity(
+  model: CausalWanDiT,
+  chunks: jax.Array,
+  features: jax.Array,
+  first_frame: jax.Array,
+  text: TextMemory,
+  attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+  """[G, R, F, C, H, W] velocities of as many chunks; `attend` takes and gives [G, R, T, A, D]."""
+  groups, count, frames = chunks.shape[:3]
+  x = model.patchify(chunks.reshape(-1, *chunks.shape[3:]))
+  embedding, projected = model.embed_time(features.reshape(groups * count, -1))
+  embedding, projected = jnp.repeat(embedding, frames, axis=0), jnp.repeat(projected, frames, axis=0)
+  tables = model.rotary_tables()
+  rotation = jax.vmap(lambda first: rotary.chunk_rotation(tables, first, frames))(first_frame.reshape(-1))
+  cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
+  by_chunk = lambda x: x.reshape(groups, count, -1, *x.shape[2:])
+  by_prompt = lambda x: x.reshape(groups, -1, *x.shape[2:])
+  graphdef, blocks = nnx.split(model.blocks)
+
+  # What is cheap to compute again is not kept: stacking it for the backward pass costs more.
+  @jax.checkpoint
+  def step(x, inputs):
+    params, text = inputs
+    block = nnx.merge(graphdef, params)
+    rows = block.modulation_rows(projected)
+    q, k, v = block.qkv(x, rows, cos, sin)
+    attended = attend(by_chunk(q), by_chunk(k), by_chunk(v)).reshape(q.shape)
+    cross = lambda q: jax.vmap(attention.attend)(by_prompt(q), text.k, text.v).reshape(q.shape)
+    return block.with_cross_attention(x, attended, rows, cross), None
+
+  x, _ = jax.lax.scan(step, x, (blocks, jax.tree.map(lambda t: t.swapaxes(0, 1), text)))
+  return model.unpatchify(x, embedding).reshape(chunks.shape).astype(jnp.float32)
