@@ -1,14 +1,9 @@
-"""Trains the sentencepiece model of the shapes world on all of its captions.
+"""The sentencepiece model of the shapes world, trained on all of its captions.
 
-Every word of the world is one piece. Single letters and digits are pieces too, so any English prompt has
-tokens; other characters become the unknown token. Capitals are folded and punctuation reads as a space:
-"A red circle moves left, over a black background." is the caption it looks like. The folding is a table of 40
-rules; the stock lower-casing table of sentencepiece would make the file a hundred times larger.
-
-  python -m experiments.train.tokenizer --output=checkpoints/tiny/tokenizer.model
-
-Result: 64 pieces in 1999 bytes, the longest caption is 13 tokens; one second on one CPU core. Nothing is
-random: the same captions and version of sentencepiece give the same bytes.
+Every word of the world is one piece. Single letters and digits are pieces too, so any English prompt has tokens; other
+characters become the unknown token. Capitals are folded and punctuation reads as a space: "A red circle moves left,
+over a black background." is the caption it looks like. The folding is a table of 40 rules; the stock lower-casing table
+of sentencepiece would make the file a hundred times larger.
 """
 
 import io
@@ -19,15 +14,10 @@ import tempfile
 from collections import Counter
 
 import sentencepiece
-from absl import logging
 from sentencepiece import sentencepiece_model_pb2
 
-from streamt1_jax.cli import common
-from streamt1_jax.config import preset
 from streamt1_jax.data import shapes
-from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer
-
-_OUTPUT = common.define_path("output", "checkpoints/tiny/tokenizer.model", "file to write", url=False)
+from streamt1_jax.text.tokenizer import END_ID, PAD_ID
 
 _LETTERS = string.ascii_lowercase + string.digits
 _PUNCTUATION = ".,;:!?\"'()-_/"
@@ -91,19 +81,3 @@ def _without_paths(model: bytes) -> bytes:
   proto.trainer_spec.ClearField("seed_sentencepieces_file")
   proto.normalizer_spec.ClearField("normalization_rule_tsv")
   return proto.SerializeToString(deterministic=True)
-
-
-def main() -> None:
-  common.require_writable("output", _OUTPUT.value)
-  texts = captions()
-  model = train(texts)
-  output = pathlib.Path(_OUTPUT.value)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_bytes(model)
-  tokenizer = Tokenizer(model, preset("tiny").text.max_len)
-  longest = max(tokenizer(text).length for text in texts)
-  logging.info("%s: %d bytes, %d pieces, longest caption %d", output, len(model), tokenizer.vocab_size, longest)
-
-
-if __name__ == "__main__":
-  common.run(main)
