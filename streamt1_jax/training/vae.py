@@ -1,7 +1,7 @@
 """The training of the tiny causal video VAE: clips, losses, optimiser, one step, and what is measured in the end.
 
-  random clips ── encoder ── moments ── sampled latents, made noisy ── decoder ── clips again: mse, l1
-                                └────────────────────────────────────────────────────────────── kl
+random clips ── encoder ── moments ── sampled latents, made noisy ── decoder ── clips again: mse, l1
+                              └────────────────────────────────────────────────────────────── kl
 """
 
 import dataclasses
