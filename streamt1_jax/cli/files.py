@@ -8,11 +8,17 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from streamt1_jax import shipped
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk. EFBIG is the limit of a process, or of a file system, on the size of one file."""
+
+
+def find_checkpoint(path: str | None) -> epath.Path:
+  """The folder that --checkpoint means: the small model's where the flag is not given."""
+  return shipped.checkpoint() if path is None else epath.Path(path)
 
 
 def _probe(file: epath.Path) -> None:

@@ -92,6 +92,11 @@ def define_path(
   _define(_Path(url), values, name, default, meaning, required)
 
 
+def define_checkpoint(values: flags.FlagValues, meaning: str = "Folder of the model") -> None:
+  """The flag --checkpoint; `files.find_checkpoint` gives the folder it means."""
+  define_path(values, "checkpoint", None, f"{meaning}; by default the small model that travels with this package.")
+
+
 def define_string(
   values: flags.FlagValues, name: str, default: str | None, meaning: str, *, required: bool = False
 ) -> None:
