@@ -7,7 +7,6 @@ video.save("outputs/circle.mp4")
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,15 +19,12 @@ from jax.sharding import Mesh
 
 from streamt1_jax import drivers, shipped
 from streamt1_jax.backbone.attention import Implementation
-from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.chunk_step import Models
-from streamt1_jax.codec.streaming import StreamingDecoder
-from streamt1_jax.codec.vae import VideoCodec, VideoDecoder
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
-from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.models import Models, abstract_backbone, make_models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
@@ -143,22 +139,14 @@ class Pipeline:
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
-    backbone, backbone_params = restore("backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)))
-    _, codec_params = restore("codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)))
-    decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
+    backbone_params = restore("backbone", abstract_backbone(config)[1])
+    codec_params = restore("codec", _abstract_codec(config.codec))
     rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh)
-    size = config.latent_height, config.latent_width
     if decoding is None:
-      decoding = "in_turn" if math.prod(size) * config.codec.spatial_stride**2 > _LARGE_FRAME else "together"
-    models = Models(
-      config=config,
-      backbone=backbone,
-      codec=StreamingDecoder(decoder, config.codec, size, frame_by_frame=decoding != "together"),
-      image_reward=rewards.image.reward,
-      video_reward=rewards.video.reward,
-      draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
-      execution=Execution(mesh=mesh, attention=attention, decoding=decoding),
-    )
+      pixels = config.latent_height * config.latent_width * config.codec.spatial_stride**2
+      decoding = "in_turn" if pixels > _LARGE_FRAME else "together"
+    execution = Execution(mesh=mesh, attention=attention, decoding=decoding)
+    models = make_models(config, rewards.image.reward, rewards.video.reward, execution=execution)
     params = {
       "backbone": backbone_params,
       "codec": codec_params["decoder"],
@@ -341,12 +329,14 @@ class Pipeline:
     return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
 
 
-def _restore(
-  directory: epath.Path, part: str, build: Callable[[], nnx.Module], *, dtype: jnp.dtype, mesh: Mesh | None
-) -> tuple[nnx.GraphDef, Params]:
-  """Graph definition of a module and its weights as a nested dict; nothing is allocated but the weights."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(build), nnx.Param)
-  return graphdef, load_params(directory / part, placed(mesh, part, nnx.to_pure_dict(abstract)), dtype)
+def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: jnp.dtype, mesh: Mesh | None) -> Params:
+  """The weights of one part of a checkpoint; nothing else is allocated."""
+  return load_params(directory / part, placed(mesh, part, shapes), dtype)
+
+
+def _abstract_codec(config: CodecConfig) -> Params:
+  """Shapes of the weights of encoder and decoder: a checkpoint holds both."""
+  return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: VideoCodec(config, rngs=nnx.Rngs(0))), nnx.Param))
 
 
 @functools.partial(jax.jit, static_argnames="models")
