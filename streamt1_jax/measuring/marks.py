@@ -1,53 +1,33 @@
-"""`experiments.generate` that writes down, as it goes, what it is doing: for `experiments.measure.kill_test`.
+"""What a search was doing when it died: marks that it writes as it goes.
 
 A mark is a line `SECONDS EVENT` of the clock that all processes share, written without a buffer: it outlives its
 process. Events are `+PHASE` and `-PHASE`, with the phases of the manifest, `compile`, `save` from the copy of the state
-until all files are written, and `copy`, that part of it which the search waits for. It touches nothing of what the
+until all files are written, and `copy`, that part of it which the search waits for. Marks touch nothing of what the
 program computes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import pathlib
-import sys
+import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 
 import jax
 
 from streamt1_jax import saved_search
 from streamt1_jax.io import manifest
 
+Marks = list[tuple[float, str]]
+"""Seconds and event of each."""
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
 
-def run(folder: str, arguments: Sequence[str], marks: str, cache: str, quick_compilation: bool) -> None:
-  """Runs the program in `folder`, with its output in `.stdout` and `.stderr` there; the target of a process.
-
-  Args:
-    folder: where it runs.
-    arguments: its flags.
-    marks: file of the marks.
-    cache: folder of compiled programs.
-    quick_compilation: whether XLA optimises little.
-  """
-  os.chdir(folder)
-  for stream, name in ((1, ".stdout"), (2, ".stderr")):
-    os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), stream)
-  jax.config.update("jax_disable_most_optimizations", quick_compilation)
-  jax.config.update("jax_compilation_cache_dir", cache)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  _install(os.open(marks, os.O_CREAT | os.O_WRONLY | os.O_APPEND))
-  sys.argv = ["experiments/generate.py", *arguments]
-  from streamt1_jax.cli import common
-
-  common.run(importlib.import_module("experiments.generate").main)
-
-
-def _install(file: int) -> None:
+def install(path: pathlib.Path) -> None:
+  """Makes the searches of this process, which is to run one program, write their marks to the end of a file."""
+  file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
   mark = lambda event: os.write(file, f"{time.monotonic():.6f} {event}\n".encode())
   mark("+start")
   phase, begin, finalize = (
@@ -88,7 +68,29 @@ def _install(file: int) -> None:
   jax.monitoring.register_event_duration_secs_listener(listen)
 
 
-def read_marks(path: pathlib.Path) -> list[tuple[float, str]]:
-  """Seconds and event of every mark; the last line may be cut short."""
+def read(path: pathlib.Path) -> Marks:
+  """The marks in a file; its last line may be cut."""
   lines = path.read_text().split("\n")[:-1] if path.exists() else []
   return [(float(line.split()[0]), line.split()[1]) for line in lines]
+
+
+def longest(marks: Marks) -> dict[str, float]:
+  """The most seconds that each phase took."""
+  running, found = {}, defaultdict(float)
+  for seconds, event in marks:
+    if event[0] == "+":
+      running[event[1:]] = seconds
+    elif event[1:] in running:
+      found[event[1:]] = max(found[event[1:]], seconds - running.pop(event[1:]))
+  return found
+
+
+def median_chunk(marks: Marks) -> float:
+  """Median seconds of a chunk after the first."""
+  starts, lengths = 0.0, []
+  for seconds, event in marks:
+    if event == "+search":
+      starts = seconds
+    elif event == "-search":
+      lengths.append(seconds - starts)
+  return statistics.median(lengths)
