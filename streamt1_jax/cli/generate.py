@@ -296,9 +296,17 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
 
 
 def find_finished(plan: Plan, folders: dict[str, epath.Path]) -> list[str]:
-  """Prompts whose results exist. All are looked at before the first search: a conflict in the last costs nothing."""
+  """Prompts whose results exist. All are looked at before the first search: a conflict in the last costs nothing.
+
+  Raises ConfigError if a folder holds something else, or cannot be made.
+  """
   settings, overwrite = plan.settings, plan.values.overwrite
-  return [prompt for prompt, at in folders.items() if results.is_finished(at, settings(prompt), overwrite=overwrite)]
+  finished = [
+    prompt for prompt, at in folders.items() if results.is_finished(at, settings(prompt), overwrite=overwrite)
+  ]
+  for prompt in folders.keys() - finished:
+    results.check_place(folders[prompt])
+  return finished
 
 
 def tell(*lines: Any) -> None:

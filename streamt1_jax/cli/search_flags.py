@@ -118,8 +118,8 @@ def load_pipeline(
   device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
   mesh = device_flags.make_mesh(values, model, search_config(values, model), num_prompts)
-  device_flags.tell_devices(model, mesh)
-  return Pipeline.load(
+  device_flags.warn_if_slow(model)
+  pipeline = Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(dtype),
     reward=_reward_names(values),
@@ -130,6 +130,9 @@ def load_pipeline(
     decoding=values.decoding,
     attention=values.attention,
   )
+  # Bad input is told in one line and nothing else, so this waits for the weights.
+  device_flags.tell_devices(mesh)
+  return pipeline
 
 
 def _reward_names(values: flags.FlagValues) -> str | None:
