@@ -18,7 +18,6 @@ Every prompt is one line of `--output`; a run that was interrupted, or is asked 
 last one.
 """
 
-import dataclasses
 import json
 import sys
 from typing import Any
@@ -32,6 +31,7 @@ from streamt1_jax.cli import common, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.data import shapes, verify
 from streamt1_jax.evaluation import comparison
+from streamt1_jax.io import config_json
 from streamt1_jax.pipeline import Pipeline, Video
 
 _CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
@@ -87,7 +87,7 @@ def main() -> None:
     "candidates": search.num_candidates,
     "checkpoint_sha256": common.checkpoint_sha256(checkpoint, pipeline.rewards.choice.stored),
     **search_flags.reward_settings(pipeline, "float32"),
-    **dataclasses.asdict(search),
+    **config_json.to_json_value(search),
   }
   settings = json.loads(json.dumps(settings))  # As they will be read again.
   rows = comparison.read_rows(output, settings)[: _NUM_PROMPTS.value]

@@ -10,11 +10,11 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.cli import common
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.execution import Decoding
 from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.typing import Implementation
 
 _MESH = flags.DEFINE_string(
   "mesh",
