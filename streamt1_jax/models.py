@@ -13,15 +13,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.base import Codec, LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
-from streamt1_jax.config import CodecConfig, ModelConfig
+from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig
 from streamt1_jax.execution import Execution
+from streamt1_jax.generator import Models
 from streamt1_jax.noise_propagation import DrawNoise, gaussian_noise
 from streamt1_jax.rewards.base import ImageReward, VideoReward
+from streamt1_jax.sampling import SAMPLERS
 from streamt1_jax.typing import Params
+from streamt1_jax.wan_generator import WanGenerator
 
 
 def make_models(
@@ -40,15 +42,20 @@ def make_models(
     video_reward: gives the long-term score.
     execution: on which devices, and how; one device by default.
     draw_noise: seed to noise; standard normal draws by default.
+
+  Raises:
+    ConfigError: there is no sampler of the name that the schedule gives.
   """
+  if config.schedule.sampler not in SAMPLERS:
+    raise ConfigError(f"schedule.sampler must be one of {', '.join(SAMPLERS)}, got {config.schedule.sampler!r}")
   execution = execution or Execution()
   return Models(
-    config=config,
-    backbone=abstract_backbone(config)[0],
+    generator=WanGenerator(config, abstract_backbone(config)[0]),
     codec=_codec(config, frame_by_frame=execution.decoding != "together"),
     image_reward=image_reward,
     video_reward=video_reward,
     draw_noise=draw_noise or gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
+    sampler=SAMPLERS[config.schedule.sampler],
     execution=execution,
   )
 

@@ -18,13 +18,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from streamt1_jax import drivers, shipped
-from streamt1_jax.backbone.attention import Implementation
+from streamt1_jax.backbone.dit import TextMemory
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
+from streamt1_jax.generator import Models
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
-from streamt1_jax.models import Models, abstract_backbone, make_models
+from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
@@ -33,7 +34,8 @@ from streamt1_jax.rewards.selection import Rewards
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import Implementation, Params
+from streamt1_jax.wan_generator import WanGenerator
 
 TOKENIZER_FILE = "tokenizer.model"
 _LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
@@ -179,7 +181,7 @@ class Pipeline:
 
   @property
   def config(self) -> ModelConfig:
-    return self.models.config
+    return self.models.generator.config
 
   def num_chunks(self, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
     """Chunks of a video of a given length; `seconds` is rounded to the nearest whole chunk (5 s are 21 latent frames).
@@ -198,7 +200,7 @@ class Pipeline:
       raise ConfigError("the prompt is empty")
     image, video = self.reward_features(prompt)
     condition = Condition(
-      text=_text_memory(self.params["backbone"], self.text(prompt), self.models),
+      text=_text_memory(self.params["backbone"], self.text(prompt), self.models.generator, self.models.execution.mesh),
       image_reward=self.models.image_reward.init(self.params["image_reward"], image),
       video_reward=self.models.video_reward.init(self.params["video_reward"], video),
       num_chunks=jnp.int32(num_chunks),
@@ -257,10 +259,10 @@ class Pipeline:
       else:
         yield state, [drivers.of_prompt(trace, index) for index in range(len(conditions))]
 
-  def abstract_state(self, search: SearchConfig, seeds: Sequence[int]) -> SearchState:
+  def abstract_state(self, search: SearchConfig, *, num_chunks: int, seeds: Sequence[int]) -> SearchState:
     """Shapes, dtypes and shardings of the states that `stream_states` yields."""
     seed = self._fill(seeds) if self.prompts_together > 1 else seeds[0]
-    return drivers.abstract_state(self.params, self.models, search, seed)
+    return drivers.abstract_state(self.params, self.models, search, seed, num_chunks=num_chunks)
 
   def _fill(self, items: Sequence[Any]) -> list[Any]:
     """The last one is repeated until the devices have work."""
@@ -339,8 +341,6 @@ def _abstract_codec(config: CodecConfig) -> Params:
   return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: VideoCodec(config, rngs=nnx.Rngs(0))), nnx.Param))
 
 
-@functools.partial(jax.jit, static_argnames="models")
-def _text_memory(backbone: Params, embeddings: jax.Array, models: Models):
-  embeddings = embeddings.astype(jax.tree.leaves(backbone)[0].dtype)
-  text = nnx.merge(models.backbone, backbone).text_memory(embeddings)
-  return with_shardings(models.execution.mesh, "text", text)
+@functools.partial(jax.jit, static_argnames=("generator", "mesh"))
+def _text_memory(params: Params, embeddings: jax.Array, generator: WanGenerator, mesh: Mesh | None) -> TextMemory:
+  return with_shardings(mesh, "text", generator.text_memory(params, embeddings))

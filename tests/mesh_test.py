@@ -18,6 +18,7 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.hpsv3 import abstract_params as hpsv3_params
+from streamt1_jax.state import init_state
 from tests import small_search as small
 
 P = PartitionSpec
@@ -139,7 +140,7 @@ class TestTable:
     models, params = small.models(), small.params()
     search = dataclasses.replace(small.SEARCH, sink_ema_dtype="float32")
     half = {"backbone": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), params["backbone"])}
-    state = jax.eval_shape(lambda p: drivers.init_state(models, params | p, search, 0), half)
+    state = jax.eval_shape(lambda p: init_state(params | p, models, search, 0), half)
     state = state._replace(beams=state.beams._replace(codec=(np.zeros((2, 2, 4, 4, 8)),)))
     trees = {
       "backbone": nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)),

@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
-from streamt1_jax.models import Models, abstract_backbone, make_models
+from streamt1_jax.generator import Models
+from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.state import Condition
 
 MODEL = ModelConfig(

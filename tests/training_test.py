@@ -111,7 +111,7 @@ _DIT = ["--run_dir=run", "--codec_dir=."]
     (dit, [*_DIT, "--ema_decay=1.5"], ["--ema_decay=1.5", "[0.0, 1.0]"]),
     (reward, ["--reward=clip", "--run_dir=run"], ["--reward=clip", "hpsv3|videoalign"]),
     (reward, ["--reward=hpsv3", "--run_dir=run", "--init_from=missing"], ["missing", "folder of a reward model"]),
-    (reward, ["--reward=hpsv3", "--run_dir=run", "--codec_dir=missing"], ["missing does not exist"]),
+    (reward, ["--reward=hpsv3", "--run_dir=run", "--codec_dir=missing"], ["--codec_dir=missing is not a folder"]),
     (reward, ["--reward=hpsv3", "--run_dir=run", "--emphasis=turn:2"], ["--emphasis", "turn:2", "color, "]),
     (reward, ["--reward=hpsv3", "--run_dir=run", "--emphasis=blur"], ["--emphasis", "'blur'", "background:3"]),
     (reward, ["--reward=hpsv3", "--run_dir=run", "--windows=9"], ["--windows=9", "for videoalign"]),

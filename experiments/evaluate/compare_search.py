@@ -19,7 +19,6 @@ Every prompt is one line of `--output`. A run that was interrupted, or is asked 
 last one.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from etils import epath
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
 from streamt1_jax.config import ConfigError, require_video_model
 from streamt1_jax.evaluation import comparison
-from streamt1_jax.io import rows
+from streamt1_jax.io import config_json, rows
 from streamt1_jax.io.checkpoint import load_config
 
 
@@ -61,7 +60,7 @@ def run(values: flags.FlagValues) -> None:
     "candidates": search.num_candidates,
     "checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored),
     **search_flags.reward_settings(values, choice, "float32"),
-    **dataclasses.asdict(search),
+    **config_json.to_json_value(search),
   }
   made = rows.read(output, settings, name=f"--output={output}")
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_prompts)

@@ -120,8 +120,10 @@ def run(values: flags.FlagValues) -> None:
   module = hpsv3 if name == "hpsv3" else videoalign
   config, template = module.shapes_config(), reward_text.TEMPLATES[name]
   emphasis, windows = read_emphasis(values), read_windows(values, config)
+  codec_dir = values.codec_dir or shipped.checkpoint() / "codec"
+  training_flags.require_folder("codec_dir", codec_dir)
   params = reward.init_params(name, config, training.seed, values.init_from)
-  codec, codec_params = nnx.split(load_codec(values.codec_dir or shipped.checkpoint() / "codec", model), nnx.Param)
+  codec, codec_params = nnx.split(load_codec(codec_dir, model), nnx.Param)
   this = training_flags.start_run(values)
   print(f"{count_parameters(params)} parameters", flush=True)
   vocab_size = config.backbone.decoder.vocab_size

@@ -31,12 +31,10 @@ def trainable_preset(name: str) -> ModelConfig:
   return model
 
 
-def require_folder(flag: str, path: str) -> None:
+def require_folder(flag: str, path: epath.PathLike) -> None:
   """Raises ConfigError unless `path` is a folder: better known before the run's folder is made."""
   if not epath.Path(path).is_dir():
-    raise ConfigError(
-      f"--{flag}={path} does not exist" if not epath.Path(path).exists() else f"--{flag}={path} is a file"
-    )
+    raise ConfigError(f"--{flag}={path} is not a folder")
 
 
 def start_run(values: flags.FlagValues) -> Run:

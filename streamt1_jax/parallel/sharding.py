@@ -89,7 +89,7 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
   "state": (
     *((f"beams/memory/({pattern})", axes) for pattern, axes in _MEMORY),
     ("beams/codec/.*", ("beam", "frame", "row", "column", "channel")),
-    ("beams/.*", ("beam",)),
+    ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
 """Per tree, the axes of its arrays by path; the first pattern that fits counts, and what none fits is replicated."""

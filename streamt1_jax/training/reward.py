@@ -204,15 +204,15 @@ def init_params(name: str, config: RewardConfig, seed: int, init_from: str | Non
 
   Raises ConfigError if that is no reward, or has a backbone of other sizes.
   """
+  given = None if init_from is None else folder.load_config(init_from)
+  if given is not None and given.backbone != config.backbone:
+    raise ConfigError(f"--init_from={init_from}: its backbone has other sizes than {name}'s")
   build = hpsv3.HPSv3Model if name == "hpsv3" else videoalign.VideoAlignModel
   params = nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(seed)), nnx.Param))
   if name == "hpsv3":
     # The logarithm of sigma is not trained: sigma is 1.
     params["head"]["out"]["kernel"] = params["head"]["out"]["kernel"].at[:, 1].set(0.0)
-  if init_from is not None:
-    given = folder.load_config(init_from)
-    if given.backbone != config.backbone:
-      raise ConfigError(f"--init_from={init_from}: its backbone has other sizes than {name}'s")
+  if given is not None:
     loaded = load_params(init_from, folder.abstract_params(given))
     params |= loaded if folder.reward_name(given) == name else {"backbone": loaded["backbone"]}
   return params
