@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from streamt1_jax import drivers
 from streamt1_jax.cli import command, device_flags, flag_types
 from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.data import shapes
@@ -88,7 +87,7 @@ def run(values: flags.FlagValues) -> None:
   sizes = {name: values[name].value for name in ("beam_size", "top_k", "max_sink_frames")}
   search = SearchConfig.released(**sizes)
   search.validate_for(model)
-  longest = drivers.max_chunks(model)
+  longest = model.max_chunks
   if not 1 <= values.chunks <= longest:
     raise ConfigError(f"--chunks must be in 1..{longest} (rotary tables), got {values.chunks}")
   device_flags.use_compilation_cache(values)

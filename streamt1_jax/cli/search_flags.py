@@ -15,7 +15,6 @@ from etils import epath
 from streamt1_jax.cli import device_flags, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.config import video_chunks as chunks_of_length
-from streamt1_jax.drivers import max_chunks
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import folder as reward_folder
@@ -169,7 +168,7 @@ def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent
   """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag."""
   try:
     chunks = chunks_of_length(model, seconds=seconds, num_latent_frames=num_latent_frames)
-    longest = max_chunks(model)
+    longest = model.max_chunks
     if chunks > longest:
       raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {chunks}")
   except (ConfigError, OverflowError) as error:

@@ -46,7 +46,7 @@ def _times(number: int | None, factor: int) -> int | None:
 
 def _in_blocks(program: Program, collectives: list[Collective]) -> dict[str, Any]:
   """What the targets speak of: activation-sized collectives per block, and any between candidates while denoising."""
-  model = program.models.config
+  model = program.model
   denoising = [one for one in collectives if one.phase == "denoise"]
   passes = len(model.schedule.denoising_steps) * model.backbone.num_layers
   one_candidate = model.chunk_tokens * model.backbone.dim * 2

@@ -17,9 +17,10 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import TextMemory
-from streamt1_jax.chunk_step import Models, chunk_step, init_state
+from streamt1_jax.chunk_step import chunk_step
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.execution import Execution
+from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.models import abstract_params, make_models
@@ -29,10 +30,10 @@ from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.quality import ImageQuality
 from streamt1_jax.rewards.videoalign import VideoAlign
-from streamt1_jax.state import Condition, SearchState
+from streamt1_jax.state import Condition, SearchState, init_state
 from streamt1_jax.typing import Params
 
-PHASES = ("evict", "denoise", "judge", "prune", "commit")
+PHASES = ("open", "propose", "denoise", "judge", "select", "prune", "commit")
 """Scopes of the chunk step."""
 _TRITON_CALL = "__gpu$xla.gpu.triton"
 
@@ -47,6 +48,7 @@ class Program:
     condition: shape of the prompt.
     models: static half of the step.
     search: the search.
+    model: sizes.
   """
 
   params: Params
@@ -54,6 +56,7 @@ class Program:
   condition: Condition
   models: Models
   search: SearchConfig
+  model: ModelConfig
 
   @property
   def arguments(self) -> tuple[Params, SearchState, Condition]:
@@ -105,11 +108,11 @@ def build(
   rewards, reward_params, reward_conditions = _rewards(model, reward_dtype)
   alone = make_models(model, *rewards)
   params = {**abstract_params(model, dtype), **reward_params}
-  state = jax.eval_shape(lambda params: init_state(alone, params, search, 0), params)
+  state = jax.eval_shape(lambda params: init_state(params, alone, search, 0), params)
   b = model.backbone
   text = jax.ShapeDtypeStruct((b.num_layers, b.num_heads, b.text_len, b.head_dim), dtype)
   condition = Condition(TextMemory(text, text), *reward_conditions, jax.ShapeDtypeStruct((), jnp.int32))
-  program = Program(params, state, condition, make_models(model, *rewards, execution=execution), search)
+  program = Program(params, state, condition, make_models(model, *rewards, execution=execution), search, model)
   return program if program.num_prompts == 1 else _with_prompts(program)
 
 

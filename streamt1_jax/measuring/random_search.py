@@ -9,10 +9,10 @@ from flax import nnx
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.chunk_step import Models
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.execution import Execution
-from streamt1_jax.models import make_models
+from streamt1_jax.generator import Models
+from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.parallel.sharding import RULES, tree_shardings
 from streamt1_jax.state import Condition
 from streamt1_jax.typing import Params
@@ -46,11 +46,13 @@ class RandomSearch:
     params: random weights.
     condition: a random prompt, or as many as the mesh searches together.
     models: static half of the step.
+    model: sizes.
   """
 
   params: Params
   condition: Condition
   models: Models
+  model: ModelConfig
 
   @property
   def num_prompts(self) -> int:
@@ -86,19 +88,20 @@ def build(
     append_always: whether rewards flag every chunk as a new sink, which makes the memory as large as it gets.
   """
   rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if append_always else (ConstantReward(),) * 2
-  models = make_models(dataclasses.replace(model, codec=None), *rewards, execution=execution)
+  model = dataclasses.replace(model, codec=None)
+  models = make_models(model, *rewards, execution=execution)
   weights = nnx.to_pure_dict(nnx.state(CausalWanDiT(model, nnx.Rngs(0)), nnx.Param))
   backbone = jax.tree.map(lambda x: x.astype(dtype), weights)
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)
-  text = nnx.merge(models.backbone, backbone).text_memory(embeddings)
+  text = nnx.merge(abstract_backbone(model)[0], backbone).text_memory(embeddings)
   params = {"backbone": backbone, "codec": {}, "image_reward": {}, "video_reward": {}}
   condition, mesh = Condition(text, (), (), jnp.int32(num_chunks)), execution.mesh
   if mesh is None:
-    return RandomSearch(params, condition, models)
+    return RandomSearch(params, condition, models, model)
   params = {name: jax.device_put(part, tree_shardings(mesh, name, part)) for name, part in params.items()}
   prompts = mesh.shape[RULES["prompt"]]
   if prompts == 1:
     condition = jax.device_put(condition, tree_shardings(mesh, "condition", condition))
   else:
     condition = drivers.stack_conditions([condition] * prompts, mesh)
-  return RandomSearch(params, condition, models)
+  return RandomSearch(params, condition, models, model)

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from streamt1_jax.chunk_step import init_state
 from streamt1_jax.config import SearchConfig, preset
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import paths
@@ -23,7 +22,7 @@ from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.quality import ImageQuality
 from streamt1_jax.saved_search import SavedSearch
-from streamt1_jax.state import Condition
+from streamt1_jax.state import Condition, init_state
 
 COMPILING = 2
 """First chunks of a search, which compile and are not timed."""
@@ -35,7 +34,7 @@ def state_bytes(name: str) -> dict[str, int]:
   """Bytes of a state and of a later chunk's trace, by shapes: 2 beams of 2 candidates, all sinks allocated."""
   model, search = preset(name), SearchConfig.released()
   models = make_models(model, ImageQuality(), TemporalCoherence(), execution=Execution(decoding="in_turn"))
-  state = jax.eval_shape(lambda params: init_state(models, params, search, 0), abstract_params(model, PRESETS[name]))
+  state = jax.eval_shape(lambda params: init_state(params, models, search, 0), abstract_params(model, PRESETS[name]))
   count = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   codec = models.codec
   frames = codec.num_frames(model.chunk_frames, first=False) * math.prod(codec.frame_shape())

@@ -55,7 +55,7 @@ class _Scaled:
       done = first - 1 + _AROUND
       gemm, (seconds, cpu_seconds) = (earlier + rate()) / 2, times.min(axis=0).tolist()
       visible = np.asarray(self._state.beams.memory.count, np.float64).ravel() + 1
-      tflops = search_flop(self._built.models.config, self._search, [visible]) / seconds / 1e12
+      tflops = search_flop(self._built.model, self._search, [visible]) / seconds / 1e12
       rows.append({"chunk": chunk, "seconds": seconds, "cpu_seconds": cpu_seconds, "gemm_fraction": tflops / gemm})
     return rows
 

@@ -43,7 +43,7 @@ def measure(
       times.append(time.perf_counter() - began)
     compilations += counter.count
     rates.append(gemm_tflops(dtype))
-  seconds, flop = min(times), search_flop(models.config, search, visible)
+  seconds, flop = min(times), search_flop(built.model, search, visible)
   mesh = models.execution.mesh
   tflops, gemm = flop / seconds / 1e12, max(rates) * (1 if mesh is None else mesh.size)
   return {
