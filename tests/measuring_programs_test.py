@@ -1,12 +1,13 @@
 """The programs that measure, as a user runs them: what they report, and one line for every mistake."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from streamt1_jax.measuring import saves
-from tests.command_line import call, save_model
+from streamt1_jax.measuring import random_model, saves
+from tests.command_line import call, save_model, small_model
 
 
 @pytest.mark.parametrize(
@@ -77,20 +78,20 @@ def test_bad_input(tmp_path, program, arguments, fragments):
 
 def test_evaluate_refuses_other_worlds_and_lengths(tmp_path):
   small = save_model(tmp_path / "small")
-  result = run("evaluate.small_model", tmp_path, f"--checkpoint={small}")
+  result = call("evaluate.small_model", tmp_path, f"--checkpoint={small}")
   assert result.code == 2, result
-  assert "(32, 32, 3)" in result.stderr
-  result = run("evaluate.small_model", tmp_path, f"--checkpoint={REPOSITORY / 'checkpoints/tiny'}", "--seconds=1000")
+  assert "its frames are 32x32" in result.stderr
+  result = call("evaluate.small_model", tmp_path, "--seconds=1000")
   assert result.code == 2, result
-  assert "--seconds=1000.0" in result.stderr.splitlines()[-1]
+  (line,) = result.stderr.splitlines()
+  assert "--seconds=1000.0" in line
 
 
 _SMALL = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
 
 
 def test_benchmark_reports(tmp_path):
-  arguments = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
-  result = run("measure.benchmark", tmp_path, *arguments)
+  result = call("measure.benchmark", tmp_path, *_SMALL, "--mesh=data:1")
   assert result.code == 0, result
   (line,) = result.stdout.splitlines()
   report = json.loads(line)
@@ -122,7 +123,7 @@ def test_benchmark_on_a_mesh(tmp_path):
 
 def test_benchmark_table(tmp_path):
   """More candidates keep the live bytes, and a candidate's temporaries are its activations, not a beam's memory."""
-  result = run("measure.benchmark", tmp_path, "--preset=golden", "--top_k=1", "--live_bytes")
+  result = call("measure.benchmark", tmp_path, "--preset=golden", "--top_k=1", "--live_bytes", "--mesh=data:1")
   assert result.code == 0, result
   header, *lines = (line.split() for line in result.stdout.splitlines())
   rows = [dict(zip(header, (int(cell.replace(",", "")) for cell in line), strict=True)) for line in lines]
@@ -135,8 +136,7 @@ def test_benchmark_table(tmp_path):
 @pytest.mark.parametrize(("name", "frames"), [("hpsv3", [12, 6, 3, 1]), ("videoalign", [117, 57, 9])])
 def test_benchmark_of_a_reward(tmp_path, name, frames):
   """HPSv3's work is by the frame; of VideoAlign's, slices of two frames are a part: 14, 8 and 4 are looked at."""
-  arguments = [f"--reward_dir={REPOSITORY}/checkpoints/tiny/rewards/{name}", "--repeats=1"]
-  result = run("measure.benchmark", tmp_path, *arguments)
+  result = call("measure.benchmark", tmp_path, f"--reward_dir={shipped.checkpoint()}/rewards/{name}", "--repeats=1")
   assert result.code == 0, result
   header, *lines = (line.split() for line in result.stdout.splitlines())
   rows = [dict(zip(header, map(float, line), strict=True)) for line in lines]
@@ -151,7 +151,7 @@ def test_benchmark_of_a_reward(tmp_path, name, frames):
 
 def test_benchmark_scaling(tmp_path):
   """The state holds a memory per beam and nothing per candidate, and 400 chunks compile nothing new."""
-  result = run("measure.benchmark", tmp_path, "--preset=golden", "--scaling")
+  result = call("measure.benchmark", tmp_path, "--preset=golden", "--scaling", "--mesh=data:1")
   assert result.code == 0, result
   *tables, line = result.stdout.splitlines()
   report = json.loads(line)
@@ -172,8 +172,8 @@ def test_benchmark_scaling(tmp_path):
 
 
 def test_evaluate_reports(tmp_path):
-  arguments = [f"--checkpoint={REPOSITORY / 'checkpoints/tiny'}", "--num_captions=1", "--seconds=0.5", "--search=none"]
-  result = run("evaluate.small_model", tmp_path, *arguments, "--contact_sheet=deep/sheet.png")
+  arguments = ["--num_captions=1", "--seconds=0.5", "--search=none", "--mesh=data:1", "--contact_sheet=deep/sheet.png"]
+  result = call("evaluate.small_model", tmp_path, *arguments)
   assert result.code == 0, result
   (line,) = result.stdout.splitlines()
   report = json.loads(line)
@@ -199,23 +199,23 @@ def test_save_cost_reports(tmp_path):
   report = json.loads(result.stdout)
   assert report["seconds"]["with"] > 0
   assert report["copy"]["seconds"] <= report["save"]["seconds"]
-  # By hand: keys and values of 2 beams, 6 slots (a window of 3 chunks and sinks of 5), 6 blocks, 288 tokens.
   assert report["bytes_by_shapes"].keys() == saves.PRESETS.keys()
   assert report["stored_bytes"] > 0
 
 
 def test_compare_search_goes_on_where_it_stopped(tmp_path):
-  """A second run with one more prompt keeps the rows of the first; other settings are refused."""
-  small = save_model(tmp_path / "small")
-  same = [f"--checkpoint={small}", "--seconds=0.5", "--output=rows.jsonl", "--mesh=data:1"]
-  first = call("evaluate.compare_search", tmp_path, *same, "--num_prompts=2")
+  """A row that was cut is made again, the same; a run with other settings is refused."""
+  world = dataclasses.replace(small_model(), latent_height=8, latent_width=8)
+  random_model.save(tmp_path / "small", world, shipped.checkpoint() / "tokenizer.model")
+  same = ["--checkpoint=small", "--seconds=0.5", "--output=rows.jsonl", "--mesh=data:1", "--num_prompts=2"]
+  first = call("evaluate.compare_search", tmp_path, *same)
   assert first.code == 0, first
   text = (tmp_path / "rows.jsonl").read_text()
-  assert len(text.splitlines()) == 3
+  assert len(text.splitlines()) == 1 + 2
   (tmp_path / "rows.jsonl").write_text(text[:-5])
-  again = call("evaluate.compare_search", tmp_path, *same, "--num_prompts=2")
+  again = call("evaluate.compare_search", tmp_path, *same)
   assert (tmp_path / "rows.jsonl").read_text() == text
   assert json.loads(again.stdout.splitlines()[-1]) == json.loads(first.stdout.splitlines()[-1])
-  other = call("evaluate.compare_search", tmp_path, *same, "--num_prompts=2", "--seed=1")
+  other = call("evaluate.compare_search", tmp_path, *same, "--seed=1")
   assert other.code == 2
   assert "--output=rows.jsonl was made with seed 0, not 1" in other.stderr

@@ -28,10 +28,9 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
-from streamt1_jax.config import ConfigError, require_video_model
+from streamt1_jax.config import ConfigError
 from streamt1_jax.evaluation import comparison
 from streamt1_jax.io import config_json, rows
-from streamt1_jax.io.checkpoint import load_config
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -44,9 +43,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
   """Compares prompt by prompt, then prints what all rows say."""
   files.require_writable("output", values.output)
-  checkpoint, output = files.find_checkpoint(values.checkpoint), epath.Path(values.output)
-  model = load_config(checkpoint)
-  require_video_model(model, f"--checkpoint={checkpoint}")
+  checkpoint, model = caption_flags.require_shapes_world(values)
+  output = epath.Path(values.output)
   search = search_flags.search_config(values, model)
   if search.num_candidates == 1:
     raise ConfigError("a search with a single candidate has nothing to choose; compare another")

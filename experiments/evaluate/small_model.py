@@ -18,10 +18,7 @@ import tqdm
 from absl import flags
 
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
-from streamt1_jax.config import ConfigError, require_video_model
-from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import small_model
-from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.video import write_png
 
 _SHEET_VIDEOS = 16
@@ -39,12 +36,7 @@ def run(values: flags.FlagValues) -> None:
   """Makes the videos, judges them and prints the report."""
   if values.contact_sheet is not None:
     files.require_writable("contact_sheet", values.contact_sheet)
-  checkpoint = files.find_checkpoint(values.checkpoint)
-  model = load_config(checkpoint)
-  require_video_model(model, f"--checkpoint={checkpoint}")
-  size = tuple(model.codec.spatial_stride * cells for cells in (model.latent_height, model.latent_width))
-  if size != (shapes.FRAME_SIZE, shapes.FRAME_SIZE):
-    raise ConfigError(f"--checkpoint={checkpoint}: its frames are {size[0]}x{size[1]}, the shapes world's are 64x64")
+  checkpoint, model = caption_flags.require_shapes_world(values)
   search = search_flags.search_config(values, model)
   chunks = search_flags.video_chunks(model, seconds=values.seconds)
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_captions)
