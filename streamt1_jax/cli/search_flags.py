@@ -118,7 +118,7 @@ def load_pipeline(
   model = load_config(checkpoint)
   mesh = device_flags.make_mesh(values, model, search_config(values, model), num_prompts)
   device_flags.warn_if_slow(model)
-  pipeline = Pipeline.load(
+  return Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(dtype),
     reward=_reward_names(values),
@@ -129,9 +129,6 @@ def load_pipeline(
     decoding=values.decoding,
     attention=values.attention,
   )
-  # Bad input is told in one line and nothing else, so this waits for the weights.
-  device_flags.tell_devices(mesh)
-  return pipeline
 
 
 def _reward_names(values: flags.FlagValues) -> str | None:
