@@ -81,12 +81,12 @@ class _JittedChunkStep:
   """
 
   def __call__(self, params, state, condition, models, search, *, first, record=False):
-    step = _jitted(compiler_options(params, runs_once=first))
+    step = _jitted(compiler_options(state.base_seed, runs_once=first))
     return step(params, state, condition, models, search, first=first, record=record)
 
   def lower(self, params, state, condition, models, search, *, first, record=False) -> jax.stages.Lowered:
     """Traces and lowers the step for arguments, or for their shapes; `compile` of what it returns compiles it."""
-    step = _jitted(compiler_options(params, runs_once=first))
+    step = _jitted(compiler_options(state.base_seed, runs_once=first))
     return step.lower(params, state, condition, models, search, first=first, record=record)
 
 
@@ -272,11 +272,6 @@ def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:
   return np.stack(path[::-1])
 
 
-def judged_whole(search: SearchConfig, num_chunks: int) -> bool:
-  """Whether the last chunk's long-term scores are those of whole videos: its window was all that there is."""
-  return search.judges and search.reward_decode == "streamed" and num_chunks <= search.sliding_window
-
-
 @functools.partial(jax.jit, static_argnames=("models",))
 def _whole_video_scores(params, condition, frames, models):
   def score(frames):
@@ -287,14 +282,42 @@ def _whole_video_scores(params, condition, frames, models):
   return jax.lax.map(score, frames)
 
 
+def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> np.ndarray | None:
+  """Long-term scores [K] of the finished videos, if the last sliding window was the whole video; None otherwise.
+
+  They are what `final_beams` would compute, up to the rounding of another program (2e-7 of scores around 1).
+  """
+  if not search.judges or search.reward_decode != "streamed" or len(traces) > search.sliding_window:
+    return None
+  long, survivor = hosts.to_host((traces[-1].candidates.long, traces[-1].survivor))
+  return long.reshape(-1)[survivor]
+
+
 def final_beams(
-  params: Params, condition: Condition, models: Models, search: SearchConfig, traces: list[ChunkTrace]
+  params: Params,
+  condition: Condition,
+  models: Models,
+  search: SearchConfig,
+  traces: list[ChunkTrace],
+  *,
+  scores: np.ndarray | None = None,
 ) -> FinalBeams:
-  """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does."""
+  """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does.
+
+  Args:
+    params: weights.
+    condition: what the videos were made for.
+    models: static half of the chunk step.
+    search: how they were searched.
+    traces: of all chunks, in order.
+    scores: [K] whole-video scores where they are known, as `last_window_scores` may know them; by default the video
+      reward judges every video.
+  """
   traces = [hosts.to_host(trace._replace(steps=None)) for trace in traces]
   path = lineage([t.survivor for t in traces], search.beam_size)
   join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
   latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
-  scores = hosts.to_host(_whole_video_scores(params, condition, frames, models))
+  if scores is None:
+    scores = hosts.to_host(_whole_video_scores(params, condition, frames, models))
   ranked = np.where(np.isfinite(scores), scores, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=scores, best=int(np.argmax(ranked)))

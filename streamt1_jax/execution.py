@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from streamt1_jax.parallel.sharding import RULES, constrain, partition_spec
-from streamt1_jax.typing import Implementation, Params
+from streamt1_jax.typing import Implementation
 
 Decoding = Literal["together", "in_turn", "twice"]
 
@@ -100,17 +100,17 @@ def _turns_back(tree: Any, shards: tuple[int, ...]) -> Any:
   return jax.tree.map(join, tree)
 
 
-def compiler_options(params: Params, *, runs_once: bool) -> tuple[tuple[str, int], ...]:
+def compiler_options(argument: Any, *, runs_once: bool) -> tuple[tuple[str, int], ...]:
   """What XLA is told of a chunk step, names and values: on CPUs, how much to spend on making it fast.
 
   There level 2 gives the same bits as level 3, its default, at the same speed, and compiles in less time. A program
   that runs once, for the first chunk, is not worth even that. `jax_disable_most_optimizations` overrules both.
 
   Args:
-    params: weights, or their shapes: they lie where the step will run.
+    argument: array that the step takes, or its shape: it lies where the step will run.
     runs_once: whether it runs for the first chunk alone.
   """
-  sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  sharding = getattr(argument, "sharding", None)
   platform = next(iter(sharding.device_set)).platform if sharding else jax.default_backend()
   if platform != "cpu" or jax.config.values["jax_disable_most_optimizations"]:
     return ()

@@ -49,7 +49,7 @@ class Video:
     frames: [T, height, width, 3] uint8.
     fps: frames per second.
     latents: [num_latent_frames, C, H, W] float32.
-    score: video score of the whole video.
+    score: what the video reward gives the whole video.
     beams: all surviving videos; this one is `beams.best`.
     traces: what every chunk left behind.
   """
@@ -270,7 +270,8 @@ class Pipeline:
 
   def assemble(self, condition: Condition, search: SearchConfig, traces: list[ChunkTrace]) -> Video:
     """The best of the surviving videos."""
-    beams = drivers.final_beams(self.params, condition, self.models, search, traces)
+    scores = drivers.last_window_scores(search, traces)
+    beams = drivers.final_beams(self.params, condition, self.models, search, traces, scores=scores)
     best = beams.best
     return Video(
       frames=beams.frames[best],
