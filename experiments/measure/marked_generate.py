@@ -50,10 +50,10 @@ def run(folder: str, arguments: Sequence[str], marks: str, cache: str, quick_com
 def _install(file: int) -> None:
   mark = lambda event: os.write(file, f"{time.monotonic():.6f} {event}\n".encode())
   mark("+start")
-  phase, begin, finalize = (
+  phase, begin, seal = (
     manifest.PhaseTimer.phase,
     saved_search.SavedSearch.save,
-    saved_search._SealingHandler.finalize,
+    saved_search.SavedSearch._seal,
   )
 
   @contextlib.contextmanager
@@ -72,8 +72,8 @@ def _install(file: int) -> None:
     begin(self, *inputs)
     mark("-copy")
 
-  def marked_finalize(self, directory):
-    finalize(self, directory)
+  def marked_seal(self):
+    seal(self)
     mark("-save")
 
   def listen(event, duration, **unused):
@@ -84,7 +84,7 @@ def _install(file: int) -> None:
 
   manifest.PhaseTimer.phase = marked_phase
   saved_search.SavedSearch.save = marked_save
-  saved_search._SealingHandler.finalize = marked_finalize
+  saved_search.SavedSearch._seal = marked_seal
   jax.monitoring.register_event_duration_secs_listener(listen)
 
 

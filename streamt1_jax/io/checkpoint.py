@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
 from streamt1_jax.io.finite import is_finite, refuse
+from streamt1_jax.io.quiet import quiet_orbax
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
 from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
@@ -240,7 +241,7 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
   save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
-  with stored_part.quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     checkpointer.save(
       paths.absolute(staging / target.name), args=ocp.args.PyTreeSave(nested(leaves), save_args=save_args)
     )

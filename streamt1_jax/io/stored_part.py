@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from absl import logging
 from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files, paths
 from streamt1_jax.io.finite import is_finite, refuse
+from streamt1_jax.io.quiet import quiet_orbax
 
 Box = tuple[slice, ...]
 
@@ -130,19 +129,6 @@ def readable(source: epath.Path) -> Iterator[None]:
     raise
   except Exception as error:  # Orbax and TensorStore raise many types for one thing: unreadable files.
     raise ConfigError(f"{source} cannot be read: {part_files.first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-  """Hides warnings: those of orbax concern its own formats; what a user can act on becomes a ConfigError."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.FATAL)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      yield
-  finally:
-    logging.set_verbosity(verbosity)
 
 
 def named_leaves(params: Any) -> dict[str, Any]:
