@@ -41,7 +41,7 @@ from streamt1_jax.io import checkpoint, manifest, part_files, paths, quiet, stor
 from streamt1_jax.parallel import hosts
 from streamt1_jax.state import ChunkTrace, SearchState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 SEARCH_FILE = "search.json"
 STATE, TRACE = "state", "trace"
 _DIGITS = 6
@@ -170,8 +170,8 @@ class SavedSearch:
       items = {STATE: _named(jax.tree.map(_copied, state)), TRACE: _named_traces(traces, self.saved or 0)}
       self._stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), items)
       self._pending = len(traces[0])
-      args = ocp.args.Composite(**{name: ocp.args.PyTreeSave(item) for name, item in items.items()})
-      self._checkpointer.save(self._save_folder(self._pending), args=args)
+      args = {name: ocp.args.PyTreeSave(checkpoint.nested(item)) for name, item in items.items()}
+      self._checkpointer.save(self._save_folder(self._pending), args=ocp.args.Composite(**args))
 
   def seconds_since_save(self) -> float:
     """Since the last save began, or else since this object was made."""
@@ -264,7 +264,7 @@ class SavedSearch:
     for save in (save for save in self._saves() if save <= chunks):
       part = stored_part.open_part(self._save_folder(save) / TRACE, None)
       for name in part.stores:
-        chunk, video, leaf = name.split(".", 2)
+        chunk, video, leaf = name.split("/", 2)
         videos.setdefault(int(video), {}).setdefault(int(chunk), {})[leaf] = part.read(name)
     if not videos or any(sorted(by_chunk) != list(range(chunks)) for by_chunk in videos.values()):
       raise part_files.Damaged(f"{self.folder}: the traces of some of the first {chunks} chunks are missing")
@@ -278,14 +278,14 @@ def _reason(error: Exception) -> str:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-  """Leaves by path: keys of dicts, fields of tuples and indices, joined by points as in orbax's file names."""
+  """Leaves by path: keys of dicts, fields of tuples and indices, joined by slashes."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, np.ndarray]:
   return {
-    f"{chunk:0{_DIGITS}}.{video}.{name}": np.asarray(leaf)
+    f"{chunk:0{_DIGITS}}/{video}/{name}": np.asarray(leaf)
     for video, chunks in enumerate(traces)
     for chunk, trace in enumerate(chunks[first:], first)
     for name, leaf in _named(trace).items()

@@ -247,7 +247,7 @@ def test_a_failure_of_all_is_one_of_each(tmp_path):
 
 def test_what_one_cannot_read_no_other_removes(tmp_path):
   saved_folder = tmp_path / "saved"
-  manifest.write_json(saved_folder / "search.json", {"format_version": 2, "settings": {}, "resumed_at": []})
+  manifest.write_json(saved_folder / "search.json", {"format_version": 1, "settings": {}, "resumed_at": []})
   for item in ("state", "trace"):
     (saved_folder / "000001" / item).mkdir(parents=True)
   found, _ = run_work(tmp_path, 2, "restore")

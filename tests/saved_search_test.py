@@ -116,7 +116,7 @@ def test_only_two_states_are_kept_and_every_trace_once(folder):
   assert [path.name for path in saves if (path / "state").exists()] == ["000004", "000007"]
   assert all((path / "trace/part.json").exists() for path in saves)
   last = saved_search.stored_part.open_part(folder / "000007/trace", None)
-  assert {name.split(".")[0] for name in last.stores} == {"000004", "000005", "000006"}
+  assert {name.split("/")[0] for name in last.stores} == {"000004", "000005", "000006"}
 
 
 def test_on_a_mesh(tmp_path):
@@ -250,6 +250,6 @@ def test_full_disk(tmp_path):
 
 def test_descriptions(tmp_path):
   assert saved_search.read_description(tmp_path / "missing") is None
-  (tmp_path / "search.json").write_text('{"format_version": 2}')
+  (tmp_path / "search.json").write_text('{"format_version": 1}')
   with pytest.raises(ConfigError, match=r"search\.json is corrupt"):
     saved_search.read_description(tmp_path)
