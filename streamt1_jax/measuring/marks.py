@@ -30,10 +30,10 @@ def install(path: pathlib.Path) -> None:
   file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
   mark = lambda event: os.write(file, f"{time.monotonic():.6f} {event}\n".encode())
   mark("+start")
-  phase, begin, finalize = (
+  phase, begin, seal = (
     manifest.PhaseTimer.phase,
     saved_search.SavedSearch.save,
-    saved_search._SealingHandler.finalize,
+    saved_search.SavedSearch._seal,
   )
 
   @contextlib.contextmanager
@@ -52,8 +52,8 @@ def install(path: pathlib.Path) -> None:
     begin(self, *inputs)
     mark("-copy")
 
-  def marked_finalize(self, directory):
-    finalize(self, directory)
+  def marked_seal(self):
+    seal(self)
     mark("-save")
 
   def listen(event, duration, **unused):
@@ -64,7 +64,7 @@ def install(path: pathlib.Path) -> None:
 
   manifest.PhaseTimer.phase = marked_phase
   saved_search.SavedSearch.save = marked_save
-  saved_search._SealingHandler.finalize = marked_finalize
+  saved_search.SavedSearch._seal = marked_seal
   jax.monitoring.register_event_duration_secs_listener(listen)
 
 
