@@ -107,7 +107,7 @@ def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments
     assert fragment in line
 
 
-@pytest.mark.parametrize("flag", ["compilation_cache_dir", "executables_dir", "tensorboard_dir", "profile_dir"])
+@pytest.mark.parametrize("flag", ["compilation_cache_dir", "tensorboard_dir", "profile_dir"])
 def test_folders_that_cannot_be_made(tmp_path, small_checkpoint, flag):
   (tmp_path / "file").write_text("not a folder")
   arguments = [f"--checkpoint={small_checkpoint}", f"--{flag}=file/folder"]
