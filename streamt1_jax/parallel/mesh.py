@@ -121,7 +121,7 @@ def _model_shards(model: ModelConfig) -> int:
 
 
 def _candidate_sizes(search: SearchConfig) -> list[int]:
-  """Sizes of `candidate` in ascending order. The beams take what they can of a size; the rest divides their candidates."""
+  """Sizes of `candidate`, in ascending order. Beams take what they can of a size; the rest divides their candidates."""
   sizes = range(1, search.num_candidates + 1)
   return [size for size in sizes if search.beam_size % (size // math.gcd(size, search.top_k)) == 0]
 
