@@ -155,8 +155,17 @@ class TestTable:
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         axes_of[path] = sharding.axes_of(name, path)
         assert len(axes_of[path]) <= len(leaf.shape), path
-      missing = {axes for _, axes in sharding.ARRAYS[name]} - set(axes_of.values())
+      missing = {axes for _, axes in sharding.LAYOUTS[name]} - set(axes_of.values())
       assert not missing, (name, missing)
+
+  def test_a_layout_from_outside(self):
+    """A reward with layers of its own names says how they are divided; the package's table knows none of them."""
+    tree = {"mine": {"wide": np.zeros((8, 6)), "bias": np.zeros(6)}}
+    layout = (("mine/wide", ("channel", "hidden")),)
+    found = sharding.placed(self.MESH, layout, tree)["mine"]
+    assert found["wide"].sharding.spec == P(None, "model")
+    assert found["bias"].sharding.is_fully_replicated
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(sharding.placed(self.MESH, "reward", tree)))
 
   def test_most_weights_are_sharded(self):
     """At full size little more than embeddings of time and text is on every shard."""

@@ -1,7 +1,7 @@
 """Which device holds what: one table from the axes of arrays to the axes of the mesh.
 
-The compiler (GSPMD) divides the programs: from the shardings of their arguments and from the few constraints that
-`chunk_step` puts on what it computes. Only attention is divided by hand, since its kernels are closed to the compiler.
+The compiler (GSPMD) divides the programs. It follows the shardings of their arguments, and the few constraints that
+`chunk_step` puts on what it computes. Attention alone is divided by hand: the compiler cannot look into its kernels.
 """
 
 import math
@@ -14,17 +14,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
 
+Layout = Sequence[tuple[str, tuple[str, ...]]]
+"""Axes of the arrays of a tree: pairs of a pattern and names in `RULES`.
+
+A pattern is a regular expression for the whole path of an array, its keys joined by "/". The first pattern that fits
+counts. Every device holds all of an array that no pattern fits, and of the axes that are not named.
+"""
+
 _SHARDS = ("model", "seq")
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
   "prompt": "data",
   "beam": "beam",
   "candidate": "sibling",
   "patch": "seq",  # tokens of a latent frame in the backbone, outside self-attention
-  "projected": "model",  # there: heads, the channels of all heads one after the other, or inner feed-forward channels
-  "head": _SHARDS,  # attention heads, or the channels of all heads one after the other
+  "projected": "model",  # there: heads, the channels of all heads in a row, or inner feed-forward channels
+  "head": _SHARDS,  # attention heads, or the channels of all heads in a row
   "hidden": _SHARDS,  # inner channels of a feed-forward layer
   "word": _SHARDS,  # rows of a token embedding
-  "row": _SHARDS,  # of a latent frame or its pixels inside the video decoder
+  "row": _SHARDS,  # rows of a latent frame, or of its pixels inside the video decoder
   "layer": None,
   "slot": None,
   "frame": None,
@@ -35,38 +42,31 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 """Axis of an array to axis or axes of the mesh, None for an axis that every device holds in full."""
 
 _PROJECTIONS = "blocks/(self|cross)_attention"
-# A tree may hold several reward models, each under its name.
-_MODEL = r"(\w+/)?"
-_QWEN2_VL_KERNELS = (
-  (rf"{_MODEL}backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
-  (rf"{_MODEL}backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
-  (rf"{_MODEL}backbone/vision/merger/hidden/kernel", ("channel", "hidden")),
-  (rf"{_MODEL}backbone/vision/merger/out/kernel", ("hidden", "channel")),
-  # Keys and values have few heads: they are small, and no mesh divides them all.
-  (rf"{_MODEL}backbone/decoder/blocks/query/kernel", ("layer", "channel", "head")),
-  (rf"{_MODEL}backbone/decoder/blocks/out/kernel", ("layer", "head", "channel")),
-  (rf"{_MODEL}backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
-  (rf"{_MODEL}backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
+# Keys and values of a decoder have few heads. They are small, and no mesh divides all of them, so they stay whole.
+_REWARD_KERNELS = (
+  ("(.*/)?blocks/(qkv|query)/kernel", ("layer", "channel", "head")),
+  ("(.*/)?blocks/out/kernel", ("layer", "head", "channel")),
+  ("(.*/)?blocks/(ffn_in|gate|up)/kernel", ("layer", "channel", "hidden")),
+  ("(.*/)?blocks/(ffn_out|down)/kernel", ("layer", "hidden", "channel")),
+  ("(.*/)?merger/hidden/kernel", ("channel", "hidden")),
+  ("(.*/)?merger/out/kernel", ("hidden", "channel")),
 )
-_QWEN2_VL = (
-  *_QWEN2_VL_KERNELS,
-  # Of kernels in int8: the scale belongs to the output channels.
-  *((f"{kernel}/values", axes) for kernel, axes in _QWEN2_VL_KERNELS),
-  *((f"{kernel}/scale", (*axes[:-2], axes[-1])) for kernel, axes in _QWEN2_VL_KERNELS),
-  (rf"{_MODEL}backbone/vision/blocks/qkv/bias", ("layer", "head")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
-  (rf"{_MODEL}backbone/vision/merger/hidden/bias", ("hidden",)),
-  (rf"{_MODEL}backbone/decoder/token_embedding", ("word", "channel")),
-  (rf"{_MODEL}backbone/decoder/blocks/query/bias", ("layer", "head")),
+_REWARD = (
+  *_REWARD_KERNELS,
+  # Kernels in int8 have a scale for each output channel.
+  *((f"{kernel}/values", axes) for kernel, axes in _REWARD_KERNELS),
+  *((f"{kernel}/scale", (*axes[:-2], axes[-1])) for kernel, axes in _REWARD_KERNELS),
+  ("(.*/)?blocks/(qkv|query)/bias", ("layer", "head")),
+  ("(.*/)?blocks/ffn_in/bias", ("layer", "hidden")),
+  ("(.*/)?merger/hidden/bias", ("hidden",)),
+  ("(.*/)?token_embedding", ("word", "channel")),
 )
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
   ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
   (".*", ("beam",)),
 )
-ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+LAYOUTS: Mapping[str, Layout] = {
   "backbone": (
     (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "projected")),
     (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "projected")),
@@ -77,9 +77,10 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
-  "reward": _QWEN2_VL,
-  "image_reward": _QWEN2_VL,
-  "video_reward": _QWEN2_VL,
+  # One reward, or several under their names. What calls its layers otherwise brings a layout of its own.
+  "reward": _REWARD,
+  "image_reward": _REWARD,
+  "video_reward": _REWARD,
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
   "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
@@ -92,14 +93,15 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
-"""Per tree, the axes of its arrays by path; the first pattern that fits counts, and what none fits is replicated."""
+"""The layouts of this package's own trees."""
 
 
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
   """The table applied to one array; `axes` name its leading axes.
 
-  An axis that its part of the mesh does not divide stays whole: the one candidate of a clean pass, say. Of several axes
-  of the mesh those count that divide it, and those of size 1 are left out as long as one remains.
+  An axis stays whole if its part of the mesh does not divide it, as the one candidate of a clean pass does. Where the
+  table has several axes of the mesh, those that divide the array's axis count. Axes of size 1 are left out as long as
+  another one remains.
 
   Raises:
     ValueError: two axes would lie on the same axis of the mesh.
@@ -131,40 +133,41 @@ def sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedShar
   return NamedSharding(mesh, partition_spec(mesh, axes, shape))
 
 
-def tree_shardings(mesh: Mesh, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
-  """The sharding of every array of a tree that `ARRAYS` describes.
+def tree_shardings(mesh: Mesh, layout: str | Layout, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+  """The sharding of every array of a tree.
 
   Args:
     mesh: the mesh.
-    name: the tree's name in `ARRAYS`.
+    layout: the axes of its arrays, or their name in `LAYOUTS`.
     tree: arrays, or anything with shapes.
     leading: axes that all its arrays have in front of the described ones.
   """
 
   def of_leaf(path, leaf):
-    axes = axes_of(name, jax.tree_util.keystr(path, simple=True, separator="/"))
+    axes = axes_of(layout, jax.tree_util.keystr(path, simple=True, separator="/"))
     return sharding(mesh, (*leading, *axes)[: len(leaf.shape)], leaf.shape)
 
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def axes_of(name: str, path: str) -> tuple[str, ...]:
-  """Axes of the array at `path`, keys joined by "/", of the tree called `name`; those that are not named are whole."""
-  return next((axes for pattern, axes in ARRAYS[name] if re.fullmatch(pattern, path)), ())
+def axes_of(layout: str | Layout, path: str) -> tuple[str, ...]:
+  """Axes of the array at `path`, its keys joined by "/"."""
+  patterns = LAYOUTS[layout] if isinstance(layout, str) else layout
+  return next((axes for pattern, axes in patterns if re.fullmatch(pattern, path)), ())
 
 
-def placed(mesh: Mesh | None, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
-  """The shapes of a tree with the shardings of `tree_shardings`: arguments for `load_params` or to compile for."""
-  shardings = tree_shardings(mesh, name, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
+def placed(mesh: Mesh | None, layout: str | Layout, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+  """The shapes of a tree with the shardings of `tree_shardings`, to load arrays into or to compile for."""
+  shardings = tree_shardings(mesh, layout, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, tree, shardings)
 
 
-def with_shardings(mesh: Mesh | None, name: str, tree: T, *, leading: tuple[str, ...] = ()) -> T:
+def with_shardings(mesh: Mesh | None, layout: str | Layout, tree: T, *, leading: tuple[str, ...] = ()) -> T:
   """A traced tree, constrained to `tree_shardings`; as it is without a mesh."""
   if mesh is None:
     return tree
-  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, name, tree, leading=leading))
+  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, layout, tree, leading=leading))
 
 
 def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
@@ -175,13 +178,13 @@ def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
 
 
 def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Sequence[str]) -> Callable:
-  """`f` as every device runs it on its own shards; only where none needs what another one holds.
+  """`f` as every device runs it on its own shards. No device may need what another one holds.
 
   Args:
     f: takes trees, and returns a tuple of trees.
     mesh: the mesh; without one the result is `f`.
-    inputs: names in `ARRAYS` of the trees it takes.
-    outputs: of those it returns.
+    inputs: names in `LAYOUTS` of the trees that `f` takes.
+    outputs: names of the trees that it returns.
   """
   if mesh is None:
     return f
