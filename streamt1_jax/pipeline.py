@@ -26,7 +26,7 @@ from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoCodec, VideoDecoder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.execution import Decoding, Execution
-from streamt1_jax.io.checkpoint import load_config, load_params
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.parallel import hosts
@@ -39,7 +39,6 @@ from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.typing import Params
 
-TOKENIZER_FILE = "tokenizer.model"
 _LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
 

@@ -45,7 +45,6 @@ from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.cli import common
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.convert import flavours
-from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io import checkpoint, manifest, part_files
 from streamt1_jax.measuring import random_rewards, random_weights
 from streamt1_jax.measuring.random_weights import Tensor
@@ -95,7 +94,7 @@ class Source:
 
 def tensors_of(model: ModelConfig, part: str, names: str, dtype: str, prefix: str = "") -> dict[str, Tensor]:
   """Every tensor of a flavour; the i-th holds the same values in each flavour of the part."""
-  flavour = next(f for f in flavours.flavours(model) if (f.part, f.names) == (part, names))
+  flavour = next(f for f in flavours.of_model(model) if (f.part, f.names) == (part, names))
   return {
     prefix + name: Tensor(tuple(spec.shape), dtype, seed) for seed, (name, spec) in enumerate(flavour.specs.items())
   }
@@ -103,14 +102,13 @@ def tensors_of(model: ModelConfig, part: str, names: str, dtype: str, prefix: st
 
 def lora_tensors(model: ModelConfig, seed: int) -> dict[str, Tensor]:
   """A peft adapter on the ten linear layers of every block."""
-  rank, kernels = _LORA_RANKS[model.name], tensors_of(model, "backbone", "Wan", "float32")
-  layers = wan_dit.lora_rules(model.backbone)
-  names = [r.source.replace("{layer}", str(i)) for i in range(model.backbone.num_layers) for r in layers]
-  adapter = {}
-  for offset, name in enumerate(names):
-    module, matrix = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
-    outputs, inputs = kernels[f"{module}.weight"].shape
-    adapter[name] = Tensor((rank, inputs) if matrix == "lora_A" else (outputs, rank), "float32", seed + offset)
+  rank, adapter = _LORA_RANKS[model.name], {}
+  for name, kernel in tensors_of(model, "backbone", "Wan", "float32").items():
+    if name.startswith("blocks.") and len(kernel.shape) == 2:
+      outputs, inputs = kernel.shape
+      module = "base_model.model." + name.removesuffix(".weight")
+      adapter[f"{module}.lora_A.weight"] = Tensor((rank, inputs), "float32", seed + len(adapter))
+      adapter[f"{module}.lora_B.weight"] = Tensor((outputs, rank), "float32", seed + len(adapter))
   return adapter
 
 

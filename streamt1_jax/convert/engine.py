@@ -33,9 +33,11 @@ from streamt1_jax.convert.transforms import IDENTITY, Transform
 from streamt1_jax.io.part_writer import CHUNK_BYTES, Piece
 from streamt1_jax.typing import Params
 
-_LAYER = "{layer}"
-_LISTED = 20  # problems of one kind that are spelled out: the file of another model has thousands
+LAYER = "{layer}"
+"""Stands in the name of a rule for the number of a layer."""
+_LISTED = 20  # Problems of one kind that are spelled out: the file of another model has thousands.
 _LISTED_IN_LINE = 3
+_MISFIT = "the checkpoint does not fit the model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +124,15 @@ def source_specs(rules: Sequence[Rule], abstract_params: Params) -> dict[str, ja
 def check(
   tensors: Mapping[str, Any], rules: Sequence[Rule], abstract_params: Params, ignore: Sequence[str] = ()
 ) -> None:
-  """Raises the ConfigError that `convert` would raise; reads names, shapes and dtypes only."""
+  """Raises the FitError that `convert` would raise; reads names, shapes and dtypes only."""
   _checked_slots(tensors, rules, _flatten(abstract_params), ignore)
+
+
+def compare(tensors: Mapping[str, Any], specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises the FitError that `check` would raise, where no rules but the wanted tensors themselves are known."""
+  problems = _Problems()
+  _compare(tensors, specs, {}, (), problems)
+  problems.raise_if_any(_MISFIT)
 
 
 def convert(
@@ -212,8 +221,9 @@ def _checked_slots(
 ) -> dict[str, _Slot]:
   problems = _Problems()
   slots = _expand(rules, leaves, problems)
-  _compare(tensors, slots, ignore, problems)
-  problems.raise_if_any("the checkpoint does not fit the model")
+  specs = {name: slot.spec for name, slot in slots.items()}
+  _compare(tensors, specs, {name: f" (for {slot})" for name, slot in slots.items()}, ignore, problems)
+  problems.raise_if_any(_MISFIT)
   return slots
 
 
@@ -239,7 +249,7 @@ def _expand(rules: Sequence[Rule], leaves: Mapping[tuple, Any], problems: _Probl
 
 
 def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
-  stacked = _LAYER in rule.source
+  stacked = LAYER in rule.source
   of_parameter = jax.ShapeDtypeStruct(leaf.shape[1:] if stacked else leaf.shape, leaf.dtype)
   try:
     spec = jax.eval_shape(rule.transform.inverse, of_parameter)
@@ -248,22 +258,27 @@ def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
   if not stacked:
     return {rule.source: _Slot(keys, None, rule.transform, spec)}
   return {
-    rule.source.replace(_LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec) for layer in range(leaf.shape[0])
+    rule.source.replace(LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec) for layer in range(leaf.shape[0])
   }
 
 
 def _compare(
-  tensors: Mapping[str, Any], slots: Mapping[str, _Slot], ignore: Sequence[str], problems: _Problems
+  tensors: Mapping[str, Any],
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  notes: Mapping[str, str],
+  ignore: Sequence[str],
+  problems: _Problems,
 ) -> None:
-  missing = [name for name in slots if name not in tensors]
+  """Notes what differs between `tensors` and `specs`; `notes` follow the names of missing tensors."""
+  missing = [name for name in specs if name not in tensors]
   ignored = {name for pattern in ignore for name in fnmatch.filter(tensors, pattern)}
-  unknown = [name for name in tensors if name not in slots and name not in ignored]
+  unknown = [name for name in tensors if name not in specs and name not in ignored]
   # A misspelt name is most likely a missing one. The search is slow, so only lines that are printed get it.
-  hints = {name: _nearest(name, missing or slots) for name in unknown[:_LISTED]}
+  hints = {name: _nearest(name, missing or specs) for name in unknown[:_LISTED]}
   problems.add("unknown", [name + hints.get(name, "") for name in unknown])
-  problems.add("missing", [f"{name} (for {slots[name]})" for name in missing])
-  for name in (name for name in slots if name in tensors):
-    found, wanted = tensors[name], slots[name].spec
+  problems.add("missing", [name + notes.get(name, "") for name in missing])
+  for name in (name for name in specs if name in tensors):
+    found, wanted = tensors[name], specs[name]
     if tuple(found.shape) != wanted.shape:
       problems.add("misshapen", [f"{name} is {list(found.shape)}, expected {list(wanted.shape)}"])
     if _is_floating(found) != _is_floating(wanted):
