@@ -4,16 +4,16 @@
                                               │
   source tensors ──────────────────────── compare ── every problem in one ConfigError
                                               │
-                                   transform and stack ──► parameters       (convert, or stream: row by row)
+                                   transform and stack ──► parameters       (stream: row by row; convert: in memory)
                                    slice and invert    ◄── parameters       (invert)
 
-A rule names a source tensor by a template, not by a pattern, so one declaration serves both directions, and
-the complete list of names exists before any tensor is read:
+A rule names a source tensor by a template, not by a pattern. So one declaration serves both directions, and the
+complete list of names is known before any tensor is read:
 
   Rule("blocks.{layer}.attn.q.weight", "blocks.self_attn.query.kernel", LINEAR)
 
-reads one tensor per index of the leading axis of that parameter. Nothing is guessed and nothing is skipped:
-a tensor without a rule, or a parameter without a tensor, stops the conversion.
+reads one tensor per index of the leading axis of that parameter. Nothing is guessed and nothing is skipped: a tensor
+without a rule, or a parameter without a tensor, stops the conversion.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Rule:
   Attributes:
     source: name in the checkpoint. `{layer}` stands for 0, 1, ... along the leading axis of the parameter.
     path: the parameter, as dotted keys of the nested dict (`nnx.to_pure_dict(nnx.state(module, nnx.Param))`).
-    transform: from the checkpoint's layout to the parameter's, of one layer if there are several.
+    transform: from the checkpoint's layout to the parameter's; of one layer where `source` has `{layer}`.
   """
 
   source: str
@@ -69,7 +69,7 @@ class _Slot(NamedTuple):
 
 
 class FitError(ConfigError):
-  """A checkpoint, or a table, that does not fit the model; the message has one line per problem.
+  """A checkpoint or a table does not fit the model; the message has one line per problem.
 
   Attributes:
     line: the same as one line, with the first problems of every kind.
@@ -94,7 +94,7 @@ def _listed(problems: Mapping[str, Sequence[str]], count: int) -> Iterator[str]:
 
 
 class _Problems:
-  """What is wrong, by kind; reported together, so that a table or a file is repaired in one go."""
+  """Collects what is wrong, by kind, and reports it at once, so that a table or a file is repaired in one go."""
 
   def __init__(self):
     self._by_kind: dict[str, list[str]] = {}
@@ -142,7 +142,7 @@ def convert(
   dtype: Any = None,
   ignore: Sequence[str] = (),
 ) -> Params:
-  """Converts a checkpoint to parameters.
+  """Converts a checkpoint to parameters in memory.
 
   Args:
     tensors: the checkpoint; its arrays may be memory-mapped, and each is read once.
@@ -155,15 +155,15 @@ def convert(
     Nested dict of numpy arrays with the keys and shapes of `abstract_params`.
 
   Raises:
-    ConfigError: lists every name that is unknown, missing, misshapen or of the wrong kind of number, and
-      every parameter that is written by no rule or by several.
+    FitError: lists every name that is unknown, missing, misshapen or of the wrong kind of number, and every
+      parameter that is written by no rule or by several.
   """
   leaves = _flatten(abstract_params)
-  slots = _checked_slots(tensors, rules, leaves, ignore)
-  params = {keys: np.empty(leaf.shape, _target_dtype(leaf, dtype)) for keys, leaf in leaves.items()}
-  for name, slot in slots.items():
-    index = ... if slot.layer is None else slot.layer
-    params[slot.keys][index] = slot.transform.forward(np.asarray(tensors[name]))
+  pieces: dict[tuple[Any, ...], list[np.ndarray]] = {}
+  for name, slot in _checked_slots(tensors, rules, leaves, ignore).items():
+    pieces.setdefault(slot.keys, []).extend(piece.rows for piece in _pieces(tensors[name], slot))
+  joined = {keys: np.concatenate(rows) if len(rows) > 1 else rows[0] for keys, rows in pieces.items()}
+  params = {keys: np.array(joined[keys], _target_dtype(leaf, dtype), order="C") for keys, leaf in leaves.items()}
   return traverse_util.unflatten_dict(params)
 
 
@@ -188,7 +188,7 @@ def _pieces(tensor: Any, slot: _Slot) -> Iterator[Piece]:
 
 
 def stored_leaves(abstract_params: Params, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """What `part_writer.write_part` is to store: every parameter by "/"-joined path, floating ones in `dtype`."""
+  """The weights that `part_writer.write_part` stores: shapes by "/"-joined path, floating ones in `dtype`."""
   return {
     "/".join(map(str, keys)): jax.ShapeDtypeStruct(leaf.shape, _target_dtype(leaf, dtype))
     for keys, leaf in _flatten(abstract_params).items()
@@ -228,7 +228,7 @@ def _checked_slots(
 
 
 def _expand(rules: Sequence[Rule], leaves: Mapping[tuple, Any], problems: _Problems) -> dict[str, _Slot]:
-  """Every source name with its slot; what is claimed twice keeps its first claim."""
+  """Every source name with its slot. A name or a parameter that two rules claim keeps the first claim."""
   paths = {_dotted(keys): keys for keys in leaves}
   slots: dict[str, _Slot] = {}
   sources: dict[str, str] = {}
