@@ -28,7 +28,6 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
 
 default_role = "literal"  # docstrings put names between single backticks
 napoleon_google_docstring = True
