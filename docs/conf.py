@@ -18,6 +18,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "streamt1_jax"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["wide_tables.css"]
 html_theme_options = {
@@ -32,7 +33,7 @@ myst_heading_anchors = 3
 default_role = "literal"  # docstrings put names between single backticks
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -44,6 +45,8 @@ _SECTION = re.compile(r"^(Args|Arguments|Attributes|Returns|Raises|Yields|Note|E
 
 def _keep_diagrams(app, what, name, obj, options, lines: list[str]) -> None:
   """Drawings and equations in docstrings are indented paragraphs: they are shown as they are typed."""
+  if name == "streamt1_jax":
+    lines.clear()  # the quickstart says it
   shown, in_section, block = [], False, False
   for line in lines:
     indented = line.startswith(" ")
@@ -56,7 +59,13 @@ def _keep_diagrams(app, what, name, obj, options, lines: list[str]) -> None:
   lines[:] = shown
 
 
+def _skip_fields(app, what, name, obj, skip, options) -> bool | None:
+  """Fields of named tuples are described in the class's own docstring."""
+  return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app) -> None:
   if make_evidence.stale():
     raise SystemExit("docs: run python docs/make_evidence.py, some tables are not what docs/evidence says")
   app.connect("autodoc-process-docstring", _keep_diagrams, priority=400)  # before napoleon
+  app.connect("autodoc-skip-member", _skip_fields)

@@ -56,6 +56,8 @@ def stale() -> dict[pathlib.Path, str]:
 
 
 def _row(cells: list[str]) -> str:
+  # An interval is not broken into lines.
+  cells = [re.sub(r"\[(\S+), (\S+)\]", "[\\1,\u00a0\\2]", cell) for cell in cells]
   return "| " + " | ".join(cells) + " |"
 
 
