@@ -1,7 +1,8 @@
-"""`python -m experiments.convert` in a checkout; see `streamt1_jax.cli.convert`."""
+"""`python -m experiments.convert` in a checkout is `streamt1 convert`; see `streamt1_jax.cli.convert`."""
 
-from streamt1_jax.cli import common
+import sys
+
 from streamt1_jax.cli.convert import main
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

@@ -1,7 +1,8 @@
-"""`python -m experiments.generate` in a checkout; see `streamt1_jax.cli.generate`."""
+"""`python -m experiments.generate` in a checkout is `streamt1 generate`; see `streamt1_jax.cli.generate`."""
 
-from streamt1_jax.cli import common
+import sys
+
 from streamt1_jax.cli.generate import main
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

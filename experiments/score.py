@@ -1,7 +1,8 @@
-"""`python -m experiments.score` in a checkout; see `streamt1_jax.cli.score`."""
+"""`python -m experiments.score` in a checkout is `streamt1 score`; see `streamt1_jax.cli.score`."""
 
-from streamt1_jax.cli import common
+import sys
+
 from streamt1_jax.cli.score import main
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

@@ -415,3 +415,30 @@ def preset(name: str) -> ModelConfig:
   """The named preset. Raises ConfigError for a name that is not in `PRESETS`."""
   _require(name in PRESETS, f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
   return PRESETS[name]()
+
+
+def require_video_model(model: ModelConfig, where: str) -> None:
+  """Raises ConfigError, naming `where` the model is from, unless it has all parts that make a video."""
+  _require(
+    model.codec is not None and model.text is not None,
+    f"{where}: preset {model.name!r} has no codec or no text encoder, so it cannot make videos",
+  )
+
+
+def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
+  """Chunks of a video of a given length; `seconds` is rounded to the nearest whole chunk (5 s are 21 latent frames).
+
+  Raises ConfigError for a length that is not positive or, in latent frames, no whole number of chunks.
+  """
+  _require((seconds is None) != (num_latent_frames is None), "give either seconds or num_latent_frames")
+  chunk = model.chunk_frames
+  if num_latent_frames is not None:
+    _require(
+      num_latent_frames > 0 and num_latent_frames % chunk == 0,
+      f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}",
+    )
+    return num_latent_frames // chunk
+  _require(0 < seconds < float("inf"), f"seconds must be positive, got {seconds}")
+  # The first latent frame is one frame of the video, every later one is `stride` frames.
+  stride = model.codec.temporal_stride
+  return max(1, round((seconds * model.fps / stride + 1 - 1 / stride) / chunk))

@@ -1,6 +1,6 @@
 """From a checkpoint folder and a prompt to a searched video.
 
-pipeline = Pipeline.load("checkpoints/tiny")
+pipeline = Pipeline.load()
 video = pipeline.generate("a red circle moves left over a dark blue background", seconds=5, seed=0)
 video.save("outputs/circle.mp4")
 """
@@ -18,13 +18,13 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from streamt1_jax import drivers
+from streamt1_jax import drivers, shipped
 from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.chunk_step import Models
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoCodec, VideoDecoder
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.io.checkpoint import load_config, load_params
 from streamt1_jax.io.video import write_video
@@ -94,7 +94,7 @@ class Pipeline:
   @classmethod
   def load(
     cls,
-    directory: epath.PathLike = "checkpoints/tiny",
+    directory: epath.PathLike | None = None,
     *,
     dtype: jnp.dtype = jnp.float32,
     latent_size: tuple[int, int] | None = None,
@@ -111,7 +111,7 @@ class Pipeline:
 
     Args:
       directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model`, and `rewards/` if it has
-        any.
+        any. By default the small model that travels with this package.
       dtype: dtype of weights and activations.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
@@ -128,12 +128,9 @@ class Pipeline:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
         message names the file or the argument.
     """
-    directory = epath.Path(directory)
+    directory = shipped.checkpoint() if directory is None else epath.Path(directory)
     config = load_config(directory)
-    if config.codec is None or config.text is None:
-      raise ConfigError(
-        f"{directory}: preset {config.name!r} has no codec or no text encoder, so it cannot make videos"
-      )
+    require_video_model(config, str(directory))
     choice = selection.choose(
       directory,
       reward,
@@ -201,19 +198,7 @@ class Pipeline:
 
     Raises ConfigError for a length that is not positive or, in latent frames, no whole number of chunks.
     """
-    chunk, codec = self.config.chunk_frames, self.models.codec
-    if (seconds is None) == (num_latent_frames is None):
-      raise ConfigError("give either seconds or num_latent_frames")
-    if num_latent_frames is not None:
-      if num_latent_frames <= 0 or num_latent_frames % chunk:
-        raise ConfigError(
-          f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}"
-        )
-      return num_latent_frames // chunk
-    if not 0 < seconds < float("inf"):
-      raise ConfigError(f"seconds must be positive, got {seconds}")
-    stride = codec.num_frames(1, first=False)
-    return max(1, round((seconds * self.config.fps / stride + 1 - 1 / stride) / chunk))
+    return video_chunks(self.config, seconds=seconds, num_latent_frames=num_latent_frames)
 
   def condition(self, prompt: str, num_chunks: int) -> Condition:
     """Everything that depends on the prompt alone. Before many prompts call `text.prepare` with all of them.

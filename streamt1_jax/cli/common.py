@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
 import logging
 import math
 import pathlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import fsspec
 import jax
@@ -20,32 +15,19 @@ from absl import app, flags
 from etils import epath
 from flax import nnx
 
+from streamt1_jax.cli.command import BAD_INPUT, INTERRUPTED, RUN_FAILED, TERMINATED, RunFailed
+from streamt1_jax.cli.files import FULL_DISK, checkpoint_sha256, make_folder, require_writable  # noqa: F401
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError, ModelConfig, preset
 from streamt1_jax.drivers import SearchError
+from streamt1_jax.io import signals
 from streamt1_jax.io.checkpoint import load_params
+from streamt1_jax.io.signals import Terminated, is_terminated, raise_if_interrupted, termination_deferred  # noqa: F401
 from streamt1_jax.parallel import hosts
-from streamt1_jax.rewards.folder import REWARDS_FOLDER
 from streamt1_jax.saved_search import SaveError
 
 # A flag defined here belongs to the program that asks for it, in its --help and in its manifest.
 flags.disclaim_key_flags()
-
-BAD_INPUT, RUN_FAILED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
-"""Exit codes."""
-
-# EFBIG is the limit of a process, or of a file system, on the size of one file.
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-_interrupted, _terminated, _deferred = threading.Event(), threading.Event(), threading.Event()
-
-
-class RunFailed(Exception):
-  """A program did its work, and some of it failed; what succeeded is kept."""
-
-
-class Terminated(KeyboardInterrupt):
-  """SIGTERM, which a preempted machine gets; the message says what is kept."""
 
 
 class _Integer(flags.IntegerParser):
@@ -118,46 +100,8 @@ def run(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main` and exits with 0, or with one line on stderr and one of the codes above."""
   # JAX reports every platform that is not there.
   logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-  signal.signal(signal.SIGTERM, _terminate)
-  # Background jobs of a shell ignore Ctrl-C, and should.
-  if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    signal.signal(signal.SIGINT, _interrupt)
-  app.run(lambda _: hosts.run_together(lambda: _exit_code(main)), flags_parser=_parse_flags)
-
-
-def _interrupt(signal_number: int, frame: object) -> None:
-  _interrupted.set()
-  raise KeyboardInterrupt
-
-
-def _terminate(signal_number: int, frame: object) -> None:
-  again = _terminated.is_set()
-  _terminated.set()
-  if again or not _deferred.is_set():
-    raise Terminated("terminated")
-
-
-def raise_if_interrupted() -> None:
-  """For loops to call: Python drops a KeyboardInterrupt that is raised inside a callback or a finaliser."""
-  if _interrupted.is_set():
-    raise KeyboardInterrupt
-  if _terminated.is_set() and not _deferred.is_set():
-    raise Terminated("terminated")
-
-
-def is_terminated() -> bool:
-  """Whether SIGTERM has come."""
-  return _terminated.is_set()
-
-
-@contextlib.contextmanager
-def termination_deferred() -> Iterator[None]:
-  """SIGTERM waits for the body, which looks at `is_terminated`; a second one does not wait."""
-  _deferred.set()
-  try:
-    yield
-  finally:
-    _deferred.clear()
+  with signals.handled():
+    app.run(lambda _: hosts.run_together(lambda: _exit_code(main)), flags_parser=_parse_flags)
 
 
 def _parse_flags(arguments: Sequence[str]) -> list[str]:
@@ -220,43 +164,3 @@ def load_codec(model: ModelConfig, folder: epath.PathLike) -> VideoCodec:
   """The trained codec of a model, in float32. Raises ConfigError if the folder holds none of its size."""
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
   return nnx.merge(graphdef, load_params(folder, nnx.to_pure_dict(abstract), jnp.float32))
-
-
-def _probe(file: epath.Path) -> None:
-  file.write_bytes(b"")
-  file.unlink()
-
-
-def make_folder(flag: str, path: str, *, writable: bool = False) -> None:
-  """Makes the folder of a flag. Raises ConfigError if that, or with `writable` a file in it, cannot be made."""
-  folder = epath.Path(path)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if writable:
-      _probe(folder / ".probe")
-  except OSError as error:
-    raise ConfigError(f"--{flag}={path} cannot be made: {error.strerror or error}") from error
-
-
-def require_writable(flag: str, path: str) -> None:
-  """Raises ConfigError unless a file can be made at `path`: better known before the work than after it."""
-  target = epath.Path(path)
-  try:
-    if target.is_dir():
-      raise IsADirectoryError(errno.EISDIR, "it is a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _probe(target.parent / f".{target.name}.probe")
-  except OSError as error:
-    raise ConfigError(f"--{flag}={path} cannot be written: {error.strerror or error}") from error
-
-
-def checkpoint_sha256(folder: epath.Path, rewards: Sequence[str] = ()) -> str:
-  """Identifies a model wherever its folder is: checksum of config, tokenizer and the parts' own checksums.
-
-  Args:
-    folder: the checkpoint.
-    rewards: names of its reward models that are used.
-  """
-  parts = ("backbone", "codec", "text", *(f"{REWARDS_FOLDER}/{name}" for name in rewards))
-  names = ["config.json", "tokenizer.model", *(f"{part}/part.json" for part in parts)]
-  return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()

@@ -1,13 +1,13 @@
-"""Turns published weights into a checkpoint folder that `experiments.generate` takes. Needs no PyTorch.
+"""Turns published weights into a checkpoint folder that `streamt1 generate` takes. Needs no PyTorch.
 
-  python -m experiments.convert --model=wan_1_3b --output=checkpoints/longlive \
+  streamt1 convert --model=wan_1_3b --output=checkpoints/longlive \
     --backbone=longlive_base.pt --lora=lora.pt --lora_alpha=256 \
     --vae=Wan2.1_VAE.pth --text_encoder=models_t5_umt5-xxl-enc-bf16.pth --tokenizer=google/umt5-xxl/spiece.model
-  python -m experiments.generate --checkpoint=checkpoints/longlive --prompt="a panda reads a newspaper"
+  streamt1 generate --checkpoint=checkpoints/longlive --prompt="a panda reads a newspaper"
 
 The reward models are optional parts, `rewards/hpsv3` and `rewards/videoalign`, and may be added at any time:
 
-  python -m experiments.convert --model=wan_1_3b --output=checkpoints/longlive --reward_tokenizer=tokenizer.json \
+  streamt1 convert --model=wan_1_3b --output=checkpoints/longlive --reward_tokenizer=tokenizer.json \
     --hpsv3=HPSv3.safetensors --hpsv3_prompt=hpsv3-1.0.0-py3-none-any.whl \
     --videoalign=VideoReward --videoalign_prompt=prompt_template.py
 
@@ -20,11 +20,13 @@ half-written is left; 130 when interrupted, 143 by SIGTERM.
 from __future__ import annotations
 
 import pathlib
+import sys
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
-from streamt1_jax.cli import common
+from streamt1_jax.cli import command, flag_types
 from streamt1_jax.config import PRESETS, ConfigError, ModelConfig, preset
 from streamt1_jax.convert import engine, execute, plan, reward_part
 from streamt1_jax.io import checkpoint, config_json
@@ -38,71 +40,75 @@ _PUBLISHED = {
   TOKENIZER_FILE: "spiece.model",
 }
 
-_MODEL = flags.DEFINE_string(
-  "model", "wan_1_3b", f"Preset ({', '.join(sorted(PRESETS))}), or a JSON file like `model` in a config.json."
-)
-_BACKBONE = common.define_path("backbone", None, "Weights of the DiT: file, index of shards, or folder.", url=False)
-_ENTRY = flags.DEFINE_string("backbone_entry", None, "Entry of a .pt file: generator, generator_ema, model, ...")
-_LORA = common.define_path("lora", None, "LoRA adapter that is merged into the backbone.", url=False)
-_LORA_ALPHA = common.define_float("lora_alpha", None, "The adapter's alpha, where its files do not say it.")
-_VAE = common.define_path("vae", None, "Weights of the video VAE.", url=False)
-_TEXT_ENCODER = common.define_path("text_encoder", None, "Weights of the UMT5 encoder.", url=False)
-_TOKENIZER = common.define_path("tokenizer", None, "Sentencepiece model, or the folder of spiece.model.", url=False)
-_REWARDS = {
-  name: (
-    common.define_path(name, None, f"Weights of this reward model: {published}.", url=False),
-    common.define_path(f"{name}_prompt", None, f"Its text: {reward_part.PUBLISHED_TEXT[name]}.", url=False),
-    common.define_path(f"{name}_config", None, "Other sizes: a JSON file like `config` in a reward.json.", url=False),
+_REWARD_WEIGHTS = {"hpsv3": "HPSv3.safetensors", "videoalign": "model.pth, or the folder of its checkpoint"}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines every flag of the command."""
+  path = lambda name, meaning: flag_types.define_path(values, name, None, meaning, url=False)
+  flag_types.define_string(
+    values, "model", "wan_1_3b", f"Preset ({', '.join(sorted(PRESETS))}), or a JSON file like `model` in a config.json."
   )
-  for name, published in (("hpsv3", "HPSv3.safetensors"), ("videoalign", "model.pth, or the folder of its checkpoint"))
-}
-_REWARD_TOKENIZER = common.define_path("reward_tokenizer", None, "tokenizer.json of Qwen2-VL or its folder.", url=False)
-_OUTPUT = common.define_path("output", None, "The checkpoint folder.", url=False)
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", DTYPES, "Dtype of the stored weights.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would be done, and what is missing.")
+  path("backbone", "Weights of the DiT: file, index of shards, or folder.")
+  flag_types.define_string(values, "backbone_entry", None, "Entry of a .pt file: generator, generator_ema, model, ...")
+  path("lora", "LoRA adapter that is merged into the backbone.")
+  flag_types.define_float(values, "lora_alpha", None, "The adapter's alpha, where its files do not say it.")
+  path("vae", "Weights of the video VAE.")
+  path("text_encoder", "Weights of the UMT5 encoder.")
+  path("tokenizer", "Sentencepiece model, or the folder of spiece.model.")
+  for name, published in _REWARD_WEIGHTS.items():
+    path(name, f"Weights of this reward model: {published}.")
+    path(f"{name}_prompt", f"Its text: {reward_part.PUBLISHED_TEXT[name]}.")
+    path(f"{name}_config", "Other sizes: a JSON file like `config` in a reward.json.")
+  path("reward_tokenizer", "tokenizer.json of Qwen2-VL or its folder.")
+  path("output", "The checkpoint folder.")
+  flag_types.define_choice(values, "dtype", "bfloat16", DTYPES, "Dtype of the stored weights.")
+  flag_types.define_switch(values, "dry_run", False, "Only say what would be done, and what is missing.")
 
 
-def _path(flag: flags.FlagHolder) -> pathlib.Path | None:
-  return None if flag.value is None else pathlib.Path(flag.value).expanduser()
+def _path(path: str | None) -> pathlib.Path | None:
+  return None if path is None else pathlib.Path(path).expanduser()
 
 
-def read_model() -> ModelConfig:
-  """The model of the flags."""
-  if not _MODEL.value.endswith(".json"):
+def read_model(name: str) -> ModelConfig:
+  """The model that --model means."""
+  if not name.endswith(".json"):
     try:
-      return preset(_MODEL.value)
+      return preset(name)
     except ConfigError as error:
       raise ConfigError(f"--model: {error}; or the path of a .json file") from error
-  path = pathlib.Path(_MODEL.value)
+  path = pathlib.Path(name)
   if not path.is_file():
     raise ConfigError(f"--model {path} does not exist")
   return checkpoint.model_config_from_dict(config_json.parse_strict_json(path.read_text(), str(path)), str(path))
 
 
-def reward_sources() -> list[reward_part.RewardSources]:
+def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:
   """The reward models of the flags."""
   given = []
-  for name, (weights, prompt, config) in _REWARDS.items():
-    if weights.value is None:
-      stray = [flag.name for flag in (prompt, config) if flag.value is not None]
+  for name in _REWARD_WEIGHTS:
+    weights, prompt, config = (values[f"{name}{end}"].value for end in ("", "_prompt", "_config"))
+    if weights is None:
+      stray = [flag for flag, value in ((f"{name}_prompt", prompt), (f"{name}_config", config)) if value is not None]
       if stray:
         raise ConfigError(f"--{stray[0]} needs --{name}, the weights it belongs to")
       continue
-    paths = (_path(flag) for flag in (weights, prompt, _REWARD_TOKENIZER, config))
+    paths = map(_path, (weights, prompt, values.reward_tokenizer, config))
     given.append(reward_part.RewardSources(name, *paths))
-  if not given and _REWARD_TOKENIZER.value is not None:
+  if not given and values.reward_tokenizer is not None:
     raise ConfigError("--reward_tokenizer needs --hpsv3 or --videoalign, the weights it belongs to")
   return given
 
 
-def dry_run(model: ModelConfig, plans: list[plan.PartPlan], output: pathlib.Path | None) -> None:
+def dry_run(values: flags.FlagValues, model: ModelConfig, plans: list[plan.PartPlan]) -> None:
   """Prints what a conversion would do, and what it would leave missing."""
+  tokenizer = _path(values.tokenizer)
   for part in plans:
-    print("\n".join(plan.describe(part, _DTYPE.value)))
-  if _TOKENIZER.value is not None:
-    print(f"{TOKENIZER_FILE}: {len(execute.read_tokenizer(_path(_TOKENIZER), model)):,} bytes")
-  print(f"in all {sum(part.stored_bytes(_DTYPE.value) for part in plans):,} bytes to write")
-  print_missing(execute.lacking(output, model, [part.part for part in plans], _TOKENIZER.value is not None))
+    print("\n".join(plan.describe(part, values.dtype)))
+  if tokenizer is not None:
+    print(f"{TOKENIZER_FILE}: {len(execute.read_tokenizer(tokenizer, model)):,} bytes")
+  print(f"in all {sum(part.stored_bytes(values.dtype) for part in plans):,} bytes to write")
+  print_missing(execute.lacking(_path(values.output), model, [part.part for part in plans], tokenizer is not None))
 
 
 def print_missing(lacking: list[str]) -> None:
@@ -111,34 +117,45 @@ def print_missing(lacking: list[str]) -> None:
     print(f"missing: {name}, from {flag} ({_PUBLISHED[name]})")
 
 
-def main() -> None:
-  model = read_model()
+def run(values: flags.FlagValues) -> None:
+  """Converts what the flags name."""
+  model = read_model(values.model)
   sources = plan.Sources(
-    _path(_BACKBONE), _ENTRY.value, _path(_LORA), _LORA_ALPHA.value, _path(_VAE), _path(_TEXT_ENCODER)
+    _path(values.backbone),
+    values.backbone_entry,
+    _path(values.lora),
+    values.lora_alpha,
+    _path(values.vae),
+    _path(values.text_encoder),
   )
-  rewards = reward_sources()
-  parts = (sources.backbone, sources.vae, sources.text_encoder, _TOKENIZER.value, sources.lora, *rewards)
-  if not any((*parts, _DRY_RUN.value)):
+  rewards = reward_sources(values)
+  parts = (sources.backbone, sources.vae, sources.text_encoder, values.tokenizer, sources.lora, *rewards)
+  if not any((*parts, values.dry_run)):
     raise ConfigError(
       "nothing to convert; give --backbone, --vae, --text_encoder, --tokenizer, --hpsv3 or --videoalign"
     )
-  if _OUTPUT.value is None and not _DRY_RUN.value:
+  if values.output is None and not values.dry_run:
     raise ConfigError("--output is missing; give the folder of the checkpoint, or --dry_run")
   try:
     plans = [*plan.make_plans(model, sources), *map(reward_part.make_plan, rewards)]
   except engine.FitError as error:
-    if _DRY_RUN.value:
+    if values.dry_run:
       print(error)
     raise ConfigError(error.line) from error
-  if _DRY_RUN.value:
-    dry_run(model, plans, _path(_OUTPUT))
+  if values.dry_run:
+    dry_run(values, model, plans)
     return
   start = time.perf_counter()
-  lacking = execute.execute(model, plans, _path(_TOKENIZER), _path(_OUTPUT), _DTYPE.value)
+  lacking = execute.execute(model, plans, _path(values.tokenizer), _path(values.output), values.dtype)
   print_missing(lacking)
   state = "is not complete yet" if lacking else "is a checkpoint"
-  print(f"{_OUTPUT.value} {state} ({time.perf_counter() - start:.0f} s)")
+  print(f"{values.output} {state} ({time.perf_counter() - start:.0f} s)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  return command.main(__doc__, define_flags, run, argv)
 
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

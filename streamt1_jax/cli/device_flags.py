@@ -1,57 +1,122 @@
-"""The flags that say how devices are used, for every program that runs a search."""
+"""The flags that say how devices are used. Every command that runs a search has them."""
 
 from __future__ import annotations
 
 import math
+import os
+import pathlib
+import sys
 import typing
 from collections.abc import Sequence
 
 import jax
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from streamt1_jax.backbone.attention import Implementation
-from streamt1_jax.cli import common
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.cli import flag_types
+from streamt1_jax.cli.files import make_folder
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.execution import Decoding
+from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
 
-_MESH = flags.DEFINE_string(
-  "mesh",
-  None,
-  "Devices by axis, as in data:2,candidate:4. data: prompts; candidate; model: shards of the weights; seq: tokens of a "
-  "chunk. By default candidate first, then data, then model; never seq.",
-)
-DECODING = flags.DEFINE_enum(
-  "decoding",
-  None,
-  typing.get_args(Decoding),
-  "Candidates are decoded together, in turn with less memory, or in turn and winners twice with even less. By default "
-  "in turn if frames are large.",
-)
-ATTENTION = flags.DEFINE_enum(
-  "attention",
-  None,
-  typing.get_args(Implementation),
-  "Of the backbone: by XLA, by a kernel for TPUs, by a kernel for NVIDIA GPUs. By default flash on TPUs, else fold.",
-)
-_CACHE_DIR = common.define_path(
-  "compilation_cache_dir", None, "Folder where JAX keeps what it compiled, for the next start of the same program."
-)
+
+def define(values: flags.FlagValues) -> None:
+  """Defines --mesh, --decoding, --attention and --compilation_cache_dir."""
+  flag_types.define_string(
+    values,
+    "mesh",
+    None,
+    "Devices by axis, as in data:2,candidate:4. data: prompts; candidate; model: shards of the weights; seq: tokens of "
+    "a chunk. By default candidate first, then data, then model; never seq.",
+  )
+  flag_types.define_choice(
+    values,
+    "decoding",
+    None,
+    typing.get_args(Decoding),
+    "Candidates are decoded together, in turn with less memory, or in turn and winners twice with even less. By "
+    "default in turn if frames are large.",
+  )
+  flag_types.define_choice(
+    values,
+    "attention",
+    None,
+    typing.get_args(Implementation),
+    "How the backbone computes attention: XLA's operations (fold), a kernel for TPUs, a kernel for NVIDIA GPUs. By "
+    "default flash on TPUs, else fold.",
+  )
+  define_compilation_cache(values)
 
 
-def use_compilation_cache() -> None:
+def define_compilation_cache(values: flags.FlagValues) -> None:
+  """Defines --compilation_cache_dir."""
+  flag_types.define_path(
+    values,
+    "compilation_cache_dir",
+    None,
+    "Folder where JAX keeps what it compiled, for the next start of the same program; empty for no such folder. By "
+    "default JAX_COMPILATION_CACHE_DIR, else streamt1_jax in the user's cache folder.",
+  )
+
+
+def use_compilation_cache(values: flags.FlagValues) -> None:
   """Turns on the cache that the flag asks for; before anything is compiled. Raises ConfigError, naming the flag."""
-  if _CACHE_DIR.value is None:
+  folder = values.compilation_cache_dir
+  if folder is None:
+    # The environment or the program that calls this command has chosen one.
+    if jax.config.jax_compilation_cache_dir is not None:
+      return
+    folder = _user_cache()
+    if folder is None:
+      return
+  elif folder:
+    make_folder("compilation_cache_dir", folder)
+  if folder:
+    # A start is many small programs: one after the other they take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  if jax.config.jax_compilation_cache_dir != (folder or None):
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    # JAX keeps the cache it opened first.
+    compilation_cache.reset_cache()
+
+
+def _user_cache() -> str | None:
+  """The folder of this user's compiled programs, or None and a warning where it cannot be written."""
+  try:
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    folder = pathlib.Path(home) / "streamt1_jax"
+    make_folder("compilation_cache_dir", str(folder), writable=True)
+  except (ConfigError, RuntimeError) as error:  # RuntimeError: the user has no home.
+    print(f"warning: compiled programs are not kept for the next start: {error}", file=sys.stderr)
+    return None
+  return str(folder)
+
+
+def tell_devices(model: ModelConfig | None = None, mesh: Mesh | None = None) -> None:
+  """Says on stderr where the model runs, and warns where a full-size model meets a CPU."""
+  if not hosts.is_first():
     return
-  common.make_folder("compilation_cache_dir", _CACHE_DIR.value)
-  jax.config.update("jax_compilation_cache_dir", _CACHE_DIR.value)
-  # A start is many small programs: one after the other they take seconds.
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  device = jax.devices()[0]
+  count = 1 if mesh is None else mesh.size
+  kind = device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
+  print(f"device: {kind}" if count == 1 else f"devices: {count} x {kind}", file=sys.stderr, flush=True)
+  if model and device.platform == "cpu" and model.backbone.dim >= preset("wan_1_3b").backbone.dim:
+    print(
+      f"warning: {model.name} is a full-size model, and this is a CPU: a chunk takes hours; use a GPU or a TPU",
+      file=sys.stderr,
+      flush=True,
+    )
 
 
 def make_mesh(
-  model: ModelConfig, search: SearchConfig, num_prompts: int = 1, devices: Sequence[jax.Device] | None = None
+  values: flags.FlagValues,
+  model: ModelConfig,
+  search: SearchConfig,
+  num_prompts: int = 1,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh | None:
   """The mesh that the flag asks for, or None for one device; of all devices by default.
 
@@ -59,13 +124,13 @@ def make_mesh(
   """
   several = devices is None and jax.process_count() > 1
   devices = jax.devices() if devices is None else devices
-  if _MESH.value is None:
+  if values.mesh is None:
     sizes = device_mesh.default_sizes(len(devices), model, search, num_prompts, every=several)
     return device_mesh.make_mesh(sizes, model, search, devices)
   try:
-    sizes = device_mesh.parse_sizes(_MESH.value)
+    sizes = device_mesh.parse_sizes(values.mesh)
     if several and math.prod(sizes.values()) < len(devices):
       raise ConfigError(f"the devices of several processes must all be used, and there are {len(devices)}")
     return device_mesh.make_mesh(sizes, model, search, devices)
   except ConfigError as error:
-    raise ConfigError(f"--mesh={_MESH.value}: {error}") from error
+    raise ConfigError(f"--mesh={values.mesh}: {error}") from error

@@ -20,36 +20,39 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import common, results
+from streamt1_jax.cli import flag_types, results
+from streamt1_jax.cli.files import make_folder
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, paths
-from streamt1_jax.parallel import hosts
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.trace import ROUTE_NAMES
 
-_PROFILE_CHUNKS = flags.DEFINE_list("profile_chunks", None, "Chunks to trace for XProf, from 0, as 3,4.")
-_PROFILE_DIR = common.define_path("profile_dir", None, "Where the traces go.")
-_TENSORBOARD_DIR = common.define_path("tensorboard_dir", None, "Where metrics of every chunk go, for TensorBoard.")
+
+def define(values: flags.FlagValues) -> None:
+  """Defines --profile_chunks, --profile_dir and --tensorboard_dir."""
+  flag_types.define_list(values, "profile_chunks", None, "Chunks to trace for XProf, from 0, as 3,4.")
+  flag_types.define_path(values, "profile_dir", None, "Where the traces go.")
+  flag_types.define_path(values, "tensorboard_dir", None, "Where metrics of every chunk go, for TensorBoard.")
 
 
-def check_flags(num_chunks: int) -> None:
-  """Makes the folders. Raises ConfigError, naming the flag, if it cannot be followed in a video of so many chunks."""
-  _profiled_chunks(num_chunks)
-  if _TENSORBOARD_DIR.value is not None:
+def check_flags(values: flags.FlagValues, num_chunks: int) -> None:
+  """Raises ConfigError, naming the flag, if it cannot be followed in a video of so many chunks."""
+  _profiled_chunks(values, num_chunks)
+  if values.tensorboard_dir is not None:
     _writer_class()
-  hosts.first_decides(_make_folders)
 
 
-def _make_folders() -> None:
-  for flag in (_PROFILE_DIR, _TENSORBOARD_DIR):
-    if flag.value is not None:
-      common.make_folder(flag.name, flag.value, writable=True)
+def make_folders(values: flags.FlagValues) -> None:
+  """Makes the folders of the flags. Raises ConfigError, naming the flag, if one cannot be written."""
+  for name in ("profile_dir", "tensorboard_dir"):
+    if values[name].value is not None:
+      make_folder(name, values[name].value, writable=True)
 
 
-def _profiled_chunks(num_chunks: int) -> set[int]:
-  if (_PROFILE_CHUNKS.value is None) != (_PROFILE_DIR.value is None):
+def _profiled_chunks(values: flags.FlagValues, num_chunks: int) -> set[int]:
+  if (values.profile_chunks is None) != (values.profile_dir is None):
     raise ConfigError("--profile_chunks and --profile_dir need each other")
-  chunks = _PROFILE_CHUNKS.value or ()
+  chunks = values.profile_chunks or ()
   for chunk in chunks:
     if not chunk.isdecimal() or int(chunk) >= num_chunks:
       raise ConfigError(f"--profile_chunks: {chunk!r} is not a chunk of this video; they are 0..{num_chunks - 1}")
@@ -61,21 +64,24 @@ def _writer_class() -> type:
   try:
     from tensorboardX import SummaryWriter
   except ImportError as error:
-    raise ConfigError("--tensorboard_dir needs the package tensorboardX: pip install -e '.[tensorboard]'") from error
+    raise ConfigError(
+      "--tensorboard_dir needs the package tensorboardX: pip install 'streamt1_jax[tensorboard]'"
+    ) from error
   return SummaryWriter
 
 
 class Monitor:
   """Watches the chunks of videos that are searched together, from chunk `start` on, as the flags say."""
 
-  def __init__(self, prompts: Sequence[str], num_chunks: int, start: int = 0):
+  def __init__(self, values: flags.FlagValues, prompts: Sequence[str], num_chunks: int, start: int = 0):
     self._names = [results.result_folder("", prompt).name for prompt in prompts]
-    self._profiled = _profiled_chunks(num_chunks)
+    self._profiled = _profiled_chunks(values, num_chunks)
+    self._profile_dir = values.profile_dir
     self._seconds = 0.0
     self._writers = []
     # All processes have the same numbers; one writes them.
-    if _TENSORBOARD_DIR.value is not None and jax.process_index() == 0:
-      folders = [epath.Path(_TENSORBOARD_DIR.value) / name for name in self._names]
+    if values.tensorboard_dir is not None and jax.process_index() == 0:
+      folders = [epath.Path(values.tensorboard_dir) / name for name in self._names]
       # What an earlier run wrote of chunks that are searched again is hidden.
       self._writers = [_writer_class()(str(folder), purge_step=start) for folder in folders]
 
@@ -85,7 +91,7 @@ class Monitor:
     began = time.perf_counter()
     trace = contextlib.nullcontext()
     if index in self._profiled:
-      trace = _traced(epath.Path(_PROFILE_DIR.value), f"{self._names[0]}_chunk_{index}")
+      trace = _traced(epath.Path(self._profile_dir), f"{self._names[0]}_chunk_{index}")
     with trace:
       yield
       self._seconds = time.perf_counter() - began

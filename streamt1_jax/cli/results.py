@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from streamt1_jax.cli import common
+from streamt1_jax.cli.command import RunFailed
+from streamt1_jax.cli.files import FULL_DISK
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, manifest, part_files, paths, video
 from streamt1_jax.pipeline import Video, display_scale
@@ -101,7 +102,7 @@ def _refusals_named(target: epath.Path, below: epath.Path | None = None) -> Iter
   except OSError as error:
     if below is not None and not _is_of(error, below):
       raise
-    kind = common.RunFailed if error.errno in common.FULL_DISK else ConfigError
+    kind = RunFailed if error.errno in FULL_DISK else ConfigError
     raise kind(f"cannot write {target}: {error.strerror or error}") from error
 
 
@@ -109,7 +110,7 @@ def _is_of(error: OSError, folder: epath.Path) -> bool:
   """Whether an error came from files in `folder`."""
   if error.filename is None:
     # A write to a file that is open does not say to which, and object stores say nothing at all.
-    return error.errno in common.FULL_DISK or paths.is_object_store(folder)
+    return error.errno in FULL_DISK or paths.is_object_store(folder)
   return epath.Path(str(error.filename)).is_relative_to(folder)
 
 

@@ -1,7 +1,7 @@
 """Scores videos: any files, by any rewards.
 
-  python -m experiments.score --videos=outputs/
-  python -m experiments.score --videos='clips/*.mp4' --prompts_file=prompts.txt --reward=hpsv3+videoalign \\
+  streamt1 score --videos=outputs/
+  streamt1 score --videos='clips/*.mp4' --prompts_file=prompts.txt --reward=hpsv3+videoalign \\
     --checkpoint=checkpoints/wan_1_3b --output=scores.csv
 
 Rewards are read from `CHECKPOINT/rewards/NAME`; `quality` and `coherence` are built in and need neither weights nor
@@ -10,7 +10,7 @@ prompts. Prints a table and writes a CSV and a JSON file side by side. Columns o
 and `_frames`, every frame's.
 
 A prompts file has one prompt per line, for the videos in sorted order; or lines `name<TAB>prompt`; or lines of JSON
-with `video` and `prompt`. Without one, the prompts are those of the manifests that `experiments.generate` leaves.
+with `video` and `prompt`. Without one, the prompts are those of the manifests that `streamt1 generate` leaves.
 
 The frame rate is the file's own, and decides what VideoAlign looks at: a file that does not say it is not scored.
 XLA compiles once per frame size (see `streamt1_jax.rewards.scoring`), so files of one size are quickest.
@@ -39,7 +39,8 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import common, score_inputs
+from streamt1_jax.cli import command, device_flags, flag_types, score_inputs
+from streamt1_jax.cli.files import find_checkpoint, require_writable
 from streamt1_jax.cli.score_inputs import Task
 from streamt1_jax.cli.score_rows import Output, Row, to_table
 from streamt1_jax.config import ConfigError
@@ -48,32 +49,41 @@ from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring, selection
 from streamt1_jax.rewards.scoring import VideoScorer
 
-_VIDEOS = common.define_path("videos", None, "Video file, folder of videos, or glob.", required=True)
-_PROMPTS_FILE = common.define_path("prompts_file", None, "Prompts of the videos; the manifests beside them otherwise.")
-_REWARD = flags.DEFINE_string(
-  "reward", None, "Names of rewards joined by '+'; all that the checkpoint has, or quality+coherence, by default."
-)
-_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder whose rewards/ holds the rewards.")
-_OUTPUT = common.define_path("output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Of the rewards' backbones.")
-_IMAGE_FRAMES = common.define_integer("image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
-_BATCH = common.define_integer("batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier scores, whatever they are of.")
-
 _MOST_BYTES = 8 << 30
 
 
-def find_rewards() -> dict[str, epath.Path]:
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines every flag of the command."""
+  flag_types.define_path(values, "videos", None, "Video file, folder of videos, or glob.", required=True)
+  flag_types.define_path(values, "prompts_file", None, "Prompts of the videos; the manifests beside them otherwise.")
+  flag_types.define_string(
+    values,
+    "reward",
+    None,
+    "Names of rewards joined by '+'; all that the checkpoint has, or quality+coherence, by default.",
+  )
+  flag_types.define_checkpoint(values, "Folder whose rewards/ holds the rewards")
+  flag_types.define_path(values, "output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
+  flag_types.define_choice(
+    values, "dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Dtype of the rewards' backbones."
+  )
+  flag_types.define_integer(values, "image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
+  flag_types.define_integer(values, "batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
+  flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, whatever they are of.")
+  device_flags.define_compilation_cache(values)
+
+
+def find_rewards(values: flags.FlagValues) -> dict[str, epath.Path]:
   """Folders of the rewards of the flags, by name; those of built-in ones do not exist."""
-  rewards = common.find_folder(_CHECKPOINT.value) / reward_folder.REWARDS_FOLDER
+  rewards = find_checkpoint(values.checkpoint) / reward_folder.REWARDS_FOLDER
   present = sorted(path.name for path in rewards.iterdir() if path.is_dir()) if rewards.is_dir() else []
-  names = _REWARD.value.split("+") if _REWARD.value is not None else present or list(selection.PROMPT_FREE)
+  names = values.reward.split("+") if values.reward is not None else present or list(selection.PROMPT_FREE)
   for name in names:
     if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9]", name) or names.count(name) > 1:
-      raise ConfigError(f"--reward={_REWARD.value} must be different names joined by '+', such as quality+coherence")
+      raise ConfigError(f"--reward={values.reward} must be different names joined by '+', such as quality+coherence")
     if name not in (*selection.BUILT_IN, *present):
       found = ", ".join((*selection.BUILT_IN, *present))
-      raise ConfigError(f"--reward={_REWARD.value}: {rewards} has no {name}; there are: {found}")
+      raise ConfigError(f"--reward={values.reward}: {rewards} has no {name}; there are: {found}")
   return {name: rewards / name for name in names}
 
 
@@ -84,17 +94,17 @@ def reward_sha256(folder: epath.Path) -> str:
   return hashlib.sha256((folder / part_files.PART_FILE).read_bytes()).hexdigest()
 
 
-def run_settings(rewards: dict[str, epath.Path]) -> dict[str, Any]:
+def run_settings(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> dict[str, Any]:
   """Everything but the videos and prompts that decides the scores."""
   weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in selection.BUILT_IN}
-  return {"reward": "+".join(rewards), "dtype": _DTYPE.value, "image_frames": _IMAGE_FRAMES.value, **weights}
+  return {"reward": "+".join(rewards), "dtype": values.dtype, "image_frames": values.image_frames, **weights}
 
 
-def read_tasks(rewards: dict[str, epath.Path]) -> list[Task]:
+def read_tasks(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> list[Task]:
   """The videos of the flags with their prompts; raises ConfigError if a reward needs one that is nowhere."""
-  videos = score_inputs.find_videos(_VIDEOS.value)
-  if _PROMPTS_FILE.value is not None:
-    return score_inputs.with_given_prompts(videos, _PROMPTS_FILE.value)
+  videos = score_inputs.find_videos(values.videos)
+  if values.prompts_file is not None:
+    return score_inputs.with_given_prompts(videos, values.prompts_file)
   tasks = score_inputs.with_own_prompts(videos)
   needy = [name for name in rewards if name not in selection.BUILT_IN]
   if not needy:
@@ -181,7 +191,7 @@ def score_all(
     for task, row in zip(tasks, started, strict=True):
       if is_finished(row, rows):
         continue
-      common.raise_if_interrupted()
+      command.raise_if_interrupted()
       rows[row.video] = score_video(task, row, scorers)
       file.append(rows[row.video])
       bar.update()
@@ -194,9 +204,11 @@ def is_finished(row: Row, rows: dict[str, Row]) -> bool:
   return earlier is not None and earlier.source == row.source and earlier.error is None
 
 
-def earlier_rows(output: Output, tasks: list[Task], settings: dict[str, Any]) -> dict[str, Row]:
+def earlier_rows(
+  values: flags.FlagValues, output: Output, tasks: list[Task], settings: dict[str, Any]
+) -> dict[str, Row]:
   """Rows of an earlier run. Raises ConfigError if it had other settings, or videos that would be lost now."""
-  if _OVERWRITE.value:
+  if values.overwrite:
     return {}
   rows = output.earlier_rows(settings)
   others = sorted(set(rows) - {start_row(task).video for task in tasks})
@@ -207,35 +219,43 @@ def earlier_rows(output: Output, tasks: list[Task], settings: dict[str, Any]) ->
   return rows
 
 
-def main() -> None:
+def run(values: flags.FlagValues) -> None:
+  """Scores the videos and writes the table."""
   start = time.perf_counter()
-  rewards = find_rewards()
-  tasks = read_tasks(rewards)
-  settings = run_settings(rewards)
-  output = Output(epath.Path(_OUTPUT.value))
-  rows = earlier_rows(output, tasks, settings)
-  common.require_writable("output", _OUTPUT.value)
+  rewards = find_rewards(values)
+  tasks = read_tasks(values, rewards)
+  settings = run_settings(values, rewards)
+  output = Output(epath.Path(values.output))
+  rows = earlier_rows(values, output, tasks, settings)
+  require_writable("output", values.output)
+  device_flags.use_compilation_cache(values)
+  device_flags.tell_devices()
   scorers = [
-    scoring.make_scorer(name, path, dtype=jnp.dtype(_DTYPE.value), most_frames=_IMAGE_FRAMES.value, batch=_BATCH.value)
+    scoring.make_scorer(name, path, dtype=jnp.dtype(values.dtype), most_frames=values.image_frames, batch=values.batch)
     for name, path in rewards.items()
   ]
   columns = [column for scorer in scorers for column in scorer.columns]
   with manifest.CompileCounter() as compilations:
     finished = score_all(tasks, rows, scorers, output, settings)
-  run = {
+  account = {
     "settings": settings,
     "environment": manifest.environment(),
     "wall_seconds": time.perf_counter() - start,
     "compilations": {"count": compilations.count, "seconds": compilations.seconds},
   }
-  output.write(run, finished, columns)
+  output.write(account, finished, columns)
   print(to_table(finished, columns))
   print(f"{output.csv}, {output.json}", flush=True)
   failed = [row for row in finished if row.error is not None]
   if failed:
     told = part_files.list_some([f"{row.video} ({row.error})" for row in failed], "; ")
-    raise common.RunFailed(f"{len(failed)} of {len(finished)} videos could not be scored: {told}")
+    raise command.RunFailed(f"{len(failed)} of {len(finished)} videos could not be scored: {told}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  return command.main(__doc__, define_flags, run, argv)
 
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

@@ -1,73 +1,87 @@
-"""The flags of a search, of what judges it and of its devices, for every program that runs one.
+"""The flags of a search and of what judges it. Every command that runs a search has them.
 
 `SearchConfig.released()` gives the defaults of the search.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import tqdm
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import common, device_flags
+from streamt1_jax.cli import device_flags, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
-from streamt1_jax.drivers import check_length, jitted_chunk_step
-from streamt1_jax.executables import StoredSteps
+from streamt1_jax.config import video_chunks as chunks_of_length
+from streamt1_jax.drivers import max_chunks
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import selection
+from streamt1_jax.rewards.selection import RewardChoice
 
-_RELEASED = SearchConfig.released()
-
-_SEARCH = flags.DEFINE_enum("search", "stream_t1", ["stream_t1", "none"], "Search, or plain streaming.")
-_SEMANTICS = flags.DEFINE_enum(
-  "semantics", "released", ["released", "paper"], "Follow the released code or the paper where they differ."
-)
-_FIELDS = [
-  common.define_integer("beam_size", _RELEASED.beam_size, "Candidates per beam and chunk."),
-  common.define_integer("top_k", _RELEASED.top_k, "Beams kept after every chunk."),
-  common.define_float("noise_sigma", _RELEASED.noise_sigma, "Weight of the parent's noise, in (-1, 1)."),
-  common.define_float("short_threshold", _RELEASED.short_threshold, "Rise of the image score to remember."),
-  common.define_float("long_threshold", _RELEASED.long_threshold, "Fall of the video score: a new scene."),
-  common.define_float("fusion_cap", _RELEASED.fusion_cap, "Largest weight of the image score, in [0, 1]."),
-  common.define_integer("sliding_window", _RELEASED.sliding_window, "Chunks the video reward sees."),
-  common.define_integer("max_sink_frames", _RELEASED.max_sink_frames, "Latent frames the sinks may grow to."),
-]
-_KNOWN_REWARDS = ", ".join((*selection.IMAGE_REWARDS, *selection.VIDEO_REWARDS))
-_REWARD = flags.DEFINE_string(
-  "reward",
-  None,
-  f"Rewards joined by '+', of: {_KNOWN_REWARDS}. By default videoalign+hpsv3 if the checkpoint has both and there is a "
-  "search, else quality+coherence.",
-)
-_REWARD_WEIGHTS = flags.DEFINE_list("reward_weights", None, "Factors of their scores: hpsv3:0.5,videoalign:1. 1 each.")
-_SHORT_FRAMES = common.define_integer("short_frames", None, "Frames of a chunk the image reward sees; all by default.")
-_REWARD_DTYPE = flags.DEFINE_enum(
-  "reward_dtype",
-  None,
-  ["float32", "bfloat16", "int8"],
-  "Of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
-)
-
-_EXECUTABLES_DIR = common.define_path(
-  "executables_dir", None, "Folder of compiled chunk steps: used if they are of this very search, else made anew."
-)
-flags.adopt_module_key_flags(device_flags)
+# Name and meaning of the flags that are fields of `SearchConfig`.
+_INTEGERS = {
+  "beam_size": "Candidates per beam and chunk.",
+  "top_k": "Beams kept after every chunk.",
+  "sliding_window": "Chunks the video reward sees.",
+  "max_sink_frames": "Latent frames the sinks may grow to.",
+}
+_FLOATS = {
+  "noise_sigma": "Weight of the parent's noise, in (-1, 1).",
+  "short_threshold": "Rise of the image score to remember.",
+  "long_threshold": "Fall of the video score: a new scene.",
+  "fusion_cap": "Largest weight of the image score, in [0, 1].",
+}
+_FIELDS = (*_INTEGERS, *_FLOATS)
 
 
-def search_config(model: ModelConfig) -> SearchConfig:
+def define(values: flags.FlagValues) -> None:
+  """Defines the flags of a search, of its rewards and, from `device_flags`, of its devices."""
+  released = SearchConfig.released()
+  flag_types.define_choice(values, "search", "stream_t1", ["stream_t1", "none"], "Search, or plain streaming.")
+  flag_types.define_choice(
+    values, "semantics", "released", ["released", "paper"], "Follow the released code or the paper where they differ."
+  )
+  for name, meaning in _INTEGERS.items():
+    flag_types.define_integer(values, name, getattr(released, name), meaning)
+  for name, meaning in _FLOATS.items():
+    flag_types.define_float(values, name, getattr(released, name), meaning)
+  known = ", ".join((*selection.IMAGE_REWARDS, *selection.VIDEO_REWARDS))
+  flag_types.define_string(
+    values,
+    "reward",
+    None,
+    f"Rewards joined by '+'; known are {known}. By default videoalign+hpsv3 if the checkpoint has both and there is a "
+    "search, else quality+coherence.",
+  )
+  flag_types.define_list(
+    values, "reward_weights", None, "Factors of their scores, 1 by default: hpsv3:0.5,videoalign:1."
+  )
+  flag_types.define_integer(
+    values, "short_frames", None, "Frames of a chunk that the image reward sees; all by default."
+  )
+  flag_types.define_choice(
+    values,
+    "reward_dtype",
+    None,
+    ["float32", "bfloat16", "int8"],
+    "Dtype of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
+  )
+  device_flags.define(values)
+
+
+def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   """The search that the flags ask for. Raises ConfigError, naming the flag, if it cannot run on `model`."""
-  if _SEARCH.value == "none":
-    given = [flag.name for flag in (_SEMANTICS, *_FIELDS) if flags.FLAGS[flag.name].present]
+  if values.search == "none":
+    given = [name for name in ("semantics", *_FIELDS) if values[name].present]
     if given:
       raise ConfigError(f"--search=none takes no search flags, got --{', --'.join(given)}")
     return SearchConfig.streaming(model)
-  semantics = SearchConfig.paper if _SEMANTICS.value == "paper" else SearchConfig.released
-  search = semantics(**{flag.name: flag.value for flag in _FIELDS})
+  semantics = SearchConfig.paper if values.semantics == "paper" else SearchConfig.released
+  search = semantics(**{name: values[name].value for name in _FIELDS})
   search.validate_for(model)
   # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
@@ -77,39 +91,56 @@ def search_config(model: ModelConfig) -> SearchConfig:
   return search
 
 
-def load_pipeline(checkpoint: epath.Path, dtype: str = "float32", num_prompts: int = 1) -> Pipeline:
+def reward_choice(values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig) -> RewardChoice:
+  """The rewards that the flags ask for; no weight is read. Raises ConfigError, naming the flag."""
+  return selection.choose(
+    checkpoint,
+    _reward_names(values),
+    _reward_weights(values),
+    short_frames=values.short_frames,
+    chunk_frames=model.codec.temporal_stride * model.chunk_frames,
+  )
+
+
+def prompt_readers(checkpoint: epath.Path, choice: RewardChoice) -> list[Callable[[str], Any]]:
+  """What the chosen rewards read prompts with; each raises ConfigError for a prompt it cannot read."""
+  parts = checkpoint / reward_folder.REWARDS_FOLDER
+  return [reward_folder.load_prompt(parts / name) for name in choice.stored]
+
+
+def load_pipeline(
+  values: flags.FlagValues, checkpoint: epath.Path, dtype: str = "float32", num_prompts: int = 1
+) -> Pipeline:
   """The model of a checkpoint with the rewards and on the devices of the flags.
 
   Raises ConfigError, naming the flag or the file.
   """
-  device_flags.use_compilation_cache()
-  step = jitted_chunk_step if _EXECUTABLES_DIR.value is None else _stored_steps(_EXECUTABLES_DIR.value)
+  device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
-  # No choice is made in plain streaming, so nothing large is loaded to make it.
-  default = "+".join(selection.PROMPT_FREE) if _SEARCH.value == "none" else None
+  mesh = device_flags.make_mesh(values, model, search_config(values, model), num_prompts)
+  device_flags.tell_devices(model, mesh)
   return Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(dtype),
-    reward=default if _REWARD.value is None else _REWARD.value,
-    reward_weights=_reward_weights(),
-    short_frames=_SHORT_FRAMES.value,
-    reward_dtype=None if _REWARD_DTYPE.value is None else jnp.dtype(_REWARD_DTYPE.value),
-    mesh=device_flags.make_mesh(model, search_config(model), num_prompts),
-    decoding=device_flags.DECODING.value,
-    attention=device_flags.ATTENTION.value,
-    step=step,
+    reward=_reward_names(values),
+    reward_weights=_reward_weights(values),
+    short_frames=values.short_frames,
+    reward_dtype=None if values.reward_dtype is None else jnp.dtype(values.reward_dtype),
+    mesh=mesh,
+    decoding=values.decoding,
+    attention=values.attention,
   )
 
 
-def _stored_steps(folder: str) -> StoredSteps:
-  common.make_folder("executables_dir", folder)
-  # Beside a progress bar, not into it.
-  return StoredSteps(epath.Path(folder), lambda line: tqdm.tqdm.write(line, file=sys.stderr))
+def _reward_names(values: flags.FlagValues) -> str | None:
+  # Plain streaming chooses nothing, so nothing large is loaded to judge it.
+  default = "+".join(selection.PROMPT_FREE) if values.search == "none" else None
+  return default if values.reward is None else values.reward
 
 
-def _reward_weights() -> dict[str, float]:
+def _reward_weights(values: flags.FlagValues) -> dict[str, float]:
   weights = {}
-  for item in _REWARD_WEIGHTS.value or ():
+  for item in values.reward_weights or ():
     name, _, number = item.partition(":")
     try:
       weight = float(number)
@@ -121,25 +152,34 @@ def _reward_weights() -> dict[str, float]:
   return weights
 
 
-def reward_settings(pipeline: Pipeline, dtype: str) -> dict[str, Any]:
+def reward_settings(values: flags.FlagValues, choice: RewardChoice, dtype: str) -> dict[str, Any]:
   """What judges, as JSON values; `dtype` is the model's. With the checkpoint it decides all scores."""
-  choice = pipeline.rewards.choice
   return {
     "image_rewards": choice.image,
     "video_rewards": choice.video,
     "short_frames": choice.short_frames,
-    "reward_dtype": (_REWARD_DTYPE.value or dtype) if choice.stored else None,
+    "reward_dtype": (values.reward_dtype or dtype) if choice.stored else None,
   }
 
 
-def video_chunks(
-  pipeline: Pipeline, search: SearchConfig, *, seconds: float | None = None, num_latent_frames: int | None = None
-) -> int:
-  """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag, if it is none."""
+def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
+  """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag."""
   try:
-    chunks = pipeline.num_chunks(seconds=seconds, num_latent_frames=num_latent_frames)
-    check_length(pipeline.models, search, chunks)
+    chunks = chunks_of_length(model, seconds=seconds, num_latent_frames=num_latent_frames)
+    longest = max_chunks(model)
+    if chunks > longest:
+      raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {chunks}")
   except (ConfigError, OverflowError) as error:
     given = f"--seconds={seconds}" if num_latent_frames is None else f"--num_latent_frames={num_latent_frames}"
     raise ConfigError(f"{given}: {error}") from error
   return chunks
+
+
+def check_prompts(readers: Sequence[Callable[[str], Any]], prompts: Sequence[str], source: str) -> None:
+  """Raises ConfigError, naming the flag in `source` and the prompt, if a reward cannot read one of them."""
+  for prompt in prompts:
+    for read in readers:
+      try:
+        read(prompt)
+      except ConfigError as error:
+        raise ConfigError(f"{source}: {prompt!r}: {error}") from error

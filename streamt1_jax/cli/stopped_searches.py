@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from absl import flags
 from etils import epath
 
 from streamt1_jax import saved_search
-from streamt1_jax.cli import common, results
+from streamt1_jax.cli import flag_types, results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest
+from streamt1_jax.io.signals import Terminated, is_terminated
 from streamt1_jax.parallel import hosts
 from streamt1_jax.saved_search import SavedSearch
 from streamt1_jax.state import ChunkTrace, SearchState
 
-SAVE_EVERY = common.define_integer(
-  "save_every",
-  None,
-  "Chunks between two saves of the search, from which it goes on when it was killed; 0 for none. By default a chunk is "
-  "saved that ends a minute or more after the last save.",
-  0,
-)
 DEFAULT_SECONDS = 60.0
+
+
+def define(values: flags.FlagValues) -> None:
+  """Defines --save_every."""
+  flag_types.define_integer(
+    values,
+    "save_every",
+    None,
+    "Chunks between two saves of the search, from which it goes on when it was killed; 0 for none. By default a chunk "
+    "is saved that ends a minute or more after the last save.",
+    0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +63,29 @@ def save_if_due(
   traces: Sequence[Sequence[ChunkTrace]],
   num_chunks: int,
   timer: manifest.PhaseTimer,
+  every: int | None,
 ) -> None:
-  """Called after every chunk; saves as the flag says and, waiting for it, when SIGTERM has come.
+  """Called after every chunk; saves when it is time and, waiting for it, when SIGTERM has come.
+
+  Args:
+    saved: the saves of this search.
+    state: the state after the chunk.
+    traces: of each prompt, the chunks so far.
+    num_chunks: chunks of the whole video.
+    timer: gets the seconds that the save takes.
+    every: chunks between two saves, as --save_every says: 0 for no save, None for one a minute.
 
   Raises:
     Terminated: SIGTERM has come.
     SaveError: the search cannot be saved.
   """
-  chunks, every = len(traces[0]), SAVE_EVERY.value
+  chunks = len(traces[0])
   if every is None:
     due = saved.seconds_since_save() >= DEFAULT_SECONDS
   else:
     due = every > 0 and chunks % every == 0
   # A save is made by all processes: the signal to one counts for all, and of their clocks that of the first.
-  told = hosts.everyone([common.is_terminated(), due])
+  told = hosts.everyone([is_terminated(), due])
   terminated = any(signalled for signalled, _ in told)
   # The last chunk is followed by the video.
   due = told[0][1] and chunks < num_chunks
@@ -80,7 +96,7 @@ def save_if_due(
         saved.wait()
   if terminated:
     saved_now = f", saved after chunk {chunks} of {num_chunks}: the same command goes on from there"
-    raise common.Terminated(f"terminated{'' if every == 0 else saved_now}")
+    raise Terminated(f"terminated{'' if every == 0 else saved_now}")
 
 
 def saved_folder(folder: epath.Path) -> epath.Path:
@@ -118,6 +134,15 @@ def group_prompts(
     missing = [prompt for prompt in missing if prompt not in prompts]
   groups += [missing[start : start + together] for start in range(0, len(missing), together)]
   return sorted(groups, key=lambda prompts: list(folders).index(prompts[0]))
+
+
+def discard_finished(folders: Iterable[epath.Path], finished: Collection[str]) -> None:
+  """Removes the saves beside `folders` whose results are all there: a kill after the last result leaves them."""
+  for folder in map(saved_folder, folders):
+    description = saved_search.read_description(folder)
+    prompts = description.settings.get("prompts", []) if description else []
+    if prompts and all(prompt in finished for prompt in prompts):
+      saved_search.discard(folder)
 
 
 def _stopped_prompts(

@@ -140,6 +140,17 @@ def without_table(params: Params) -> Params:
   return with_table(params, jax.ShapeDtypeStruct((0, *table.shape[1:]), table.dtype, sharding=table.sharding))
 
 
+def load_prompt(folder: epath.PathLike) -> RewardPrompt:
+  """What turns captions into the tokens of the reward in `folder`. No weight is read.
+
+  Raises ConfigError if a file is missing, damaged or does not fit the others.
+  """
+  folder = epath.Path(folder)
+  config, template = load_config(folder), prompts.load_template(folder)
+  require_template(config, template)
+  return RewardPrompt(folder / prompts.TOKENIZER_FILE, template, config.backbone.decoder.vocab_size)
+
+
 def load_reward(
   folder: epath.PathLike,
   *,
@@ -162,9 +173,7 @@ def load_reward(
   """
   folder = epath.Path(folder)
   config = load_config(folder)
-  template = prompts.load_template(folder)
-  require_template(config, template)
-  prompt = RewardPrompt(folder / prompts.TOKENIZER_FILE, template, config.backbone.decoder.vocab_size)
+  prompt = load_prompt(folder)
   abstract = placed(mesh, "reward", abstract_params(config, dtype))
   if embed_on_host:
     params = checkpoint.load_params(folder, abstract, on_host=["backbone/decoder/token_embedding"])

@@ -1,0 +1,47 @@
+"""`streamt1 COMMAND --flag=value ...`, the same as `python -m streamt1_jax COMMAND --flag=value ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+  """A sub-command.
+
+  Attributes:
+    module: its program, imported only when it runs.
+    meaning: what --help says of it.
+  """
+
+  module: str
+  meaning: str
+
+
+COMMANDS = {
+  "generate": Command("streamt1_jax.cli.generate", "makes videos from prompts"),
+  "score": Command("streamt1_jax.cli.score", "scores videos by reward models"),
+  "convert": Command("streamt1_jax.cli.convert", "turns published weights into a checkpoint folder"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the sub-command that the first argument names, on the others; returns its exit code."""
+  name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+  if name in ("--help", "-h", "help"):
+    print("\n".join(["streamt1 COMMAND --flag=value ...", "", *_table(), "", "Flags: streamt1 COMMAND --help"]))
+    return 0
+  if name not in COMMANDS:
+    print(f"error: {name!r} is no command of streamt1; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
+  return importlib.import_module(COMMANDS[name].module).main(arguments)
+
+
+def _table() -> list[str]:
+  return [f"  {name:10}{command.meaning}" for name, command in COMMANDS.items()]
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,167 @@
+"""How a command runs: it parses its own flags, does its work, and ends with an exit code.
+
+  def define_flags(values): ...                      every flag of the command, on its own FlagValues
+  def run(values): ...                               the work; a failure is an exception
+  def main(argv=None): return command.main(__doc__, define_flags, run, argv)
+
+Nothing here is kept between two calls, so one process may run many commands one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from streamt1_jax.cli import flagfiles
+from streamt1_jax.cli.files import FULL_DISK
+from streamt1_jax.config import ConfigError
+from streamt1_jax.drivers import SearchError
+from streamt1_jax.io import signals
+from streamt1_jax.io.signals import Terminated, is_terminated, raise_if_interrupted, termination_deferred
+from streamt1_jax.parallel import hosts
+from streamt1_jax.saved_search import SaveError
+
+__all__ = [
+  "BAD_INPUT",
+  "INTERRUPTED",
+  "RUN_FAILED",
+  "TERMINATED",
+  "RunFailed",
+  "Terminated",
+  "flag_settings",
+  "is_terminated",
+  "main",
+  "raise_if_interrupted",
+  "termination_deferred",
+]
+
+BAD_INPUT, RUN_FAILED, INTERRUPTED, TERMINATED = 2, 3, 130, 143
+"""Exit codes."""
+
+_HELP = ("help", "helpfull", "helpshort")
+_NO_SETTINGS = (*_HELP, "flagfile")
+
+
+class RunFailed(Exception):
+  """A command did its work, and some of it failed; what succeeded is kept."""
+
+
+def main(
+  doc: str | None,
+  define_flags: Callable[[flags.FlagValues], None],
+  run: Callable[[flags.FlagValues], None],
+  argv: Sequence[str] | None = None,
+) -> int:
+  """Runs a command.
+
+  Args:
+    doc: what --help shows above the flags.
+    define_flags: defines the command's flags.
+    run: does the work; its exceptions become a line on stderr and an exit code.
+    argv: the arguments without the program's name; those of the process by default.
+
+  Returns:
+    0, or one of the exit codes above.
+  """
+  values = flags.FlagValues()
+  define_flags(values)
+  for name in _HELP:
+    flags.DEFINE_flag(_HelpFlag(name), values, module_name=__name__)
+  flags.DEFINE_string("flagfile", None, "File of flags, one a line.", flag_values=values)
+  with signals.handled(), _warnings_as_lines():
+    try:
+      _parse(values, sys.argv[1:] if argv is None else argv)
+    except _HelpAsked:
+      print(f"{(doc or '').strip()}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
+      return 0
+    except ConfigError as error:
+      return _report(str(error), BAD_INPUT)
+    return hosts.run_together(lambda: _exit_code(run, values))
+
+
+def flag_settings(values: flags.FlagValues) -> dict[str, Any]:
+  """The value of every flag of a command, by name."""
+  return {name: values[name].value for name in sorted(values) if name not in _NO_SETTINGS}
+
+
+class _HelpAsked(Exception):
+  """The user asks what the command does."""
+
+
+class _HelpFlag(flags.BooleanFlag):
+  """Stops the parsing, so that --help needs no other flag."""
+
+  def __init__(self, name: str):
+    super().__init__(name, False, "Show this text.")
+
+  def parse(self, argument: str) -> None:
+    super().parse(argument)
+    if self.value:
+      raise _HelpAsked
+
+
+def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+  """Raises ConfigError for an argument that is no flag of the command, and for a value that its flag refuses."""
+  try:
+    positional = values(["", *flagfiles.expand(argv)])[1:]
+  except flags.Error as error:
+    raise ConfigError(str(error)) from error
+  if positional:
+    raise ConfigError(f"unexpected argument {positional[0]!r}; every argument is a flag: --name=value")
+
+
+class _Line(logging.Formatter):
+  def format(self, record: logging.LogRecord) -> str:
+    return f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+  """What this package and its libraries log goes to stderr, a line each."""
+  # JAX reports every platform that is not there.
+  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+  root = logging.getLogger()
+  # absl calls `logging.basicConfig` when it is imported; its handler would say everything twice.
+  replaced = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(_Line())
+  root.handlers = [handler, *(other for other in root.handlers if other not in replaced)]
+  try:
+    yield
+  finally:
+    root.handlers = [*replaced, *(other for other in root.handlers if other is not handler)]
+
+
+def _exit_code(run: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> int:
+  try:
+    run(values)
+  except ConfigError as error:
+    return _report(str(error), BAD_INPUT)
+  except OSError as error:
+    # The system refuses a path, and has many reasons to. An error without a path is a fault of this program.
+    if error.filename is None:
+      raise
+    return _report(f"{error.filename}: {error.strerror}", RUN_FAILED if error.errno in FULL_DISK else BAD_INPUT)
+  except (SearchError, SaveError, RunFailed) as error:
+    return _report(str(error), RUN_FAILED)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return _report(f"the device has not enough memory for this search: {str(error).splitlines()[0]}", RUN_FAILED)
+  except Terminated as error:
+    return _report(str(error), TERMINATED)
+  except KeyboardInterrupt:
+    return _report("interrupted", INTERRUPTED)
+  return 0
+
+
+def _report(message: str, code: int) -> int:
+  print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  hosts.announce(code, message)
+  return code
