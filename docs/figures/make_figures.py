@@ -64,13 +64,21 @@ class Canvas:
 
 
 _STAGES = (
-  ("evict and route", ("The oldest chunk of the window leaves:", "forgotten, averaged into the last sink,", "or kept as a new sink."), "memory_sinking.py"),
+  (
+    "evict and route",
+    ("The oldest chunk of the window leaves:", "forgotten, averaged into the last sink,", "or kept as a new sink."),
+    "memory_sinking.py",
+  ),
   ("propose", ("Every beam draws candidates: the", "parent's noise, fused with fresh noise."), "noise_propagation.py"),
   ("denoise", ("Four steps for every candidate.", "The memory is only read."), "chunk_step.py, backbone/"),
-  ("decode and judge", ("Image reward on the chunk, video reward", "on a sliding window of frames."), "codec/, rewards/"),
-  ("select", ("The best of all candidates survive.", "Scores decide how a chunk will leave."), "reward_pruning.py, policies/"),
+  ("decode and judge", ("Image reward on the chunk, video reward", "on a window of frames."), "codec/, rewards/"),
+  (
+    "select",
+    ("The best of all candidates survive.", "Scores decide how a chunk will leave."),
+    "reward_pruning.py, policies/",
+  ),
   ("clean pass and commit", ("Survivors alone write keys and values", "into their beam's memory."), "chunk_step.py"),
-)  # fmt: skip
+)
 
 
 def one_chunk() -> str:
