@@ -20,7 +20,7 @@ html_theme = "furo"
 html_title = "streamt1_jax"
 html_show_copyright = False
 html_static_path = ["_static"]
-html_css_files = ["wide_tables.css"]
+html_css_files = ["page.css"]
 html_theme_options = {
   "light_css_variables": {"font-stack": "system-ui, sans-serif"},
   "dark_css_variables": {"font-stack": "system-ui, sans-serif"},
@@ -53,7 +53,7 @@ def _keep_diagrams(app, what, name, obj, options, lines: list[str]) -> None:
     if not indented and line:
       in_section, block = bool(_SECTION.match(line)), False
     if indented and not in_section and not block and (not shown or not shown[-1]):
-      shown += ["::", ""]
+      shown += [".. code-block:: text", ""]
       block = True
     shown.append(line)
   lines[:] = shown
