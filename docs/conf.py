@@ -55,7 +55,8 @@ def _keep_diagrams(app, what, name, obj, options, lines: list[str]) -> None:
     if indented and not in_section and not block and (not shown or not shown[-1]):
       shown += [".. code-block:: text", ""]
       block = True
-    shown.append(line)
+    # A letter right after a name in backticks, as in a plural, has to be marked.
+    shown.append(line if block else re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", line))
   lines[:] = shown
 
 
