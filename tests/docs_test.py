@@ -1,0 +1,151 @@
+"""The pages agree with the repository: links, paths, commands, flags and figures. Sphinx itself runs in `.ci/run`."""
+
+import ast
+import importlib.util
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from streamt1_jax.__main__ import COMMANDS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [
+  *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "checkpoints/tiny/README.md")),
+  *sorted((ROOT / "docs").rglob("*.md")),
+]
+EVIDENCE = sorted((ROOT / "docs" / "evidence").glob("*.json"))
+# A line may end with a backslash: the command goes on.
+_COMMAND = re.compile(r"(?:python -m|\bstreamt1) (?:[^`\n\\]|\\\n)*")
+_FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def _name(path):
+  return str(path.relative_to(ROOT))
+
+
+def _commands(page):
+  """Commands of a page, each in one line, without the old names of the changelog."""
+  return [match.replace("\\\n", " ") for match in _COMMAND.findall(page.read_text())]
+
+
+def _slug(heading):
+  """The anchor of a heading, as GitHub and MyST make it."""
+  words = re.sub(r"[`*_\[\]]|\(.*?\)", "", heading).strip().lower()
+  return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def test_readme_is_one_page():
+  lines = (ROOT / "README.md").read_text().splitlines()
+  assert len(lines) <= 150
+  text = "\n".join(lines)
+  assert (
+    'pip install -e . && python -m experiments.generate --prompt="a red circle moves left over a dark blue background"'
+    in text
+  )
+  assert "pip install -e '.[test]' && python -m pytest" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_lead_somewhere(page):
+  text = _FENCE.sub("", page.read_text())
+  for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    if re.match(r"[a-z]+:", target):
+      continue
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    assert file.exists(), f"{_name(page)} links to {target}"
+    if anchor:
+      headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", file.read_text()), re.MULTILINE)
+      assert anchor in map(_slug, headings), f"{_name(page)} links to {target}"
+
+
+def test_pages_that_sources_cite_exist():
+  cited = {}
+  for folder in ("streamt1_jax", "experiments", "tests"):
+    for source in sorted((ROOT / folder).rglob("*.py")):
+      for path, anchor in re.findall(r"\bdocs/([\w/]+\.md)(?:#([\w-]+))?", source.read_text()):
+        cited[path, anchor] = _name(source)
+  for (path, anchor), source in cited.items():
+    page = ROOT / "docs" / path
+    assert page.exists(), f"{source} cites docs/{path}"
+    if anchor:
+      headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+      assert anchor in map(_slug, headings), f"{source} cites docs/{path}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_commands_exist(page):
+  for command in _commands(page):
+    words = command.split()
+    if words[0] == "streamt1":
+      # In prose the name of the command stands alone.
+      known = words[1:2] in ([name] for name in COMMANDS) or words[1] in ("COMMAND", "--help")
+      assert known, f"{_name(page)}: {command}"
+      continue
+    module = re.match(r"[\w.]*", words[2])[0]
+    if module in ("pytest", "venv", "streamt1_jax"):
+      continue
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"{_name(page)}: {command}"
+    # A package is no program unless it says so.
+    assert spec.submodule_search_locations is None, f"{_name(page)}: {command}"
+
+
+def test_flags_exist():
+  strings = set()
+  for folder in ("streamt1_jax", "experiments", "tests"):
+    for source in (ROOT / folder).rglob("*.py"):
+      nodes = ast.walk(ast.parse(source.read_text()))
+      strings |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+  # These are made from the names of the rewards.
+  strings |= {f"{name}_prompt" for name in ("hpsv3", "videoalign")}
+  for page in PAGES:
+    for command in _commands(page):
+      if command.startswith("python -m pytest"):
+        continue
+      for flag in re.findall(r"(?<!\S)--(\w+)", command):
+        assert flag in ("help", "flagfile") or flag in strings, f"{_name(page)}: --{flag} in {command}"
+
+
+@pytest.mark.parametrize("file", EVIDENCE, ids=_name)
+def test_evidence_says_where_it_comes_from(file):
+  evidence = json.loads(file.read_text())
+  assert evidence["command"]
+  assert all(isinstance(command, str) for command in evidence["command"])
+  assert re.fullmatch(r"20\d\d-[01]\d-[0-3]\d", evidence["date"])
+  assert re.fullmatch(r"[0-9a-f]{7,40}", evidence["commit"])
+  assert all(len(row) == len(evidence["columns"]) for row in evidence["rows"])
+
+
+def test_tables_are_what_evidence_says():
+  program = ROOT / "docs" / "make_evidence.py"
+  found = subprocess.run([sys.executable, program, "--check"], capture_output=True, text=True)
+  assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_every_evidence_is_shown():
+  pages = "".join(page.read_text() for page in PAGES)
+  for file in EVIDENCE:
+    assert f"<!-- evidence: {file.stem} -->" in pages, f"{_name(file)} is on no page"
+
+
+def test_figures_of_the_readme_are_evidence():
+  results = (ROOT / "README.md").read_text().split("## Results")[1].split("\n## ")[0]
+  # Names of models and sizes, which are no results.
+  results = re.sub(r"1\.3B|832x480|v6e|\[.*?\]\(.*?\)", "", results)
+  evidence = " ".join(file.read_text() for file in EVIDENCE)
+  for figure in re.findall(r"\d[\d.]*(?:e-\d+)?", results):
+    figure = figure.rstrip(".")
+    assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", evidence), f"{figure} is in no file of docs/evidence"
+
+
+def test_drawings_are_what_the_program_draws():
+  spec = importlib.util.spec_from_file_location("make_figures", ROOT / "docs" / "figures" / "make_figures.py")
+  figures = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(figures)
+  for name, draw in (("one_chunk", figures.one_chunk), ("memory", figures.memory)):
+    assert (ROOT / "docs" / "figures" / f"{name}.svg").read_text() == draw()
