@@ -39,9 +39,9 @@ from etils import epath
 from streamt1_jax import shipped
 from streamt1_jax.cli import command, flag_types, results
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 from streamt1_jax.measuring import kill_moments, marks
 from streamt1_jax.measuring.kill_moments import DRAWN, PHASES
-from streamt1_jax.pipeline import TOKENIZER_FILE
 
 PROMPTS = ("a red circle moves left over a dark blue background", "a green square moves up over a white background")
 _FILES = (results.VIDEO, results.CONTACT_SHEET, results.TRACE)

@@ -28,8 +28,7 @@ from etils import epath
 from streamt1_jax import shipped
 from streamt1_jax.cli import command, flag_types, training_flags
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.io.checkpoint import load_params, save_params
-from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_params, save_params
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.training import caption_readers, dataset, dit, loop, trainer
 from streamt1_jax.training.batches import BatchConfig

@@ -18,8 +18,7 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.engine import abstract_params
 from streamt1_jax.io import atomic, paths
-from streamt1_jax.io.checkpoint import load_params, save_config, save_params
-from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_params, save_config, save_params
 from streamt1_jax.text.umt5 import UMT5Encoder
 from streamt1_jax.training.trainer import count_parameters
 

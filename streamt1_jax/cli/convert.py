@@ -30,7 +30,7 @@ from streamt1_jax.cli import command, flag_types
 from streamt1_jax.config import PRESETS, ConfigError, ModelConfig, preset
 from streamt1_jax.convert import engine, execute, plan, reward_part
 from streamt1_jax.io import checkpoint, config_json
-from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 
 DTYPES = ("bfloat16", "float32", "float16")
 _PUBLISHED = {

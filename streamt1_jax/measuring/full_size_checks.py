@@ -15,7 +15,8 @@ from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.convert.engine import abstract_params
 from streamt1_jax.io import checkpoint, manifest
-from streamt1_jax.pipeline import TOKENIZER_FILE, Pipeline
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE
+from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
 

@@ -16,9 +16,9 @@ from streamt1_jax import shipped
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert import flavours
 from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 from streamt1_jax.measuring import random_rewards, random_weights
 from streamt1_jax.measuring.random_weights import Tensor
-from streamt1_jax.pipeline import TOKENIZER_FILE
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 LORA_RANKS = {"wan_1_3b": 256, "tiny": 4}
@@ -49,7 +49,7 @@ class Source:
 
 def tensors_of(model: ModelConfig, part: str, names: str, dtype: str, prefix: str = "") -> dict[str, Tensor]:
   """Every tensor of a flavour; the i-th holds the same values in each flavour of the part."""
-  flavour = next(f for f in flavours.flavours(model) if (f.part, f.names) == (part, names))
+  flavour = next(f for f in flavours.of_model(model) if (f.part, f.names) == (part, names))
   return {
     prefix + name: Tensor(tuple(spec.shape), dtype, seed) for seed, (name, spec) in enumerate(flavour.specs.items())
   }

@@ -12,7 +12,7 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert.engine import abstract_params
 from streamt1_jax.io import checkpoint
-from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 from streamt1_jax.text.umt5 import UMT5Encoder
 
 
