@@ -1,13 +1,23 @@
-"""Strict test settings: eight CPU devices, rank promotion raises, exact float32 matrix products, no network."""
+"""Strict test settings: eight CPU devices, rank promotion raises, exact float32 matrix products, no network.
+
+Most of a test's time is compilation. XLA therefore spends little time on each program, and all processes of a run share
+what they compiled in one folder that is removed at the end.
+"""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Once only: a worker inherits it from the process that distributes the tests.
-os.environ["XLA_FLAGS"] = " ".join(
-  dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), "--xla_force_host_platform_device_count=8"])
-)
+_XLA_FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
+# Once only: a worker inherits them from the process that distributes the tests.
+os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*os.environ.get("XLA_FLAGS", "").split(), *_XLA_FLAGS]))
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_own_cache = None if _CACHE in os.environ else tempfile.TemporaryDirectory(prefix="streamt1_jax_tests_")
+if _own_cache is not None:
+  os.environ[_CACHE] = _own_cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
