@@ -1,0 +1,91 @@
+"""Imports only point down the floors of the house, so that a lower room can be read, tested and changed by itself."""
+
+import ast
+import pathlib
+
+import streamt1_jax
+
+PACKAGE = pathlib.Path(streamt1_jax.__file__).parent
+
+FLOORS = (
+  ("__main__",),
+  ("cli",),
+  ("evaluation",),
+  ("measuring", "training"),
+  ("pipeline", "convert"),
+  ("saved_search", "trace"),
+  ("drivers",),
+  ("chunk_step",),
+  ("models",),
+  ("wan_generator",),
+  ("memory_sinking", "state"),
+  ("generator",),
+  ("policies", "rewards", "execution"),
+  ("reward_pruning", "noise_propagation", "sampling"),
+  ("backbone", "codec", "text", "data"),
+  ("io", "parallel", "shipped"),
+  ("nn",),
+  ("config",),
+  ("typing",),
+)
+"""Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
+
+STRANGERS = (("rewards", "data"), ("backbone", "parallel"), ("nn", "config"))
+"""Rooms that do not know each other, although one is above the other."""
+
+
+def room_of(module: str) -> str:
+  """The room of a dotted name: the part after the package."""
+  return module.split(".")[1]
+
+
+def floor_of(room: str) -> int:
+  for floor, rooms in enumerate(FLOORS):
+    if room in rooms:
+      return floor
+  raise KeyError(f"{room} has no floor yet: give it one in FLOORS")
+
+
+def imported_rooms(source: str) -> set[str]:
+  """Rooms of this package that a module imports, wherever in its text."""
+  rooms = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [f"{node.module}.{alias.name}" for alias in node.names]
+    else:
+      continue
+    rooms |= {room_of(name) for name in names if name.startswith("streamt1_jax.")}
+  return rooms
+
+
+def test_imports_point_down():
+  upward = []
+  for path in sorted(PACKAGE.rglob("*.py")):
+    inside = path.relative_to(PACKAGE)
+    # The front door names what the whole package offers.
+    if inside.parts[0] == "__init__.py":
+      continue
+    room = inside.parts[0].removesuffix(".py")
+    for other in sorted(imported_rooms(path.read_text())):
+      if other != room and (floor_of(other) <= floor_of(room) or (room, other) in STRANGERS):
+        upward.append(f"{inside} imports {other}")
+  assert not upward
+
+
+def test_experiments_and_tests_are_not_imported():
+  for path in sorted(PACKAGE.rglob("*.py")):
+    text = path.read_text()
+    for line in text.splitlines():
+      assert not line.lstrip().startswith(("from experiments", "import experiments", "from tests", "import tests")), (
+        path
+      )
+
+
+def test_what_an_upward_import_looks_like():
+  source = (
+    "from streamt1_jax import drivers\nfrom streamt1_jax.io.video import write_video\nimport streamt1_jax.cli.score"
+  )
+  assert imported_rooms(source) == {"drivers", "io", "cli"}
+  assert floor_of("drivers") < floor_of("io")
