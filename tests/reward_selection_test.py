@@ -185,7 +185,8 @@ class TestOneCall:
 
     assert products(1, 1) == products(2, 4) > 0
 
-  def test_a_known_length_compiles_one_branch(self, checkpoint):
+  def test_products_do_not_grow_with_the_window(self, checkpoint):
+    """One program serves windows of every length; it has the products of the program for a single length."""
     loaded = load_reward(checkpoint / "rewards/videoalign", fps=8.0, dtype=jnp.float32)
     features = jax.tree.map(jnp.asarray, loaded.prompt("a red circle"))
 
@@ -195,7 +196,6 @@ class TestOneCall:
     frames = lambda count: jax.ShapeDtypeStruct((count, 32, 32, 3), jnp.uint8)
     known = jax.jit(judge, static_argnums=3).lower(loaded.params, frames(40), frames(6), 40).as_text()
     unknown = jax.jit(judge).lower(loaded.params, frames(40), frames(6), jax.ShapeDtypeStruct((), jnp.int32)).as_text()
-    branches = len({len(loaded.reward.sample(total)) for total in range(6, 47)})
-    assert branches > 2
+    assert len({len(loaded.reward.sample(total)) for total in range(6, 47)}) > 2
     count = lambda text: text.count("stablehlo.dot_general")
-    assert count(unknown) == branches * count(known)
+    assert count(unknown) == count(known) > 0

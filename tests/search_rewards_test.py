@@ -14,7 +14,6 @@ from tests import small_rewards
 from tests.command_line import Result, generate, quick_compilation, save_model
 
 PROMPT = "a red circle moves left"
-# A short window, for the video reward compiles once for every number of frames that it may look at.
 _SEARCHED = ("--num_latent_frames=9", "--short_frames=3", "--reward_dtype=bfloat16", "--sliding_window=2")
 
 

@@ -71,9 +71,13 @@ class VideoAlignModel(nnx.Module):
     self.backbone = Qwen2VL(config.backbone, rngs)
     self.head = nnx.Linear(dim, 1, use_bias=False, dtype=jnp.dtype(config.head_dtype), rngs=rngs)
 
-  def __call__(self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Raw VQ, MQ, TA, float32 [3], of patches [S, N, V] of one video."""
-    hidden = self.backbone.read(prompt, self.backbone.see(patches, grid))
+  def __call__(
+    self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int], slices: jax.Array | None = None
+  ) -> jax.Array:
+    """Raw VQ, MQ, TA, float32 [3], of patches [S, N, V] of one video, whose first `slices` count (None: all)."""
+    media = self.backbone.see(patches, grid, slices)
+    tokens = None if slices is None else slices * (media.shape[0] // patches.shape[0])
+    hidden = self.backbone.read(prompt, media, tokens)
     return self.head(hidden)[:, 0].astype(jnp.float32)
 
 
@@ -108,9 +112,9 @@ class VideoAlign:
   def __call__(self, params: Params, condition: PromptEmbedding, window: FrameWindow, info: CandidateInfo) -> jax.Array:
     """Score of a window of uint8 RGB frames; float32 scalar.
 
-    How many frames are looked at depends on the window's length. If `window.num_past` is an int, that one count is
-    compiled; else one branch per count, and only the branch of the present count runs, as long as `num_past` is not
-    batched.
+    How many frames are looked at depends on the window's length. Where `window.num_past` is an int, the program is
+    compiled for that count alone; else one program serves every length: it is as long as the longest window needs, and
+    what a shorter one lacks has no influence.
 
     Raises ConfigError for a window, or a chunk that could be one, of one frame.
     """
@@ -118,30 +122,38 @@ class VideoAlign:
       return self.overall(self.raw_scores(params, condition, window.take(self.sample(window.num_frames))))
     shortest = window.chunk.shape[0]
     sampled = [self.sample(total) for total in range(shortest, shortest + window.past.shape[0] + 1)]
-    counts = sorted({len(indices) for indices in sampled})
-
-    def look_at(count: int, indices: jax.Array) -> jax.Array:
-      return self.overall(self.raw_scores(params, condition, window.take(indices[:count])))
-
-    table = np.stack([np.pad(indices, (0, counts[-1] - len(indices))) for indices in sampled])
-    branch = np.asarray([counts.index(len(indices)) for indices in sampled], np.int32)
-    branches = [functools.partial(look_at, count) for count in counts]
-    return jax.lax.switch(jnp.asarray(branch)[window.num_past], branches, jnp.asarray(table)[window.num_past])
+    counts = np.asarray([len(indices) for indices in sampled], np.int32)
+    table = np.stack([np.pad(indices, (0, counts.max() - len(indices)), mode="edge") for indices in sampled])
+    frames = window.take(jnp.asarray(table)[window.num_past])
+    return self.overall(self.raw_scores(params, condition, frames, jnp.asarray(counts)[window.num_past]))
 
   def sample(self, num_frames: int) -> np.ndarray:
     """Indices, int32 [n], of the frames looked at in a video of `num_frames` frames; n is even."""
     c = self.config
     return preprocess.sample_frames(num_frames, self.fps, c.sample_fps, c.min_frames, c.max_frames)
 
-  def raw_scores(self, params: Params, condition: PromptEmbedding, frames: Frames) -> jax.Array:
-    """Raw VQ, MQ, TA, float32 [3], of sampled uint8 RGB frames [n, H, W, 3], n even.
+  def raw_scores(
+    self, params: Params, condition: PromptEmbedding, frames: Frames, count: jax.Array | None = None
+  ) -> jax.Array:
+    """Raw VQ, MQ, TA of sampled frames.
 
-    Raises ConfigError for frames too elongated for the pixel budget.
+    Args:
+      params: weights.
+      condition: from `init`.
+      frames: [n, H, W, 3] uint8 RGB, n even.
+      count: int32 scalar, even, in 2..n: the first frames that count; None for all.
+
+    Returns:
+      float32 [3].
+
+    Raises:
+      ConfigError: the frames are too elongated for the pixel budget.
     """
     c, vision = self.config, self.config.backbone.vision
     size = preprocess.smart_resize(*frames.shape[1:3], vision.token_pixels, c.min_pixels, c.max_pixels)
     patches = preprocess.to_patches(preprocess.normalise(preprocess.resize(frames, size)), vision)
-    return self.model(params)(condition, patches, preprocess.grid_of(size, vision))
+    slices = None if count is None else count // vision.temporal_patch
+    return self.model(params)(condition, patches, preprocess.grid_of(size, vision), slices)
 
   def normalise(self, raw: jax.Array) -> jax.Array:
     """(raw - mean) / std of raw scores [..., 3] in the order VQ, MQ, TA."""
