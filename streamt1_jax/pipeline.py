@@ -34,6 +34,8 @@ from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_s
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
+from streamt1_jax.rewards.spec import RewardTable
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -102,6 +104,7 @@ class Pipeline:
     reward_weights: Mapping[str, float] | None = None,
     short_frames: int | None = None,
     reward_dtype: jnp.dtype | None = None,
+    reward_table: RewardTable = REWARDS,
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
     attention: Implementation | None = None,
@@ -118,6 +121,7 @@ class Pipeline:
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
+      reward_table: the rewards there are; `{**REWARDS, "mine": SPEC}` adds one.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
@@ -140,6 +144,7 @@ class Pipeline:
       reward_weights,
       short_frames=short_frames,
       chunk_frames=config.codec.temporal_stride * config.chunk_frames,
+      table=reward_table,
     )
     tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
@@ -149,7 +154,9 @@ class Pipeline:
     backbone, backbone_params = restore("backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)))
     _, codec_params = restore("codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)))
     decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
-    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh)
+    rewards = selection.load(
+      directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
+    )
     size = config.latent_height, config.latent_width
     if decoding is None:
       decoding = "in_turn" if math.prod(size) * config.codec.spatial_stride**2 > _LARGE_FRAME else "together"

@@ -87,7 +87,7 @@ TRAINING = """
 import importlib, json, sys
 from absl import flags
 from absl.testing import flagsaver
-from streamt1_jax.rewards import videoalign
+from streamt1_jax.rewards.table import REWARDS
 
 name, required, *flagfiles = sys.argv[1:]
 program = importlib.import_module("experiments.train." + name)
@@ -96,8 +96,9 @@ for flagfile in flagfiles:
   with flagsaver.flagsaver():
     flags.FLAGS([name, "--flagfile=experiments/flagfiles/" + flagfile, *required.split()])
     if name == "reward":
-      program.read_emphasis(flags.FLAGS.reward)
-      program.read_windows(flags.FLAGS.reward, videoalign.shapes_config())
+      spec = REWARDS[flags.FLAGS.reward]
+      program.read_emphasis(spec)
+      program.read_windows(spec, spec.training.config())
     steps[flagfile] = flags.FLAGS.steps
 print(json.dumps(steps))
 """

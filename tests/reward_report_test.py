@@ -96,7 +96,7 @@ def _score_pairs() -> None:
   loaded = folder.load_reward("reward", fps=16.0, dtype=jnp.float32)
   rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
   pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
-  score = jax.jit(functools.partial(evaluate_reward.pair_scores, loaded))
+  score = jax.jit(functools.partial(evaluate_reward.pair_scores, "image", loaded))
   np.save("scores.npy", score(loaded.params, pairs, reward_text.caption_tokens(loaded.prompt)))
 
 

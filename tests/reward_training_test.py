@@ -9,24 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.rewards import folder, hpsv3, videoalign
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.table import REWARDS
 from tests import small_rewards
 from tests.command_line import REPOSITORY, quick_compilation, result_of, start_function
-
-_MODULES = {"hpsv3": hpsv3, "videoalign": videoalign}
 
 
 def _train_narrow(name: str, *arguments: str) -> None:
   from experiments.train import reward as train_reward
   from streamt1_jax.cli import common
 
-  config, narrow = _MODULES[name].shapes_config(), small_rewards.BACKBONE
+  spec, narrow = REWARDS[name], small_rewards.BACKBONE
+  config = spec.training.config()
   backbone = dataclasses.replace(
     narrow,
     vision=dataclasses.replace(narrow.vision, patch_size=8),
     decoder=dataclasses.replace(narrow.decoder, vocab_size=config.backbone.decoder.vocab_size),
   )
-  _MODULES[name].shapes_config = lambda: dataclasses.replace(config, backbone=backbone)
+  training = spec.training._replace(config=lambda: dataclasses.replace(config, backbone=backbone))
+  train_reward.REWARDS = {**REWARDS, name: dataclasses.replace(spec, training=training)}
   train_reward.score_statistics = functools.partial(train_reward.score_statistics, batches=2)
   sys.argv = ["experiments/train_reward.py", f"--reward={name}", *arguments]
   common.run(train_reward.main)

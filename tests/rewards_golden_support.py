@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from streamt1_jax.convert.tables import hpsv3 as convert_hpsv3
-from streamt1_jax.convert.tables import videoalign as convert_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
 from streamt1_jax.rewards.qwen2_vl import preprocess
 from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS, VideoAlign, VideoAlignConfig
+from tests import small_rewards
 
 MEDIA = {"hpsv3": "image", "videoalign": "video"}
 _TEXT_TOKENS = 48  # one length for all rows: fewer shapes to compile
@@ -102,7 +101,7 @@ def load_model(recording: Recording, numerics: tuple) -> tuple[HPSv3Config | Vid
   budget = {"min_pixels": recorded["min_pixels"], "max_pixels": recorded["max_pixels"]}
   if recording.model == "hpsv3":
     config = HPSv3Config(backbone, tuple(recorded["reward_head"]["sizes"][1:-1]), **budget)
-    params = convert_hpsv3.convert(recording.weights, config, dtype)
+    params = small_rewards.convert(recording.weights, config, dtype)
   else:
     constants = recorded["inference_config"]
     config = VideoAlignConfig(
@@ -115,7 +114,7 @@ def load_model(recording: Recording, numerics: tuple) -> tuple[HPSv3Config | Vid
       std=tuple(constants[f"{name}_std"] for name in DIMENSIONS),
     )
     lora = recorded["lora"]
-    params = convert_videoalign.convert(recording.weights, config, dtype, lora_rank=lora["r"], lora_alpha=lora["alpha"])
+    params = small_rewards.convert(recording.weights, config, dtype, (lora["r"], lora["alpha"]))
   return config, jax.tree.map(jnp.asarray, params)
 
 

@@ -27,8 +27,9 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_report
 from streamt1_jax.io.checkpoint import load_config
-from streamt1_jax.rewards.folder import LoadedReward, load_reward
-from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.base import LoadedReward
+from streamt1_jax.rewards.folder import load_config as load_reward_config
+from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.training import preferences, reward_text
 from streamt1_jax.training.preferences import CORRUPTIONS, Pairs
@@ -44,13 +45,15 @@ WINDOWS = tuple(9 + 12 * chunk for chunk in range(10))
 """Frames of the windows that a search of `sliding_window=10` shows."""
 
 
-def pair_scores(loaded: LoadedReward, params, pairs: Pairs, captions: reward_text.CaptionTokens) -> jax.Array:
+def pair_scores(
+  kind: str, loaded: LoadedReward, params, pairs: Pairs, captions: reward_text.CaptionTokens
+) -> jax.Array:
   """Scores [B, 2 captions, 2 clips, R] (right, other) by (better, worse), through the reward's own interface."""
   reward = loaded.reward
 
   def score(tokens: PromptTokens, clip: jax.Array) -> jax.Array:
     condition = reward.init(params, tokens)
-    if isinstance(reward, HPSv3):
+    if kind == "image":
       return reward.frame_scores(params, condition, clip)[:, 0]
     return reward.normalise(reward.raw_scores(params, condition, clip))
 
@@ -61,9 +64,11 @@ def pair_scores(loaded: LoadedReward, params, pairs: Pairs, captions: reward_tex
   return jax.lax.map(one, pairs, batch_size=8)
 
 
-def judge(loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int, count: int) -> dict[str, dict]:
-  """Shares by corruption; see the module's docstring."""
-  on_frames = isinstance(loaded.reward, HPSv3)
+def judge(
+  kind: str, loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int, count: int
+) -> dict[str, dict]:
+  """Shares by corruption, for a reward of this kind; see the module's docstring."""
+  on_frames = kind == "image"
   captions = reward_text.caption_tokens(loaded.prompt)
   scenes = preferences.neighbours(split, shapes.SPLITS)
   windows = [(count * len(WINDOWS), 1, np.zeros(1, np.int32))] if on_frames else []
@@ -71,21 +76,21 @@ def judge(loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int,
     windows = [(count, length, loaded.reward.sample(length)) for length in WINDOWS]
 
   @functools.partial(jax.jit, static_argnames="number")
-  def scores_of(params, key, times, length, kind, number):
+  def scores_of(params, key, times, length, corruption, number):
     config = reward_report.held_out_pairs(number, on_frames)
-    pairs = preferences.draw_pairs(key, scenes, config, times, length, codec, kind)
-    return pair_scores(loaded, params, pairs, captions), pairs.late
+    pairs = preferences.draw_pairs(key, scenes, config, times, length, codec, corruption)
+    return pair_scores(kind, loaded, params, pairs, captions), pairs.late
 
   report = {}
-  kinds = [name for name, corruption in CORRUPTIONS.items() if corruption.on_frames or not on_frames]
-  for index, kind in enumerate(tqdm.tqdm(kinds, desc="corruptions", file=sys.stderr)):
+  names = [name for name, corruption in CORRUPTIONS.items() if corruption.on_frames or not on_frames]
+  for index, name in enumerate(tqdm.tqdm(names, desc="corruptions", file=sys.stderr)):
     found = []
     for number, length, times in windows:
       key = jax.random.fold_in(jax.random.key(seed), 1000 * index + length)
-      which = jnp.int32(preferences.NAMES.index(kind))
+      which = jnp.int32(preferences.NAMES.index(name))
       found.append(scores_of(loaded.params, key, jnp.asarray(times), jnp.int32(length), which, number))
     scores, late = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*found))
-    report[kind] = reward_report.describe(scores, late, kind)
+    report[name] = reward_report.describe(scores, late, name)
   return report
 
 
@@ -99,8 +104,10 @@ def load_codec() -> preferences.Codec:
 
 
 def main() -> None:
-  loaded = load_reward(common.find_folder(_REWARD_DIR.value), fps=shapes.FPS, dtype=jnp.dtype(_DTYPE.value))
-  report = judge(loaded, load_codec(), _SPLIT.value, _SEED.value, _PAIRS.value)
+  path = common.find_folder(_REWARD_DIR.value)
+  spec, _ = load_reward_config(path)
+  loaded = load_reward(path, fps=shapes.FPS, dtype=jnp.dtype(_DTYPE.value))
+  report = judge(spec.kind, loaded, load_codec(), _SPLIT.value, _SEED.value, _PAIRS.value)
   print(reward_report.table(report))
   print(json.dumps({"split": _SPLIT.value, **reward_report.summary(report), "corruptions": report}), flush=True)
 

@@ -47,12 +47,9 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.noise_propagation import gaussian_noise
-from streamt1_jax.parallel.sharding import RULES, placed
-from streamt1_jax.rewards import folder
-from streamt1_jax.rewards.coherence import TemporalCoherence
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.quality import ImageQuality
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.parallel.sharding import ARRAYS, RULES, placed
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.state import Condition, SearchState
 
 _PRESET = flags.DEFINE_string("checkpoint_preset", "wan_1_3b", "Model preset.")
@@ -62,6 +59,8 @@ _BEAM_SIZE = common.define_integer("beam_size", 2, "Candidates per beam.")
 _TOP_K = common.define_integer("top_k", 2, "Beams.")
 _MAX_SINK_FRAMES = common.define_integer("max_sink_frames", 15, "Latent frames the sinks may grow to.")
 _NUM_LAYERS = common.define_integer("num_layers", None, "Blocks of the backbone, for a quick look; all by default.", 1)
+_FULL_SIZE = ("hpsv3", "videoalign")
+_REWARD_AXES = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].axes)
 _REWARDS = flags.DEFINE_bool("rewards", False, "Judge by HPSv3 and VideoAlign at full size, not by built-in rewards.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of weights and activations.")
 _REWARD_DTYPE = flags.DEFINE_enum(
@@ -142,13 +141,14 @@ def build(model: ModelConfig, search: SearchConfig, mesh: Mesh | None, dtype: jn
 def _rewards(model: ModelConfig, dtype: jnp.dtype) -> tuple[Any, Any, dict[str, Any], list[Any]]:
   """Image and video reward, and the shapes of their weights and conditions."""
   if not _REWARDS.value:
-    return ImageQuality(), TemporalCoherence(), {"image_reward": {}, "video_reward": {}}, [{}, {}]
-  rewards = [HPSv3(), VideoAlign(model.fps)]
-  params = [folder.without_table(folder.abstract_params(reward.config, dtype)) for reward in rewards]
+    rewards = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
+    return *rewards, {"image_reward": {}, "video_reward": {}}, [{}, {}]
+  specs = [REWARDS[name] for name in _FULL_SIZE]
+  params = [loading.without_table(spec.abstract_params(spec.config_type(), dtype)) for spec in specs]
   return (
-    *rewards,
+    *(spec.make(spec.config_type(), model.fps) for spec in specs),
     dict(zip(("image_reward", "video_reward"), params, strict=True)),
-    [tpu_compiler.prompt_shapes(reward, dtype) for reward in rewards],
+    [tpu_compiler.prompt_shapes(spec, dtype) for spec in specs],
   )
 
 
@@ -170,7 +170,8 @@ def place_on(mesh: Mesh | None, device: jax.Device, prompts: bool) -> Any:
     shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone)
     return lambda name, tree: jax.tree.map(shape, tree)
   of_prompts = lambda name: ("prompt",) if prompts and name in ("state", "condition") else ()
-  return lambda name, tree: placed(mesh, name, tree, leading=of_prompts(name))
+  patterns = {name: _REWARD_AXES if name.endswith("_reward") else name for name in ARRAYS}
+  return lambda name, tree: placed(mesh, patterns[name], tree, leading=of_prompts(name))
 
 
 def count_flop(program: Program) -> float:

@@ -41,9 +41,9 @@ from streamt1_jax.measuring import reward_calls
 from streamt1_jax.measuring.random_model import ConstantReward
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.parallel.sharding import RULES, tree_shardings
-from streamt1_jax.rewards import flop as reward_flop
 from streamt1_jax.rewards import folder
-from streamt1_jax.rewards.folder import LoadedReward
+from streamt1_jax.rewards.base import LoadedReward
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.state import Condition
 
 _PRESET = flags.DEFINE_string("preset", "bench_mid", "Model preset.")
@@ -225,7 +225,7 @@ def measure(models: Models, params: dict, condition: Condition, search: SearchCo
   }
 
 
-def reward_rows(loaded: LoadedReward) -> list[dict[str, float]]:
+def reward_rows(spec: RewardSpec, loaded: LoadedReward) -> list[dict[str, float]]:
   """What judging costs: seconds of one call on all candidates divided by their number, by the frames it is given.
 
   Frames are noise of the shapes world's size, the prompt is its first caption. FLOP are counted from shapes; the
@@ -234,12 +234,12 @@ def reward_rows(loaded: LoadedReward) -> list[dict[str, float]]:
   reward, dtype, rows = loaded.reward, jnp.dtype(_DTYPE.value), []
   tokens = loaded.prompt(shapes.caption(*shapes.all_scenes()[0]))
   condition = reward.init(loaded.params, tokens)
-  judge = jax.jit(reward_calls.judge(reward))
+  judge = jax.jit(reward_calls.judge(spec.kind, reward))
   size = (shapes.FRAME_SIZE, shapes.FRAME_SIZE)
   candidates = _TOP_K.value * _BEAM_SIZE.value
   draw = np.random.default_rng(0).integers
-  for frames in REWARD_FRAMES[folder.reward_name(reward.config)]:
-    structs = reward_calls.clip_shapes(reward, frames, _TOP_K.value, _BEAM_SIZE.value, (*size, 3))
+  for frames in REWARD_FRAMES[spec.name]:
+    structs = reward_calls.clip_shapes(spec.kind, frames, _TOP_K.value, _BEAM_SIZE.value, (*size, 3))
     clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
     jax.block_until_ready(judge(loaded.params, condition, *clips))
     times, rates = [], [gemm_tflops(dtype)]
@@ -248,7 +248,7 @@ def reward_rows(loaded: LoadedReward) -> list[dict[str, float]]:
       jax.block_until_ready(judge(loaded.params, condition, *clips))
       times.append(time.perf_counter() - began)
     rates.append(gemm_tflops(dtype))
-    flop = reward_flop.candidate_flop(reward, frames, size, len(tokens.before) + len(tokens.after))
+    flop = spec.candidate_flop(reward, frames, size, len(tokens.before) + len(tokens.after))
     seconds = min(times) / candidates
     rows.append(
       {
@@ -357,7 +357,8 @@ def main() -> None:
   refuse_ignored_flags()
   if _REWARD_DIR.value is not None:
     where = common.find_folder(_REWARD_DIR.value)
-    print_table(reward_rows(folder.load_reward(where, fps=shapes.FPS, dtype=jnp.dtype(_DTYPE.value))))
+    spec, _ = folder.load_config(where)
+    print_table(reward_rows(spec, folder.load_reward(where, fps=shapes.FPS, dtype=jnp.dtype(_DTYPE.value))))
     return
   model = preset(_PRESET.value)
   search = SearchConfig.released(beam_size=_BEAM_SIZE.value, top_k=_TOP_K.value, max_sink_frames=_MAX_SINK_FRAMES.value)

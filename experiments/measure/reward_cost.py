@@ -7,7 +7,7 @@ No TPU is needed, only its compiler (`pip install -e '.[tpu]'`), and no weights.
 one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
 HPSv3 sees frames of a chunk, VideoAlign some of the frames of a window.
 
-TFLOP are counted from shapes (see `streamt1_jax.rewards.flop`), tokens that fill up a prompt included.
+TFLOP are counted from shapes (see `streamt1_jax.rewards.qwen2_vl.flop`), tokens that fill up a prompt included.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from absl import flags
 
 from streamt1_jax.cli import common
 from streamt1_jax.measuring import reward_calls, tpu_compiler
-from streamt1_jax.rewards import flop, folder
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import REWARDS
 
 _REWARD = flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Only this one; both by default.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v6e:1x1", "Chips to compile for, one of which is used; v6e has 32 GB.")
@@ -37,10 +36,6 @@ _DTYPE = flags.DEFINE_enum(
 _FRAME = (480, 832, 3)
 _FPS = 16
 _LENGTHS = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
-
-
-def rewards() -> dict[str, Any]:
-  return {"hpsv3": HPSv3(), "videoalign": VideoAlign(_FPS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +52,16 @@ class Row:
 
 def compile_call(name: str, frames: int, device: Any) -> Row:
   """One call on all candidates, compiled for `device`."""
-  reward = rewards()[name]
+  spec = REWARDS[name]
+  config = spec.config_type()
+  reward = spec.make(config, _FPS)
   dtype = jnp.dtype(_DTYPE.value)
-  prompt = tpu_compiler.prompt_shapes(reward, dtype)
-  past, chunk = reward_calls.clip_shapes(reward, frames, _TOP_K.value, _BEAM_SIZE.value, _FRAME)
+  prompt = tpu_compiler.prompt_shapes(spec, dtype)
+  past, chunk = reward_calls.clip_shapes(spec.kind, frames, _TOP_K.value, _BEAM_SIZE.value, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)
   # As in a search, prompts are embedded on the host.
-  params = folder.without_table(folder.abstract_params(reward.config, dtype))
-  call = jax.jit(reward_calls.judge(reward), in_shardings=on_device, out_shardings=on_device)
+  params = loading.without_table(spec.abstract_params(config, dtype))
+  call = jax.jit(reward_calls.judge(spec.kind, reward), in_shardings=on_device, out_shardings=on_device)
   memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
   return Row(
     name,
@@ -72,7 +69,7 @@ def compile_call(name: str, frames: int, device: Any) -> Row:
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.peak_memory_in_bytes,
-    flop.candidate_flop(reward, frames, _FRAME[:2], tpu_compiler.text_tokens(name)) / 1e12,
+    spec.candidate_flop(reward, frames, _FRAME[:2], sum(spec.text.length)) / 1e12,
   )
 
 

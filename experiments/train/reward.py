@@ -31,7 +31,7 @@ final averages in float16, the head in float32), `loss.csv`, `loss.png`.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +44,19 @@ from streamt1_jax.cli import common
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.data import shapes
 from streamt1_jax.io.checkpoint import load_params
-from streamt1_jax.rewards import folder, hpsv3, videoalign
-from streamt1_jax.rewards.folder import RewardConfig
-from streamt1_jax.rewards.prompts import RewardPrompt
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
+from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.training import loop, preference_loss, preferences, reward_text
 from streamt1_jax.training.preferences import PairConfig, Pairs
 from streamt1_jax.training.reward_text import CaptionTokens
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", required=True)
+flags.DEFINE_enum(
+  "reward", None, [name for name, spec in REWARDS.items() if spec.training], "Which reward.", required=True
+)
 common.define_path("codec_dir", "checkpoints/tiny/codec", "Trained codec parameters: some pairs go through it.")
 common.define_path("init_from", None, "Folder of a reward whose backbone to go on from, of either kind.")
 common.define_integer("steps", 2000, "Optimiser steps.", 1)
@@ -82,7 +86,7 @@ class Objective(NamedTuple):
   """What the training of one reward needs to know; all static but the arrays.
 
   Attributes:
-    name: "hpsv3" or "videoalign".
+    reward: which one.
     config: sizes.
     graphdef: of the model.
     captions: tokens of every caption.
@@ -92,8 +96,8 @@ class Objective(NamedTuple):
     windows: length of the window and number of frames looked at, of every step in turn.
   """
 
-  name: str
-  config: RewardConfig
+  reward: RewardSpec
+  config: Any
   graphdef: nnx.GraphDef
   captions: CaptionTokens
   scenes: preferences.Neighbours
@@ -128,7 +132,7 @@ def draw_batch(
     coded: how many of them go through the codec.
   """
   shrink = max(1, looked_at // 15)
-  on_frames = objective.name == "hpsv3"
+  on_frames = objective.reward.kind == "image"
   config = PairConfig(
     max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink, emphasis=objective.emphasis
   )
@@ -147,13 +151,13 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation) -
 
   def seeing_loss(params, pairs):
     model = nnx.merge(objective.graphdef, params["reward"])
-    media = preference_loss.media_tokens(model, objective.config, pairs.better)
+    media = preference_loss.media_tokens(model, objective.reward, pairs.better)
     terms = preference_loss.seeing_terms(params["readers"], media, pairs)
     return terms["naming"], terms
 
   def whole_loss(params, pairs):
     model = nnx.merge(objective.graphdef, params["reward"])
-    reading = preference_loss.read_pairs(model, objective.config, objective.captions, pairs)
+    reading = preference_loss.read_pairs(model, objective.reward, objective.captions, pairs)
     terms = preference_loss.preference_terms(reading.scores, pairs)
     terms |= preference_loss.seeing_terms(params["readers"], reading.media, pairs)
     terms |= preference_loss.telling_terms(params["readers"], reading)
@@ -196,15 +200,14 @@ def make_optimizer() -> optax.GradientTransformation:
   return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
 
 
-def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: RewardConfig) -> Objective:
+def make_objective(reward: RewardSpec, model: ModelConfig, prompt: RewardPrompt, config: Any) -> Objective:
   """Reads flags and the codec, and lays out captions and pairs of scenes."""
-  emphasis, windows = read_emphasis(name), read_windows(name, config)
+  emphasis, windows = read_emphasis(reward), read_windows(reward, config)
   graphdef, params = nnx.split(common.load_codec(model, common.find_folder(FLAGS.codec_dir)), nnx.Param)
-  module = hpsv3 if name == "hpsv3" else videoalign
   return Objective(
-    name=name,
+    reward=reward,
     config=config,
-    graphdef=module.graphdef(config),
+    graphdef=reward.training.graphdef(config),
     captions=reward_text.caption_tokens(prompt),
     scenes=preferences.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(params), graphdef),
@@ -213,26 +216,29 @@ def make_objective(name: str, model: ModelConfig, prompt: RewardPrompt, config: 
   )
 
 
-def read_windows(name: str, config: RewardConfig) -> tuple[tuple[int, int], ...]:
-  """The lengths of `--windows`, and how many frames of each are looked at: for HPSv3 it is always a single one.
+def read_windows(reward: RewardSpec, config: Any) -> tuple[tuple[int, int], ...]:
+  """The lengths of `--windows`, and how many frames of each are looked at; by an image reward always one.
 
-  Raises ConfigError for lengths outside 9..477, and for any where the reward is HPSv3.
+  Raises ConfigError for lengths outside 9..477, and for any where the reward is one for images.
   """
   lengths = _WINDOWS.value
-  if name == "hpsv3":
+  if reward.kind == "image":
     if lengths:
-      raise ConfigError(f"--windows={','.join(lengths)}: hpsv3 looks at single frames; windows are for videoalign")
+      raise ConfigError(
+        f"--windows={','.join(lengths)}: {reward.name} looks at single frames; windows are for videoalign"
+      )
     return ((1, 1),)
   for item in lengths:
     if not (item.isdecimal() and min(WINDOWS) <= int(item) <= max(WINDOWS)):
       raise ConfigError(f"--windows: {item!r} must be a number of frames in {min(WINDOWS)}..{max(WINDOWS)}")
-  sample = videoalign.VideoAlign(float(shapes.FPS), config).sample
+  sample = reward.make(config, float(shapes.FPS)).sample
   return tuple((length, len(sample(length))) for length in map(int, lengths or WINDOWS))
 
 
-def read_emphasis(name: str) -> tuple[tuple[str, float], ...]:
-  """The factors of `--emphasis`. Raises ConfigError unless they are positive and of corruptions that `name` sees."""
-  seen = [kind for kind, corruption in preferences.CORRUPTIONS.items() if corruption.on_frames or name != "hpsv3"]
+def read_emphasis(reward: RewardSpec) -> tuple[tuple[str, float], ...]:
+  """The factors of `--emphasis`. Raises ConfigError unless they are positive and of corruptions that it sees."""
+  sees_time = reward.kind == "video"
+  seen = [kind for kind, corruption in preferences.CORRUPTIONS.items() if corruption.on_frames or sees_time]
   factors = []
   for item in _EMPHASIS.value:
     kind, _, factor = item.partition(":")
@@ -245,19 +251,15 @@ def read_emphasis(name: str) -> tuple[tuple[str, float], ...]:
   return tuple(factors)
 
 
-def init_params(name: str, config: RewardConfig) -> dict:
+def init_params(reward: RewardSpec, config: Any) -> dict:
   """Fresh weights; the backbone, and the head of the same kind, from `--init_from` if it is given."""
-  build = hpsv3.HPSv3Model if name == "hpsv3" else videoalign.VideoAlignModel
-  params = nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(FLAGS.seed)), nnx.Param))
-  if name == "hpsv3":
-    # The logarithm of sigma is not trained: sigma is 1.
-    params["head"]["out"]["kernel"] = params["head"]["out"]["kernel"].at[:, 1].set(0.0)
+  params = reward.training.initial_params(config, FLAGS.seed)
   if FLAGS.init_from:
-    given = folder.load_config(FLAGS.init_from)
-    loaded = load_params(FLAGS.init_from, folder.abstract_params(given))
+    other, given = folder.load_config(FLAGS.init_from)
+    loaded = load_params(FLAGS.init_from, other.abstract_params(given, jnp.float32))
     if given.backbone != config.backbone:
-      raise ConfigError(f"--init_from={FLAGS.init_from}: its backbone has other sizes than {name}'s")
-    params |= loaded if folder.reward_name(given) == name else {"backbone": loaded["backbone"]}
+      raise ConfigError(f"--init_from={FLAGS.init_from}: its backbone has other sizes than {reward.name}'s")
+    params |= loaded if other.name == reward.name else {"backbone": loaded["backbone"]}
   return params
 
 
@@ -271,7 +273,7 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
       objective, key, window, looked_at, codec, pairs=FLAGS.pairs, coded=min(FLAGS.pairs, FLAGS.through_codec)
     )
     model = nnx.merge(objective.graphdef, params)
-    return preference_loss.read_pairs(model, objective.config, objective.captions, pairs).scores[0]
+    return preference_loss.read_pairs(model, objective.reward, objective.captions, pairs).scores[0]
 
   scores = []
   for step in range(batches):
@@ -282,30 +284,31 @@ def score_statistics(objective: Objective, params: dict, batches: int = 45) -> t
   return joined.mean(axis=0), joined.std(axis=0)
 
 
-def normalised(objective: Objective, params: dict) -> tuple[RewardConfig, dict]:
+def normalised(objective: Objective, params: dict) -> tuple[Any, dict]:
   """Config and weights whose scores have mean 0 and standard deviation 1 over training clips."""
   mean, std = score_statistics(objective, params)
   print(f"scores: mean {mean}, standard deviation {std}", flush=True)
-  return preference_loss.with_unit_scores(objective.config, params, mean, std)
+  return objective.reward.training.with_unit_scores(objective.config, params, mean, std)
 
 
 def main() -> None:
-  model, name = common.trainable_preset(FLAGS.preset), FLAGS.reward
-  config = (hpsv3 if name == "hpsv3" else videoalign).shapes_config()
-  template, decoder = reward_text.TEMPLATES[name], config.backbone.decoder
+  model, spec = common.trainable_preset(FLAGS.preset), REWARDS[FLAGS.reward]
+  config = spec.training.config()
+  template, decoder = reward_text.TEMPLATES[spec.name], config.backbone.decoder
   tokenizer = reward_text.make_tokenizer(decoder.vocab_size)
-  objective = make_objective(name, model, RewardPrompt(tokenizer, template, decoder.vocab_size), config)
-  reward = init_params(name, config)
+  objective = make_objective(spec, model, RewardPrompt(tokenizer, template, decoder.vocab_size), config)
+  reward = init_params(spec, config)
   run_dir = loop.start_run()
   print(f"{sum(leaf.size for leaf in jax.tree.leaves(reward))} parameters", flush=True)
-  params = {"reward": reward, "readers": preference_loss.init_readers(name, decoder.dim, decoder.vocab_size)}
+  params = {"reward": reward, "readers": preference_loss.init_readers(spec, decoder.dim, decoder.vocab_size)}
   optimizer = make_optimizer()
-  recent = {term: jnp.zeros(()) for term in preference_loss.term_names(name)}
+  recent = {term: jnp.zeros(()) for term in preference_loss.term_names(spec)}
   trainer = Trainer(params, jax.tree.map(jnp.copy, params), optimizer.init(params), recent)
   trainer = loop.run_steps(trainer, make_update(objective, optimizer), FLAGS.steps, run_dir)
   config, final = normalised(objective, trainer.average["reward"])
-  folder.save_reward(run_dir / "reward", config, final, template, tokenizer)
-  loop.plot_curve(run_dir, ["clip", "caption", "naming", "words"], f"small {name}", ylabel="loss", yscale="log")
+  files = loading.files(spec, config, template, tokenizer)
+  folder.save_reward(run_dir / "reward", spec, config, loading.with_backbone_in(final, jnp.float16), files)
+  loop.plot_curve(run_dir, ["clip", "caption", "naming", "words"], f"small {spec.name}", ylabel="loss", yscale="log")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from absl import flags
 from streamt1_jax.cli import common
 from streamt1_jax.config import PRESETS, ConfigError, ModelConfig, preset
 from streamt1_jax.convert import engine, execute, plan, reward_part
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io import checkpoint, config_json
 from streamt1_jax.pipeline import TOKENIZER_FILE
 
@@ -50,11 +51,11 @@ _TEXT_ENCODER = common.define_path("text_encoder", None, "Weights of the UMT5 en
 _TOKENIZER = common.define_path("tokenizer", None, "Sentencepiece model, or the folder of spiece.model.", url=False)
 _REWARDS = {
   name: (
-    common.define_path(name, None, f"Weights of this reward model: {published}.", url=False),
-    common.define_path(f"{name}_prompt", None, f"Its text: {reward_part.PUBLISHED_TEXT[name]}.", url=False),
+    common.define_path(name, None, f"Weights of this reward model: {conversion.weights}.", url=False),
+    common.define_path(f"{name}_prompt", None, f"Its text: {conversion.text}.", url=False),
     common.define_path(f"{name}_config", None, "Other sizes: a JSON file like `config` in a reward.json.", url=False),
   )
-  for name, published in (("hpsv3", "HPSv3.safetensors"), ("videoalign", "model.pth, or the folder of its checkpoint"))
+  for name, conversion in CONVERSIONS.items()
 }
 _REWARD_TOKENIZER = common.define_path("reward_tokenizer", None, "tokenizer.json of Qwen2-VL or its folder.", url=False)
 _OUTPUT = common.define_path("output", None, "The checkpoint folder.", url=False)
@@ -91,7 +92,7 @@ def reward_sources() -> list[reward_part.RewardSources]:
     paths = (_path(flag) for flag in (weights, prompt, _REWARD_TOKENIZER, config))
     given.append(reward_part.RewardSources(name, *paths))
   if not given and _REWARD_TOKENIZER.value is not None:
-    raise ConfigError("--reward_tokenizer needs --hpsv3 or --videoalign, the weights it belongs to")
+    raise ConfigError(f"--reward_tokenizer needs --{' or --'.join(_REWARDS)}, the weights it belongs to")
   return given
 
 
@@ -119,9 +120,8 @@ def main() -> None:
   rewards = reward_sources()
   parts = (sources.backbone, sources.vae, sources.text_encoder, _TOKENIZER.value, sources.lora, *rewards)
   if not any((*parts, _DRY_RUN.value)):
-    raise ConfigError(
-      "nothing to convert; give --backbone, --vae, --text_encoder, --tokenizer, --hpsv3 or --videoalign"
-    )
+    names = ", --".join(("backbone", "vae", "text_encoder", "tokenizer", *_REWARDS))
+    raise ConfigError(f"nothing to convert; give one of --{names}")
   if _OUTPUT.value is None and not _DRY_RUN.value:
     raise ConfigError("--output is missing; give the folder of the checkpoint, or --dry_run")
   try:

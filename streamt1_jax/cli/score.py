@@ -45,8 +45,9 @@ from streamt1_jax.cli.score_rows import Output, Row, to_table
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, video
 from streamt1_jax.rewards import folder as reward_folder
-from streamt1_jax.rewards import scoring, selection
-from streamt1_jax.rewards.scoring import VideoScorer
+from streamt1_jax.rewards import scoring
+from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 
 _VIDEOS = common.define_path("videos", None, "Video file, folder of videos, or glob.", required=True)
 _PROMPTS_FILE = common.define_path("prompts_file", None, "Prompts of the videos; the manifests beside them otherwise.")
@@ -61,20 +62,27 @@ _BATCH = common.define_integer("batch", 8, "Frames that an image reward scores a
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace earlier scores, whatever they are of.")
 
 _MOST_BYTES = 8 << 30
+_BUILT_IN = [name for name, spec in REWARDS.items() if not spec.is_stored]
 
 
 def find_rewards() -> dict[str, epath.Path]:
   """Folders of the rewards of the flags, by name; those of built-in ones do not exist."""
   rewards = common.find_folder(_CHECKPOINT.value) / reward_folder.REWARDS_FOLDER
   present = sorted(path.name for path in rewards.iterdir() if path.is_dir()) if rewards.is_dir() else []
-  names = _REWARD.value.split("+") if _REWARD.value is not None else present or list(selection.PROMPT_FREE)
+  names = _REWARD.value.split("+") if _REWARD.value is not None else present or list(DEFAULT_REWARDS)
   for name in names:
     if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9]", name) or names.count(name) > 1:
       raise ConfigError(f"--reward={_REWARD.value} must be different names joined by '+', such as quality+coherence")
-    if name not in (*selection.BUILT_IN, *present):
-      found = ", ".join((*selection.BUILT_IN, *present))
+    if name not in (*_BUILT_IN, *present):
+      found = ", ".join((*_BUILT_IN, *present))
       raise ConfigError(f"--reward={_REWARD.value}: {rewards} has no {name}; there are: {found}")
   return {name: rewards / name for name in names}
+
+
+def needs_prompt(folder: epath.Path) -> bool:
+  """Whether the reward in `folder` reads a prompt. Raises ConfigError if there is no reward."""
+  spec, _ = reward_folder.load_config(folder)
+  return spec.reads_prompt
 
 
 def reward_sha256(folder: epath.Path) -> str:
@@ -86,7 +94,7 @@ def reward_sha256(folder: epath.Path) -> str:
 
 def run_settings(rewards: dict[str, epath.Path]) -> dict[str, Any]:
   """Everything but the videos and prompts that decides the scores."""
-  weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in selection.BUILT_IN}
+  weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in _BUILT_IN}
   return {"reward": "+".join(rewards), "dtype": _DTYPE.value, "image_frames": _IMAGE_FRAMES.value, **weights}
 
 
@@ -96,7 +104,7 @@ def read_tasks(rewards: dict[str, epath.Path]) -> list[Task]:
   if _PROMPTS_FILE.value is not None:
     return score_inputs.with_given_prompts(videos, _PROMPTS_FILE.value)
   tasks = score_inputs.with_own_prompts(videos)
-  needy = [name for name in rewards if name not in selection.BUILT_IN]
+  needy = [name for name, path in rewards.items() if name not in _BUILT_IN and needs_prompt(path)]
   if not needy:
     return [Task(task.video, task.prompt) for task in tasks]
   without = [task for task in tasks if task.prompt is None and task.fault is None]
@@ -215,9 +223,9 @@ def main() -> None:
   output = Output(epath.Path(_OUTPUT.value))
   rows = earlier_rows(output, tasks, settings)
   common.require_writable("output", _OUTPUT.value)
+  options = ScoringOptions(_IMAGE_FRAMES.value, _BATCH.value)
   scorers = [
-    scoring.make_scorer(name, path, dtype=jnp.dtype(_DTYPE.value), most_frames=_IMAGE_FRAMES.value, batch=_BATCH.value)
-    for name, path in rewards.items()
+    scoring.make_scorer(name, path, dtype=jnp.dtype(_DTYPE.value), options=options) for name, path in rewards.items()
   ]
   columns = [column for scorer in scorers for column in scorer.columns]
   with manifest.CompileCounter() as compilations:

@@ -19,7 +19,7 @@ from streamt1_jax.drivers import check_length, jitted_chunk_step
 from streamt1_jax.executables import StoredSteps
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
-from streamt1_jax.rewards import selection
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
 
 _RELEASED = SearchConfig.released()
 
@@ -37,12 +37,11 @@ _FIELDS = [
   common.define_integer("sliding_window", _RELEASED.sliding_window, "Chunks the video reward sees."),
   common.define_integer("max_sink_frames", _RELEASED.max_sink_frames, "Latent frames the sinks may grow to."),
 ]
-_KNOWN_REWARDS = ", ".join((*selection.IMAGE_REWARDS, *selection.VIDEO_REWARDS))
 _REWARD = flags.DEFINE_string(
   "reward",
   None,
-  f"Rewards joined by '+', of: {_KNOWN_REWARDS}. By default videoalign+hpsv3 if the checkpoint has both and there is a "
-  "search, else quality+coherence.",
+  f"Rewards joined by '+', of: {', '.join(REWARDS)}. By default {'+'.join(LEARNED_REWARDS)} if the checkpoint has both "
+  f"and there is a search, else {'+'.join(DEFAULT_REWARDS)}.",
 )
 _REWARD_WEIGHTS = flags.DEFINE_list("reward_weights", None, "Factors of their scores: hpsv3:0.5,videoalign:1. 1 each.")
 _SHORT_FRAMES = common.define_integer("short_frames", None, "Frames of a chunk the image reward sees; all by default.")
@@ -86,7 +85,7 @@ def load_pipeline(checkpoint: epath.Path, dtype: str = "float32", num_prompts: i
   step = jitted_chunk_step if _EXECUTABLES_DIR.value is None else _stored_steps(_EXECUTABLES_DIR.value)
   model = load_config(checkpoint)
   # No choice is made in plain streaming, so nothing large is loaded to make it.
-  default = "+".join(selection.PROMPT_FREE) if _SEARCH.value == "none" else None
+  default = "+".join(DEFAULT_REWARDS) if _SEARCH.value == "none" else None
   return Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(dtype),
