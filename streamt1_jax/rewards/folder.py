@@ -106,6 +106,15 @@ def load_reward(
   return LoadedReward(spec.make(config, fps), params, prompt)
 
 
+def load_prompt(folder: epath.PathLike, table: RewardTable = REWARDS) -> PromptReader:
+  """What reads captions for the reward in `folder`. No weight is read.
+
+  Raises ConfigError if a file is missing, damaged or does not fit the others.
+  """
+  spec, config = load_config(folder, table)
+  return read_nothing if spec.read_prompt is None else spec.read_prompt(epath.Path(folder), config)
+
+
 def load_weights(
   spec: RewardSpec, folder: epath.Path, config: Any, abstract: Params, embed_on_host: bool
 ) -> tuple[Params, PromptReader]:
