@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from streamt1_jax import shipped
 from streamt1_jax.measuring import random_model, saves
 from tests.command_line import call, save_model, small_model
 
