@@ -31,6 +31,8 @@ from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_s
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
+from streamt1_jax.rewards.spec import RewardTable
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -99,6 +101,7 @@ class Pipeline:
     reward_weights: Mapping[str, float] | None = None,
     short_frames: int | None = None,
     reward_dtype: jnp.dtype | None = None,
+    reward_table: RewardTable = REWARDS,
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
     attention: Implementation | None = None,
@@ -115,6 +118,7 @@ class Pipeline:
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
+      reward_table: the rewards there are; `{**REWARDS, "mine": SPEC}` adds one.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
@@ -134,6 +138,7 @@ class Pipeline:
       reward_weights,
       short_frames=short_frames,
       chunk_frames=config.codec.temporal_stride * config.chunk_frames,
+      table=reward_table,
     )
     tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
@@ -142,7 +147,9 @@ class Pipeline:
     restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
     backbone_params = restore("backbone", abstract_backbone(config)[1])
     codec_params = restore("codec", _abstract_codec(config.codec))
-    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh)
+    rewards = selection.load(
+      directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
+    )
     if decoding is None:
       pixels = config.latent_height * config.latent_width * config.codec.spatial_stride**2
       decoding = "in_turn" if pixels > _LARGE_FRAME else "together"

@@ -7,7 +7,7 @@ It needs the compiler for TPUs (`pip install -e '.[tpu]'`), but no TPU and no we
 search on one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
 HPSv3 sees frames of a chunk, VideoAlign some of the frames of a window.
 
-TFLOP are counted from shapes (see `streamt1_jax.rewards.flop`), tokens that fill up a prompt included.
+TFLOP are counted from shapes (see `streamt1_jax.rewards.qwen2_vl.flop`), tokens that fill up a prompt included.
 """
 
 from __future__ import annotations

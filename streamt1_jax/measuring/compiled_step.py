@@ -24,18 +24,17 @@ from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.models import abstract_params, make_models
-from streamt1_jax.parallel.sharding import RULES, placed
-from streamt1_jax.rewards import folder
-from streamt1_jax.rewards.coherence import TemporalCoherence
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.quality import ImageQuality
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.parallel.sharding import LAYOUTS, RULES, placed
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.state import Condition, SearchState, init_state
 from streamt1_jax.typing import Params
 
 PHASES = ("open", "propose", "denoise", "judge", "select", "prune", "commit")
 """Scopes of the chunk step."""
 _TRITON_CALL = "__gpu$xla.gpu.triton"
+_FULL_SIZE = ("hpsv3", "videoalign")
+_REWARD_AXES = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,8 @@ class Program:
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone)
       return lambda name, tree: jax.tree.map(shape, tree)
     of_prompts = lambda name: ("prompt",) if self.num_prompts > 1 and name in ("state", "condition") else ()
-    return lambda name, tree: placed(mesh, name, tree, leading=of_prompts(name))
+    patterns = {name: _REWARD_AXES if name.endswith("_reward") else name for name in LAYOUTS}
+    return lambda name, tree: placed(mesh, patterns[name], tree, leading=of_prompts(name))
 
 
 def build(
@@ -120,10 +120,12 @@ def _rewards(model: ModelConfig, dtype: jnp.dtype | None) -> tuple[list[Any], di
   """Image and video reward, and the shapes of their weights and conditions."""
   names = ("image_reward", "video_reward")
   if dtype is None:
-    return [ImageQuality(), TemporalCoherence()], {name: {} for name in names}, [{}, {}]
-  rewards = [HPSv3(), VideoAlign(model.fps)]
-  params = [folder.without_table(folder.abstract_params(reward.config, dtype)) for reward in rewards]
-  conditions = [tpu_compiler.prompt_shapes(reward, dtype) for reward in rewards]
+    rewards = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
+    return rewards, {name: {} for name in names}, [{}, {}]
+  specs = [REWARDS[name] for name in _FULL_SIZE]
+  rewards = [spec.make(spec.config_type(), model.fps) for spec in specs]
+  params = [loading.without_table(spec.abstract_params(spec.config_type(), dtype)) for spec in specs]
+  conditions = [tpu_compiler.prompt_shapes(spec, dtype) for spec in specs]
   return rewards, dict(zip(names, params, strict=True)), conditions
 
 

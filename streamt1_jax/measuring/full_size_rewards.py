@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from streamt1_jax.measuring import reward_calls, tpu_compiler
-from streamt1_jax.rewards import flop, folder
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import REWARDS
 
 FRAMES = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
 """By reward, the numbers of frames of a chunk or of a window that are measured."""
@@ -37,17 +36,17 @@ class Cost:
 
 def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: jnp.dtype, device: jax.Device) -> Cost:
   """One call of the reward `name` on all candidates, compiled for `device`."""
-  reward = HPSv3() if name == "hpsv3" else VideoAlign(_FPS)
-  prompt = tpu_compiler.prompt_shapes(reward, dtype)
-  past, chunk = reward_calls.clip_shapes(reward, frames, top_k, beam_size, _FRAME)
+  spec = REWARDS[name]
+  reward, prompt = spec.make(spec.config_type(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
+  past, chunk = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)
   # As in a search, prompts are embedded on the host.
-  params = folder.without_table(folder.abstract_params(reward.config, dtype))
-  call = jax.jit(reward_calls.judge(reward), in_shardings=on_device, out_shardings=on_device)
+  params = loading.without_table(spec.abstract_params(spec.config_type(), dtype))
+  call = jax.jit(reward_calls.judge(spec.kind, reward), in_shardings=on_device, out_shardings=on_device)
   memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
   return Cost(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.peak_memory_in_bytes,
-    flop.candidate_flop(reward, frames, _FRAME[:2], tpu_compiler.text_tokens(name)) / 1e12,
+    spec.candidate_flop(reward, frames, _FRAME[:2], sum(spec.text.length)) / 1e12,
   )
