@@ -1,14 +1,18 @@
-"""A small random model on disk, and the command line run as a user runs it: own process, exit code, both streams."""
+"""A small random model on disk, and the commands: called in this process, or run in one of their own.
+
+A call is what most tests need: exit code, both streams and files are the same, and no time goes to imports. A process
+of its own is for kills, signals, a full disk and several hosts.
+"""
 
 import contextlib
 import dataclasses
 import importlib
+import io
 import multiprocessing
 import os
 import pathlib
 import resource
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,25 +66,43 @@ def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:
   }
 
 
+def call(program: str, folder: pathlib.Path, *arguments: str) -> Result:
+  """Calls `experiments.PROGRAM` in this process, with `folder` as the current one."""
+  main = importlib.import_module(f"experiments.{program}").main
+  stdout, stderr = io.StringIO(), io.StringIO()
+  with contextlib.chdir(folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    code = main(arguments)
+  return Result(code, stdout.getvalue(), stderr.getvalue())
+
+
+def generate(
+  folder: pathlib.Path, *arguments: str, one_device: bool = True, jax_settings: Mapping[str, Any] | None = None
+) -> Result:
+  """Calls `experiments.generate` in `folder`, on one device unless told otherwise.
+
+  With `jax_settings` it runs in a process of its own.
+  """
+  if jax_settings is not None:
+    process = start(folder, *arguments, jax_settings=jax_settings)
+    process.join()
+    return result_of(process.exitcode, folder)
+  # This process has several devices, of which a search takes all by default.
+  return call("generate", folder, *(["--mesh=data:1"] if one_device else []), *arguments)
+
+
+def score(folder: pathlib.Path, *arguments: str) -> Result:
+  """Calls `experiments.score` in `folder`."""
+  return call("score", folder, *arguments)
+
+
+def convert(folder: pathlib.Path, *arguments: str) -> Result:
+  """Calls `experiments.convert` in `folder`."""
+  return call("convert", folder, *arguments)
+
+
 _PROCESSES = multiprocessing.get_context("forkserver")
-# The programs themselves define flags, and each belongs to one program: only what they import is shared.
-_PROCESSES.set_forkserver_preload(
-  ["streamt1_jax.cli.results", "streamt1_jax.convert.execute", "streamt1_jax.convert.reward_part"]
-)
-
-
-def generate(folder: pathlib.Path, *arguments: str, jax_settings: Mapping[str, Any] | None = None) -> Result:
-  """Runs the program in `folder`. The process is forked from one that has done the imports: seconds less for each."""
-  process = start(folder, *arguments, jax_settings=jax_settings)
-  process.join()
-  return result_of(process.exitcode, folder)
-
-
-def convert(folder: pathlib.Path, *arguments: str, file_bytes: int | None = None) -> Result:
-  """Runs `experiments.convert` in `folder`; no file it writes may grow beyond `file_bytes`, as on a full disk."""
-  process = start(folder, *arguments, program="convert", file_bytes=file_bytes)
-  process.join()
-  return result_of(process.exitcode, folder)
+# Forked from a process that has done the imports, a start takes seconds less.
+_PROCESSES.set_forkserver_preload(["streamt1_jax.cli.generate", "streamt1_jax.cli.score", "streamt1_jax.cli.convert"])
 
 
 def start(
@@ -91,7 +113,19 @@ def start(
   file_bytes: int | None = None,
   bucket: pathlib.Path | None = None,
 ):
-  """As `generate` or `convert`, but does not wait. The program finds the files of `bucket` at gs://bucket alone."""
+  """Starts `experiments.PROGRAM` in a process of its own, with `folder` as the current one.
+
+  Args:
+    folder: gets both streams too, for `result_of`.
+    *arguments: of the program.
+    jax_settings: for this process, which has one device unless they say otherwise.
+    program: its module below `experiments`.
+    file_bytes: no file may grow beyond this, as on a full disk.
+    bucket: a folder whose files the program finds at gs://bucket alone.
+
+  Returns:
+    The process.
+  """
   process = _PROCESSES.Process(
     target=_run_program, args=(str(folder), program, arguments, dict(jax_settings or {}), file_bytes, bucket)
   )
@@ -117,9 +151,9 @@ def generate_terminated(arguments: Sequence[str]) -> None:
 
   save_if_due = stopped_searches.save_if_due
 
-  def after_sigterm(*chunk):
+  def after_sigterm(*chunk, **options):
     os.kill(os.getpid(), signal.SIGTERM)
-    save_if_due(*chunk)
+    save_if_due(*chunk, **options)
 
   stopped_searches.save_if_due = after_sigterm
   run_generate(arguments)
@@ -146,10 +180,7 @@ def _run_program(
 
 
 def _run_main(program: str, arguments: Sequence[str]) -> None:
-  sys.argv = [f"experiments/{program}.py", *arguments]
-  from streamt1_jax.cli import common
-
-  common.run(importlib.import_module(f"experiments.{program}").main)
+  raise SystemExit(importlib.import_module(f"experiments.{program}").main(arguments))
 
 
 def _run_function(folder: str, jax_settings: dict[str, Any], function: Callable, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""`experiments.convert` as a user runs it: own process, exit code, both streams; kills, a full disk, a dry run.
+"""`streamt1 convert` as a user runs it: exit code, both streams; kills, a full disk, a dry run.
 
 What it makes of every flavour of files: convert_files_test.py.
 """
@@ -10,7 +10,7 @@ import time
 import jax
 import pytest
 
-from tests.command_line import convert, generate, quick_compilation, result_of, start
+from tests.command_line import Result, convert, generate, result_of, start
 from tests.published_files import write_safetensors
 from tests.published_model import ALPHA, PARTS, assert_equal, everything, files, loaded, params, tensors, write
 
@@ -49,10 +49,13 @@ def _names(folder: pathlib.Path) -> list[str]:
   return sorted(path.name for path in folder.iterdir())
 
 
-def _refused(folder: pathlib.Path, *arguments: str, **settings) -> str:
+def _refused(folder: pathlib.Path, *arguments: str) -> str:
   """The last line on stderr (a progress bar may come first) of a run that must be refused and leave no trace."""
   before = files(folder)
-  result = convert(folder, *arguments, **settings)
+  return _refusal(convert(folder, *arguments), folder, before)
+
+
+def _refusal(result: Result, folder: pathlib.Path, before: dict[str, bytes]) -> str:
   assert result.code == 2, result
   assert files(folder) == before
   line = result.stderr.splitlines()[-1]
@@ -68,7 +71,7 @@ def test_a_whole_checkpoint(whole):
 
 def test_it_makes_a_video(whole, tmp_path):
   arguments = ["--prompt=a red circle", f"--checkpoint={whole / 'out'}", "--num_latent_frames=3", "--search=none"]
-  result = generate(tmp_path, *arguments, jax_settings=quick_compilation(tmp_path / "cache"))
+  result = generate(tmp_path, *arguments)
   assert result.code == 0, result
   assert list((tmp_path / "outputs").rglob("video.mp4"))
 
@@ -104,7 +107,9 @@ def test_flags(tmp_path, arguments, fragments):
 
 
 def test_a_disk_that_fills_up(tmp_path, published):
-  assert "cannot write out/backbone" in _refused(tmp_path, *_flags(published), file_bytes=3000)
+  process = start(tmp_path, *_flags(published), program="convert", file_bytes=3000)
+  process.join()
+  assert "cannot write out/backbone" in _refusal(result_of(process.exitcode, tmp_path), tmp_path, {})
   assert not (tmp_path / "out").exists() or _names(tmp_path / "out") == []
 
 

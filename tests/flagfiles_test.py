@@ -1,31 +1,19 @@
 """The flagfiles: of the published runs, for the real model, with the published numbers; and of the small model's."""
 
-import json
+import dataclasses
+import importlib
 import re
-import subprocess
-import sys
 
 import pytest
 
+from streamt1_jax.cli import command, generate, search_flags
+from streamt1_jax.cli.files import find_checkpoint
 from streamt1_jax.config import preset
+from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.rewards import videoalign
 from tests.command_line import REPOSITORY
 
-# In a process of its own, for flags are global; the model need not be there.
-PROGRAM = """
-import dataclasses, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from streamt1_jax.cli import generate, search_flags
-from streamt1_jax.config import preset
-
-parsed = {}
-for name in sys.argv[1:]:
-  with flagsaver.flagsaver():
-    flags.FLAGS(["generate", "--flagfile=experiments/flagfiles/" + name, "--prompt=a red circle"])
-    values = {flag: flags.FLAGS[flag].value for flag in ("checkpoint", "dtype", "num_latent_frames", "seconds", "seed")}
-    parsed[name] = values | {"search": dataclasses.asdict(search_flags.search_config(preset("wan_1_3b")))}
-print(json.dumps(parsed))
-"""
+FLAGFILES = REPOSITORY / "experiments/flagfiles"
 
 PAPER = {
   "beam_size": 2,
@@ -64,66 +52,49 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def parsed():
-  done = subprocess.run([sys.executable, "-c", PROGRAM, *RUNS], cwd=REPOSITORY, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize("name", RUNS)
-def test_published_runs(parsed, name):
+def test_published_runs(tmp_path, monkeypatch, name):
+  """Found by name in any folder; the model need not be there."""
+  monkeypatch.chdir(tmp_path)
   latent_frames, search = RUNS[name]
-  assert search.items() <= parsed[name]["search"].items()
-  assert parsed[name]["num_latent_frames"] == latent_frames
-  assert parsed[name]["seconds"] is None
-  assert parsed[name]["seed"] == 42
-  assert parsed[name]["dtype"] == "bfloat16"
-  assert parsed[name]["checkpoint"] == "checkpoints/wan_1_3b"
+  values = command.parse(generate.define_flags, [f"--flagfile={name}", "--prompt=a red circle"])
+  assert search.items() <= dataclasses.asdict(search_flags.search_config(values, preset("wan_1_3b"))).items()
+  assert values.num_latent_frames == latent_frames
+  assert values.seconds is None
+  assert values.seed == 42
+  assert values.dtype == "bfloat16"
+  assert values.checkpoint == "checkpoints/wan_1_3b"
 
 
-# As above, for the flagfiles of one training program, with what only the program itself knows to be allowed.
-TRAINING = """
-import importlib, json, sys
-from absl import flags
-from absl.testing import flagsaver
-from streamt1_jax.rewards import videoalign
+@pytest.mark.parametrize("name", ["generate_tiny", "generate_paper", "generate_streaming"])
+def test_runs_of_the_small_model(name):
+  values = command.parse(generate.define_flags, [f"--flagfile={FLAGFILES / name}.flags"])
+  model = load_config(find_checkpoint(values.checkpoint))
+  search_flags.search_config(values, model)
+  assert search_flags.video_chunks(model, seconds=values.seconds) == 7
+  assert values.prompt
 
-name, required, *flagfiles = sys.argv[1:]
-program = importlib.import_module("experiments.train." + name)
-steps = {}
-for flagfile in flagfiles:
-  with flagsaver.flagsaver():
-    flags.FLAGS([name, "--flagfile=experiments/flagfiles/" + flagfile, *required.split()])
-    if name == "reward":
-      program.read_emphasis(flags.FLAGS.reward)
-      program.read_windows(flags.FLAGS.reward, videoalign.shapes_config())
-    steps[flagfile] = flags.FLAGS.steps
-print(json.dumps(steps))
-"""
 
 PROGRAMS = {
-  "vae": "--run_dir=run",
-  "dit": "--run_dir=run --codec_dir=codec",
-  "reward": "--run_dir=run",
+  "vae": ["--run_dir=run"],
+  "dit": ["--run_dir=run", "--codec_dir=codec"],
+  "reward": ["--run_dir=run"],
 }
-"""Training programs, and the flags that their flagfiles leave to whoever runs them."""
+"""Training programs, and the flags that their flagfiles leave to the person who runs them."""
 
 
 def _program_of(flagfile):
   return next((name for name in ("vae", "dit") if flagfile.startswith(f"train_{name}")), "reward")
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_trainings_of_the_small_model(program):
+@pytest.mark.parametrize("path", sorted(FLAGFILES.glob("train_*.flags")), ids=lambda path: path.stem)
+def test_trainings_of_the_small_model(path):
   """Accepted, and as many steps as the table of the shipped weights says."""
-  files = [path.name for path in sorted((REPOSITORY / "experiments/flagfiles").glob("train_*.flags"))]
-  files = [name for name in files if _program_of(name) == program]
-  command = [sys.executable, "-c", TRAINING, program, PROGRAMS[program], *files]
-  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
+  name = _program_of(path.name)
+  program = importlib.import_module(f"experiments.train.{name}")
+  values = command.parse(program.define_flags, [f"--flagfile={path}", *PROGRAMS[name]])
+  if name == "reward":
+    program.read_emphasis(values)
+    program.read_windows(values, videoalign.shapes_config())
   table = (REPOSITORY / "checkpoints/tiny/README.md").read_text()
-  steps = json.loads(done.stdout)
-  assert list(steps) == files
-  for name, count in steps.items():
-    assert re.search(rf"`{name}`, (a fresh text encoder, )?{count}\b", table), (name, count)
+  assert re.search(rf"`{path.name}`, (a fresh text encoder, )?{values.steps}\b", table)

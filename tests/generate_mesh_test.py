@@ -11,10 +11,9 @@ from streamt1_jax.cli import results
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.pipeline import Pipeline
-from tests.command_line import generate, quick_compilation, save_model
+from tests.command_line import generate, save_model
 
 PROMPTS = ["a red circle moves left over a dark blue background", "a blue square stays", "a green star moves up"]
-DEVICES = 8
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +23,13 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, checkpoint):
-  """Runs the program with some flags on as many devices; returns its result and its folder."""
-  settings = quick_compilation(tmp_path_factory.mktemp("compiled"))
+  """Calls the command with some flags; returns its result and its folder."""
 
-  def run(*arguments, devices, prompts=PROMPTS):
+  def run(*arguments, one_device=False):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "list.txt").write_text("\n".join(prompts))
+    (folder / "list.txt").write_text("\n".join(PROMPTS))
     flags = [f"--checkpoint={checkpoint}", "--num_latent_frames=6", "--prompts_file=list.txt", *arguments]
-    return generate(folder, *flags, jax_settings=settings | {"jax_num_cpu_devices": devices}), folder
+    return generate(folder, *flags, one_device=one_device), folder
 
   return run
 
@@ -42,7 +40,7 @@ def _read(folder, prompt, name):
 
 @pytest.fixture(scope="module")
 def on_one_device(run):
-  result, folder = run(devices=1)
+  result, folder = run(one_device=True)
   assert result.code == 0, result
   return folder
 
@@ -56,7 +54,7 @@ def on_one_device(run):
 )
 def test_same_videos(run, on_one_device, arguments, mesh):
   """Three prompts do not divide by two: the last batch is filled up, and what fills it is dropped."""
-  result, folder = run(*arguments, devices=DEVICES)
+  result, folder = run(*arguments)
   assert result.code == 0, result
   for prompt in PROMPTS:
     manifest, expected = (_read(where, prompt, "manifest.json") for where in (folder, on_one_device))
@@ -77,7 +75,7 @@ def test_bad_meshes(run):
     ("--mesh=candidate:8", "2 beams of 2 candidates"),
     ("--mesh=data:2,data:2", "at most once"),
   ):
-    result, folder = run(flag, devices=DEVICES)
+    result, folder = run(flag)
     assert result.code == 2, result
     assert result.stderr.startswith(f"error: {flag}: ")
     assert fragment in result.stderr

@@ -5,8 +5,6 @@ import os
 import pathlib
 import resource
 import signal
-import sys
-from unittest import mock
 
 import pytest
 from etils import epath
@@ -17,8 +15,6 @@ from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import atomic, manifest
 from tests.command_line import (
   generate,
-  generate_terminated,
-  quick_compilation,
   result_of,
   run_generate,
   save_model,
@@ -38,22 +34,26 @@ OTHER_FLAGS = [
 
 
 class Runs:
-  """Runs the program in one folder."""
+  """Runs the command in one folder."""
 
-  def __init__(self, folder, checkpoint, jax_settings):
-    self.folder, self.jax_settings = folder, jax_settings
+  def __init__(self, folder, checkpoint):
+    self.folder = folder
     self.arguments = [f"--checkpoint={checkpoint}", f"--num_latent_frames={3 * NUM_CHUNKS}", f"--prompt={PROMPT}"]
     self.saved = folder / "outputs" / f".{FOLDER}.saved"
 
-  def run(self, *arguments, how=run_generate, devices=1):
-    """`how` takes the flags, and runs the program."""
-    flags, jax_settings = [*self.arguments, "--save_every=1", *arguments], self.jax_settings
-    process = start_function(self.folder, how, flags, jax_settings=jax_settings | {"jax_num_cpu_devices": devices})
-    process.join()
-    return result_of(process.exitcode, self.folder)
+  def run(self, *arguments):
+    return generate(self.folder, *self.arguments, "--save_every=1", *arguments)
 
   def read(self, name):
     return (self.folder / "outputs" / FOLDER / name).read_bytes()
+
+
+def _in_a_process(folder, function, arguments, devices=1):
+  """Runs `function` on the arguments in a process of its own, with the settings of this one."""
+  settings = {"jax_num_cpu_devices": devices, "jax_default_matmul_precision": "highest"}
+  process = start_function(folder, function, arguments, jax_settings=settings)
+  process.join()
+  return result_of(process.exitcode, folder)
 
 
 def _generate_until_the_disk_is_full(arguments):
@@ -70,6 +70,16 @@ def _generate_until_the_disk_is_full(arguments):
   run_generate(arguments)
 
 
+def _after_sigterm(function):
+  """`function`, as it runs when SIGTERM has just come."""
+
+  def called(*arguments):
+    signal.raise_signal(signal.SIGTERM)
+    function(*arguments)
+
+  return called
+
+
 def _generate_killed_between_results(arguments):
   replace_folder, published = atomic.replace_folder, []
 
@@ -84,22 +94,22 @@ def _generate_killed_between_results(arguments):
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory):
-  """A model, JAX's settings and an undisturbed run."""
-  folder = tmp_path_factory.mktemp("undisturbed")
-  checkpoint = save_model(tmp_path_factory.mktemp("model") / "tiny")
-  settings = quick_compilation(tmp_path_factory.mktemp("compiled"))
-  undisturbed = Runs(folder, checkpoint, settings)
-  result = generate(folder, *undisturbed.arguments, "--save_every=0", jax_settings=settings)
+def checkpoint(tmp_path_factory):
+  return save_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, checkpoint):
+  runs = Runs(tmp_path_factory.mktemp("undisturbed"), checkpoint)
+  result = generate(runs.folder, *runs.arguments, "--save_every=0")
   assert result.code == 0, result
-  return undisturbed, checkpoint, settings
+  return runs
 
 
-def test_stopped_in_every_way(tmp_path, setting):
-  undisturbed, checkpoint, settings = setting
-  runs = Runs(tmp_path, checkpoint, settings)
+def test_stopped_in_every_way(tmp_path, monkeypatch, checkpoint, undisturbed):
+  runs = Runs(tmp_path, checkpoint)
 
-  result = runs.run(how=_generate_until_the_disk_is_full)
+  result = _in_a_process(tmp_path, _generate_until_the_disk_is_full, [*runs.arguments, "--save_every=1"])
   assert result.code == 3, result
   message = result.stderr.splitlines()[-1]
   reason = "(the save after chunk 1 is kept): File too large"
@@ -108,7 +118,9 @@ def test_stopped_in_every_way(tmp_path, setting):
   assert not (tmp_path / "outputs" / FOLDER).exists()
 
   for chunk in (2, 3):
-    result = runs.run(how=generate_terminated)
+    with monkeypatch.context() as patched:
+      patched.setattr(stopped_searches, "save_if_due", _after_sigterm(stopped_searches.save_if_due))
+      result = runs.run()
     assert result.code == 143, result
     where = f"saved after chunk {chunk} of {NUM_CHUNKS}: the same command goes on from there"
     assert result.stderr.splitlines()[-1] == f"error: terminated, {where}"
@@ -117,7 +129,7 @@ def test_stopped_in_every_way(tmp_path, setting):
 
   before = _files(runs.saved)
   for flags, difference in OTHER_FLAGS:
-    result = runs.run(*flags, devices=2)
+    result = runs.run(*flags)
     assert result.code == 2, result
     assert result.stderr.startswith("error: ")
     assert f"{runs.saved.name} holds a stopped search with {difference}; " in result.stderr
@@ -142,34 +154,44 @@ def test_stopped_in_every_way(tmp_path, setting):
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1, 2, 2], [])
 
 
+class _Saves:
+  """Counts what a `SavedSearch` is told to save."""
+
+  def __init__(self, seconds):
+    self._seconds, self.count = seconds, 0
+
+  def seconds_since_save(self):
+    return self._seconds
+
+  def save(self, state, traces):
+    self.count += 1
+
+
 @pytest.mark.parametrize(
   ("every", "seconds", "chunks", "saves"),
   [(None, 59.0, 5, 0), (None, 61.0, 3, 1), (None, 61.0, 9, 0), (3, 1.0, 6, 1), (3, 99.0, 5, 0), (0, 99.0, 3, 0)],
 )
-def test_when_a_search_is_saved(monkeypatch, every, seconds, chunks, saves):
+def test_when_a_search_is_saved(every, seconds, chunks, saves):
   """Of 9 chunks, the last of which the video follows: by number, or once a minute."""
-  saved = mock.Mock(seconds_since_save=lambda: seconds)
-  monkeypatch.setattr(stopped_searches, "SAVE_EVERY", mock.Mock(value=every))
-  stopped_searches.save_if_due(saved, None, [[None] * chunks], 9, manifest.PhaseTimer())
-  assert saved.save.call_count == saves
+  saved = _Saves(seconds)
+  stopped_searches.save_if_due(saved, None, [[None] * chunks], 9, manifest.PhaseTimer(), every)
+  assert saved.count == saves
 
 
-def test_killed_between_two_results(tmp_path, setting):
+def test_killed_between_two_results(tmp_path, checkpoint):
   """The one that is there stays; the other is what it would have been, made from the last save of both."""
-  _, checkpoint, settings = setting
-  settings = settings | {"jax_num_cpu_devices": 2}
   prompts, outputs = (PROMPT, "a blue square stays"), tmp_path / "outputs"
   (tmp_path / "list.txt").write_text("\n".join(prompts))
   arguments = [f"--checkpoint={checkpoint}", "--num_latent_frames=6", "--prompts_file=list.txt", "--save_every=1"]
-  killed = start_function(tmp_path, _generate_killed_between_results, arguments, jax_settings=settings)
-  killed.join()
-  assert killed.exitcode == -signal.SIGKILL, result_of(killed.exitcode, tmp_path)
+  arguments += ["--mesh=data:2"]
+  killed = _in_a_process(tmp_path, _generate_killed_between_results, arguments, devices=2)
+  assert killed.code == -signal.SIGKILL, killed
   folders = [results.result_folder(outputs, prompt) for prompt in prompts]
   (there,) = (folder for folder in folders if folder.exists())
   (missing,) = (folder for folder in folders if not folder.exists())
   before = _files(pathlib.Path(there))
   expected = json.loads((outputs / f".{missing.name}.partial/manifest.json").read_text())
-  result = generate(tmp_path, *arguments, jax_settings=settings)
+  result = generate(tmp_path, *arguments)
   assert result.code == 0, result
   assert result.stdout.count("video.mp4") == 2
   assert sorted(path.name for path in outputs.iterdir()) == sorted(folder.name for folder in folders)
@@ -179,11 +201,8 @@ def test_killed_between_two_results(tmp_path, setting):
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1], [])
 
 
-def _generate_failing(arguments):
-  """The search fails once its first chunk is saved; notes what is saved when the account takes its place."""
-  from streamt1_jax.cli import common
-  from streamt1_jax.cli import generate as program
-
+def test_a_failed_search_is_removed_after_its_account_is_there(tmp_path, monkeypatch, checkpoint):
+  """The search fails once its first chunk is saved; what is saved is noted when the account takes its place."""
   save_if_due, replace_folder = stopped_searches.save_if_due, results.atomic.replace_folder
 
   def fail_after(saved, *chunk):
@@ -192,20 +211,13 @@ def _generate_failing(arguments):
     raise SearchError("every candidate is NaN or Inf")
 
   def replace_noted(target, *others):
-    pathlib.Path("noted").write_text(" ".join(path.name for path in target.parent.glob(".*.saved/0*")))
+    (tmp_path / "noted").write_text(" ".join(path.name for path in target.parent.glob(".*.saved/0*")))
     replace_folder(target, *others)
 
-  stopped_searches.save_if_due, results.atomic.replace_folder = fail_after, replace_noted
-  sys.argv = ["experiments/generate.py", *arguments]
-  common.run(program.main)
-
-
-def test_a_failed_search_is_removed_after_its_account_is_there(tmp_path, setting):
-  _, checkpoint, settings = setting
-  runs = Runs(tmp_path, checkpoint, settings)
-  process = start_function(tmp_path, _generate_failing, [*runs.arguments, "--save_every=1"], jax_settings=settings)
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
+  monkeypatch.setattr(stopped_searches, "save_if_due", fail_after)
+  monkeypatch.setattr(results.atomic, "replace_folder", replace_noted)
+  runs = Runs(tmp_path, checkpoint)
+  result = runs.run()
   assert result.code == 3, result
   assert (tmp_path / "noted").read_text() == "000001"
   assert [path.name for path in (tmp_path / "outputs").iterdir()] == [FOLDER]
@@ -243,6 +255,13 @@ class TestGroups:
     folder = self._stop(tmp_path, "a", "d")
     assert self._make(tmp_path, ["a", "d"]) == [["b", "c"], ["e"]]
     assert not folder.exists()
+
+  def test_saves_of_results_that_are_all_there_are_removed(self, tmp_path):
+    done, half = self._stop(tmp_path, "a", "d"), self._stop(tmp_path, "b", "c")
+    folders = [epath.Path(tmp_path) / prompt for prompt in "abd"]
+    stopped_searches.discard_finished(folders, ["a", "b", "d"])
+    assert not done.exists()
+    assert half.exists()
 
   def test_stopped_search_with_some_results_goes_on(self, tmp_path):
     """Killed between two of them: it needs all its prompts, also those whose results are there."""

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from streamt1_jax.cli import common, results
+from streamt1_jax.cli import results
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.drivers import FinalBeams
 from streamt1_jax.io import video
@@ -26,7 +26,6 @@ from tests.command_line import (
   REPOSITORY,
   Result,
   generate,
-  quick_compilation,
   result_of,
   save_model,
   start,
@@ -43,29 +42,16 @@ def small_checkpoint(tmp_path_factory) -> pathlib.Path:
   return save_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-@pytest.fixture(scope="module")
-def jax_settings(tmp_path_factory) -> dict[str, Any]:
-  return quick_compilation(tmp_path_factory.mktemp("compiled"))
-
-
 class Finished:
-  """A folder in which the program has run once, on two prompts."""
+  """A folder in which the command has run once, on two prompts."""
 
-  def __init__(self, folder: pathlib.Path, checkpoint: pathlib.Path, jax_settings: dict[str, Any]):
-    self.folder, self.jax_settings = folder, jax_settings
+  def __init__(self, folder: pathlib.Path, checkpoint: pathlib.Path):
+    self.folder = folder
     (folder / "list.txt").write_text(f"{PROMPT}\n{LONG_PROMPT}\n")
     self.arguments = [f"--checkpoint={checkpoint}", "--num_latent_frames=6"]
-    # As `python -m experiments.generate`, but at the end it prints which large frameworks it has loaded.
-    code = (
-      "import atexit, runpy, sys; heavy = ('torch', 'tensorflow', 'tensorflow_datasets');"
-      "atexit.register(lambda: print([name for name in heavy if name in sys.modules]));"
-      "runpy.run_module('experiments.generate', run_name='__main__', alter_sys=True)"
-    )
-    command = [sys.executable, "-c", code, *self.arguments, "--prompts_file=list.txt", f"--seed={SEED}"]
-    variables = {name.upper(): str(value) for name, value in jax_settings.items()}
-    environment = os.environ | variables | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace(HOST_DEVICES, "")}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    self.result = Result(done.returncode, done.stdout, done.stderr)
+    # The manifest counts compilations, as those of a process that has just begun.
+    jax.clear_caches()
+    self.result = self.again("--prompts_file=list.txt", f"--seed={SEED}")
     self.outputs = [folder / results.result_folder("outputs", prompt.strip()) for prompt in (PROMPT, LONG_PROMPT)]
 
   def read(self, name: str, prompt: int = 0):
@@ -76,12 +62,12 @@ class Finished:
     return {str(path): path.read_bytes() for path in paths}
 
   def again(self, *arguments: str) -> Result:
-    return generate(self.folder, *self.arguments, *arguments, jax_settings=self.jax_settings)
+    return generate(self.folder, *self.arguments, *arguments)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_checkpoint, jax_settings) -> Finished:
-  made = Finished(tmp_path_factory.mktemp("run"), small_checkpoint, jax_settings)
+def finished(tmp_path_factory, small_checkpoint) -> Finished:
+  made = Finished(tmp_path_factory.mktemp("run"), small_checkpoint)
   assert made.result.code == 0, made.result.stderr
   return made
 
@@ -103,9 +89,9 @@ def test_video_has_the_length_and_size_it_should(finished):
 
 
 def test_output_says_where_the_videos_are_and_shows_progress(finished):
-  *lines, heavy = finished.result.stdout.splitlines()
+  lines = finished.result.stdout.splitlines()
   assert lines == [f"outputs/{output.name}/video.mp4" for output in finished.outputs]
-  assert heavy == "[]"
+  assert finished.result.stderr.splitlines()[0] == "device: cpu"
   assert "chunk 2/2" in finished.result.stderr
   assert "best score" in finished.result.stderr
   warnings = [line for line in finished.result.stderr.splitlines() if "first 32 tokens" in line]
@@ -204,17 +190,37 @@ def test_same_seed_gives_the_same_search_again(finished):
   assert [path for path in (finished.folder / "outputs").iterdir() if path.name.startswith(".")] == []
 
 
-def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint, jax_settings):
+@pytest.mark.slow
+def test_a_process_of_its_own_loads_no_large_framework(finished, tmp_path):
+  code = (
+    "import atexit, runpy, sys; heavy = ('torch', 'tensorflow', 'tensorflow_datasets');"
+    "atexit.register(lambda: print([name for name in heavy if name in sys.modules]));"
+    "runpy.run_module('streamt1_jax', run_name='__main__', alter_sys=True)"
+  )
+  arguments = [*finished.arguments, f"--prompt={PROMPT}", f"--seed={SEED}"]
+  environment = os.environ | {
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(HOST_DEVICES, ""),
+    "PYTHONPATH": str(REPOSITORY),
+  }
+  command = [sys.executable, "-c", code, "generate", *arguments]
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  folder = results.result_folder("outputs", PROMPT)
+  assert done.stdout.splitlines() == [f"{folder}/video.mp4", "[]"]
+  assert (tmp_path / folder / "trace.json").read_bytes() == (finished.outputs[0] / "trace.json").read_bytes()
+
+
+def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint):
   arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=3", "--search=none", f"--prompt={PROMPT}"]
-  assert generate(tmp_path, *arguments, jax_settings=jax_settings).code == 0
+  assert generate(tmp_path, *arguments).code == 0
   trace = json.loads((tmp_path / results.result_folder("outputs", PROMPT) / "trace.json").read_text())
   assert [len(chunk["candidates"]) for chunk in trace["chunks"]] == [1]
 
 
-def test_search_in_which_every_candidate_is_bad(tmp_path, jax_settings):
+def test_search_in_which_every_candidate_is_bad(tmp_path):
   save_model(tmp_path / "model", backbone_scale=1e30)
   arguments = ["--checkpoint=model", "--num_latent_frames=3", f"--seed={SEED}", f"--prompt={PROMPT}"]
-  result = generate(tmp_path, *arguments, jax_settings=jax_settings)
+  result = generate(tmp_path, *arguments)
   assert result.code == 3
   message = result.stderr.splitlines()[-1]
   assert message == f"error: prompt {PROMPT!r}, chunk 0, seed {SEED}: every candidate is NaN or Inf"
@@ -224,9 +230,9 @@ def test_search_in_which_every_candidate_is_bad(tmp_path, jax_settings):
   assert json.loads((folder / "trace.json").read_text())["final"] is None
 
 
-def test_interrupted_run_leaves_nothing_half_written(tmp_path, small_checkpoint, jax_settings):
+def test_interrupted_run_leaves_nothing_half_written(tmp_path, small_checkpoint):
   arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=1023", f"--prompt={PROMPT}"]
-  process = start(tmp_path, *arguments, jax_settings=jax_settings)
+  process = start(tmp_path, *arguments)
   while process.is_alive() and not list((tmp_path / "outputs").glob(".*.partial")):
     time.sleep(0.05)
   os.kill(process.pid, signal.SIGINT)
@@ -235,13 +241,6 @@ def test_interrupted_run_leaves_nothing_half_written(tmp_path, small_checkpoint,
   assert result.code == 130
   assert result.stderr.splitlines()[-1] == "error: interrupted"
   assert list((tmp_path / "outputs").iterdir()) == []
-
-
-def test_default_checkpoint_is_found_from_anywhere(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  assert common.find_folder("checkpoints/tiny") == REPOSITORY / "checkpoints/tiny"
-  (tmp_path / "checkpoints/tiny").mkdir(parents=True)
-  assert str(common.find_folder("checkpoints/tiny")) == "checkpoints/tiny"
 
 
 def test_result_folders_are_readable_and_distinct():

@@ -62,6 +62,7 @@ def install() -> None:
 def moved_to_bucket(folder: pathlib.Path, bucket: str = "bucket"):
   """The files of `folder` are objects of `bucket`, and nowhere else; at the end all objects are files there."""
   install()
+  MemoryBucket.store.clear()
   for path in folder.rglob("*"):
     if path.is_file():
       put(f"{bucket}/{path.relative_to(folder)}", path.read_bytes())

@@ -8,16 +8,15 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from tensorboardX.proto import event_pb2
 
 from streamt1_jax import memory_sinking
-from streamt1_jax.cli import monitoring, results
+from streamt1_jax.cli import command, monitoring, results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.memory_sinking import Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
-from tests.command_line import generate, quick_compilation, save_model
+from tests.command_line import generate, save_model
 
 PROMPT = "a red circle moves left over a dark blue background"
 
@@ -51,7 +50,6 @@ def watched(tmp_path_factory):
     "--profile_chunks=2,3",
     "--profile_dir=traces",
     "--tensorboard_dir=metrics",
-    jax_settings=quick_compilation(tmp_path_factory.mktemp("compiled")),
   )
   assert result.code == 0, result
   return folder, results.result_folder("", PROMPT).name
@@ -89,10 +87,9 @@ def test_metrics_are_those_of_the_trace(watched):
   assert scalars["memory/host_peak_gib"][-1][1] * 2**30 <= 1.0001 * manifest["peak_memory_bytes"]["host"]
 
 
-def test_chunks_that_are_searched_again_are_shown_once(parsed_flags, tmp_path):
+def test_chunks_that_are_searched_again_are_shown_once(tmp_path):
   """TensorBoard drops what earlier files have of the steps from the start of a session on."""
-  with flagsaver.as_parsed(tensorboard_dir=str(tmp_path)):
-    monitoring.Monitor([PROMPT], 4, start=2).close()
+  monitoring.Monitor(_flags(tensorboard_dir=tmp_path), [PROMPT], 4, start=2).close()
   (file,) = (tmp_path / results.result_folder("", PROMPT).name).iterdir()
   sessions = [event for event in _events(file) if event.HasField("session_log")]
   assert [(event.step, event.session_log.status) for event in sessions] == [(2, event_pb2.SessionLog.START)]
@@ -111,12 +108,8 @@ def test_scores_that_are_not_finite_are_left_out():
   }  # fmt: skip
 
 
-@pytest.fixture
-def parsed_flags():
-  """Flags as of a program that was given none, whatever this process was given."""
-  with flagsaver.flagsaver():
-    monitoring.flags.FLAGS.mark_as_parsed()
-    yield
+def _flags(**given):
+  return command.parse(monitoring.define, [f"--{name}={value}" for name, value in given.items()])
 
 
 @pytest.mark.parametrize(
@@ -129,13 +122,13 @@ def parsed_flags():
     ({"profile_chunks": "first", "profile_dir": "traces"}, "'first' is not a chunk"),
   ],
 )
-def test_bad_flags(parsed_flags, given, fragment):
-  with flagsaver.as_parsed(**given), pytest.raises(ConfigError, match=fragment):
-    monitoring.check_flags(7)
+def test_bad_flags(given, fragment):
+  with pytest.raises(ConfigError, match=fragment):
+    monitoring.check_flags(_flags(**given), 7)
 
 
-def test_missing_package(parsed_flags, monkeypatch):
+def test_missing_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
-  monitoring.check_flags(7)
-  with flagsaver.as_parsed(tensorboard_dir="metrics"), pytest.raises(ConfigError, match=r"pip install -e '.\[tensor"):
-    monitoring.check_flags(7)
+  monitoring.check_flags(_flags(), 7)
+  with pytest.raises(ConfigError, match=r"pip install 'streamt1_jax\[tensorboard\]'"):
+    monitoring.check_flags(_flags(tensorboard_dir="metrics"), 7)

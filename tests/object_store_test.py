@@ -11,7 +11,7 @@ from streamt1_jax.cli import results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, checkpoint, manifest, paths
 from tests import memory_store
-from tests.command_line import generate, quick_compilation, result_of, save_model, start
+from tests.command_line import generate, result_of, save_model, score, start
 
 PROMPT = "a red circle moves left over a dark blue background"
 
@@ -29,41 +29,36 @@ def made(tmp_path_factory):
   stored, folder = tmp_path_factory.mktemp("stored") / "bucket", tmp_path_factory.mktemp("run")
   save_model(stored / "models/tiny")
   (stored / "list.txt").write_text(PROMPT + "\n")
-  settings = quick_compilation(tmp_path_factory.mktemp("compiled"))
   arguments = ["--checkpoint=gs://bucket/models/tiny", "--prompts_file=gs://bucket/list.txt"]
   arguments += ["--num_latent_frames=6", "--save_every=1"]
 
-  def run(*more):
-    process = start(folder, *arguments, "--output_dir=gs://bucket/videos", *more, jax_settings=settings, bucket=stored)
-    process.join()
-    return result_of(process.exitcode, folder)
+  def run():
+    with memory_store.moved_to_bucket(stored):
+      return generate(folder, *arguments, "--output_dir=gs://bucket/videos")
 
   result = run()
   assert result.code == 0, result
-  return result, folder, stored, run, settings
+  return result, folder, stored, run
 
 
 def test_generate_in_a_bucket(made, tmp_path):
   """The search, bit for bit, is that of local folders."""
-  result, folder, stored, _, settings = made
+  result, folder, stored, _ = made
   name = results.result_folder("", PROMPT).name
   assert result.stdout == f"gs://bucket/videos/{name}/video.mp4\n"
-  assert {path.name for path in folder.iterdir()} == {".stdout", ".stderr"}
+  assert list(folder.iterdir()) == []
   assert {path.name for path in (stored / "videos").iterdir()} == {name}
   assert {path.name for path in (stored / "videos" / name).iterdir()} == {
     "video.mp4", "contact_sheet.png", "trace.json", "manifest.json"
   }  # fmt: skip
-  local = generate(
-    tmp_path, f"--checkpoint={stored / 'models/tiny'}", f"--prompt={PROMPT}", "--num_latent_frames=6",
-    jax_settings=settings,
-  )  # fmt: skip
+  local = generate(tmp_path, f"--checkpoint={stored / 'models/tiny'}", f"--prompt={PROMPT}", "--num_latent_frames=6")
   assert local.code == 0, local
   for file in ("video.mp4", "contact_sheet.png", "trace.json"):
     assert (tmp_path / "outputs" / name / file).read_bytes() == (stored / "videos" / name / file).read_bytes()
 
 
 def test_finished_videos_of_a_bucket_are_skipped_and_kept(made):
-  _, _, stored, run, _ = made
+  _, _, stored, run = made
   before = {path: path.read_bytes() for path in stored.rglob("*") if path.is_file()}
   result = run()
   assert result.code == 0, result
@@ -72,11 +67,10 @@ def test_finished_videos_of_a_bucket_are_skipped_and_kept(made):
 
 
 def test_score_in_a_bucket(made):
-  _, folder, stored, _, settings = made
+  _, folder, stored, _ = made
   arguments = ["--videos=gs://bucket/videos/*/*.mp4", "--output=gs://bucket/scores.csv", "--reward=quality"]
-  process = start(folder, *arguments, program="score", jax_settings=settings, bucket=stored)
-  process.join()
-  result = result_of(process.exitcode, folder)
+  with memory_store.moved_to_bucket(stored):
+    result = score(folder, *arguments)
   assert result.code == 0, result
   (row,) = json.loads((stored / "scores.json").read_text())["rows"]
   assert row["video"] == f"gs://bucket/videos/{results.result_folder('', PROMPT).name}/video.mp4"
@@ -157,7 +151,7 @@ def test_absolute_paths(tmp_path, monkeypatch):
   ("program", "flag", "fragment"),
   [
     ("generate", "--checkpoint=s3://bucket/tiny", "gs://bucket/name"),
-    ("generate", "--output_dir=gs://bucket", "pip install -e '.[gcs]'"),
+    ("generate", "--output_dir=gs://bucket", "pip install 'streamt1_jax[gcs]'"),
     ("convert", "--output=gs://bucket/model", "a path of this machine"),
   ],
 )

@@ -1,15 +1,31 @@
-"""The front door: what importing the package costs and offers."""
+"""The front door: what importing the package costs and offers, and what travels with it."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-HEAVY = ("torch", "tensorflow", "tensorflow_datasets", "transformers", "diffusers", "peft")
+from tests.command_line import REPOSITORY
+
+HEAVY = (
+  "torch",
+  "tensorflow",
+  "tensorflow_datasets",
+  "array_record",
+  "matplotlib",
+  "transformers",
+  "diffusers",
+  "peft",
+)
+NOT_COPIED = (".git", "tests", "docs", "outputs", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 PROGRAM = """
 import json, sys
 import streamt1_jax
+from streamt1_jax.cli import convert, generate, score
 print(json.dumps({
   "modules": sorted(sys.modules),
   "missing": [name for name in streamt1_jax.__all__ if not hasattr(streamt1_jax, name)],
@@ -20,7 +36,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def imported():
-  """What a fresh interpreter has loaded after `import streamt1_jax`."""
+  """What a fresh interpreter has loaded after importing the package and its commands."""
   result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
   return json.loads(result.stdout.splitlines()[-1])
 
@@ -35,3 +51,39 @@ def test_front_door(imported):
   assert imported["missing"] == []
   assert {"Pipeline", "SearchConfig", "chunk_step", "stream", "rollout"} <= set(imported["names"])
   assert imported["names"] == sorted(imported["names"], key=lambda name: (name[0].islower(), name))
+
+
+class TestWheel:
+  @pytest.fixture(scope="class")
+  def names(self, tmp_path_factory):
+    """Names of the files that setuptools copies into the wheel."""
+    folder = tmp_path_factory.mktemp("build")
+    copy = shutil.copytree(REPOSITORY, folder / "source", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    code = "from setuptools import setup; setup()"
+    command = [sys.executable, "-c", code, "-q", "build_py", f"--build-lib={folder / 'built'}"]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True)
+    built = folder / "built"
+    assert [path for path in built.rglob("*") if path.is_symlink()] == []
+    return {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()}
+
+  def test_holds_the_small_model_and_the_flagfiles(self, names):
+    for folder in ("checkpoints", "experiments/flagfiles"):
+      files = [path for path in (REPOSITORY / folder).rglob("*") if path.is_file()]
+      assert files
+      inside = {str(path.relative_to((REPOSITORY / folder).parent)) for path in files}
+      assert {f"streamt1_jax/{name}" for name in inside} <= names
+
+  def test_holds_the_package_alone(self, names):
+    assert "streamt1_jax/py.typed" in names
+    modules = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "streamt1_jax").rglob("*.py")]
+    assert {str(path) for path in modules} <= names
+    assert {name.split("/")[0] for name in names} == {"streamt1_jax"}
+
+  def test_requires_no_package_that_only_trainings_need(self):
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    required = {re.match(r"[\w-]+", line).group().replace("_", "-") for line in project["dependencies"]}
+    assert required.isdisjoint({"tensorflow-datasets", "array-record", "matplotlib", "tensorboardx", "gcsfs", "torch"})
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "absl-py"} <= required
+    assert {"train", "test", "docs", "tpu", "cuda12", "cuda13", "gcs", "tensorboard", "oracle"} <= set(
+      project["optional-dependencies"]
+    )

@@ -7,7 +7,6 @@ import json
 import math
 import pathlib
 import shutil
-from typing import Any
 
 import av
 import jax
@@ -22,7 +21,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import video
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.quality import ImageQuality
-from tests.command_line import Result, quick_compilation, result_of, start
+from tests.command_line import Result, result_of, score, start
 from tests.small_rewards import resize, save_reward
 
 ALL = "hpsv3+videoalign+quality+coherence"
@@ -42,21 +41,10 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
-@pytest.fixture(scope="module")
-def jax_settings(tmp_path_factory) -> dict[str, Any]:
-  return quick_compilation(tmp_path_factory.mktemp("compiled")) | {"jax_numpy_rank_promotion": "raise"}
-
-
 def clip(num_frames: int, seed: int = 0, size: tuple[int, int] = (32, 48)) -> np.ndarray:
   """Blocks of random colours, so that the codec leaves something, which change from frame to frame."""
   blocks = np.random.default_rng(seed).integers(0, 256, (num_frames, size[0] // 8, size[1] // 8, 3), np.uint8)
   return blocks.repeat(8, axis=1).repeat(8, axis=2)
-
-
-def run(folder: pathlib.Path, *arguments: str, **options) -> Result:
-  process = start(folder, *arguments, program="score", **options)
-  process.join()
-  return result_of(process.exitcode, folder)
 
 
 def read_rows(folder: pathlib.Path) -> dict[str, dict]:
@@ -68,8 +56,8 @@ def read_rows(folder: pathlib.Path) -> dict[str, dict]:
 class Scored:
   """A folder in which the program has scored four videos by everything."""
 
-  def __init__(self, folder: pathlib.Path, checkpoint: pathlib.Path, jax_settings: dict[str, Any]):
-    self.folder, self.jax_settings = folder, jax_settings
+  def __init__(self, folder: pathlib.Path, checkpoint: pathlib.Path):
+    self.folder = folder
     video.write_video(folder / "clips/a.mp4", clip(9), 16)
     video.write_video(folder / "clips/b.mp4", clip(21, 1), 16)
     video.write_video(folder / "clips/c.mp4", clip(21, 1), 4)
@@ -79,15 +67,17 @@ class Scored:
     self.arguments = [
       "--videos=clips", "--prompts_file=prompts.tsv", f"--checkpoint={checkpoint}", f"--reward={ALL}", "--dtype=float32"
     ]  # fmt: skip
+    # The account counts compilations, as those of a process that has just begun.
+    jax.clear_caches()
     self.result = self.again()
 
   def again(self, *arguments: str) -> Result:
-    return run(self.folder, *self.arguments, *arguments, jax_settings=self.jax_settings)
+    return score(self.folder, *self.arguments, *arguments)
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory, checkpoint, jax_settings) -> Scored:
-  made = Scored(tmp_path_factory.mktemp("run"), checkpoint, jax_settings)
+def scored(tmp_path_factory, checkpoint) -> Scored:
+  made = Scored(tmp_path_factory.mktemp("run"), checkpoint)
   assert made.result.code == 0, made.result.stderr
   return made
 
@@ -154,9 +144,9 @@ class TestScores:
       assert line["error"] == ""
       assert line["prompt"] == row["prompt"]
       assert [int(line["height"]), int(line["width"])] == [row["height"], row["width"]]
-      for column, score in row["scores"].items():
+      for column, value in row["scores"].items():
         found = [float(cell) for cell in line[column].split()]
-        np.testing.assert_allclose(found, np.atleast_1d(score), rtol=1e-7)
+        np.testing.assert_allclose(found, np.atleast_1d(value), rtol=1e-7)
 
   def test_table(self, scored):
     header, *lines, place = scored.result.stdout.splitlines()
@@ -175,7 +165,7 @@ class TestScores:
 
   def test_fewer_frames_for_image_rewards(self, tmp_path, scored):
     arguments = ["--videos=clips/b.mp4", "--reward=quality", "--image_frames=3", "--batch=2", "--output=few.json"]
-    result = run(scored.folder, *arguments, jax_settings=scored.jax_settings)
+    result = score(scored.folder, *arguments)
     assert result.code == 0, result.stderr
     (few,) = json.loads((scored.folder / "few.json").read_text())["rows"]
     every = read_rows(scored.folder)["b.mp4"]["scores"]["quality_frames"]
@@ -183,7 +173,7 @@ class TestScores:
 
 
 class TestGeneratedVideos:
-  def test_bring_their_prompts(self, tmp_path, checkpoint, jax_settings):
+  def test_bring_their_prompts(self, tmp_path, checkpoint):
     # A name of a folder that is no text is told as well as another.
     for name in ("one", "two", "three\udcff"):
       video.write_video(tmp_path / f"outputs/{name}/video.mp4", clip(9), 16)
@@ -191,7 +181,7 @@ class TestGeneratedVideos:
     (tmp_path / "outputs/two/manifest.json").write_text('{"settings":')
     (tmp_path / "outputs/three\udcff/manifest.json").write_text(r'{"settings": {"prompt": "a red \ud83d"}}')
     arguments = ["--videos=outputs", "--reward=hpsv3+quality", f"--checkpoint={checkpoint}"]
-    result = run(tmp_path, *arguments, jax_settings=jax_settings)
+    result = score(tmp_path, *arguments)
     assert result.code == 3, result
     one, three, two = read_rows(tmp_path).values()
     assert [one["prompt"], one["error"], two["prompt"], three["prompt"]] == ["a red circle", None, None, None]
@@ -201,11 +191,11 @@ class TestGeneratedVideos:
     for row in (two, three):
       assert row["scores"] == {name: one["scores"][name] for name in ("quality", "quality_frames")}
 
-  def test_default_is_all_that_the_checkpoint_has(self, tmp_path, checkpoint, jax_settings):
+  def test_default_is_all_that_the_checkpoint_has(self, tmp_path, checkpoint):
     video.write_video(tmp_path / "video.mp4", clip(9), 16)
     (tmp_path / "manifest.json").write_text('{"settings": {"prompt": "a red circle"}}')
-    assert run(tmp_path, "--videos=video.mp4", f"--checkpoint={checkpoint}", jax_settings=jax_settings).code == 0
-    assert run(tmp_path, "--videos=video.mp4", "--checkpoint=.", "--output=b.csv", jax_settings=jax_settings).code == 0
+    assert score(tmp_path, "--videos=video.mp4", f"--checkpoint={checkpoint}").code == 0
+    assert score(tmp_path, "--videos=video.mp4", "--checkpoint=.", "--output=b.csv").code == 0
     of_models, built_in = (json.loads((tmp_path / name).read_text()) for name in ("scores.json", "b.json"))
     assert [of_models["settings"]["reward"], built_in["settings"]["reward"]] == [
       "hpsv3+videoalign",
@@ -223,7 +213,7 @@ class TestResuming:
     shutil.copy(folder / "clips/c.mp4", folder / "clips/e.mp4")
     with (folder / "prompts.tsv").open("a") as file:
       file.write("e.mp4\ta red square moves right\n")
-    result = run(folder, *scored.arguments, jax_settings=scored.jax_settings)
+    result = score(folder, *scored.arguments)
     assert result.code == 0, result.stderr
     rows, before = read_rows(folder), read_rows(scored.folder)
     assert rows["a.mp4"]["scores"]["hpsv3"] == 123.0
@@ -231,12 +221,15 @@ class TestResuming:
     assert rows["c.mp4"] == before["c.mp4"]
     np.testing.assert_allclose(rows["e.mp4"]["scores"]["hpsv3"], before["c.mp4"]["scores"]["hpsv3"], atol=1e-5)
 
-  def test_full_disk_loses_nothing(self, tmp_path, jax_settings):
+  def test_full_disk_loses_nothing(self, tmp_path):
     for index in range(6):
       video.write_video(tmp_path / f"clips/{index}.mp4", clip(9, index), 16)
     arguments = ["--videos=clips", "--reward=quality"]
     # A row takes about 400 bytes: the file system refuses in the middle of one, as it does when it is full.
-    result = run(tmp_path, *arguments, file_bytes=1500, jax_settings=_uncached(jax_settings))
+    # Compiled programs are larger than a full disk takes.
+    process = start(tmp_path, *arguments, "--compilation_cache_dir=", program="score", file_bytes=1500)
+    process.join()
+    result = result_of(process.exitcode, tmp_path)
     assert result.code == 2, result
     assert "cannot write .scores.partial.jsonl" in result.stderr.splitlines()[-1]
     partial = tmp_path / ".scores.partial.jsonl"
@@ -247,7 +240,7 @@ class TestResuming:
     first = json.loads(lines[1])
     lines[1] = json.dumps(first | {"scores": first["scores"] | {"quality": 123.0}})
     partial.write_text("\n".join([*lines, cut]))
-    result = run(tmp_path, *arguments, jax_settings=jax_settings)
+    result = score(tmp_path, *arguments)
     assert result.code == 0, result.stderr
     rows = read_rows(tmp_path)
     assert [*rows] == [f"{index}.mp4" for index in range(6)]
@@ -277,7 +270,7 @@ class TestResuming:
   def test_overwrite(self, scored, tmp_path):
     folder = pathlib.Path(shutil.copytree(scored.folder, tmp_path / "run"))
     arguments = ["--videos=clips/a.mp4", "--reward=quality", "--overwrite"]
-    assert run(folder, *arguments, jax_settings=scored.jax_settings).code == 0
+    assert score(folder, *arguments).code == 0
     assert list(read_rows(folder)) == ["a.mp4"]
 
   @pytest.mark.parametrize(
@@ -293,15 +286,10 @@ class TestResuming:
   def test_foreign_files_are_kept(self, tmp_path, name, content, message):
     video.write_video(tmp_path / "a.mp4", clip(3), 16)
     (tmp_path / name).write_text(content)
-    result = run(tmp_path, "--videos=a.mp4", "--reward=quality")
+    result = score(tmp_path, "--videos=a.mp4", "--reward=quality")
     assert result.code == 2, result
     assert message in result.stderr
     assert (tmp_path / name).read_text() == content
-
-
-def _uncached(settings: dict[str, Any]) -> dict[str, Any]:
-  """Without the compilation cache, whose files are larger than a full disk takes."""
-  return {name: value for name, value in settings.items() if "cache" not in name}
 
 
 def _patched(content: bytes, box: bytes, offset: int, value: bytes) -> bytes:
@@ -332,7 +320,7 @@ def _write_huge(path: pathlib.Path) -> None:
 
 
 class TestBadFiles:
-  def test_do_not_stop_the_rest(self, tmp_path, checkpoint, jax_settings):
+  def test_do_not_stop_the_rest(self, tmp_path, checkpoint):
     clips = tmp_path / "clips"
     video.write_video(clips / "good.mp4", clip(9), 16)
     good = (clips / "good.mp4").read_bytes()
@@ -359,7 +347,7 @@ class TestBadFiles:
     lines = [json.dumps({"video": name, "prompt": prompt, "by": "hand"}) for name, prompt in prompts.items()]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
     arguments = ["--videos=clips", "--prompts_file=prompts.jsonl", "--reward=hpsv3+videoalign"]
-    result = run(tmp_path, *arguments, f"--checkpoint={checkpoint}", jax_settings=jax_settings)
+    result = score(tmp_path, *arguments, f"--checkpoint={checkpoint}")
     assert result.code == 3, result
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: 8 of 9 videos could not be scored: clips/codec.mp4 (is not readable")
@@ -377,18 +365,18 @@ class TestBadFiles:
 
   def test_memory_is_not_exhausted(self, tmp_path):
     _write_huge(tmp_path / "huge.avi")
-    result = run(tmp_path, "--videos=huge.avi", "--reward=quality")
+    result = score(tmp_path, "--videos=huge.avi", "--reward=quality")
     assert result.code == 3, result
     assert "50 frames of 8192x8192 take 9.4 GiB" in result.stderr
     assert "--image_frames" in result.stderr
 
-  def test_are_tried_again(self, tmp_path, jax_settings):
+  def test_are_tried_again(self, tmp_path):
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/a.mp4").write_bytes(b"")
     arguments = ["--videos=clips", "--reward=quality", "--output=scores.json"]
-    assert run(tmp_path, *arguments, jax_settings=jax_settings).code == 3
+    assert score(tmp_path, *arguments).code == 3
     video.write_video(tmp_path / "clips/a.mp4", clip(3), 16)
-    assert run(tmp_path, *arguments, jax_settings=jax_settings).code == 0
+    assert score(tmp_path, *arguments).code == 0
     assert read_rows(tmp_path)["a.mp4"]["error"] is None
 
 
@@ -426,7 +414,7 @@ class TestBadInput:
   def test_is_one_line(self, tmp_path, arguments, fragments):
     video.write_video(tmp_path / "a.mp4", clip(3), 16)
     (tmp_path / "two.txt").write_text("one\ntwo\n")
-    result = run(tmp_path, *arguments)
+    result = score(tmp_path, *arguments)
     assert result.code == 2, result
     (line,) = result.stderr.splitlines()
     for fragment in fragments:
@@ -452,7 +440,7 @@ class TestBadInput:
     reward = pathlib.Path(shutil.copytree(checkpoint / "rewards/hpsv3", tmp_path / "model/rewards/hpsv3"))
     damage(reward)
     given = [] if "needs a prompt" in message else ["--prompts_file=one.txt"]
-    result = run(tmp_path, "--videos=a.mp4", "--checkpoint=model", "--reward=hpsv3", *given)
+    result = score(tmp_path, "--videos=a.mp4", "--checkpoint=model", "--reward=hpsv3", *given)
     assert result.code == 2, result
     (line,) = result.stderr.splitlines()
     assert message in line

@@ -4,7 +4,7 @@
   def run(values): ...                               the work; a failure is an exception
   def main(argv=None): return command.main(__doc__, define_flags, run, argv)
 
-Nothing here is kept between two calls, so one process may run many commands one after the other.
+One process may run many commands one after the other: no flag is kept, and signal handlers come back.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = [
   "flag_settings",
   "is_terminated",
   "main",
+  "parse",
   "raise_if_interrupted",
   "termination_deferred",
 ]
@@ -69,11 +70,7 @@ def main(
   Returns:
     0, or one of the exit codes above.
   """
-  values = flags.FlagValues()
-  define_flags(values)
-  for name in _HELP:
-    flags.DEFINE_flag(_HelpFlag(name), values, module_name=__name__)
-  flags.DEFINE_string("flagfile", None, "File of flags, one a line.", flag_values=values)
+  values = _define(define_flags)
   with signals.handled(), _warnings_as_lines():
     try:
       _parse(values, sys.argv[1:] if argv is None else argv)
@@ -85,9 +82,25 @@ def main(
     return hosts.run_together(lambda: _exit_code(run, values))
 
 
+def parse(define_flags: Callable[[flags.FlagValues], None], argv: Sequence[str]) -> flags.FlagValues:
+  """The flags of a command as `argv` gives them. Raises ConfigError for an argument that is no flag of it."""
+  values = _define(define_flags)
+  _parse(values, argv)
+  return values
+
+
 def flag_settings(values: flags.FlagValues) -> dict[str, Any]:
   """The value of every flag of a command, by name."""
   return {name: values[name].value for name in sorted(values) if name not in _NO_SETTINGS}
+
+
+def _define(define_flags: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+  values = flags.FlagValues()
+  define_flags(values)
+  for name in _HELP:
+    flags.DEFINE_flag(_HelpFlag(name), values, module_name=__name__)
+  flags.DEFINE_string("flagfile", None, "File of flags, one a line.", flag_values=values)
+  return values
 
 
 class _HelpAsked(Exception):

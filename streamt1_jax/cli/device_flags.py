@@ -95,20 +95,22 @@ def _user_cache() -> str | None:
   return str(folder)
 
 
-def tell_devices(model: ModelConfig | None = None, mesh: Mesh | None = None) -> None:
-  """Says on stderr where the model runs, and warns where a full-size model meets a CPU."""
-  if not hosts.is_first():
-    return
-  device = jax.devices()[0]
-  count = 1 if mesh is None else mesh.size
-  kind = device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
-  print(f"device: {kind}" if count == 1 else f"devices: {count} x {kind}", file=sys.stderr, flush=True)
-  if model and device.platform == "cpu" and model.backbone.dim >= preset("wan_1_3b").backbone.dim:
+def warn_if_slow(model: ModelConfig) -> None:
+  """Warns where a full-size model meets a CPU, before its weights are read."""
+  if hosts.is_first() and jax.default_backend() == "cpu" and model.backbone.dim >= preset("wan_1_3b").backbone.dim:
     print(
       f"warning: {model.name} is a full-size model, and this is a CPU: a chunk takes hours; use a GPU or a TPU",
       file=sys.stderr,
       flush=True,
     )
+
+
+def tell_devices(mesh: Mesh | None = None) -> None:
+  """Says on stderr which devices are used: those of `mesh`, or one."""
+  if hosts.is_first():
+    device = jax.devices()[0]
+    kind = device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
+    print(f"device: {kind}" if mesh is None else f"devices: {mesh.size} x {kind}", file=sys.stderr, flush=True)
 
 
 def make_mesh(

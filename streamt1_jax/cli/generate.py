@@ -37,7 +37,16 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import command, flag_types, host_flags, monitoring, results, search_flags, stopped_searches
+from streamt1_jax.cli import (
+  command,
+  device_flags,
+  flag_types,
+  host_flags,
+  monitoring,
+  results,
+  search_flags,
+  stopped_searches,
+)
 from streamt1_jax.cli.files import checkpoint_sha256, find_checkpoint
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
@@ -295,9 +304,17 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
 
 
 def find_finished(plan: Plan, folders: dict[str, epath.Path]) -> list[str]:
-  """Prompts whose results exist. All are looked at before the first search: a conflict in the last costs nothing."""
+  """Prompts whose results exist. All are looked at before the first search: a conflict in the last costs nothing.
+
+  Raises ConfigError if a folder holds something else, or cannot be made.
+  """
   settings, overwrite = plan.settings, plan.values.overwrite
-  return [prompt for prompt, at in folders.items() if results.is_finished(at, settings(prompt), overwrite=overwrite)]
+  finished = [
+    prompt for prompt, at in folders.items() if results.is_finished(at, settings(prompt), overwrite=overwrite)
+  ]
+  for prompt in folders.keys() - finished:
+    results.check_place(folders[prompt])
+  return finished
 
 
 def tell(*lines: Any) -> None:
@@ -326,6 +343,8 @@ def run(values: flags.FlagValues) -> None:
   batches = [
     Batch({prompt: folders[prompt] for prompt in group}, searcher.settings(group), finished) for group in groups
   ]
+  # Bad input is told in one line and nothing else, so this waits until all of it is known.
+  device_flags.tell_devices(searcher.pipeline.models.execution.mesh)
   # The text encoder is read from disk once for all of them.
   searcher.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
   for batch in batches:

@@ -62,6 +62,22 @@ def _is_half_published(folder: epath.Path) -> bool:
   return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE}
 
 
+def check_place(target: epath.Path) -> None:
+  """Raises ConfigError if the folder of a result cannot be made; nothing is left of the attempt."""
+  if paths.is_object_store(target):
+    return
+  missing = [folder for folder in (target, *target.parents) if not folder.exists()]
+  made = []
+  try:
+    with _refusals_named(target):
+      for folder in reversed(missing):
+        folder.mkdir()
+        made.append(folder)
+  finally:
+    for folder in reversed(made):
+      folder.rmdir()
+
+
 @contextlib.contextmanager
 def staged_folder(target: epath.Path, *, keep_on: Callable[[Exception], bool]) -> Iterator[epath.Path]:
   """Gives an empty folder to fill, which then takes the place of `target`: whole or not at all.

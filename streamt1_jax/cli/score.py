@@ -229,11 +229,11 @@ def run(values: flags.FlagValues) -> None:
   rows = earlier_rows(values, output, tasks, settings)
   require_writable("output", values.output)
   device_flags.use_compilation_cache(values)
-  device_flags.tell_devices()
   scorers = [
     scoring.make_scorer(name, path, dtype=jnp.dtype(values.dtype), most_frames=values.image_frames, batch=values.batch)
     for name, path in rewards.items()
   ]
+  device_flags.tell_devices()
   columns = [column for scorer in scorers for column in scorer.columns]
   with manifest.CompileCounter() as compilations:
     finished = score_all(tasks, rows, scorers, output, settings)

@@ -118,7 +118,7 @@ def load_pipeline(
   device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
   mesh = device_flags.make_mesh(values, model, search_config(values, model), num_prompts)
-  device_flags.tell_devices(model, mesh)
+  device_flags.warn_if_slow(model)
   return Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(dtype),
