@@ -141,7 +141,6 @@ def _exit_code(main: Callable[[], None]) -> int:
 
 def _report(message: str, code: int) -> int:
   print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-  hosts.announce(code, message)
   return code
 
 

@@ -20,8 +20,8 @@ from flax import nnx
 from streamt1_jax.rewards.base import CandidateInfo
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
-from streamt1_jax.rewards.qwen2_vl.axes import AXES
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
 from streamt1_jax.typing import Frames, Params
@@ -186,7 +186,7 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "hpsv3", TEXT),
   load=loading.load,
-  axes=AXES,
+  layout=LAYOUT,
   candidate_flop=candidate_flop,
   text=TEXT,
   training=Training(shapes_config, graphdef, initial_params, with_unit_scores),

@@ -20,8 +20,8 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
-from streamt1_jax.rewards.qwen2_vl.axes import AXES
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.rewards.scorers import Scores, ScoringOptions, require_finite
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
@@ -264,7 +264,7 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "videoalign", TEXT),
   load=loading.load,
-  axes=AXES,
+  layout=LAYOUT,
   scorer=make_scorer,
   candidate_flop=candidate_flop,
   text=TEXT,
