@@ -56,7 +56,7 @@ def shapes_config() -> HPSv3Config:
 
 
 class RewardMLP(nnx.Module):
-  """Three linear layers with ReLU between; always computed in float32."""
+  """Three linear layers with ReLU between them; always computed in float32."""
 
   def __init__(self, dim: int, hidden_dims: tuple[int, int], rngs: nnx.Rngs):
     first, second = hidden_dims
@@ -100,8 +100,8 @@ class HPSv3:
 
   Attributes:
     config: sizes.
-    tokens_at_once: how many tokens of a candidate's frames are in one batch, if that is more than one frame's. At full
-      size a frame has about 900, and its activations and attention scores take 0.2 GB.
+    tokens_at_once: most tokens of a candidate's frames in one batch; one frame is always judged. At full size a frame
+      has about 900 tokens, and its activations and attention scores take 0.2 GB.
   """
 
   config: HPSv3Config = HPSv3Config()
