@@ -58,6 +58,7 @@ LAYOUTS: Mapping[str, Layout] = {
     ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
+  # A reward with weights that are worth dividing brings a layout of its own.
   "image_reward": (),
   "video_reward": (),
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
@@ -72,7 +73,7 @@ LAYOUTS: Mapping[str, Layout] = {
     ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
-"""The layouts of this package's own trees. Every reward brings one of its own, see `RewardSpec.axes`."""
+"""The layouts of this package's own trees."""
 
 
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:

@@ -19,6 +19,7 @@ from etils import epath
 from flax import nnx
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.parallel.sharding import Layout
 from streamt1_jax.rewards.base import ImageReward, LoadedReward, PromptReader, VideoReward
 from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
 from streamt1_jax.typing import Params
@@ -75,8 +76,7 @@ class RewardSpec:
     read_prompt: gives what turns captions into `prompt_features`, (folder, configuration) to a `PromptReader`; None for
       a reward that reads no prompt.
     load: reads weights and prompt reader in another way than `folder.load_weights`, with its arguments.
-    axes: patterns of the weights' paths with the axes of the arrays, as in `parallel.sharding.LAYOUTS`. What no pattern
-      fits is whole on every device.
+    layout: axes of the weights' arrays; every device holds all of what it does not name.
     scorer: makes what scores whole videos, (column name, loaded reward, `ScoringOptions`) to a `VideoScorer`; by
       default a `FrameScorer` for an image reward, a `WindowScorer` for a video reward.
     candidate_flop: counts the FLOP of judging one candidate, (reward, frames, (height, width), text tokens) to int.
@@ -92,7 +92,7 @@ class RewardSpec:
   abstract_params: Callable[[Any, Any], Params] | None = None
   read_prompt: Callable[[epath.Path, Any], PromptReader] | None = None
   load: Callable[..., tuple[Params, PromptReader]] | None = None
-  axes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  layout: Layout = ()
   scorer: Callable[[str, LoadedReward, ScoringOptions], VideoScorer] | None = None
   candidate_flop: Callable[[Any, int, tuple[int, int], int], int] | None = None
   text: PublishedText | None = None
