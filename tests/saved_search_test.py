@@ -15,7 +15,7 @@ from etils import epath
 from streamt1_jax import drivers, saved_search
 from streamt1_jax.config import ConfigError
 from streamt1_jax.execution import Execution
-from streamt1_jax.io import part_files, paths
+from streamt1_jax.io import checkpoint, part_files, paths
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.sharding import tree_shardings
 from streamt1_jax.saved_search import SavedSearch, SaveError
@@ -253,3 +253,13 @@ def test_descriptions(tmp_path):
   (tmp_path / "search.json").write_text('{"format_version": 1}')
   with pytest.raises(ConfigError, match=r"search\.json is corrupt"):
     saved_search.read_description(tmp_path)
+
+
+def test_traces_of_other_fields_are_refused(tmp_path):
+  """As a later version of the program would find them, whose format version is the same by mistake."""
+  (tmp_path / "search.json").write_text('{"format_version": 1, "settings": {}, "resumed_at": []}')
+  (tmp_path / "000001/state").mkdir(parents=True)
+  checkpoint.save_params(tmp_path / "000001/trace", {"000000": {"0": {"score": np.ones(2, np.float32)}}})
+  with SavedSearch(tmp_path, SETTINGS) as saved, pytest.raises(ConfigError, match="its traces have other fields"):
+    saved.restore(None, pytest.fail)
+  assert (tmp_path / "000001/trace").exists()
