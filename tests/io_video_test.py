@@ -1,4 +1,4 @@
-"""Videos on disk: what is written is what is seen, and a failed write leaves nothing."""
+"""Videos on disk look as they were written, and a failed write leaves nothing."""
 
 import fractions
 import struct
@@ -172,7 +172,7 @@ def test_frames_are_counted_where_the_file_does_not_say(tmp_path):
 
 
 def _trimmed(path, first: int, frames: int = 20) -> None:
-  """An mp4 that holds `frames` frames and shows those from `first` on; what is before has negative times."""
+  """An mp4 that holds `frames` frames and shows those from `first` on. Those before have negative times."""
   with av.open(path, "w", options={"movflags": "faststart"}) as container:
     stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
     stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
@@ -200,7 +200,7 @@ def test_trimmed_videos_have_the_frames_they_show(tmp_path):
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
 def test_trimmed_videos_that_are_cut_off_are_refused(tmp_path, keep):
-  """What says how many frames there are is at the beginning, and whole."""
+  """The beginning, which says how many frames there are, is whole."""
   path = tmp_path / "clip.mp4"
   _trimmed(path, 5)
   content = path.read_bytes()
@@ -217,7 +217,7 @@ def test_files_without_a_frame_rate_are_refused(tmp_path):
   content = _encode_as(tmp_path / "instant.mp4", "mpeg4", 7)
   content = _patched(_patched(content, b"stts", 12, bytes(4)), b"mdhd", 16, bytes(4))
   (tmp_path / "instant.mp4").write_bytes(content)
-  # Without its default duration a track of one frame has no rate; 0xEC makes the entry a void one.
+  # Without its default duration a track of one frame has no rate. 0xEC makes the entry a void one.
   content = _encode_as(tmp_path / "frame.mkv", "mpeg4", 1)
   place = content.index(bytes.fromhex("23e38384"))
   (tmp_path / "frame.mkv").write_bytes(content[:place] + bytes.fromhex("ec86") + content[place + 2 :])
