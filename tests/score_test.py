@@ -187,7 +187,7 @@ class TestGeneratedVideos:
     assert [one["prompt"], one["error"], two["prompt"], three["prompt"]] == ["a red circle", None, None, None]
     assert "manifest.json is not valid JSON" in two["error"]
     assert r"three\udcff/manifest.json holds half a character, '\ud83d'" in three["error"]
-    # The files are the same, and what needs no prompt is scored all the same.
+    # The files are the same, and rewards that need no prompt score them.
     for row in (two, three):
       assert row["scores"] == {name: one["scores"][name] for name in ("quality", "quality_frames")}
 
@@ -419,7 +419,7 @@ class TestBadInput:
     (line,) = result.stderr.splitlines()
     for fragment in fragments:
       assert fragment in line
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "two.txt", ".stdout", ".stderr"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "two.txt"}
 
   @pytest.mark.parametrize(
     ("damage", "message"),
