@@ -30,8 +30,8 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from streamt1_jax import drivers
-from streamt1_jax.chunk_step import Models
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.generator import Models
 from streamt1_jax.io import atomic, part_files
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Params
@@ -173,7 +173,7 @@ def _stem(models: Models, first: bool) -> str:
   mesh = models.execution.mesh
   sizes = "x".join(str(size) for size in mesh.shape.values()) if mesh else "1"
   process = f"-process{jax.process_index()}" if jax.process_count() > 1 else ""
-  return f"{models.config.name}-{sizes}-{'first' if first else 'later'}{process}"
+  return f"{models.generator.config.name}-{sizes}-{'first' if first else 'later'}{process}"
 
 
 def _digest(identity: Any) -> str:

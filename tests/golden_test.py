@@ -120,7 +120,9 @@ def _check_eviction(case, block, trace, memory_before):
 
 def _check_visible_frames(case, block, state):
   """Key frames of every candidate, survivors or not: its parent's memory after the eviction, and its own chunk."""
-  evict = functools.partial(memory_sinking.evict, tables=case.models.rotary, model=case.model, search=case.search)
+  evict = functools.partial(
+    memory_sinking.evict, tables=case.models.generator.rotary, model=case.model, search=case.search
+  )
   memory, _ = jax.vmap(evict)(state.beams.memory)
   chunk = case.model.chunk_frames
   for n, recorded in enumerate(case.arrays["key_frames"][block]):
@@ -162,7 +164,7 @@ def test_heads_and_tokens_on_a_mesh():
 
 def _check_case(case):
   z, search = case.arrays, case.search
-  _close(case.models.schedule.timesteps, z["denoising_timesteps"], 1e-4)
+  _close(case.models.generator.schedule.timesteps, z["denoising_timesteps"], 1e-4)
   state = drivers.jitted_init_state(case.params, case.seed, case.models, search)
   traces = []
   for block in range(case.num_chunks):

@@ -22,13 +22,14 @@ from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
 from streamt1_jax.convert.tables import umt5
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
+from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 FLAGS = {
   "backbone": "--backbone",
   "codec": "--vae",
   "text": "--text_encoder",
-  "rewards/hpsv3": "--hpsv3",
-  "rewards/videoalign": "--videoalign",
+  **{f"{REWARDS_FOLDER}/{name}": f"--{name}" for name in CONVERSIONS},
 }
 """Folder of a part to the flag that names its source."""
 

@@ -35,38 +35,14 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 """Axis of an array to axis or axes of the mesh, None for an axis that every device holds in full."""
 
 _PROJECTIONS = "blocks/(self|cross)_attention"
-# A tree may hold several reward models, each under its name.
-_MODEL = r"(\w+/)?"
-_QWEN2_VL_KERNELS = (
-  (rf"{_MODEL}backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
-  (rf"{_MODEL}backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_in/kernel", ("layer", "channel", "hidden")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_out/kernel", ("layer", "hidden", "channel")),
-  (rf"{_MODEL}backbone/vision/merger/hidden/kernel", ("channel", "hidden")),
-  (rf"{_MODEL}backbone/vision/merger/out/kernel", ("hidden", "channel")),
-  # Keys and values have few heads: they are small, and no mesh divides them all.
-  (rf"{_MODEL}backbone/decoder/blocks/query/kernel", ("layer", "channel", "head")),
-  (rf"{_MODEL}backbone/decoder/blocks/out/kernel", ("layer", "head", "channel")),
-  (rf"{_MODEL}backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
-  (rf"{_MODEL}backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
-)
-_QWEN2_VL = (
-  *_QWEN2_VL_KERNELS,
-  # Of kernels in int8: the scale belongs to the output channels.
-  *((f"{kernel}/values", axes) for kernel, axes in _QWEN2_VL_KERNELS),
-  *((f"{kernel}/scale", (*axes[:-2], axes[-1])) for kernel, axes in _QWEN2_VL_KERNELS),
-  (rf"{_MODEL}backbone/vision/blocks/qkv/bias", ("layer", "head")),
-  (rf"{_MODEL}backbone/vision/blocks/ffn_in/bias", ("layer", "hidden")),
-  (rf"{_MODEL}backbone/vision/merger/hidden/bias", ("hidden",)),
-  (rf"{_MODEL}backbone/decoder/token_embedding", ("word", "channel")),
-  (rf"{_MODEL}backbone/decoder/blocks/query/bias", ("layer", "head")),
-)
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
   ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
   (".*", ("beam",)),
 )
-ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+Patterns = tuple[tuple[str, tuple[str, ...]], ...]
+"""Patterns of paths, each with the leading axes of the arrays that it fits."""
+ARRAYS: Mapping[str, Patterns] = {
   "backbone": (
     (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "projected")),
     (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "projected")),
@@ -77,9 +53,8 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
-  "reward": _QWEN2_VL,
-  "image_reward": _QWEN2_VL,
-  "video_reward": _QWEN2_VL,
+  "image_reward": (),
+  "video_reward": (),
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
   "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
@@ -89,10 +64,13 @@ ARRAYS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
   "state": (
     *((f"beams/memory/({pattern})", axes) for pattern, axes in _MEMORY),
     ("beams/codec/.*", ("beam", "frame", "row", "column", "channel")),
-    ("beams/.*", ("beam",)),
+    ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
-"""Per tree, the axes of its arrays by path; the first pattern that fits counts, and what none fits is replicated."""
+"""Per tree, the axes of its arrays by path; the first pattern that fits counts, and what none fits is replicated.
+
+Every reward brings patterns of its own, see `RewardSpec.axes`.
+"""
 
 
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
@@ -131,12 +109,12 @@ def sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedShar
   return NamedSharding(mesh, partition_spec(mesh, axes, shape))
 
 
-def tree_shardings(mesh: Mesh, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
-  """The sharding of every array of a tree that `ARRAYS` describes.
+def tree_shardings(mesh: Mesh, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+  """The sharding of every array of a tree.
 
   Args:
     mesh: the mesh.
-    name: the tree's name in `ARRAYS`.
+    name: the tree's name in `ARRAYS`, or patterns like those there.
     tree: arrays, or anything with shapes.
     leading: axes that all its arrays have in front of the described ones.
   """
@@ -148,12 +126,13 @@ def tree_shardings(mesh: Mesh, name: str, tree: Any, *, leading: tuple[str, ...]
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def axes_of(name: str, path: str) -> tuple[str, ...]:
-  """Axes of the array at `path`, keys joined by "/", of the tree called `name`; those that are not named are whole."""
-  return next((axes for pattern, axes in ARRAYS[name] if re.fullmatch(pattern, path)), ())
+def axes_of(name: str | Patterns, path: str) -> tuple[str, ...]:
+  """Axes of the array at `path`, keys joined by "/", of a tree as in `tree_shardings`; the others are whole."""
+  patterns = ARRAYS[name] if isinstance(name, str) else name
+  return next((axes for pattern, axes in patterns if re.fullmatch(pattern, path)), ())
 
 
-def placed(mesh: Mesh | None, name: str, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+def placed(mesh: Mesh | None, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
   """The shapes of a tree with the shardings of `tree_shardings`: arguments for `load_params` or to compile for."""
   shardings = tree_shardings(mesh, name, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
