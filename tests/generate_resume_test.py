@@ -178,6 +178,7 @@ def test_when_a_search_is_saved(every, seconds, chunks, saves):
   assert saved.count == saves
 
 
+@pytest.mark.slow
 def test_killed_between_two_results(tmp_path, checkpoint):
   """The one that is there stays; the other is what it would have been, made from the last save of both."""
   prompts, outputs = (PROMPT, "a blue square stays"), tmp_path / "outputs"

@@ -278,8 +278,8 @@ class TestResuming:
     [
       ("scores.csv", "my,own,table\n", "scores.csv exists and scores.json does not"),
       ("scores.json", "[1, 2]", "scores.json must hold a JSON object"),
-      ("scores.json", '{"rows": []}', "scores.json is not a file of scores"),
-      (".scores.partial.jsonl", "", ".scores.partial.jsonl is damaged"),
+      ("scores.json", '{"rows": []}', "scores.json does not say which settings it was made with"),
+      (".scores.partial.jsonl", "", ".scores.partial.jsonl does not hold the rows of a run"),
       (".scores.partial.jsonl", '{"settings": {}}\nnone\n', ".scores.partial.jsonl, line 2"),
     ],
   )
