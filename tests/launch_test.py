@@ -139,7 +139,7 @@ def test_the_program_has_the_flags_that_the_scripts_give_it():
     "output_dir": "a", "compilation_cache_dir": "b", "save_every": "5", "process_id": "1", "num_processes": "2",
     "coordinator_address": "node7:20041",
   }  # fmt: skip
-  values = command.parse(generate.define_flags, [f"--{name}={value}" for name, value in given.items()] + FLAGS)
+  values = command.parse(generate.define_flags, FLAGS + [f"--{name}={value}" for name, value in given.items()])
   assert {name: str(values[name].value) for name in given} == given
 
 

@@ -31,7 +31,7 @@ def _scalars(path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _events(path) -> Iterator[event_pb2.Event]:
-  """Of a file of records: length, checksum, event, checksum."""
+  """The events of a file, whose records are length, checksum, event, checksum."""
   content = path.read_bytes()
   while content:
     (length,) = struct.unpack("<Q", content[:8])
