@@ -7,7 +7,7 @@ video = pipeline.generate("a red circle moves left over a dark blue background",
 video.save("circle.mp4")
 """
 
-from streamt1_jax.chunk_step import Models, chunk_step, init_state
+from streamt1_jax.chunk_step import chunk_step
 from streamt1_jax.config import (
   BackboneConfig,
   CodecConfig,
@@ -19,9 +19,10 @@ from streamt1_jax.config import (
   preset,
 )
 from streamt1_jax.drivers import FinalBeams, SearchError, final_beams, rollout, stream
+from streamt1_jax.generator import Generator, Models
 from streamt1_jax.pipeline import Pipeline, Video
 from streamt1_jax.rewards.base import FrameWindow, ImageReward, VideoReward
-from streamt1_jax.state import ChunkTrace, Condition, SearchState
+from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
   "ConfigError",
   "FinalBeams",
   "FrameWindow",
+  "Generator",
   "ImageReward",
   "ModelConfig",
   "Models",

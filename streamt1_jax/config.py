@@ -12,9 +12,9 @@ one patch of a latent frame.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-# Published per-channel statistics of the Wan 2.1 latent space (specs: Wan VAE, normalisation).
+# Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
   -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
   0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -23,6 +23,10 @@ WAN_LATENT_STD = (
   2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
   3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
+
+
+# Metadata of a field that files written before it lack: it is stored only where it differs from its default.
+LATER = {"later": True}
 
 
 class ConfigError(ValueError):
@@ -166,12 +170,14 @@ class ScheduleConfig:
     shift: timestep shift; `sigma = shift * s / (1 + (shift - 1) * s)`.
     num_train_timesteps: length of the table.
     context_timestep: timestep of the clean pass that writes the memory.
+    sampler: name in `sampling.SAMPLERS` of what happens between two steps.
   """
 
   denoising_steps: tuple[int, ...] = (1000, 750, 500, 250)
   shift: float = 5.0
   num_train_timesteps: int = 1000
   context_timestep: float = 0.0
+  sampler: str = dataclasses.field(default="renoise", metadata=LATER)
 
   def __post_init__(self):
     steps = self.denoising_steps
@@ -256,6 +262,11 @@ class ModelConfig:
   def sink_chunks(self) -> int:
     return self.sink_frames // self.chunk_frames
 
+  @property
+  def max_chunks(self) -> int:
+    """Chunks of the longest video that there are rotary tables for."""
+    return self.backbone.max_frames // self.chunk_frames
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
@@ -265,19 +276,22 @@ class SearchConfig:
     beam_size: candidates drawn per beam and chunk.
     top_k: beams kept after every chunk. The first chunk draws `beam_size * top_k` candidates as well.
     noise_sigma: weight of the parent's noise in a candidate's noise, in (-1, 1); 0 draws independent noise.
-    short_threshold: a chunk whose image score exceeds its lineage's baseline by more than this is worth remembering.
-    long_threshold: a chunk whose video score falls by more than this marks a change of scene.
-    fusion_cap: largest weight of the image score in the hybrid score, in [0, 1].
+    short_threshold: a chunk whose short-term score exceeds its lineage's baseline by more than this is worth
+      remembering.
+    long_threshold: a chunk whose long-term score falls by more than this marks a change of scene.
+    fusion_cap: largest weight of the short-term score in the hybrid score, in [0, 1].
     sliding_window: chunks the video reward sees, the current one included.
     max_sink_frames: latent frames the sinks may grow to.
     sink_ema_decay: weight kept by the old sink in an EMA update.
     first_candidate: "reuse" gives candidate 0 its parent's fresh noise again (released code); "fresh" draws a new one.
-    short_baseline: "history" averages every image score of the lineage (released code); "window" the last
+    short_baseline: "history" averages every short-term score of the lineage (released code); "window" the last
       `sliding_window - 1`.
     sink_ema_dtype: "compute" mixes sinks in the memory's dtype (released code: in bfloat16 the decay is lost);
       "float32" accumulates in float32.
     reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each
       candidate's chunk and window anew, as the released code does.
+    policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
+    judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
   """
 
   beam_size: int = 2
@@ -293,6 +307,9 @@ class SearchConfig:
   short_baseline: Literal["history", "window"] = "history"
   sink_ema_dtype: Literal["compute", "float32"] = "compute"
   reward_decode: Literal["streamed", "scratch"] = "streamed"
+  # Typed as Any, because policies know the search and not the other way round.
+  policy: Any = dataclasses.field(default=None, metadata=LATER)
+  judges: bool = dataclasses.field(default=True, metadata=LATER)
 
   def __post_init__(self):
     # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
@@ -305,6 +322,14 @@ class SearchConfig:
     _require(
       self.short_baseline != "window" or self.sliding_window >= 2,
       "short_baseline 'window' needs a sliding_window of at least 2 chunks",
+    )
+    _require(
+      self.judges or self.beam_size == 1,
+      f"judges=False leaves nothing to choose by: beam_size must be 1, got {self.beam_size}",
+    )
+    _require(
+      self.policy is None or all(hasattr(self.policy, name) for name in ("init", "select")),
+      f"policy must have init and select, as policies.Policy describes, got {self.policy!r}",
     )
     for field, allowed in (
       ("first_candidate", ("reuse", "fresh")),
@@ -331,7 +356,7 @@ class SearchConfig:
 
   @classmethod
   def streaming(cls, model: ModelConfig) -> SearchConfig:
-    """Plain streaming: one candidate, independent noise, and the first sink stays what it is, whatever the scores."""
+    """Plain streaming: one candidate, independent noise, no judges, and the first sink stays what it is."""
     return cls(
       beam_size=1,
       top_k=1,
@@ -339,6 +364,7 @@ class SearchConfig:
       first_candidate="fresh",
       max_sink_frames=model.sink_frames,
       sink_ema_decay=1.0,
+      judges=False,
     )
 
   def validate_for(self, model: ModelConfig) -> None:

@@ -5,7 +5,7 @@ carries its own past frames, and the state stays the same size however long the 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from streamt1_jax.chunk_step import Models, chunk_step, init_state
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.chunk_step import chunk_step
+from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.execution import compiler_options
+from streamt1_jax.generator import Models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
-from streamt1_jax.state import ChunkTrace, Condition, SearchState
+from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
 from streamt1_jax.typing import Params
 
 
@@ -35,12 +37,12 @@ class SearchError(RuntimeError):
 
 
 class FinalBeams(NamedTuple):
-  """The surviving videos, best first by the last chunk's hybrid score.
+  """The surviving videos, in the order of the last chunk's survivors.
 
   Attributes:
     latents: [K, num_chunks * F, C, H, W] float32.
     frames: [K, num_frames, ...] decoded frames.
-    scores: [K] float32 video score of each whole video.
+    scores: [K] float32, what the video reward gives each whole video.
     best: index of the best whole video; the earliest of equals.
   """
 
@@ -51,22 +53,8 @@ class FinalBeams(NamedTuple):
 
 
 # Prompts of one batch are searched in lockstep: they share the counters, and with them every shape and every branch.
-_STATE_AXES = SearchState(chunk_index=None, base_seed=0, num_past=None, beams=0)
+_STATE_AXES = SearchState(chunk_index=None, base_seed=0, num_past=None, beams=0, policy=0)
 _CONDITION_AXES = Condition(text=0, image_reward=0, video_reward=0, num_chunks=None)
-
-
-@functools.partial(jax.jit, static_argnames=("models", "search", "first", "record"), donate_argnames=("state",))
-def jitted_chunk_step(params, state, condition, models, search, *, first, record=False):
-  """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated.
-
-  Where the state has a seed per prompt, all its arrays but the counters lead with prompts, and so do those of the
-  condition and of the trace.
-  """
-  step = functools.partial(chunk_step, models=models, search=search, first=first, record=record)
-  if state.base_seed.ndim:
-    axes = (None, _STATE_AXES, _CONDITION_AXES)
-    step = jax.vmap(step, in_axes=axes, out_axes=(_STATE_AXES, 0), spmd_axis_name=RULES["prompt"])
-  return step(params, state, condition)
 
 
 class CompiledStep(Protocol):
@@ -85,27 +73,62 @@ class CompiledStep(Protocol):
   ) -> tuple[SearchState, ChunkTrace]: ...
 
 
-@functools.partial(jax.jit, static_argnames=("models", "search"))
-def jitted_init_state(params, seed, models, search):
+class _JittedChunkStep:
+  """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated.
+
+  Where the state has a seed per prompt, all its arrays but the counters lead with prompts, and so do those of the
+  condition and of the trace.
+  """
+
+  def __call__(self, params, state, condition, models, search, *, first, record=False):
+    step = _jitted(compiler_options(state.base_seed, runs_once=first))
+    return step(params, state, condition, models, search, first=first, record=record)
+
+  def lower(self, params, state, condition, models, search, *, first, record=False) -> jax.stages.Lowered:
+    """Traces and lowers the step for arguments, or for their shapes; `compile` of what it returns compiles it."""
+    step = _jitted(compiler_options(state.base_seed, runs_once=first))
+    return step.lower(params, state, condition, models, search, first=first, record=record)
+
+
+jitted_chunk_step = _JittedChunkStep()
+
+
+@functools.cache
+def _jitted(options: tuple[tuple[str, int], ...]) -> Callable:
+  return jax.jit(
+    _chunk_step,
+    static_argnames=("models", "search", "first", "record"),
+    donate_argnames=("state",),
+    compiler_options=dict(options) or None,
+  )
+
+
+def _chunk_step(params, state, condition, models, search, *, first, record):
+  step = functools.partial(chunk_step, models=models, search=search, first=first, record=record)
+  if state.base_seed.ndim:
+    axes = (None, _STATE_AXES, _CONDITION_AXES)
+    step = jax.vmap(step, in_axes=axes, out_axes=(_STATE_AXES, 0), spmd_axis_name=RULES["prompt"])
+  return step(params, state, condition)
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
+def jitted_init_state(params, seed, models, search, num_chunks=None):
   """`init_state` of one seed, or of a seed per prompt."""
-  init = lambda seed: init_state(models, params, search, seed)
+  init = lambda seed: init_state(params, models, search, seed, num_chunks)
   mesh = models.execution.mesh
   if jnp.ndim(seed):
     return with_shardings(mesh, "state", jax.vmap(init, out_axes=_STATE_AXES)(seed), leading=("prompt",))
   return with_shardings(mesh, "state", init(seed))
 
 
-def max_chunks(model: ModelConfig) -> int:
-  """Chunks of the longest video that `model` has rotary tables for."""
-  return model.backbone.max_frames // model.chunk_frames
-
-
 def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   """Raises ConfigError unless a video of `num_chunks` chunks can be searched."""
-  search.validate_for(models.config)
-  longest = max_chunks(models.config)
+  models.generator.check(search)
+  longest = models.generator.max_chunks
   if not 1 <= num_chunks <= longest:
-    raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {num_chunks}")
+    raise ConfigError(
+      f"the number of chunks must be in 1..{longest}, which is the longest video of this model, got {num_chunks}"
+    )
 
 
 def stream(
@@ -147,7 +170,7 @@ def stream_states(
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """As `stream`, with the state after every chunk; a search can go on from any of them.
 
-  The next chunk takes the buffers of the state that was yielded: who keeps it copies it before asking for more.
+  The next chunk takes the buffers of the state that was yielded: to keep a state, copy it before asking for more.
 
   Args:
     params: weights.
@@ -155,10 +178,10 @@ def stream_states(
     models: static half of the chunk step.
     search: how to search.
     num_chunks: length of the whole video.
-    seed: base seed; of a `state` that is given, the one it was begun with.
+    seed: base seed. With a `state`, it is the seed that the state was begun with.
     record: whether traces hold intermediate arrays.
     state: where an earlier search of the same arguments stopped, as `abstract_state` describes it; its buffers are
-      taken too. By default the search begins.
+      taken too. By default the search begins anew.
     step: the compiled chunk step.
   """
   check_length(models, search, num_chunks)
@@ -166,16 +189,18 @@ def stream_states(
   if np.ndim(seed) and mesh is not None and len(seed) % mesh.shape[RULES["prompt"]]:
     raise ConfigError(f"{len(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
   if state is None:
-    state = jitted_init_state(params, np.asarray(seed, np.int32), models, search)
+    state = jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   for index in range(int(state.chunk_index), num_chunks):
     state, trace = step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
     yield state, trace
 
 
-def abstract_state(params: Params, models: Models, search: SearchConfig, seed: int | Sequence[int]) -> SearchState:
+def abstract_state(
+  params: Params, models: Models, search: SearchConfig, seed: int | Sequence[int], *, num_chunks: int
+) -> SearchState:
   """Shapes, dtypes and shardings of the states that `stream_states` yields for these arguments."""
-  init = functools.partial(jitted_init_state, models=models, search=search)
+  init = functools.partial(jitted_init_state, models=models, search=search, num_chunks=num_chunks)
   shapes = jax.eval_shape(init, params, np.asarray(seed, np.int32))
   return placed(models.execution.mesh, "state", shapes, leading=("prompt",) * np.ndim(seed))
 
@@ -196,7 +221,7 @@ def of_prompt(trace: ChunkTrace, index: int) -> ChunkTrace:
 @functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks", "record"))
 def _rollout(params, condition, seed, models, search, num_chunks, record):
   step = functools.partial(chunk_step, models=models, search=search, record=record)
-  state, first = step(params, init_state(models, params, search, seed), condition, first=True)
+  state, first = step(params, init_state(params, models, search, seed, num_chunks), condition, first=True)
 
   def later(state: SearchState, _):
     return step(params, state, condition, first=False)
@@ -257,14 +282,42 @@ def _whole_video_scores(params, condition, frames, models):
   return jax.lax.map(score, frames)
 
 
+def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> np.ndarray | None:
+  """Long-term scores [K] of the finished videos, if the last sliding window was the whole video; None otherwise.
+
+  They are what `final_beams` would compute, up to the rounding of another program (2e-7 of scores around 1).
+  """
+  if not search.judges or search.reward_decode != "streamed" or len(traces) > search.sliding_window:
+    return None
+  long, survivor = hosts.to_host((traces[-1].candidates.long, traces[-1].survivor))
+  return long.reshape(-1)[survivor]
+
+
 def final_beams(
-  params: Params, condition: Condition, models: Models, search: SearchConfig, traces: list[ChunkTrace]
+  params: Params,
+  condition: Condition,
+  models: Models,
+  search: SearchConfig,
+  traces: list[ChunkTrace],
+  *,
+  scores: np.ndarray | None = None,
 ) -> FinalBeams:
-  """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does."""
+  """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does.
+
+  Args:
+    params: weights.
+    condition: what the videos were made for.
+    models: static half of the chunk step.
+    search: how they were searched.
+    traces: of all chunks, in order.
+    scores: [K] whole-video scores where they are known, as `last_window_scores` may know them; by default the video
+      reward judges every video.
+  """
   traces = [hosts.to_host(trace._replace(steps=None)) for trace in traces]
   path = lineage([t.survivor for t in traces], search.beam_size)
   join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
   latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
-  scores = hosts.to_host(_whole_video_scores(params, condition, frames, models))
+  if scores is None:
+    scores = hosts.to_host(_whole_video_scores(params, condition, frames, models))
   ranked = np.where(np.isfinite(scores), scores, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=scores, best=int(np.argmax(ranked)))

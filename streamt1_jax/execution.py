@@ -1,26 +1,29 @@
-"""How a chunk step runs: on which devices, with which attention, and how much memory it spends on decoding."""
+"""How a search runs: on which devices, with which attention, and how much memory it spends on decoding.
+
+Nothing here changes a result by more than rounding.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from streamt1_jax.backbone.attention import Implementation
-from streamt1_jax.backbone.dit import ANYWHERE, Placement
-from streamt1_jax.parallel.sharding import RULES, constrain
+from streamt1_jax.parallel.sharding import RULES, constrain, partition_spec
+from streamt1_jax.typing import Implementation
 
 Decoding = Literal["together", "in_turn", "twice"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-  """Changes no result beyond rounding.
+  """On which devices, and how.
 
   Attributes:
-    mesh: devices; None for one.
-    attention: implementation of attention; None chooses by platform.
+    mesh: devices; None is one device.
+    attention: implementation of the backbone's attention; None chooses by platform.
     decoding: "together" decodes and scores all candidates at once. "in_turn" takes one candidate of a device after the
       other, with the activations of one. "twice" does so too and forgets their decoder states, so that no candidate
       holds one; winners are decoded again.
@@ -30,15 +33,18 @@ class Execution:
   attention: Implementation | None = None
   decoding: Decoding = "together"
 
+  def divides(self, axis: str) -> bool:
+    """Whether arrays are divided along `axis` of the table `parallel.sharding.RULES`."""
+    return self.mesh is not None and self.mesh.shape[RULES[axis]] > 1
+
+  def place(self, *axes: str) -> Callable[[jax.Array], jax.Array]:
+    """A constraint on where a traced array lies, whose leading axes are `axes` of the table."""
+    return lambda x: constrain(self.mesh, x, *axes)
+
   @property
-  def placement(self) -> Placement:
-    """Of the backbone's tokens: divided on the axis `seq`, without it as the compiler likes."""
-    if self.mesh is None or self.mesh.shape[RULES["patch"]] == 1:
-      return ANYWHERE
-    to = lambda *axes: lambda x: constrain(self.mesh, x, *axes)
-    to_tokens, to_heads = to("frame", "patch", "projected"), to("frame", "token", "head")
-    # Both, or the compiler might gather what the queries, keys and values are computed from.
-    return Placement(tokens=to("frame", "patch"), to_heads=lambda x: to_heads(to_tokens(x)), to_tokens=to_tokens)
+  def divide_attention(self) -> Callable[[Callable], Callable] | None:
+    """Divides attention over memory slots among the devices; `backbone.attention` takes it. None without a mesh."""
+    return None if self.mesh is None else _divide_attention(self.mesh)
 
   def map_candidates(self, f: Callable) -> Callable:
     """`f(candidate, beam)` as a function of trees that lead with [K, B] and [K]; its results lead with [K, B]."""
@@ -58,7 +64,7 @@ class Execution:
     return run
 
   def map_beams(self, f: Callable) -> Callable:
-    """`f(*beam)` as a function of trees that lead with [K]."""
+    """`f(*beam)` as a function of trees that lead with [K]; its results lead with [K]."""
     if self.decoding == "together":
       return jax.vmap(f)
     shards = self._shards("beam")
@@ -92,3 +98,41 @@ def _turns_back(tree: Any, shards: tuple[int, ...]) -> Any:
     return x.transpose(*order, *range(2 * count, x.ndim)).reshape(*sizes, *x.shape[2 * count :])
 
   return jax.tree.map(join, tree)
+
+
+def compiler_options(argument: Any, *, runs_once: bool) -> tuple[tuple[str, int], ...]:
+  """What XLA is told of a chunk step, names and values: on CPUs, how much to spend on making it fast.
+
+  There level 2 gives the same bits as level 3, its default, at the same speed, and compiles in less time. A program
+  that runs once, for the first chunk, is not worth even that. `jax_disable_most_optimizations` overrules both.
+
+  Args:
+    argument: array that the step takes, or its shape: it lies where the step will run.
+    runs_once: whether it runs for the first chunk alone.
+  """
+  sharding = getattr(argument, "sharding", None)
+  platform = next(iter(sharding.device_set)).platform if sharding else jax.default_backend()
+  if platform != "cpu" or jax.config.values["jax_disable_most_optimizations"]:
+    return ()
+  return (("xla_backend_optimization_level", 0 if runs_once else 2),)
+
+
+@functools.cache
+def _divide_attention(mesh: Mesh) -> Callable[[Callable], Callable]:
+  """Every device attends with its own heads, candidates, beams and prompts, and no device waits for another.
+
+  The compiler cannot divide attention itself: it does not see into the kernels.
+  """
+
+  def divide(attend: Callable) -> Callable:
+    def run(q, k, v, mk, mv, count, layer):
+      spec = lambda x, *axes: partition_spec(mesh, axes, x.shape)
+      queries = spec(q, "prompt", "beam", "candidate", "token", "head")
+      memory = spec(mk, "prompt", "beam", "layer", "slot", "head")
+      specs = queries, queries, queries, memory, memory, spec(count, "prompt", "beam"), spec(layer)
+      local = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+      return local(q, k, v, mk, mv, count, layer)
+
+    return run
+
+  return divide

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from streamt1_jax.backbone.attention import MemoryView
 from streamt1_jax.backbone.dit import ChunkMemory
 from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.generator import Eviction
 from streamt1_jax.nn.rotary import RotaryTables, shift_frames
 from streamt1_jax.reward_pruning import Flags
 
 NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)
+"""Routes of an `Eviction`."""
 _NO_FRAME = jnp.iinfo(jnp.int32).max
 
 
@@ -52,21 +54,6 @@ class Memory(NamedTuple):
   flags: Flags
   count: jax.Array
   accumulator: SinkAccumulator | None
-
-
-class Eviction(NamedTuple):
-  """What happened to one beam's memory before a chunk was generated.
-
-  Attributes:
-    route: int32 scalar: NOTHING, DISCARD, EMA, APPEND or APPEND_AT_MAXIMUM.
-    frame: int32 scalar, first latent frame of the chunk that left the window; -1 for NOTHING.
-    sink_frame: int32 scalar, first latent frame of the sink that took it in; -1 unless route is EMA or
-      APPEND_AT_MAXIMUM.
-  """
-
-  route: jax.Array
-  frame: jax.Array
-  sink_frame: jax.Array
 
 
 def memory_slots(model: ModelConfig, search: SearchConfig) -> int:
@@ -232,3 +219,18 @@ def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: jax.Ar
     count=memory.count + 1,
   )
   return _label_sink(memory, slot, first_frame < model.sink_frames)
+
+
+def gather(memories: Memory, parents: jax.Array) -> Memory:
+  """The memories [K, ...] of the beams at `parents` [K] int32, moved block by block and within their own space."""
+  # "clip", because the default mode checks every index against the size and selects over whole memories.
+  take = lambda x: jnp.take(x, parents, axis=0, mode="clip")
+
+  def move(layer, caches):
+    moved = jax.tree.map(lambda cache: take(jax.lax.dynamic_index_in_dim(cache, layer, 1)), caches)
+    return jax.tree.map(lambda c, m: jax.lax.dynamic_update_slice_in_dim(c, m, layer, 1), caches, moved)
+
+  caches = memories.k, memories.v, memories.accumulator
+  k, v, accumulator = jax.lax.fori_loop(0, memories.k.shape[1], move, caches)
+  rest = jax.tree.map(take, memories._replace(k=None, v=None, accumulator=None))
+  return rest._replace(k=k, v=v, accumulator=accumulator)

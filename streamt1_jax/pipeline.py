@@ -7,7 +7,6 @@ video.save("outputs/circle.mp4")
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,27 +18,27 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from streamt1_jax import drivers, shipped
-from streamt1_jax.backbone.attention import Implementation
-from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.chunk_step import Models
-from streamt1_jax.codec.streaming import StreamingDecoder
-from streamt1_jax.codec.vae import VideoCodec, VideoDecoder
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
+from streamt1_jax.backbone.dit import TextMemory
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
-from streamt1_jax.io.checkpoint import load_config, load_params
+from streamt1_jax.generator import Models
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params
 from streamt1_jax.io.video import write_video
-from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
+from streamt1_jax.rewards.spec import RewardTable
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import Implementation, Params
+from streamt1_jax.wan_generator import WanGenerator
 
-TOKENIZER_FILE = "tokenizer.model"
 _LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
 
@@ -51,7 +50,7 @@ class Video:
     frames: [T, height, width, 3] uint8.
     fps: frames per second.
     latents: [num_latent_frames, C, H, W] float32.
-    score: video score of the whole video.
+    score: what the video reward gives the whole video.
     beams: all surviving videos; this one is `beams.best`.
     traces: what every chunk left behind.
   """
@@ -102,6 +101,7 @@ class Pipeline:
     reward_weights: Mapping[str, float] | None = None,
     short_frames: int | None = None,
     reward_dtype: jnp.dtype | None = None,
+    reward_table: RewardTable = REWARDS,
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
     attention: Implementation | None = None,
@@ -118,6 +118,7 @@ class Pipeline:
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
+      reward_table: the rewards there are; `{**REWARDS, "mine": SPEC}` adds one.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
@@ -137,28 +138,23 @@ class Pipeline:
       reward_weights,
       short_frames=short_frames,
       chunk_frames=config.codec.temporal_stride * config.chunk_frames,
+      table=reward_table,
     )
     tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.text.max_len)
     text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
-    backbone, backbone_params = restore("backbone", lambda: CausalWanDiT(config, nnx.Rngs(0)))
-    _, codec_params = restore("codec", lambda: VideoCodec(config.codec, rngs=nnx.Rngs(0)))
-    decoder = nnx.graphdef(nnx.eval_shape(lambda: VideoDecoder(config.codec, rngs=nnx.Rngs(0))))
-    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh)
-    size = config.latent_height, config.latent_width
-    if decoding is None:
-      decoding = "in_turn" if math.prod(size) * config.codec.spatial_stride**2 > _LARGE_FRAME else "together"
-    models = Models(
-      config=config,
-      backbone=backbone,
-      codec=StreamingDecoder(decoder, config.codec, size, frame_by_frame=decoding != "together"),
-      image_reward=rewards.image.reward,
-      video_reward=rewards.video.reward,
-      draw_noise=gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
-      execution=Execution(mesh=mesh, attention=attention, decoding=decoding),
+    backbone_params = restore("backbone", abstract_backbone(config)[1])
+    codec_params = restore("codec", _abstract_codec(config.codec))
+    rewards = selection.load(
+      directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
     )
+    if decoding is None:
+      pixels = config.latent_height * config.latent_width * config.codec.spatial_stride**2
+      decoding = "in_turn" if pixels > _LARGE_FRAME else "together"
+    execution = Execution(mesh=mesh, attention=attention, decoding=decoding)
+    models = make_models(config, rewards.image.reward, rewards.video.reward, execution=execution)
     params = {
       "backbone": backbone_params,
       "codec": codec_params["decoder"],
@@ -191,7 +187,7 @@ class Pipeline:
 
   @property
   def config(self) -> ModelConfig:
-    return self.models.config
+    return self.models.generator.config
 
   def num_chunks(self, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
     """Chunks of a video of a given length; `seconds` is rounded to the nearest whole chunk (5 s are 21 latent frames).
@@ -210,7 +206,7 @@ class Pipeline:
       raise ConfigError("the prompt is empty")
     image, video = self.reward_features(prompt)
     condition = Condition(
-      text=_text_memory(self.params["backbone"], self.text(prompt), self.models),
+      text=_text_memory(self.params["backbone"], self.text(prompt), self.models.generator, self.models.execution.mesh),
       image_reward=self.models.image_reward.init(self.params["image_reward"], image),
       video_reward=self.models.video_reward.init(self.params["video_reward"], video),
       num_chunks=jnp.int32(num_chunks),
@@ -269,10 +265,10 @@ class Pipeline:
       else:
         yield state, [drivers.of_prompt(trace, index) for index in range(len(conditions))]
 
-  def abstract_state(self, search: SearchConfig, seeds: Sequence[int]) -> SearchState:
+  def abstract_state(self, search: SearchConfig, *, num_chunks: int, seeds: Sequence[int]) -> SearchState:
     """Shapes, dtypes and shardings of the states that `stream_states` yields."""
     seed = self._fill(seeds) if self.prompts_together > 1 else seeds[0]
-    return drivers.abstract_state(self.params, self.models, search, seed)
+    return drivers.abstract_state(self.params, self.models, search, seed, num_chunks=num_chunks)
 
   def _fill(self, items: Sequence[Any]) -> list[Any]:
     """The last one is repeated until the devices have work."""
@@ -280,7 +276,8 @@ class Pipeline:
 
   def assemble(self, condition: Condition, search: SearchConfig, traces: list[ChunkTrace]) -> Video:
     """The best of the surviving videos."""
-    beams = drivers.final_beams(self.params, condition, self.models, search, traces)
+    scores = drivers.last_window_scores(search, traces)
+    beams = drivers.final_beams(self.params, condition, self.models, search, traces, scores=scores)
     best = beams.best
     return Video(
       frames=beams.frames[best],
@@ -341,16 +338,16 @@ class Pipeline:
     return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
 
 
-def _restore(
-  directory: epath.Path, part: str, build: Callable[[], nnx.Module], *, dtype: jnp.dtype, mesh: Mesh | None
-) -> tuple[nnx.GraphDef, Params]:
-  """Graph definition of a module and its weights as a nested dict; nothing is allocated but the weights."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(build), nnx.Param)
-  return graphdef, load_params(directory / part, placed(mesh, part, nnx.to_pure_dict(abstract)), dtype)
+def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: jnp.dtype, mesh: Mesh | None) -> Params:
+  """The weights of one part of a checkpoint; nothing else is allocated."""
+  return load_params(directory / part, placed(mesh, part, shapes), dtype)
 
 
-@functools.partial(jax.jit, static_argnames="models")
-def _text_memory(backbone: Params, embeddings: jax.Array, models: Models):
-  embeddings = embeddings.astype(jax.tree.leaves(backbone)[0].dtype)
-  text = nnx.merge(models.backbone, backbone).text_memory(embeddings)
-  return with_shardings(models.execution.mesh, "text", text)
+def _abstract_codec(config: CodecConfig) -> Params:
+  """Shapes of the weights of encoder and decoder: a checkpoint holds both."""
+  return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: VideoCodec(config, rngs=nnx.Rngs(0))), nnx.Param))
+
+
+@functools.partial(jax.jit, static_argnames=("generator", "mesh"))
+def _text_memory(params: Params, embeddings: jax.Array, generator: WanGenerator, mesh: Mesh | None) -> TextMemory:
+  return with_shardings(mesh, "text", generator.text_memory(params, embeddings))

@@ -1,29 +1,33 @@
-"""Everything that changes during a search, as one frozen PyTree, and what a chunk leaves behind."""
+"""Everything that changes during a search, as one frozen PyTree; how it begins; and what a chunk leaves behind."""
 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from streamt1_jax.backbone.dit import TextMemory
-from streamt1_jax.memory_sinking import Eviction, Memory
+from streamt1_jax import reward_pruning
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.generator import Eviction, Models
+from streamt1_jax.policies import search_policy
 from streamt1_jax.reward_pruning import Flags, ScoreHistory
+from streamt1_jax.typing import Params
 
 
 class Beam(NamedTuple):
   """One lineage.
 
   Attributes:
-    memory: attention memory.
+    memory: what the generator remembers.
     noise: [F, C, H, W] float32, the fused noise the last chunk started from.
     seed: int32 scalar, the seed of that chunk.
     history: scores so far.
-    past: [P, ...] decoded frames of the sliding window, oldest first, left-aligned.
+    past: [P, ...] decoded frames of the sliding window, oldest first, left-aligned; P is 0 if nothing is judged.
     codec: decoder state.
-    latents: [W, F, C, H, W] latents of the sliding window's last W chunks, oldest first, left-aligned; None unless
-      rewards decode from scratch.
+    latents: [W, F, C, H, W] latents of the sliding window's W chunks, oldest first, left-aligned; None unless rewards
+      decode from scratch.
   """
 
-  memory: Memory
+  memory: Any
   noise: jax.Array
   seed: jax.Array
   history: ScoreHistory
@@ -40,25 +44,27 @@ class SearchState(NamedTuple):
     base_seed: int32 scalar.
     num_past: int32 scalar, valid frames in every beam's `past`.
     beams: all beams, [K, ...] each.
+    policy: the policy's carry, arrays [K, ...]; None for a policy without one.
   """
 
   chunk_index: jax.Array
   base_seed: jax.Array
   num_past: jax.Array
   beams: Beam
+  policy: Any
 
 
 class Condition(NamedTuple):
   """What a video is made for; computed once per prompt and shared by all candidates.
 
   Attributes:
-    text: cross-attention keys and values of the prompt.
-    image_reward: prompt-only part of the image reward.
-    video_reward: prompt-only part of the video reward.
+    text: what the generator reads of the prompt.
+    image_reward: what the image reward made of the prompt.
+    video_reward: what the video reward made of the prompt.
     num_chunks: int32 scalar, chunks of the whole video.
   """
 
-  text: TextMemory
+  text: Any
   image_reward: Any
   video_reward: Any
   num_chunks: jax.Array
@@ -69,8 +75,8 @@ class CandidateTrace(NamedTuple):
 
   Attributes:
     seed: int32.
-    short: float32 image score.
-    long: float32 video score.
+    short: float32, short-term score.
+    long: float32, long-term score.
     hybrid: float32, what the candidates are ranked by.
     usable: bool, latents and scores are all finite.
     flags: how the chunk would be routed if it survived.
@@ -90,8 +96,8 @@ class ChunkTrace(NamedTuple):
   Attributes:
     candidates: scores of all candidates.
     eviction: what left each parent's window before this chunk, [K] each.
-    survivor: [K] int32, surviving candidates n = parent * B + i, best first.
-    score: [K] float32, their hybrid scores.
+    survivor: [K] int32, surviving candidates n = parent * B + i; best first, unless the policy has another order.
+    score: [K] float32, what they survived with: by default their hybrid scores.
     latents: [K, F, C, H, W] float32, their chunks.
     frames: [K, Q, ...] their decoded frames.
     steps: recorded intermediate arrays, or None: `noise` [K, B, F, C, H, W] fused, and `x0` [K, B, S, F, C, H, W].
@@ -104,3 +110,50 @@ class ChunkTrace(NamedTuple):
   latents: jax.Array
   frames: jax.Array
   steps: Any
+
+
+def past_capacity(models: Models, search: SearchConfig, num_chunks: int | None = None) -> int:
+  """Past frames kept for the video reward: as many as the sliding window has before its newest chunk.
+
+  A full window is as long as a video of that many chunks by itself. It is no longer than the video, of `num_chunks`
+  chunks or any length, and nothing is kept if nothing is judged.
+  """
+  chunks = _window_chunks(search, num_chunks) - 1 if search.judges else 0
+  return models.codec.num_frames(chunks * models.generator.latent_shape[0], first=True) if chunks else 0
+
+
+def _window_chunks(search: SearchConfig, num_chunks: int | None) -> int:
+  return min(search.sliding_window, num_chunks or search.sliding_window)
+
+
+def init_state(
+  params: Params, models: Models, search: SearchConfig, seed: int | jax.Array, num_chunks: int | None = None
+) -> SearchState:
+  """State before the first chunk: `top_k` equal, empty beams.
+
+  Args:
+    params: weights of all models.
+    models: static.
+    search: static.
+    seed: base seed, int32.
+    num_chunks: static, chunks of the whole video. No window in the state is longer; by default all have full length,
+      which serves a video of any length.
+  """
+  generator, codec = models.generator, models.codec
+  window = (_window_chunks(search, num_chunks), *generator.latent_shape)
+  past = (past_capacity(models, search, num_chunks), *codec.frame_shape())
+
+  def empty_beam() -> Beam:
+    return Beam(
+      memory=generator.init_memory(params["backbone"], search),
+      noise=jnp.zeros(generator.latent_shape),
+      seed=jnp.int32(0),
+      history=reward_pruning.empty_history(search),
+      past=jnp.zeros(past, codec.frame_dtype()),
+      codec=codec.init_state(params["codec"]),
+      latents=jnp.zeros(window) if search.reward_decode == "scratch" else None,
+    )
+
+  beams = jax.vmap(empty_beam, axis_size=search.top_k)()
+  carry = search_policy(search).init(search)
+  return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), beams, carry)

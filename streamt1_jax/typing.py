@@ -10,7 +10,7 @@
 An unbatched function is written for one candidate or one beam; `vmap` adds B and K in front.
 """
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 
@@ -24,3 +24,5 @@ Values: TypeAlias = jax.Array  # [T, A, D]; in memories [A, T, D]
 Tokens: TypeAlias = jax.Array  # [F, T / F, M]
 TimeFeatures: TypeAlias = jax.Array  # [F, freq_dim] sinusoids of a timestep per latent frame
 Scalar: TypeAlias = jax.Array  # []
+
+Implementation: TypeAlias = Literal["fold", "flash", "triton"]  # of attention over memory slots

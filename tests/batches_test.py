@@ -10,7 +10,8 @@ import pytest
 from streamt1_jax.config import preset
 from streamt1_jax.data import shapes
 from streamt1_jax.training import batches, noise_coupling
-from streamt1_jax.training.batches import BatchConfig, Dataset
+from streamt1_jax.training.batches import BatchConfig
+from streamt1_jax.training.dataset import Dataset
 
 MODEL = preset("tiny")
 SIGMAS = jnp.array([1.0, 0.9375, 0.8333, 0.625])

@@ -1,20 +1,15 @@
-"""Comparisons of searches: what is read back, and the statistics."""
+"""Comparisons of searches: the statistics."""
 
 import itertools
-import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
 from streamt1_jax import noise_propagation
-from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.config import SearchConfig
 from streamt1_jax.data import verify
-from streamt1_jax.evaluation import comparison
-
-_SETTINGS = {"seconds": 5.0}
-
+from streamt1_jax.evaluation import comparison, decisions
 
 _CAPTIONS = itertools.count()
 
@@ -23,33 +18,6 @@ def _row(**passed) -> dict:
   """A row, of a caption of its own, in which the methods in `passed` pass every verdict or none."""
   verdicts = {m: dict.fromkeys(verify.VERDICTS, passed.get(m, False)) for m in comparison.METHODS}
   return {"caption": f"caption {next(_CAPTIONS)}", "verdicts": verdicts}
-
-
-def test_rows_survive_an_interruption(tmp_path):
-  path = epath.Path(tmp_path / "rows.jsonl")
-  assert comparison.read_rows(path, _SETTINGS) == []
-  rows = [_row(plain=True), _row(search=True)]
-  comparison.write_rows(path, _SETTINGS, rows)
-  assert comparison.read_rows(path, _SETTINGS) == rows
-  text = path.read_text()
-  path.write_text(text[:-20])
-  assert comparison.read_rows(path, _SETTINGS) == rows[:1]
-
-
-def test_other_files_are_refused(tmp_path):
-  path = epath.Path(tmp_path / "rows.jsonl")
-  comparison.write_rows(path, _SETTINGS, [])
-  with pytest.raises(ConfigError, match="--output=.* other settings"):
-    comparison.read_rows(path, {"seconds": 30.0})
-  path.write_text(json.dumps(_SETTINGS) + "\nno\n")
-  with pytest.raises(ConfigError, match="line 2: not JSON"):
-    comparison.read_rows(path, _SETTINGS)
-  path.write_text('{"results": "of somebody else"}')
-  with pytest.raises(ConfigError, match="--output=.* give .* another file"):
-    comparison.read_rows(path, _SETTINGS)
-  path.write_bytes(b"\x89PNG\r\n")
-  with pytest.raises(ConfigError, match="--output=.* binary"):
-    comparison.read_rows(path, _SETTINGS)
 
 
 def test_differences_are_paired():
@@ -94,16 +62,16 @@ def test_plain_videos_begin_with_the_noises_of_the_search(beam_size, top_k):
 
 def test_order():
   scores = np.array([0.1, 0.4, 0.2, 0.3])
-  assert comparison.same_order(scores, 2 * scores) == 1.0
-  assert comparison.same_order(scores, -scores) == 0.0
+  assert decisions.same_order(scores, 2 * scores) == 1.0
+  assert decisions.same_order(scores, -scores) == 0.0
   # One of six pairs changes places: the last two.
-  assert comparison.same_order(scores, np.array([0.1, 0.4, 0.3, 0.2])) == pytest.approx(5 / 6)
+  assert decisions.same_order(scores, np.array([0.1, 0.4, 0.3, 0.2])) == pytest.approx(5 / 6)
 
 
 def test_shares_of_decisions():
-  decision = lambda survivors, short: comparison.Decision(np.array(survivors), np.array(short))
+  decision = lambda survivors, short: decisions.Decision(np.array(survivors), np.array(short))
   whole = decision([2, 1], [0.0, 0.5, 1.0])
   decided = [[whole, decision([1, 2], [0.0, 1.0, 0.5])], [whole, decision([2, 0], [0.0, 0.5, 1.0])]]
-  found = comparison.agreement(decided, [12, 1])
+  found = decisions.agreement(decided, [12, 1])
   assert found[12] == {"chunks": 2, "same_best": 1.0, "same_survivors": 1.0, "same_order": 1.0}
   assert found[1] == {"chunks": 2, "same_best": 0.5, "same_survivors": 0.5, "same_order": round(5 / 6, 3)}

@@ -3,19 +3,20 @@
 import functools
 import importlib.util
 import json
-import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from etils import epath
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from streamt1_jax.backbone import flash_attention
-from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
+from streamt1_jax.io import rows
+from streamt1_jax.measuring import compilation_table, flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
-from tests.command_line import result_of, start, start_function
+from tests.command_line import call
 
 SHAPE = {"x": 2, "y": 4}
 
@@ -151,9 +152,7 @@ _needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
 
 
 def _compile(folder, *arguments):
-  process = start(folder, *arguments, program="aot_compile")
-  process.join()
-  return result_of(process.exitcode, folder)
+  return call("measure.aot_compile", folder, *arguments)
 
 
 @_needs_compiler
@@ -256,37 +255,23 @@ _REPORT = {
 }
 
 
-def _run_table():
-  from experiments.measure import aot_table
-  from streamt1_jax.cli import common
-
-  sys.argv = ["experiments/aot_table.py", "--output=rows.jsonl"]
-  common.run(aot_table.main)
-
-
-def _table(folder, run):
-  process = start_function(folder, run, jax_settings={})
-  process.join()
-  return result_of(process.exitcode, folder)
-
-
-def _table_of_made_rows():
-  from experiments.measure import aot_table
-
-  with open("rows.jsonl", "w") as file:
-    for case in aot_table.CASES:
-      file.write(json.dumps({"case": case, "report": _REPORT}) + "\n")
-  _run_table()
+def _write_table(folder, report):
+  """The file of a run that is through, with the same report for each compilation."""
+  writer = rows.Writer(epath.Path(folder / "rows.jsonl"), {"num_layers": None})
+  for case in compilation_table.CASES:
+    writer.append({"case": case, "report": report})
 
 
 def test_table_of_what_is_compiled_already(tmp_path):
-  result = _table(tmp_path, _table_of_made_rows)
+  _write_table(tmp_path, _REPORT)
+  before = (tmp_path / "rows.jsonl").read_text()
+  result = call("measure.aot_table", tmp_path, "--output=rows.jsonl")
   assert result.code == 0, result
-  header, _, *rows = result.stdout.splitlines()
-  cases = [json.loads(line)["case"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-  assert len(rows) == len(cases)
+  assert (tmp_path / "rows.jsonl").read_text() == before
+  header, _, *made = result.stdout.splitlines()
+  assert len(made) == len(compilation_table.CASES)
   columns = [cell.strip() for cell in header.strip("|").split("|")]
-  for case, row in zip(cases, rows):
+  for case, row in zip(compilation_table.CASES, made, strict=True):
     cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
     assert cells["slice"] == case["topology"]
     assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
@@ -297,28 +282,24 @@ def test_table_of_what_is_compiled_already(tmp_path):
 _LAST_WORDS = "F1128 rewriter.cc:7] Check failed: dims.ok()\n*** Check failure stack trace: ***\n    @ 0x1 main\n"
 
 
-def _table_of_a_compiler_that_dies():
-  from experiments.measure import aot_table
-
-  aot_table.subprocess.run = lambda command, **_: subprocess.CompletedProcess(command, -6, "", _LAST_WORDS)
-  _run_table()
-
-
-def test_why_a_compiler_died(tmp_path):
-  result = _table(tmp_path, _table_of_a_compiler_that_dies)
+def test_why_a_compiler_died(tmp_path, monkeypatch):
+  """An interpreter that says what a dying compiler says."""
+  script = tmp_path / "python"
+  script.write_text(f"#!/bin/sh\nprintf '{_LAST_WORDS}' >&2\nkill -ABRT $$\n")
+  script.chmod(0o755)
+  monkeypatch.setattr(sys, "executable", str(script))
+  result = call("measure.aot_table", tmp_path, "--output=rows.jsonl")
   assert result.code == 3, result
   (line,) = result.stderr.splitlines()
   assert "--topology=v6e:1x1" in line
   assert line.endswith("ended with -6: F1128 rewriter.cc:7] Check failed: dims.ok()")
-  assert not (tmp_path / "rows.jsonl").exists()
+  assert rows.read(epath.Path(tmp_path / "rows.jsonl"), {"num_layers": None}) == []
 
 
 @pytest.mark.parametrize("content", ["rows\n", "[1]\n", '{"case": {}}\n'])
 def test_table_of_another_file(tmp_path, content):
   (tmp_path / "rows.jsonl").write_text(content)
-  process = start(tmp_path, "--output=rows.jsonl", program="aot_table")
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
+  result = call("measure.aot_table", tmp_path, "--output=rows.jsonl")
   assert result.code == 2, result
-  assert result.stderr.startswith("error: --output=rows.jsonl does not hold the lines of an earlier run")
+  assert result.stderr.startswith("error: --output=rows.jsonl")
   assert (tmp_path / "rows.jsonl").read_text() == content

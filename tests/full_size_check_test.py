@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from tests.command_line import REPOSITORY
+from tests.command_line import REPOSITORY, call
 
 FINAL = ["training_backbone_lora", "wan_vae", "wan_umt5"]
 
@@ -45,11 +45,12 @@ def test_from_files_to_a_searched_chunk(tmp_path):
 def test_a_folder_in_use_and_unknown_files_are_refused(tmp_path):
   (tmp_path / "thesis.txt").write_text("ten years")
   for arguments, message in (
-    ([f"--work_dir={tmp_path}"], "is not empty"),
-    ([f"--work_dir={tmp_path / 'new'}", "--sources=wan_vae,wan_clip"], "'wan_clip' is none of wan_backbone"),
+    (["--work_dir=."], "--work_dir=. is not empty"),
+    (["--work_dir=new", "--sources=wan_vae,wan_clip"], "'wan_clip' is none of wan_backbone"),
+    (["--work_dir=new", "--check=taste"], "--check=taste"),
   ):
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    result = call("measure.full_size_check", tmp_path, "--model=tiny", *arguments)
+    assert result.code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -10,10 +10,10 @@ import numpy as np
 from flax import nnx
 
 from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.chunk_step import Models
-from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
 from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.generator import Models
+from streamt1_jax.models import make_models
 from streamt1_jax.nn import rotary
 from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.state import Condition
@@ -77,7 +77,7 @@ def search_config(recorded: dict) -> SearchConfig:
 
 
 def load_backbone(folder: pathlib.Path, model: ModelConfig) -> tuple[nnx.GraphDef, dict]:
-  params = wan_dit.convert(load(folder / "weights.npz"), model)
+  params = wan_dit.wan_flavour(model).convert(load(folder / "weights.npz"))
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))))
   return graphdef, jax.tree.map(jnp.asarray, params)
 
@@ -158,8 +158,7 @@ def load_case(path: pathlib.Path) -> Case:
     rewards = ScriptedReward(arrays["script_short"]), ScriptedReward(arrays["script_long"])
   else:
     rewards = LatentImageReward(arrays["reward_P"], recorded["reward"]), video_reward
-  frame = (model.backbone.latent_channels, model.latent_height, model.latent_width)
-  models = Models(model, graphdef, LatentCodec(frame), *rewards, recorded_noise(arrays))
+  models = make_models(model, *rewards, draw_noise=recorded_noise(arrays))
   text = jax.jit(lambda p, e: nnx.merge(graphdef, p).text_memory(e))(backbone, jnp.asarray(arrays["prompt_embeds"][0]))
   num_chunks = arrays["x0"].shape[0]
   return Case(

@@ -1,94 +1,98 @@
 """The programs that measure, as a user runs them: what they report, and one line for every mistake."""
 
+import dataclasses
 import json
-import pathlib
 
 import numpy as np
 import pytest
 
-from streamt1_jax.cli import common
-from tests.command_line import REPOSITORY, Result, quick_compilation, result_of, save_model, start
-
-
-def run(program: str, folder: pathlib.Path, *arguments: str, **options) -> Result:
-  process = start(folder, *arguments, program=program, **options)
-  process.join()
-  return result_of(process.exitcode, folder)
+from streamt1_jax import shipped
+from streamt1_jax.measuring import random_model, saves
+from tests.command_line import call, save_model, small_model
 
 
 @pytest.mark.parametrize(
   ("program", "arguments", "fragments"),
   [
-    ("benchmark", ["--preset=huge"], ["unknown preset 'huge'", "bench_mid"]),
-    ("benchmark", ["--beam_size=0"], ["beam_size", "1..100", "got 0"]),
-    ("benchmark", ["--beam_size=two"], ["--beam_size=two", "integer"]),
-    ("benchmark", ["--top_k=11"], ["top_k", "1..10", "got 11"]),
-    ("benchmark", ["--chunks=0"], ["--chunks", "1..341", "got 0"]),
-    ("benchmark", ["--chunks=342"], ["--chunks", "1..341", "got 342"]),
-    ("benchmark", ["--repeats=0"], ["--repeats=0", "positive integer"]),
-    ("benchmark", ["--max_sink_frames=4"], ["max_sink_frames", "multiple of the chunk (3)", "got 4"]),
-    ("benchmark", ["--dtype=float16"], ["--dtype=float16", "float32|bfloat16"]),
-    ("benchmark", ["fast"], ["'fast'", "--name=value"]),
-    ("benchmark", ["--mesh=data:2"], ["--mesh=data:2", "2 devices", "1 here"]),
-    ("benchmark", ["--reward_dir=missing"], ["missing does not exist", "folder of a reward model"]),
-    ("benchmark", ["--reward_dir=x", "--scaling", "--chunks=2"], ["--reward_dir takes no --scaling, --chunks"]),
-    ("benchmark", ["--scaling=fast"], ["--scaling=fast", "boolean"]),
-    ("benchmark", ["--mesh=2"], ["--mesh=2", "data, candidate, model"]),
-    ("benchmark", ["--scaling", "--beam_size=2", "--repeats=1"], ["--scaling takes no --beam_size, --repeats"]),
-    ("benchmark", ["--scaling", "--live_bytes", "--append_always"], ["takes no --live_bytes, --append_always"]),
-    ("benchmark", ["--live_bytes", "--top_k=1", "--chunks=3"], ["--live_bytes takes no --chunks"]),
-    ("save_cost", ["--chunks=2"], ["--chunks=2", "3"]),
-    ("save_cost", ["--save_every=0"], ["--save_every=0", "nothing"]),
-    ("save_cost", ["--save_every=4", "--chunks=3"], ["--save_every=4", "--chunks=3", "nothing would be saved"]),
-    ("aot_compile", ["--reward_dtype=int8"], ["--reward_dtype needs --rewards"]),
+    ("measure.benchmark", ["--preset=huge"], ["unknown preset 'huge'", "bench_mid"]),
+    ("measure.benchmark", ["--beam_size=0"], ["beam_size", "1..100", "got 0"]),
+    ("measure.benchmark", ["--beam_size=two"], ["--beam_size=two", "integer"]),
+    ("measure.benchmark", ["--top_k=11"], ["top_k", "1..10", "got 11"]),
+    ("measure.benchmark", ["--chunks=0"], ["--chunks", "1..341", "got 0"]),
+    ("measure.benchmark", ["--chunks=342"], ["--chunks", "1..341", "got 342"]),
+    ("measure.benchmark", ["--repeats=0"], ["--repeats=0", "positive integer"]),
+    ("measure.benchmark", ["--max_sink_frames=4"], ["max_sink_frames", "multiple of the chunk (3)", "got 4"]),
+    ("measure.benchmark", ["--dtype=float16"], ["--dtype=float16", "float32|bfloat16"]),
+    ("measure.benchmark", ["fast"], ["'fast'", "--name=value"]),
+    ("measure.benchmark", ["--mesh=data:16"], ["--mesh=data:16", "16 devices", "8 here"]),
+    ("measure.benchmark", ["--reward_dir=missing"], ["missing does not exist", "folder of a reward model"]),
+    ("measure.benchmark", ["--reward_dir=x", "--scaling", "--chunks=2"], ["--reward_dir takes no --scaling, --chunks"]),
+    ("measure.benchmark", ["--scaling=fast"], ["--scaling=fast", "boolean"]),
+    ("measure.benchmark", ["--mesh=2"], ["--mesh=2", "data, candidate, model"]),
+    ("measure.benchmark", ["--scaling", "--beam_size=2", "--repeats=1"], ["--scaling takes no --beam_size, --repeats"]),
+    ("measure.benchmark", ["--scaling", "--live_bytes", "--append_always"], ["takes no --live_bytes, --append_always"]),
+    ("measure.benchmark", ["--live_bytes", "--top_k=1", "--chunks=3"], ["--live_bytes takes no --chunks"]),
+    ("measure.save_cost", ["--chunks=2"], ["--chunks=2", "3"]),
+    ("measure.save_cost", ["--save_every=0"], ["--save_every=0", "nothing"]),
+    ("measure.save_cost", ["--save_every=4", "--chunks=3"], ["--save_every=4", "--chunks=3", "nothing would be saved"]),
+    ("measure.aot_compile", ["--reward_dtype=int8"], ["--reward_dtype needs --rewards"]),
     (
-      "aot_compile",
+      "measure.aot_compile",
       ["--hlo_file=s3://bucket/file"],
       ["--hlo_file=s3://bucket/file", "a path of this machine or gs://"],
     ),
-    ("aot_table", ["--output=s3://bucket/file"], ["--output=s3://bucket/file", "a path of this machine or gs://"]),
-    ("kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
-    ("kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),
-    ("full_size_check", ["--work_dir=gs://bucket/check"], ["--work_dir=gs://bucket/check", "a path of this machine"]),
-    ("evaluate", ["--split=all"], ["--split=all", "train|tune|test"]),
-    ("evaluate", ["--num_captions=0"], ["--num_captions=0", "1"]),
-    ("evaluate", ["--seed=-1"], ["--seed=-1", "0"]),
-    ("evaluate", ["--seconds=nan"], ["--seconds=nan", "finite"]),
-    ("evaluate", ["--checkpoint=nowhere"], ["nowhere does not exist"]),
-    ("evaluate", ["--contact_sheet=."], ["--contact_sheet=.", "it is a folder"]),
-    ("evaluate", ["--contact_sheet=file/sheet.png"], ["--contact_sheet=file/sheet.png", "cannot be written"]),
+    (
+      "measure.aot_table",
+      ["--output=s3://bucket/file"],
+      ["--output=s3://bucket/file", "a path of this machine or gs://"],
+    ),
+    ("measure.kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
+    ("measure.kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),
+    (
+      "measure.full_size_check",
+      ["--work_dir=gs://bucket/check"],
+      ["--work_dir=gs://bucket/check", "a path of this machine"],
+    ),
+    ("evaluate.small_model", ["--split=all"], ["--split=all", "train|tune|test"]),
+    ("evaluate.small_model", ["--num_captions=0"], ["--num_captions=0", "1"]),
+    ("evaluate.small_model", ["--seed=-1"], ["--seed=-1", "0"]),
+    ("evaluate.small_model", ["--seconds=nan"], ["--seconds=nan", "finite"]),
+    ("evaluate.small_model", ["--checkpoint=nowhere"], ["nowhere does not exist"]),
+    ("evaluate.small_model", ["--contact_sheet=."], ["--contact_sheet=.", "it is a folder"]),
+    (
+      "evaluate.small_model",
+      ["--contact_sheet=file/sheet.png"],
+      ["--contact_sheet=file/sheet.png", "cannot be written"],
+    ),
   ],
 )
 def test_bad_input(tmp_path, program, arguments, fragments):
   (tmp_path / "file").write_text("in the way")
-  result = run(program, tmp_path, *arguments)
+  result = call(program, tmp_path, *arguments)
   assert result.code == 2, result
   assert result.stdout == ""
-  assert len(result.stderr.splitlines()) == 1, result.stderr
+  (line,) = result.stderr.splitlines()
   for fragment in fragments:
-    assert fragment in result.stderr
-  assert {path.name for path in tmp_path.iterdir()} == {"file", ".stdout", ".stderr"}
-
-
-def test_system_error_names_the_path(tmp_path, capsys):
-  path = tmp_path / "nowhere/file"
-  assert common._exit_code(path.read_bytes) == common.BAD_INPUT
-  assert capsys.readouterr().err == f"error: {path}: No such file or directory\n"
+    assert fragment in line
+  assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_evaluate_refuses_other_worlds_and_lengths(tmp_path):
   small = save_model(tmp_path / "small")
-  result = run("evaluate", tmp_path, f"--checkpoint={small}")
+  result = call("evaluate.small_model", tmp_path, f"--checkpoint={small}")
   assert result.code == 2, result
-  assert "(32, 32, 3)" in result.stderr
-  result = run("evaluate", tmp_path, f"--checkpoint={REPOSITORY / 'checkpoints/tiny'}", "--seconds=1000")
+  assert "its frames are 32x32" in result.stderr
+  result = call("evaluate.small_model", tmp_path, "--seconds=1000")
   assert result.code == 2, result
-  assert "--seconds=1000.0" in result.stderr.splitlines()[-1]
+  (line,) = result.stderr.splitlines()
+  assert "--seconds=1000.0" in line
+
+
+_SMALL = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
 
 
 def test_benchmark_reports(tmp_path):
-  arguments = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
-  result = run("benchmark", tmp_path, *arguments, jax_settings=quick_compilation(tmp_path / "compiled"))
+  result = call("measure.benchmark", tmp_path, *_SMALL, "--mesh=data:1")
   assert result.code == 0, result
   (line,) = result.stdout.splitlines()
   report = json.loads(line)
@@ -106,13 +110,9 @@ def test_benchmark_reports(tmp_path):
 
 def test_benchmark_on_a_mesh(tmp_path):
   """Two prompts are twice the work, on four devices four times the machine."""
-  arguments = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
-  settings = quick_compilation(tmp_path / "compiled")
   reports = []
-  for mesh, devices in (("data:1", 1), ("data:2,candidate:2", 4)):
-    result = run(
-      "benchmark", tmp_path, *arguments, f"--mesh={mesh}", jax_settings=settings | {"jax_num_cpu_devices": devices}
-    )
+  for mesh in ("data:1", "data:2,candidate:2"):
+    result = call("measure.benchmark", tmp_path, *_SMALL, f"--mesh={mesh}")
     assert result.code == 0, result
     reports.append(json.loads(result.stdout))
   one, several = reports
@@ -124,8 +124,7 @@ def test_benchmark_on_a_mesh(tmp_path):
 
 def test_benchmark_table(tmp_path):
   """More candidates keep the live bytes, and a candidate's temporaries are its activations, not a beam's memory."""
-  settings = quick_compilation(tmp_path / "compiled")
-  result = run("benchmark", tmp_path, "--preset=golden", "--top_k=1", "--live_bytes", jax_settings=settings)
+  result = call("measure.benchmark", tmp_path, "--preset=golden", "--top_k=1", "--live_bytes", "--mesh=data:1")
   assert result.code == 0, result
   header, *lines = (line.split() for line in result.stdout.splitlines())
   rows = [dict(zip(header, (int(cell.replace(",", "")) for cell in line), strict=True)) for line in lines]
@@ -138,9 +137,7 @@ def test_benchmark_table(tmp_path):
 @pytest.mark.parametrize(("name", "frames"), [("hpsv3", [12, 6, 3, 1]), ("videoalign", [117, 57, 9])])
 def test_benchmark_of_a_reward(tmp_path, name, frames):
   """HPSv3's work is by the frame; of VideoAlign's, slices of two frames are a part: 14, 8 and 4 are looked at."""
-  settings = quick_compilation(tmp_path / "compiled")
-  arguments = [f"--reward_dir={REPOSITORY}/checkpoints/tiny/rewards/{name}", "--repeats=1"]
-  result = run("benchmark", tmp_path, *arguments, jax_settings=settings)
+  result = call("measure.benchmark", tmp_path, f"--reward_dir={shipped.checkpoint()}/rewards/{name}", "--repeats=1")
   assert result.code == 0, result
   header, *lines = (line.split() for line in result.stdout.splitlines())
   rows = [dict(zip(header, map(float, line), strict=True)) for line in lines]
@@ -155,8 +152,7 @@ def test_benchmark_of_a_reward(tmp_path, name, frames):
 
 def test_benchmark_scaling(tmp_path):
   """The state holds a memory per beam and nothing per candidate, and 400 chunks compile nothing new."""
-  settings = quick_compilation(tmp_path / "compiled")
-  result = run("benchmark", tmp_path, "--preset=golden", "--scaling", jax_settings=settings)
+  result = call("measure.benchmark", tmp_path, "--preset=golden", "--scaling", "--mesh=data:1")
   assert result.code == 0, result
   *tables, line = result.stdout.splitlines()
   report = json.loads(line)
@@ -177,9 +173,8 @@ def test_benchmark_scaling(tmp_path):
 
 
 def test_evaluate_reports(tmp_path):
-  arguments = [f"--checkpoint={REPOSITORY / 'checkpoints/tiny'}", "--num_captions=1", "--seconds=0.5", "--search=none"]
-  settings = quick_compilation(tmp_path / "compiled")
-  result = run("evaluate", tmp_path, *arguments, "--contact_sheet=deep/sheet.png", jax_settings=settings)
+  arguments = ["--num_captions=1", "--seconds=0.5", "--search=none", "--mesh=data:1", "--contact_sheet=deep/sheet.png"]
+  result = call("evaluate.small_model", tmp_path, *arguments)
   assert result.code == 0, result
   (line,) = result.stdout.splitlines()
   report = json.loads(line)
@@ -187,3 +182,41 @@ def test_evaluate_reports(tmp_path):
   assert set(report["whole_video"].values()) <= {0.0, 1.0}
   assert "1/1" in result.stderr
   assert (tmp_path / "deep/sheet.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_evaluate_judges_true_clips(tmp_path):
+  """The codec keeps what the caption says."""
+  result = call("evaluate.small_model", tmp_path, "--num_captions=2", "--seconds=0.5", "--reconstruct")
+  assert result.code == 0, result
+  report = json.loads(result.stdout)
+  assert report["whole_video"]["color"] == report["whole_video"]["background"] == 1.0
+
+
+def test_save_cost_reports(tmp_path):
+  small = save_model(tmp_path / "small")
+  arguments = [f"--checkpoint={small}", "--chunks=3", "--save_every=1", "--repeats=1"]
+  result = call("measure.save_cost", tmp_path, *arguments)
+  assert result.code == 0, result
+  report = json.loads(result.stdout)
+  assert report["seconds"]["with"] > 0
+  assert report["copy"]["seconds"] <= report["save"]["seconds"]
+  assert report["bytes_by_shapes"].keys() == saves.PRESETS.keys()
+  assert report["stored_bytes"] > 0
+
+
+def test_compare_search_goes_on_where_it_stopped(tmp_path):
+  """A row that was cut is made again, the same; a run with other settings is refused."""
+  world = dataclasses.replace(small_model(), latent_height=8, latent_width=8)
+  random_model.save(tmp_path / "small", world, shipped.checkpoint() / "tokenizer.model")
+  same = ["--checkpoint=small", "--seconds=0.5", "--output=rows.jsonl", "--mesh=data:1", "--num_prompts=2"]
+  first = call("evaluate.compare_search", tmp_path, *same)
+  assert first.code == 0, first
+  text = (tmp_path / "rows.jsonl").read_text()
+  assert len(text.splitlines()) == 1 + 2
+  (tmp_path / "rows.jsonl").write_text(text[:-5])
+  again = call("evaluate.compare_search", tmp_path, *same)
+  assert (tmp_path / "rows.jsonl").read_text() == text
+  assert json.loads(again.stdout.splitlines()[-1]) == json.loads(first.stdout.splitlines()[-1])
+  other = call("evaluate.compare_search", tmp_path, *same, "--seed=1")
+  assert other.code == 2
+  assert "--output=rows.jsonl was made with seed 0, not 1" in other.stderr

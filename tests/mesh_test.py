@@ -18,6 +18,8 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.hpsv3 import abstract_params as hpsv3_params
+from streamt1_jax.rewards.qwen2_vl.axes import AXES
+from streamt1_jax.state import init_state
 from tests import small_search as small
 
 P = PartitionSpec
@@ -139,11 +141,11 @@ class TestTable:
     models, params = small.models(), small.params()
     search = dataclasses.replace(small.SEARCH, sink_ema_dtype="float32")
     half = {"backbone": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), params["backbone"])}
-    state = jax.eval_shape(lambda p: drivers.init_state(models, params | p, search, 0), half)
+    state = jax.eval_shape(lambda p: init_state(params | p, models, search, 0), half)
     state = state._replace(beams=state.beams._replace(codec=(np.zeros((2, 2, 4, 4, 8)),)))
     trees = {
       "backbone": nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)),
-      "reward": {dtype: hpsv3_params(HPSv3Config(), dtype) for dtype in ("bfloat16", "int8")},
+      AXES: {dtype: hpsv3_params(HPSv3Config(), dtype) for dtype in ("bfloat16", "int8")},
       "condition": small.condition(1),
       "state": state,
       "memory": state.beams.memory,
@@ -152,19 +154,19 @@ class TestTable:
       axes_of = {}
       for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = jax.tree_util.keystr(path, simple=True, separator="/")
-        axes_of[path] = sharding.axes_of(name, path)
+        axes_of[path] = sharding.axes_of(name, path.removeprefix("bfloat16/").removeprefix("int8/"))
         assert len(axes_of[path]) <= len(leaf.shape), path
-      missing = {axes for _, axes in sharding.LAYOUTS[name]} - set(axes_of.values())
+      patterns = sharding.ARRAYS[name] if isinstance(name, str) else name
+      missing = {axes for _, axes in patterns} - set(axes_of.values())
       assert not missing, (name, missing)
 
-  def test_a_layout_from_outside(self):
-    """A reward with layers of its own names says how they are divided; the package's table knows none of them."""
+  def test_patterns_from_outside(self):
+    """A reward says itself how its weights are divided. The table of this package knows none of their names."""
     tree = {"mine": {"wide": np.zeros((8, 6)), "bias": np.zeros(6)}}
-    layout = (("mine/wide", ("channel", "hidden")),)
-    found = sharding.placed(self.MESH, layout, tree)["mine"]
+    patterns = (("mine/wide", ("channel", "hidden")),)
+    found = sharding.placed(self.MESH, patterns, tree)["mine"]
     assert found["wide"].sharding.spec == P(None, "model")
     assert found["bias"].sharding.is_fully_replicated
-    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(sharding.placed(self.MESH, "reward", tree)))
 
   def test_most_weights_are_sharded(self):
     """At full size little more than embeddings of time and text is on every shard."""

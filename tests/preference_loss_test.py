@@ -12,9 +12,10 @@ from flax import nnx
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
-from streamt1_jax.rewards import folder, hpsv3, prompts, videoalign
-from streamt1_jax.rewards.prompts import RewardPrompt
+from streamt1_jax.rewards import folder, hpsv3, videoalign
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.training import preference_loss, preferences, reward_text
 from streamt1_jax.training.preferences import NAMES, Pairs
 from tests import small_rewards
@@ -75,8 +76,8 @@ class TestText:
 
   def test_the_texts_are_not_passed_off_as_the_published_ones(self):
     for template in reward_text.TEMPLATES.values():
-      assert template.model not in prompts.PUBLISHED_SHA256
-      assert template.sha256 not in prompts.PUBLISHED_SHA256.values()
+      assert template.model not in REWARDS
+      assert template.sha256 not in [spec.text.sha256 for spec in REWARDS.values() if spec.text is not None]
 
 
 @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
@@ -88,14 +89,14 @@ def test_batches_score_as_the_search_does(name):
   pairs = _pairs(["color", "blur"], [False, False], frames=1 if name == "hpsv3" else 4)
   module = hpsv3 if name == "hpsv3" else videoalign
   model = nnx.merge(module.graphdef(config), params)
-  reading = jax.jit(lambda pairs: preference_loss.read_pairs(model, config, captions, pairs))(pairs)
+  reading = jax.jit(lambda pairs: preference_loss.read_pairs(model, REWARDS[name], captions, pairs))(pairs)
   tokens = 16 if name == "hpsv3" else 2 * 16
   assert reading.media.shape == (2, tokens, config.backbone.decoder.dim)
 
   differing = [[_tokenizer().decode([int(token)]) for token in tokens] for tokens in reading.differing]
   assert differing == [[" red"] * 2, [" magenta"] * 2]
   # The other caption with the better clip of the second pair, by itself.
-  media = preference_loss.media_tokens(model, config, pairs.better)[1]
+  media = preference_loss.media_tokens(model, REWARDS[name], pairs.better)[1]
   text = captions.of(pairs.other[1], pairs.omit_size[1], pairs.omit_speed[1])
   embedding = model.backbone.embed_prompt(text)
   outputs = model.backbone.decoder.block_outputs(jnp.concatenate([embedding.before, media, embedding.after]))

@@ -2,13 +2,11 @@
 
 import pytest
 
-from streamt1_jax.rewards import flop
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
-from tests.command_line import result_of, start
+from streamt1_jax.rewards.table import REWARDS
+from tests.command_line import call
 
-_REWARDS = {"hpsv3": (HPSv3(), 656), "videoalign": (VideoAlign(16.0), 947)}
-"""With the tokens of their texts around a prompt of 127 tokens."""
+_TEXT_TOKENS = {"hpsv3": 656, "videoalign": 947}
+"""Tokens of their texts around a prompt of 127 tokens."""
 
 
 @pytest.mark.parametrize(
@@ -26,17 +24,16 @@ _REWARDS = {"hpsv3": (HPSv3(), 656), "videoalign": (VideoAlign(16.0), 947)}
   ],
 )
 def test_published_sizes(name, frames, tflop):
-  """Rewards spec, section 4, which gives three digits."""
-  reward, text_tokens = _REWARDS[name]
-  found = flop.candidate_flop(reward, frames, (480, 832), text_tokens) / 1e12
+  """The costs in docs/reference/rewards.md, which gives three digits."""
+  spec = REWARDS[name]
+  reward = spec.make(spec.config_type(), 16.0)
+  found = spec.candidate_flop(reward, frames, (480, 832), _TEXT_TOKENS[name]) / 1e12
   assert found == pytest.approx(tflop, rel=0.01)
 
 
 def test_a_topology_that_does_not_exist(tmp_path):
   """Whether or not the compiler is installed, one line says what is wrong."""
-  process = start(tmp_path, "--topology=v0:1x1", program="reward_cost")
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
+  result = call("measure.reward_cost", tmp_path, "--topology=v0:1x1")
   assert result.code == 2, result
   assert result.stdout == ""
   (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

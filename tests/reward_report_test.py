@@ -1,18 +1,15 @@
 """What the scores of pairs say, by hand; and that no pair asks about a caption of training."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from streamt1_jax.data import shapes
-from streamt1_jax.evaluation import reward_report
+from streamt1_jax.evaluation import reward_pairs, reward_report
 from streamt1_jax.rewards import folder
 from streamt1_jax.training import reward_text
 from streamt1_jax.training.preferences import Pairs
-from tests.command_line import quick_compilation, result_of, start_function
 from tests.small_rewards import save_reward
 
 _NAN = np.nan  # what the worse clip scores for the other caption is never asked
@@ -24,8 +21,8 @@ def _scores(*pairs) -> np.ndarray:
 
 
 def test_captions_are_complete():
-  assert reward_report.held_out_pairs(8, on_frames=True).omit_probability == 0.0
-  config = reward_report.held_out_pairs(9, on_frames=False)
+  assert reward_pairs.held_out_pairs(8, on_frames=True).omit_probability == 0.0
+  config = reward_pairs.held_out_pairs(9, on_frames=False)
   assert (config.count, config.on_frames, config.through_codec, config.milder_probability) == (9, False, 4, 0.0)
 
 
@@ -90,21 +87,8 @@ def _clips() -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, (2, 2, 1, 64, 64, 3), np.uint8)
 
 
-def _score_pairs() -> None:
-  from experiments.evaluate import reward as evaluate_reward
-
-  loaded = folder.load_reward("reward", fps=16.0, dtype=jnp.float32)
-  rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
-  pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
-  score = jax.jit(functools.partial(evaluate_reward.pair_scores, loaded))
-  np.save("scores.npy", score(loaded.params, pairs, reward_text.caption_tokens(loaded.prompt)))
-
-
 def test_scores_of_pairs_are_the_rewards_own(tmp_path):
   save_reward(tmp_path / "reward", "hpsv3")
-  process = start_function(tmp_path, _score_pairs, jax_settings=quick_compilation(tmp_path / "compiled"))
-  process.join()
-  assert process.exitcode == 0, result_of(process.exitcode, tmp_path)
   loaded = folder.load_reward(tmp_path / "reward", fps=16.0, dtype=jnp.float32)
   frame_score = jax.jit(lambda *given: loaded.reward.frame_scores(*given)[0, 0])
   conditions = [loaded.reward.init(loaded.params, loaded.prompt(shapes.caption(*scene))) for scene in _SCENES]
@@ -114,5 +98,9 @@ def test_scores_of_pairs_are_the_rewards_own(tmp_path):
     [[score(caption, clips[pair]) for clips in (better, worse)] for caption in (pair, 1 - pair)] for pair in range(2)
   ]
   assert len({float(x) for x in np.ravel(expected)}) == 8
-  # Two programs: one takes all clips at once and is compiled without optimisations.
-  np.testing.assert_allclose(np.load(tmp_path / "scores.npy")[..., 0], expected, rtol=2e-4, atol=2e-4)
+  rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
+  pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
+  captions = reward_text.caption_tokens(loaded.prompt)
+  found = jax.jit(lambda params: reward_pairs.pair_scores(params, "image", loaded, pairs, captions))(loaded.params)
+  # Two programs: one takes all clips at once.
+  np.testing.assert_allclose(found[..., 0], expected, rtol=2e-4, atol=2e-4)

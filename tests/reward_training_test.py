@@ -1,59 +1,54 @@
 """A whole training of a reward, as a user runs it, of a model narrow enough for a test."""
 
-import csv
 import dataclasses
-import functools
-import sys
+import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.rewards import folder, hpsv3, videoalign
+from experiments.train import reward
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.table import REWARDS
 from tests import small_rewards
-from tests.command_line import REPOSITORY, quick_compilation, result_of, start_function
-
-_MODULES = {"hpsv3": hpsv3, "videoalign": videoalign}
 
 
-def _train_narrow(name: str, *arguments: str) -> None:
-  from experiments.train import reward as train_reward
-  from streamt1_jax.cli import common
-
-  config, narrow = _MODULES[name].shapes_config(), small_rewards.BACKBONE
-  backbone = dataclasses.replace(
-    narrow,
-    vision=dataclasses.replace(narrow.vision, patch_size=8),
-    decoder=dataclasses.replace(narrow.decoder, vocab_size=config.backbone.decoder.vocab_size),
+def _narrow(config):
+  backbone = small_rewards.BACKBONE
+  return dataclasses.replace(
+    config,
+    backbone=dataclasses.replace(
+      backbone,
+      vision=dataclasses.replace(backbone.vision, patch_size=8),
+      decoder=dataclasses.replace(backbone.decoder, vocab_size=config.backbone.decoder.vocab_size),
+    ),
   )
-  _MODULES[name].shapes_config = lambda: dataclasses.replace(config, backbone=backbone)
-  train_reward.score_statistics = functools.partial(train_reward.score_statistics, batches=2)
-  sys.argv = ["experiments/train_reward.py", f"--reward={name}", *arguments]
-  common.run(train_reward.main)
 
 
 @pytest.mark.parametrize(
   ("name", "options", "learns_to_compare"),
   [("hpsv3", [], False), ("videoalign", ["--windows=9", "--comparing_weight=1"], True)],
 )
-def test_two_steps(tmp_path, name, options, learns_to_compare):
-  arguments = [
-    f"--codec_dir={REPOSITORY}/checkpoints/tiny/codec", "--run_dir=run", "--steps=2", "--pairs=4", "--through_codec=0",
-    "--log_every=1", *options,
-  ]  # fmt: skip
-  settings = quick_compilation(tmp_path / "compiled")
-  process = start_function(tmp_path, _train_narrow, name, *arguments, jax_settings=settings)
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
-  assert result.code == 0, result
-  with (tmp_path / "run/loss.csv").open() as file:
-    rows = list(csv.DictReader(file))
-  assert [row["step"] for row in rows] == ["1", "2"]
+def test_two_steps(tmp_path, monkeypatch, capsys, name, options, learns_to_compare):
+  # The program trains the one size of the shapes world, which takes minutes.
+  spec = REWARDS[name]
+  training = spec.training._replace(config=lambda: _narrow(spec.training.config()))
+  monkeypatch.setattr(reward, "REWARDS", {**REWARDS, name: dataclasses.replace(spec, training=training)})
+  code = reward.main(
+    [
+      f"--reward={name}", f"--run_dir={tmp_path / 'run'}", "--steps=2", "--pairs=4", "--through_codec=0",
+      "--log_every=1", "--score_batches=2", *options,
+    ]
+  )  # fmt: skip
+  assert code == 0, capsys.readouterr().err
+  first, *curve = map(json.loads, (tmp_path / "run/loss.jsonl").read_text().splitlines())
+  assert first["settings"]["reward"] == name
+  assert [row["step"] for row in curve] == [1, 2]
   # Readers begin with zeros, which give every word of the vocabulary the same odds.
   loaded = folder.load_reward(tmp_path / "run/reward", fps=16.0, dtype=jnp.float32)
   words = loaded.params["backbone"]["decoder"]["token_embedding"].shape[0]
   for reader, odds in (("words", words), ("correction", words), ("truth", 2)):
-    np.testing.assert_allclose(float(rows[0][reader]), np.log(odds), rtol=1e-4)
+    np.testing.assert_allclose(curve[0][reader], np.log(odds), rtol=1e-4)
   # A reader without a weight stays as it is.
   for reader in ("correction", "truth"):
-    assert (float(rows[1][reader]) != float(rows[0][reader])) == learns_to_compare
+    assert (curve[1][reader] != curve[0][reader]) == learns_to_compare

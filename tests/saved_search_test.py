@@ -70,7 +70,7 @@ def _run(folder, *, until, save_at, sizes=(), warn=pytest.fail):
   """Goes on from the newest save, up to `until`, and leaves as a kill would; returns where it began, and all chunks."""
   params, _, models = _inputs(sizes)
   with SavedSearch(folder, SETTINGS) as saved:
-    progress = saved.restore(drivers.abstract_state(params, models, SEARCH, _seed(sizes)), warn)
+    progress = saved.restore(drivers.abstract_state(params, models, SEARCH, _seed(sizes), num_chunks=NUM_CHUNKS), warn)
     start, traces = progress or (None, [[] for _ in range(2 if sizes else 1)])
     first = len(traces[0])
     for state, trace in itertools.islice(_states(sizes, start), until - first):
@@ -127,7 +127,7 @@ def test_on_a_mesh(tmp_path):
   assert first == 4
   _assert_same(traces, sizes)
   params, _, models = _inputs(sizes)
-  abstract = drivers.abstract_state(params, models, SEARCH, _seed(sizes))
+  abstract = drivers.abstract_state(params, models, SEARCH, _seed(sizes), num_chunks=NUM_CHUNKS)
   state, _ = next(_states(sizes))
   same = lambda x, y: x.sharding.is_equivalent_to(y.sharding, len(x.shape))
   assert jax.tree.all(jax.tree.map(same, abstract, state))

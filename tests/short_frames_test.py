@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+from experiments.evaluate import compare_short_frames
+from streamt1_jax.evaluation import decisions
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import selection
 from tests import small_search
-from tests.command_line import quick_compilation, result_of, save_model, start, start_function
+from tests.command_line import save_model
 
 _SEED, _CHUNKS = 5, 2
 
@@ -25,46 +27,30 @@ class _SmallPipeline(Pipeline):
     return small_search.condition(num_chunks)._replace(image_reward={"match": ()})
 
 
-def _compare() -> None:
-  """Prints decisions of a comparison, and those of searches that see so many frames."""
-  from experiments.evaluate.compare_short_frames import decide
-  from streamt1_jax.evaluation import comparison
-
-  search, pipeline = small_search.SEARCH, _SmallPipeline.make()
-  plain = lambda decision: [decision.survivors.tolist(), decision.short.tolist()]
-  compared = decide(pipeline, search, [3, 1], _CHUNKS, "", _SEED)
-  searched = []
-  for number, chunks in ((3, _CHUNKS), (1, 1)):
-    image = dataclasses.replace(pipeline.models.image_reward, num_frames=number)
-    of_number = dataclasses.replace(pipeline, models=dataclasses.replace(pipeline.models, image_reward=image))
-    traces = of_number.stream(of_number.condition("", _CHUNKS), search, num_chunks=chunks, seed=_SEED)
-    searched.append([plain(comparison.Decision.of(trace)) for trace in traces])
-  print(json.dumps({"compared": [[plain(d) for d in chunk] for chunk in compared], "searched": searched}))
+def _searched(pipeline: Pipeline, frames: int, chunks: int) -> list[decisions.Decision]:
+  """Decisions of a search whose image reward sees `frames` frames of a chunk."""
+  image = dataclasses.replace(pipeline.models.image_reward, num_frames=frames)
+  of_number = dataclasses.replace(pipeline, models=dataclasses.replace(pipeline.models, image_reward=image))
+  traces = of_number.stream(of_number.condition("", _CHUNKS), small_search.SEARCH, num_chunks=chunks, seed=_SEED)
+  return [decisions.Decision.of(trace) for trace in traces]
 
 
-def test_decisions_are_those_of_searches(tmp_path):
-  process = start_function(tmp_path, _compare, jax_settings=quick_compilation(tmp_path / "compiled"))
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
-  assert result.code == 0, result
-  found = json.loads(result.stdout.splitlines()[-1])
-  all_frames, one_frame = ([chunk[index] for chunk in found["compared"]] for index in range(2))
+def test_decisions_are_those_of_searches():
+  pipeline = _SmallPipeline.make()
+  compared = decisions.decide(pipeline, small_search.SEARCH, [3, 1], _CHUNKS, "", _SEED)
+  plain = lambda decided: [(decision.survivors.tolist(), decision.short.tolist()) for decision in decided]
+  all_frames, one_frame = (plain(chunk[index] for chunk in compared) for index in range(2))
   # The second chunk as well: it grows from the winners of all frames.
-  assert all_frames == found["searched"][0]
-  assert one_frame[:1] == found["searched"][1]
+  assert all_frames == plain(_searched(pipeline, 3, _CHUNKS))
+  assert one_frame[:1] == plain(_searched(pipeline, 1, 1))
   assert all(one[1] != whole[1] for one, whole in zip(one_frame, all_frames, strict=True))
 
 
-def test_program(tmp_path):
-  save_model(tmp_path / "tiny")
-  arguments = ("--checkpoint=tiny", "--frames=12,1", "--num_prompts=2", "--seconds=0.5")
-  process = start(
-    tmp_path, *arguments, program="compare_short_frames", jax_settings=quick_compilation(tmp_path / "compiled")
-  )
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
-  assert result.code == 0, result
-  printed = json.loads(result.stdout.splitlines()[-1])
+def test_program(tmp_path, capsys):
+  model = save_model(tmp_path / "tiny")
+  arguments = [f"--checkpoint={model}", "--frames=12,1", "--num_prompts=2", "--seconds=0.5", "--mesh=data:1"]
+  assert compare_short_frames.main(arguments) == 0, capsys.readouterr().err
+  printed = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert printed["settings"] == {
     "split": "tune",
     "prompts": 2,

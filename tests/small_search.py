@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.chunk_step import Models
-from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
-from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.generator import Models
+from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.state import Condition
 
 MODEL = ModelConfig(
@@ -85,17 +83,15 @@ def random_leaf(path, leaf, generator: np.random.Generator) -> np.ndarray:
 @functools.cache
 def backbone(model: ModelConfig = MODEL, seed: int = 0) -> tuple[nnx.GraphDef, dict]:
   """Graph definition and random float32 parameters."""
-  graphdef, state = nnx.split(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)
+  graphdef, shapes = abstract_backbone(model)
   generator = np.random.default_rng(seed)
   fill = lambda path, leaf: random_leaf(path, leaf, generator)
-  return graphdef, jax.tree_util.tree_map_with_path(fill, nnx.to_pure_dict(state))
+  return graphdef, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 @functools.cache
 def models(model: ModelConfig = MODEL) -> Models:
-  frame = (model.backbone.latent_channels, model.latent_height, model.latent_width)
-  noise = gaussian_noise(model.latent_shape, len(model.schedule.denoising_steps))
-  return Models(model, backbone(model)[0], LatentCodec(frame), ImageMatch(), WindowChecksum(), noise)
+  return make_models(model, ImageMatch(), WindowChecksum())
 
 
 def params(model: ModelConfig = MODEL) -> dict:

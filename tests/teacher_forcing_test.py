@@ -10,8 +10,8 @@ from flax import nnx
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.backbone.schedule import time_features
-from streamt1_jax.chunk_step import velocity
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.execution import Execution
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.training.teacher_forcing import chunk_velocity, clip_velocity
 from tests import small_search as small
@@ -55,12 +55,12 @@ def _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid, moved=
 @jax.jit
 def _stream_chunk(params, memory, noisy, clean, features, first_frame, text, flags):
   """Velocity of the noisy chunk; then the clean chunk goes into the memory."""
-  models = small.models()
-  memory, _ = memory_sinking.evict(memory, models.rotary, small.MODEL, SEARCH)
-  view = memory_sinking.view(memory)
-  flow, _ = velocity(models, params, noisy, features, first_frame, text, view)
-  _, chunk = velocity(models, params, clean, CONTEXT_FEATURES, first_frame, text, view)
-  return flow, memory_sinking.commit(memory, chunk, flags, first_frame, small.MODEL), memory.frame, memory.count
+  generator, chunk_index = small.models().generator, first_frame // small.MODEL.chunk_frames
+  memory, _ = generator.open(memory, SEARCH)
+  context = chunk_index, text, generator.view(memory), Execution()
+  flow, _ = generator.velocity(params["backbone"], noisy, features, *context)
+  chunk = generator.clean_pass(params["backbone"], clean, *context)
+  return flow, generator.commit(memory, chunk, flags, chunk_index), memory.frame, memory.count
 
 
 def _stream(noisy, clean, visible, appended):

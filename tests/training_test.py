@@ -1,25 +1,25 @@
 """The training loop: an interrupted run, resumed, is the run that was not interrupted. And what the programs refuse."""
 
-import csv
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from etils import epath
 
+from experiments.evaluate import compare_search, compare_short_frames
+from experiments.evaluate import reward as evaluate_reward
+from experiments.train import dit, export_checkpoint, reward, tokenizer, vae
+from streamt1_jax import shipped
 from streamt1_jax.config import ConfigError
 from streamt1_jax.training import loop
-from tests.command_line import result_of, start
+from streamt1_jax.training import tokenizer as tokenizer_training
+from streamt1_jax.training.loop import Run
 
 
-@pytest.fixture
-def run_flags(tmp_path):
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS(["test", f"--run_dir={tmp_path}"])
-  with flagsaver.flagsaver(run_dir=str(tmp_path), checkpoint_every=3, log_every=2):
-    yield
+def _run(folder, **settings) -> Run:
+  return Run(epath.Path(folder), {"seed": 0} | settings, checkpoint_every=3, log_every=2)
 
 
 @jax.jit
@@ -29,9 +29,10 @@ def update(carry, step):
   return carry, {"norm": jnp.linalg.norm(carry["x"])}
 
 
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(run_flags, tmp_path):
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
   start = {"x": jnp.ones(4)}
-  undisturbed = loop.run_steps(start, update, 8, tmp_path / "whole")
+  whole, resumed = _run(tmp_path / "whole"), _run(tmp_path / "resumed")
+  undisturbed = loop.run_steps(start, update, 8, whole)
 
   class Killed(Exception):
     pass
@@ -42,80 +43,101 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(run_flags, tmp_path):
     return update(carry, step)
 
   with pytest.raises(Killed):
-    loop.run_steps(start, dies_at_step_5, 8, tmp_path / "resumed")
+    loop.run_steps(start, dies_at_step_5, 8, resumed)
+  # Checkpoints are written after 1, 3 and 6 steps; the newest before the kill is the one after 3.
+  assert [row["step"] for row in resumed.curve()] == [2, 4]
   resumed_from = []
 
   def remembers(carry, step):
     resumed_from.append(int(step))
     return update(carry, step)
 
-  resumed = loop.run_steps(start, remembers, 8, tmp_path / "resumed")
-  # Checkpoints are written after 1, 3 and 6 steps; the newest before the kill is the one after 3.
+  after = loop.run_steps(start, remembers, 8, resumed)
   assert resumed_from == [3, 4, 5, 6, 7]
-  np.testing.assert_array_equal(resumed["x"], undisturbed["x"])
+  np.testing.assert_array_equal(after["x"], undisturbed["x"])
+  assert resumed.curve() == whole.curve()
 
 
-def test_the_curve_is_a_table_and_a_picture(run_flags, tmp_path):
-  run_dir = loop.start_run()
-  loop.run_steps({"x": jnp.ones(4)}, update, 8, run_dir)
-  loop.plot_curve(run_dir, ["norm"], "a test", ylabel="norm")
-  with (tmp_path / "loss.csv").open() as file:
-    assert [row["step"] for row in csv.DictReader(file)] == ["2", "4", "6", "8"]
+def test_the_curve_is_a_table_and_a_picture(tmp_path):
+  run = _run(tmp_path)
+  loop.plot_curve(run, ["norm"], "nothing yet")
+  assert list(tmp_path.iterdir()) == []
+  loop.run_steps({"x": jnp.ones(4)}, update, 8, run)
+  loop.plot_curve(run, ["norm"], "a test", ylabel="norm")
+  first, *rows = map(json.loads, (tmp_path / "loss.jsonl").read_text().splitlines())
+  assert first == {"settings": {"seed": 0}}
+  assert [row["step"] for row in rows] == [2, 4, 6, 8]
+  assert all(row["norm"] > 0 for row in rows)
   assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-  assert "--checkpoint_every=3" in (tmp_path / "flags.txt").read_text()
 
 
-def test_a_run_is_not_resumed_as_another(run_flags, tmp_path):
-  loop.start_run()
-  with flagsaver.flagsaver(checkpoint_every=4):
-    loop.start_run()
-  with flagsaver.flagsaver(seed=7), pytest.raises(ConfigError, match="--seed=0 there, --seed=7 here"):
-    loop.start_run()
-  assert "--seed=0" in (tmp_path / "flags.txt").read_text()
+def test_a_loss_that_is_not_finite_is_a_gap(tmp_path):
+  run = _run(tmp_path)
+  loop.run_steps({"x": jnp.ones(4)}, lambda carry, step: (carry, {"norm": jnp.log(3.0 - step)}), 6, run)
+  assert [row["norm"] is None for row in run.curve()] == [False, True, True]
+  loop.plot_curve(run, ["norm"], "a test")
+  assert (tmp_path / "loss.png").exists()
+
+
+def test_a_run_is_not_resumed_as_another(tmp_path):
+  loop.run_steps({"x": jnp.ones(4)}, update, 2, _run(tmp_path))
+  with pytest.raises(ConfigError, match=f"--run_dir={tmp_path} was made with seed 0, not 7; give the same flags"):
+    _run(tmp_path, seed=7).curve()
+
+
+def test_tokenizer(tmp_path, capsys):
+  """The shipped model, byte for byte."""
+  assert tokenizer.main([f"--output={tmp_path / 'deep/tokenizer.model'}"]) == 0
+  assert (tmp_path / "deep/tokenizer.model").read_bytes() == (shipped.checkpoint() / "tokenizer.model").read_bytes()
+  assert "64 pieces, longest caption 13" in capsys.readouterr().out
+  assert len(tokenizer_training.captions()) == 1152 + 2 * 576 + 288
+
+
+_DIT = ["--run_dir=run", "--codec_dir=."]
 
 
 @pytest.mark.parametrize(
   ("program", "arguments", "fragments"),
   [
-    ("train_vae", ["--preset=golden", "--run_dir=run"], ["--preset=golden", "backbone alone"]),
-    ("train_dit", ["--preset=bench_mid", "--run_dir=run", "--codec_dir=codec"], ["--preset=bench_mid"]),
-    ("train_dit", ["--init_from=missing", "--run_dir=file/run", "--codec_dir=codec"], ["file/run", "Not a directory"]),
-    ("train_dit", ["--run_dir=run", "--codec_dir=codec", "--step_weights=1"], ["--step_weights must be 4", "(1.0,)"]),
-    ("train_dit", ["--run_dir=run", "--codec_dir=codec", "--ema_decay=1.5"], ["--ema_decay=1.5", "[0.0, 1.0]"]),
-    ("train_vae", ["--run_dir=run", "--clip_frames=18"], ["--clip_frames", "multiple of 4 more", "18"]),
-    ("train_reward", ["--reward=clip", "--run_dir=run"], ["--reward=clip", "hpsv3|videoalign"]),
-    (
-      "train_reward",
-      ["--reward=hpsv3", "--run_dir=run", "--init_from=missing"],
-      ["missing", "folder of a reward model"],
-    ),
-    ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--codec_dir=missing"], ["missing does not exist"]),
-    ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--emphasis=turn:2"], ["--emphasis", "turn:2", "color, "]),
-    ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--emphasis=blur"], ["--emphasis", "'blur'", "background:3"]),
-    ("train_reward", ["--reward=hpsv3", "--run_dir=run", "--windows=9"], ["--windows=9", "for videoalign"]),
-    ("train_reward", ["--reward=videoalign", "--run_dir=run", "--windows=9,5"], ["--windows", "'5'", "9..477"]),
-    ("evaluate_reward", ["--reward_dir=missing"], ["missing", "folder of a reward model"]),
-    ("compare_search", ["--output=file/rows.jsonl"], ["--output=file/rows.jsonl", "cannot be written"]),
-    ("compare_search", ["--output=rows.jsonl", "--beam_size=1", "--top_k=1"], ["single candidate"]),
-    ("compare_short_frames", ["--frames=3,6"], ["--frames=3,6", "falling numbers in 1..12"]),
-    ("compare_short_frames", ["--frames=13,1"], ["--frames=13,1", "1..12"]),
-    ("compare_short_frames", ["--frames=6,few"], ["--frames=6,few"]),
-    ("compare_short_frames", ["--frames=6,3"], ["--frames=6,3", "the first is 12"]),
-    ("compare_short_frames", ["--frames=12,0"], ["--frames=12,0", "1..12"]),
-    ("compare_short_frames", ["--short_frames=3"], ["--short_frames", "--frames"]),
-    ("train_tokenizer", ["--output=file/tokenizer.model"], ["--output=file/tokenizer.model", "cannot be written"]),
-    ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=d"], ["--tokenizer=d", "file"]),
-    ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=file"], ["a does not exist"]),
-    ("export_checkpoint", ["--codec_dir=a", "--dit_dir=b", "--output=c", "--dtype=int8"], ["--dtype=int8", "float16"]),
+    (vae, ["--preset=golden", "--run_dir=run"], ["--preset=golden", "backbone alone"]),
+    (vae, ["--run_dir=run", "--clip_frames=18"], ["--clip_frames", "multiple of 4 more", "18"]),
+    (vae, ["--run_dir=run", "--init_from=missing"], ["--init_from=missing is not a folder"]),
+    (dit, ["--run_dir=run"], ["--codec_dir", "must have a value"]),
+    (dit, ["--preset=bench_mid", *_DIT], ["--preset=bench_mid"]),
+    (dit, ["--run_dir=file/run", "--codec_dir=."], ["--run_dir=file/run", "Not a directory"]),
+    (dit, ["--run_dir=run", "--codec_dir=missing"], ["--codec_dir=missing is not a folder"]),
+    (dit, [*_DIT, "--init_from=file"], ["--init_from=file is not a folder"]),
+    (dit, [*_DIT, "--step_weights=1"], ["--step_weights must be 4", "(1.0,)"]),
+    (dit, [*_DIT, "--ema_decay=1.5"], ["--ema_decay=1.5", "[0.0, 1.0]"]),
+    (reward, ["--reward=clip", "--run_dir=run"], ["--reward=clip", "hpsv3|videoalign"]),
+    (reward, ["--reward=hpsv3", "--run_dir=run", "--init_from=missing"], ["missing", "folder of a reward model"]),
+    (reward, ["--reward=hpsv3", "--run_dir=run", "--codec_dir=missing"], ["--codec_dir=missing is not a folder"]),
+    (reward, ["--reward=hpsv3", "--run_dir=run", "--emphasis=turn:2"], ["--emphasis", "turn:2", "color, "]),
+    (reward, ["--reward=hpsv3", "--run_dir=run", "--emphasis=blur"], ["--emphasis", "'blur'", "background:3"]),
+    (reward, ["--reward=hpsv3", "--run_dir=run", "--windows=9"], ["--windows=9", "for videoalign"]),
+    (reward, ["--reward=videoalign", "--run_dir=run", "--windows=9,5"], ["--windows", "'5'", "9..477"]),
+    (tokenizer, ["--output=file/tokenizer.model"], ["--output=file/tokenizer.model", "cannot be written"]),
+    (export_checkpoint, ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=d"], ["--tokenizer=d", "file"]),
+    (export_checkpoint, ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=file"], ["a does not exist"]),
+    (export_checkpoint, ["--codec_dir=a", "--dit_dir=b", "--output=c", "--dtype=int8"], ["--dtype=int8", "float16"]),
+    (evaluate_reward, ["--reward_dir=missing"], ["missing", "folder of a reward model"]),
+    (compare_search, ["--output=file/rows.jsonl"], ["--output=file/rows.jsonl", "cannot be written"]),
+    (compare_search, ["--output=rows.jsonl", "--beam_size=1", "--top_k=1"], ["single candidate"]),
+    (compare_short_frames, ["--frames=3,6"], ["--frames=3,6", "falling numbers in 1..12"]),
+    (compare_short_frames, ["--frames=13,1"], ["--frames=13,1", "1..12"]),
+    (compare_short_frames, ["--frames=6,few"], ["--frames=6,few"]),
+    (compare_short_frames, ["--frames=6,3"], ["--frames=6,3", "the first is 12"]),
+    (compare_short_frames, ["--frames=12,0"], ["--frames=12,0", "1..12"]),
+    (compare_short_frames, ["--short_frames=3"], ["--short_frames", "--frames"]),
   ],
+  ids=lambda value: value.__name__.partition(".")[2] if hasattr(value, "main") else None,
 )
-def test_bad_input(tmp_path, program, arguments, fragments):
+def test_bad_input(tmp_path, monkeypatch, capsys, program, arguments, fragments):
+  monkeypatch.chdir(tmp_path)
   (tmp_path / "file").write_text("in the way")
-  process = start(tmp_path, *arguments, program=program)
-  process.join()
-  result = result_of(process.exitcode, tmp_path)
-  assert result.code == 2, result
-  assert len(result.stderr.splitlines()) == 1, result.stderr
+  assert program.main(arguments) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ")
   for fragment in fragments:
-    assert fragment in result.stderr
-  assert {path.name for path in tmp_path.iterdir()} == {"file", ".stdout", ".stderr"}
+    assert fragment in line
+  assert [path.name for path in tmp_path.iterdir()] == ["file"]

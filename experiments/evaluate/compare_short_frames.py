@@ -3,8 +3,8 @@
   python -m experiments.evaluate.compare_short_frames --split=test --num_prompts=16 --seconds=5
 
 Every chunk of a search is decided once with all frames and once with each smaller number of `--frames`, from the same
-beams and the same noises; the search goes on with the winners of all frames. Prints a Markdown table and, last, one
-JSON line, by number of frames:
+beams and the same noises; the search goes on with the winners of all frames. The program prints a Markdown table and,
+in the last line, JSON. By number of frames:
 
   chunks          chunks compared
   same_best       share of them with the same best candidate
@@ -12,97 +12,74 @@ JSON line, by number of frames:
   same_order      share of the pairs of candidates that the image reward alone puts into the same order
 """
 
-import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tqdm
 from absl import flags
 
-from streamt1_jax import drivers
-from streamt1_jax.cli import common, search_flags
-from streamt1_jax.config import ConfigError, SearchConfig
-from streamt1_jax.data import shapes
-from streamt1_jax.evaluation import comparison
-from streamt1_jax.pipeline import Pipeline
-
-_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
-_SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
-_NUM_PROMPTS = common.define_integer("num_prompts", 16, "Captions.", 1, 10_000)
-_SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")
-_SEED = common.define_integer("seed", 0, "Choice of captions, and seed of the first prompt.", 0, 10**9)
-_FRAMES = flags.DEFINE_list("frames", ["12", "6", "3", "1"], "Numbers of frames to compare, all of a chunk first.")
-flags.adopt_module_key_flags(search_flags)
-
-# Seeds grow by 1000 a chunk: prompts with videos of up to 100 chunks share none.
-_SEED_STEP = 100_000
+from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
+from streamt1_jax.config import ConfigError, require_video_model
+from streamt1_jax.evaluation import decisions
+from streamt1_jax.io.checkpoint import load_config
 
 
-def decide(
-  pipeline: Pipeline, search: SearchConfig, frames: list[int], chunks: int, caption: str, seed: int
-) -> list[list[comparison.Decision]]:
-  """[chunks][numbers of frames] decisions; the search goes on with the first number's winners."""
-  condition = pipeline.condition(caption, chunks)
-  image = pipeline.models.image_reward
-  choices = [
-    dataclasses.replace(pipeline.models, image_reward=dataclasses.replace(image, num_frames=n)) for n in frames
-  ]
-  state = drivers.jitted_init_state(pipeline.params, np.int32(seed), pipeline.models, search)
-  decided = []
-  for chunk in range(chunks):
-    after, decisions = None, []
-    for models in choices:
-      # A step takes its state's buffers.
-      given = jax.tree.map(jnp.copy, state)
-      found, trace = pipeline.step(pipeline.params, given, condition, models, search, first=chunk == 0)
-      drivers.check_usable(trace, chunk, seed)
-      after = found if after is None else after
-      decisions.append(comparison.Decision.of(trace))
-    state = after
-    decided.append(decisions)
-  return decided
+def define_flags(values: flags.FlagValues) -> None:
+  """The captions, the numbers of frames, and the flags of a search."""
+  caption_flags.define(values, "num_prompts", 16)
+  frames = "Numbers of frames to compare, all of a chunk first."
+  flag_types.define_list(values, "frames", ["12", "6", "3", "1"], frames)
+  search_flags.define(values)
 
 
-def read_frames(longest: int) -> list[int]:
+def read_frames(values: flags.FlagValues, longest: int) -> list[int]:
   """The numbers of `--frames`. Raises ConfigError unless they fall, from `longest`, all frames of a chunk."""
-  given = ",".join(_FRAMES.value)
   try:
-    numbers = [int(number) for number in _FRAMES.value]
+    numbers = [int(number) for number in values.frames]
   except ValueError:
     numbers = []
   if len(numbers) < 2 or numbers != sorted(set(numbers), reverse=True) or numbers[0] != longest or numbers[-1] < 1:
     raise ConfigError(
-      f"--frames={given}: give at least two falling numbers in 1..{longest}; the first is {longest}, all of a chunk"
+      f"--frames={','.join(values.frames)}: give at least two falling numbers in 1..{longest}; the first is {longest}, "
+      "all of a chunk"
     )
   return numbers
 
 
-def main() -> None:
-  if flags.FLAGS["short_frames"].present:
+def run(values: flags.FlagValues) -> None:
+  """Decides every chunk of every caption, then prints the shares."""
+  if values["short_frames"].present:
     raise ConfigError("--short_frames is what is compared: give the numbers as --frames")
-  pipeline = search_flags.load_pipeline(common.find_folder(_CHECKPOINT.value))
-  search = search_flags.search_config(pipeline.config)
+  checkpoint = files.find_checkpoint(values.checkpoint)
+  model = load_config(checkpoint)
+  require_video_model(model, f"--checkpoint={checkpoint}")
+  search = search_flags.search_config(values, model)
   if search.num_candidates == 1:
     raise ConfigError("a search with a single candidate has nothing to choose; compare another")
+  frames = read_frames(values, model.codec.temporal_stride * model.chunk_frames)
+  chunks = search_flags.video_chunks(model, seconds=values.seconds)
+  choice = search_flags.reward_choice(values, checkpoint, model)
+  pipeline = search_flags.load_pipeline(values, checkpoint)
   if pipeline.prompts_together > 1:
     raise ConfigError("prompts are compared one after the other: give a --mesh with data:1")
-  frames = read_frames(pipeline.models.codec.num_frames(pipeline.config.chunk_frames, first=False))
-  chunks = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value)
-  captions = shapes.held_out_captions(_SPLIT.value, _NUM_PROMPTS.value, _SEED.value)
+  captions, seeds = caption_flags.captions_and_seeds(values, values.num_prompts)
   pipeline.text.prepare(captions)
   decided = []
-  for index, caption in enumerate(tqdm.tqdm(captions, desc="prompts", file=sys.stderr)):
-    decided += decide(pipeline, search, frames, chunks, caption, _SEED.value + _SEED_STEP * index)
-  report = comparison.agreement(decided, frames)
-  print(comparison.agreement_table(report))
-  rewards = search_flags.reward_settings(pipeline, "float32")
+  for caption, seed in zip(tqdm.tqdm(captions, desc="prompts", file=sys.stderr), seeds, strict=True):
+    command.raise_if_interrupted()
+    decided += decisions.decide(pipeline, search, frames, chunks, caption, seed)
+  report = decisions.agreement(decided, frames)
+  print(decisions.agreement_table(report))
+  rewards = search_flags.reward_settings(values, choice, "float32")
   del rewards["short_frames"]
-  settings = {"split": _SPLIT.value, "prompts": len(captions), "frames": frames, **rewards}
+  settings = {"split": values.split, "prompts": len(captions), "frames": frames, **rewards}
   print(json.dumps({"settings": settings, "results": report}), flush=True)
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+  return command.main(__doc__, define_flags, run, argv)
+
+
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

@@ -12,104 +12,49 @@ judges true clips after a trip through the VAE instead: what the decoder can rea
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tqdm
 from absl import flags
-from etils import epath
 
-from streamt1_jax.cli import common, search_flags
-from streamt1_jax.codec.vae import quantize_frames
-from streamt1_jax.config import ConfigError
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
+from streamt1_jax.evaluation import small_model
 from streamt1_jax.io.video import write_png
-from streamt1_jax.pipeline import Pipeline
 
-_CHECKPOINT = common.define_path("checkpoint", "checkpoints/tiny", "Folder of the model.")
-_SPLIT = flags.DEFINE_enum("split", "tune", shapes.SPLITS, "Whose captions.")
-_NUM_CAPTIONS = common.define_integer("num_captions", 64, "Videos judged.", 1, 10_000)
-_SECONDS = common.define_float("seconds", 5.0, "Length of each video, rounded to whole chunks.")
-_SEED = common.define_integer("seed", 0, "Choice of captions, and seed of the first video.", 0, 10**9)
-_RECONSTRUCT = flags.DEFINE_bool("reconstruct", False, "Judge true clips that went through the VAE.")
-_CONTACT_SHEET = common.define_path("contact_sheet", None, "PNG of the first videos, for looking at.")
-flags.adopt_module_key_flags(search_flags)
-
-# Seeds grow by 1000 a chunk: videos of up to 100 chunks share none.
-_SEED_STEP = 100_000
-_SHEET_VIDEOS, _SHEET_FRAMES = 16, 9
+_SHEET_VIDEOS = 16
 
 
-def generated_videos(pipeline: Pipeline, captions: list[str]) -> Iterator[np.ndarray]:
-  """Frames [T, 64, 64, 3] uint8 of one video per caption, every one from its own seed."""
-  search = search_flags.search_config(pipeline.config)
-  frames = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * pipeline.config.chunk_frames
-  pipeline.text.prepare(captions)
-  seeds = [_SEED.value + _SEED_STEP * index for index in range(len(captions))]
-  together = pipeline.prompts_together
-  for start in range(0, len(captions), together):
-    batch = slice(start, start + together)
-    for video in pipeline.generate_together(captions[batch], seeds[batch], num_latent_frames=frames, search=search):
-      yield video.frames
+def define_flags(values: flags.FlagValues) -> None:
+  """The captions, what is judged, and the flags of a search."""
+  caption_flags.define(values, "num_captions", 64)
+  flag_types.define_switch(values, "reconstruct", False, "Judge true clips that went through the VAE.")
+  flag_types.define_path(values, "contact_sheet", None, "PNG of the first videos, for looking at.")
+  search_flags.define(values)
 
 
-def reconstructed_videos(checkpoint: epath.Path, pipeline: Pipeline, captions: list[str]) -> Iterator[np.ndarray]:
-  """True clips of the captions, encoded and decoded."""
-  config = pipeline.config
-  search = search_flags.search_config(config)
-  length = search_flags.video_chunks(pipeline, search, seconds=_SECONDS.value) * config.chunk_frames
-  codec = common.load_codec(config, checkpoint / "codec")
-  indices = jnp.arange(1 + config.codec.temporal_stride * (length - 1))
-  through = jax.jit(
-    lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1)))
-  )
-  rng = np.random.default_rng(_SEED.value)
-  for caption in captions:
-    start = jnp.asarray(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
-    yield np.asarray(through(shapes.Scene(*map(jnp.int32, shapes.parse_caption(caption)), start=start)))
-
-
-def judge(videos: Iterable[np.ndarray], captions: list[str]) -> dict[str, dict[str, float]]:
-  """Shares per verdict over whole videos and, where there is more than one, in each of the windows of the drift."""
-  whole, windows = [], []
-  for frames, caption in zip(videos, captions, strict=True):
-    attributes = shapes.parse_caption(caption)
-    whole.append(verify.verify(frames, attributes))
-    windows.append(verify.verify_windows(frames, attributes))
-  report = {"whole_video": verify.verify_rates(whole)}
-  if len(windows[0]) > 1:
-    for column, (begin, end) in zip(zip(*windows, strict=True), verify.DRIFT_WINDOWS, strict=False):
-      report[f"{begin}-{end}s"] = verify.verify_rates(column)
-  return report
-
-
-def contact_sheet(videos: list[np.ndarray]) -> np.ndarray:
-  """One row per video: a few frames from first to last."""
-  pick = lambda frames: frames[np.linspace(0, len(frames) - 1, _SHEET_FRAMES).astype(int)]
-  return np.concatenate([np.concatenate(list(pick(frames)), axis=1) for frames in videos])
-
-
-def main() -> None:
-  if _CONTACT_SHEET.value:
-    common.require_writable("contact_sheet", _CONTACT_SHEET.value)
-  checkpoint = common.find_folder(_CHECKPOINT.value)
-  pipeline = search_flags.load_pipeline(checkpoint, num_prompts=_NUM_CAPTIONS.value)
-  frame = pipeline.models.codec.frame_shape()
-  if frame != (shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3):
-    raise ConfigError(f"--checkpoint={checkpoint}: its frames are {frame}, the shapes world's are 64x64 and RGB")
-  captions = shapes.held_out_captions(_SPLIT.value, _NUM_CAPTIONS.value, _SEED.value)
-  if _RECONSTRUCT.value:
-    made = reconstructed_videos(checkpoint, pipeline, captions)
+def run(values: flags.FlagValues) -> None:
+  """Makes the videos, judges them and prints the report."""
+  if values.contact_sheet is not None:
+    files.require_writable("contact_sheet", values.contact_sheet)
+  checkpoint, model = caption_flags.require_shapes_world(values)
+  search = search_flags.search_config(values, model)
+  chunks = search_flags.video_chunks(model, seconds=values.seconds)
+  captions, seeds = caption_flags.captions_and_seeds(values, values.num_captions)
+  if values.reconstruct:
+    made = small_model.reconstructed_videos(checkpoint, model, chunks, captions, values.seed)
   else:
-    made = generated_videos(pipeline, captions)
+    pipeline = search_flags.load_pipeline(values, checkpoint, num_prompts=len(captions))
+    made = small_model.generated_videos(pipeline, search, chunks, captions, seeds)
   videos = list(tqdm.tqdm(made, total=len(captions), desc="videos", file=sys.stderr))
-  report = {"split": _SPLIT.value, "captions": len(captions), "seconds": _SECONDS.value} | judge(videos, captions)
-  print(json.dumps(report), flush=True)
-  if _CONTACT_SHEET.value:
-    write_png(_CONTACT_SHEET.value, contact_sheet(videos[:_SHEET_VIDEOS]))
+  report = {"split": values.split, "captions": len(captions), "seconds": values.seconds}
+  print(json.dumps(report | small_model.judge(videos, captions)), flush=True)
+  if values.contact_sheet is not None:
+    write_png(values.contact_sheet, small_model.contact_sheet(videos[:_SHEET_VIDEOS]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  return command.main(__doc__, define_flags, run, argv)
 
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

@@ -3,97 +3,56 @@
   python -m experiments.measure.reward_cost --topology=v6e:1x1
   python -m experiments.measure.reward_cost --reward=hpsv3 --beam_size=4
 
-No TPU is needed, only its compiler (`pip install -e '.[tpu]'`), and no weights. Every row is one call of the search on
-one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
+It needs the compiler for TPUs (`pip install -e '.[tpu]'`), but no TPU and no weights. Every row is one call of the
+search on one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
 HPSv3 sees frames of a chunk, VideoAlign some of the frames of a window.
 
-TFLOP are counted from shapes (see `streamt1_jax.rewards.flop`), tokens that fill up a prompt included.
+TFLOP are counted from shapes (see `streamt1_jax.rewards.qwen2_vl.flop`), tokens that fill up a prompt included.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from absl import flags
 
-from streamt1_jax.cli import common
-from streamt1_jax.measuring import reward_calls, tpu_compiler
-from streamt1_jax.rewards import flop, folder
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.cli import command, flag_types
+from streamt1_jax.io import markdown
+from streamt1_jax.measuring import full_size_rewards, tpu_compiler
 
-_REWARD = flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Only this one; both by default.")
-_TOPOLOGY = flags.DEFINE_string("topology", "v6e:1x1", "Chips to compile for, one of which is used; v6e has 32 GB.")
-_TOP_K = common.define_integer("top_k", 2, "Beams.", 1)
-_BEAM_SIZE = common.define_integer("beam_size", 2, "Candidates per beam.", 1)
-_DTYPE = flags.DEFINE_enum(
-  "dtype", "bfloat16", ["bfloat16", "float32", "int8"], "Of weights; activations of int8 are bfloat16."
-)
-
-_FRAME = (480, 832, 3)
-_FPS = 16
-_LENGTHS = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
+_COLUMNS = ("reward", "frames", "arguments, GB", "temporary, GB", "peak, GB", "TFLOP per candidate")
 
 
-def rewards() -> dict[str, Any]:
-  return {"hpsv3": HPSv3(), "videoalign": VideoAlign(_FPS)}
+def define_flags(values: flags.FlagValues) -> None:
+  """The calls, and what they are compiled for."""
+  which = "Only this reward; both by default."
+  flag_types.define_choice(values, "reward", None, list(full_size_rewards.FRAMES), which)
+  chips = "Chips to compile for, one of which is used; v6e has 32 GB."
+  flag_types.define_string(values, "topology", "v6e:1x1", chips)
+  flag_types.define_integer(values, "top_k", 2, "Beams.", 1)
+  flag_types.define_integer(values, "beam_size", 2, "Candidates per beam.", 1)
+  dtype = "Dtype of weights; activations of int8 are bfloat16."
+  flag_types.define_choice(values, "dtype", "bfloat16", ["bfloat16", "float32", "int8"], dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """One call; bytes per chip."""
-
-  reward: str
-  frames: int
-  arguments: int
-  temporary: int
-  peak: int
-  tflop: float
-
-
-def compile_call(name: str, frames: int, device: Any) -> Row:
-  """One call on all candidates, compiled for `device`."""
-  reward = rewards()[name]
-  dtype = jnp.dtype(_DTYPE.value)
-  prompt = tpu_compiler.prompt_shapes(reward, dtype)
-  past, chunk = reward_calls.clip_shapes(reward, frames, _TOP_K.value, _BEAM_SIZE.value, _FRAME)
-  on_device = jax.sharding.SingleDeviceSharding(device)
-  # As in a search, prompts are embedded on the host.
-  params = folder.without_table(folder.abstract_params(reward.config, dtype))
-  call = jax.jit(reward_calls.judge(reward), in_shardings=on_device, out_shardings=on_device)
-  memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
-  return Row(
-    name,
-    frames,
-    memory.argument_size_in_bytes,
-    memory.temp_size_in_bytes,
-    memory.peak_memory_in_bytes,
-    flop.candidate_flop(reward, frames, _FRAME[:2], tpu_compiler.text_tokens(name)) / 1e12,
-  )
+def run(values: flags.FlagValues) -> None:
+  """Prints a line of the table as soon as its call is compiled."""
+  device = tpu_compiler.get_devices(values.topology)[0]
+  print(markdown.head(_COLUMNS), flush=True)
+  for name, lengths in full_size_rewards.FRAMES.items():
+    for frames in lengths if values.reward in (None, name) else ():
+      cost = full_size_rewards.compile_call(
+        name, frames, values.top_k, values.beam_size, jnp.dtype(values.dtype), device
+      )
+      memory = (f"{size / 1e9:.2f}" for size in (cost.arguments, cost.temporary, cost.peak))
+      print(markdown.row([name, str(frames), *memory, f"{cost.tflop:.1f}"]), flush=True)
 
 
-def table() -> Iterator[str]:
-  """Lines of the table, each as soon as it is compiled."""
-  device = tpu_compiler.get_devices(_TOPOLOGY.value)[0]
-  columns = ("reward", "frames", "arguments, GB", "temporary, GB", "peak, GB", "TFLOP per candidate")
-  yield f"| {' | '.join(columns)} |"
-  yield f"|{'|'.join('---' for _ in columns)}|"
-  for name, lengths in _LENGTHS.items():
-    if _REWARD.value in (None, name):
-      for frames in lengths:
-        row = compile_call(name, frames, device)
-        memory = " | ".join(f"{size / 1e9:.2f}" for size in (row.arguments, row.temporary, row.peak))
-        yield f"| {row.reward} | {row.frames} | {memory} | {row.tflop:.1f} |"
-
-
-def main() -> None:
-  for line in table():
-    print(line, flush=True)
+def main(argv: Sequence[str] | None = None) -> int:
+  return command.main(__doc__, define_flags, run, argv)
 
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

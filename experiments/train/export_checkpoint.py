@@ -4,50 +4,59 @@ python -m experiments.train.export_checkpoint --codec_dir=runs/vae_decoder/param
   --output=checkpoints/tiny
 """
 
-import jax
+import sys
+from collections.abc import Sequence
+
 from absl import flags
 from etils import epath
 from flax import nnx
 
+from streamt1_jax import shipped
 from streamt1_jax.backbone.dit import CausalWanDiT
-from streamt1_jax.cli import common
+from streamt1_jax.cli import command, flag_types, training_flags
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
+from streamt1_jax.convert.engine import abstract_params
 from streamt1_jax.io import atomic, paths
 from streamt1_jax.io.checkpoint import load_params, save_config, save_params
 from streamt1_jax.pipeline import TOKENIZER_FILE
 from streamt1_jax.text.umt5 import UMT5Encoder
-
-FLAGS = flags.FLAGS
-flags.DEFINE_string("preset", "tiny", "Model preset of all parts.")
-common.define_path("codec_dir", None, "What train_vae wrote to params/.", required=True)
-common.define_path("dit_dir", None, "What train_dit wrote to params/.", required=True)
-common.define_path("tokenizer", "checkpoints/tiny/tokenizer.model", "Sentencepiece model.")
-common.define_path("output", None, "Checkpoint folder.", required=True)
-flags.DEFINE_enum("dtype", "float16", ["float16", "bfloat16", "float32"], "Dtype of the stored weights.")
+from streamt1_jax.training.trainer import count_parameters
 
 
-def main() -> None:
-  model, output = common.trainable_preset(FLAGS.preset), epath.Path(FLAGS.output)
-  tokenizer = epath.Path(FLAGS.tokenizer)
-  # Everything is read before anything is written.
+def define_flags(values: flags.FlagValues) -> None:
+  """Where the parts are, and where they go."""
+  flag_types.define_string(values, "preset", "tiny", "Model preset of all parts.")
+  flag_types.define_path(values, "codec_dir", None, "What experiments.train.vae wrote to params/.", required=True)
+  flag_types.define_path(values, "dit_dir", None, "What experiments.train.dit wrote to params/.", required=True)
+  flag_types.define_path(values, "tokenizer", None, "Sentencepiece model; the small model's by default.")
+  flag_types.define_path(values, "output", None, "Checkpoint folder.", required=True)
+  dtypes = ("float16", "bfloat16", "float32")
+  flag_types.define_choice(values, "dtype", "float16", dtypes, "Dtype of the stored weights.")
+
+
+def run(values: flags.FlagValues) -> None:
+  """Reads everything, then writes."""
+  model, output = training_flags.trainable_preset(values.preset), epath.Path(values.output)
+  tokenizer = epath.Path(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE)
   if not tokenizer.is_file():
     raise ConfigError(f"--tokenizer={tokenizer} is not a file")
-  abstract = lambda build: nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
-  codec = abstract(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0)))
-  parts = {"codec": load_params(FLAGS.codec_dir, codec)}
-  dit = epath.Path(FLAGS.dit_dir)
-  parts["backbone"] = load_params(dit / "backbone", abstract(lambda: CausalWanDiT(model, nnx.Rngs(0))))
-  parts["text"] = load_params(dit / "text", abstract(lambda: UMT5Encoder(model.text, nnx.Rngs(0))))
+  dit, codec = epath.Path(values.dit_dir), lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))
+  parts = {"codec": load_params(values.codec_dir, abstract_params(codec))}
+  parts["backbone"] = load_params(dit / "backbone", abstract_params(lambda: CausalWanDiT(model, nnx.Rngs(0))))
+  parts["text"] = load_params(dit / "text", abstract_params(lambda: UMT5Encoder(model.text, nnx.Rngs(0))))
   for name, params in parts.items():
-    save_params(output / name, params, dtype=FLAGS.dtype)
-    print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(params))} parameters")
+    save_params(output / name, params, dtype=values.dtype)
+    print(f"{name}: {count_parameters(params)} parameters")
   if paths.absolute(tokenizer) != paths.absolute(output / TOKENIZER_FILE):
     atomic.replace_bytes(output / TOKENIZER_FILE, tokenizer.read_bytes())
-  save_config(
-    output, model, {"trained_by": "experiments.train.vae, experiments.train.dit", "data": "shapes world, train split"}
-  )
+  made_by = "experiments.train.vae, experiments.train.dit"
+  save_config(output, model, {"trained_by": made_by, "data": "shapes world, train split"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  return command.main(__doc__, define_flags, run, argv)
 
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

@@ -1,109 +1,43 @@
 """Trains the sentencepiece model of the shapes world on all of its captions.
 
-Every word of the world is one piece. Single letters and digits are pieces too, so any English prompt has
-tokens; other characters become the unknown token. Capitals are folded and punctuation reads as a space:
-"A red circle moves left, over a black background." is the caption it looks like. The folding is a table of 40
-rules; the stock lower-casing table of sentencepiece would make the file a hundred times larger.
-
   python -m experiments.train.tokenizer --output=checkpoints/tiny/tokenizer.model
 
-Result: 64 pieces in 1999 bytes, the longest caption is 13 tokens; one second on one CPU core. Nothing is
-random: the same captions and version of sentencepiece give the same bytes.
+Result: 64 pieces in 1999 bytes, the longest caption is 13 tokens; one second on one CPU core. Nothing is random: the
+same captions and version of sentencepiece give the same bytes.
 """
 
-import io
-import itertools
-import pathlib
-import string
-import tempfile
-from collections import Counter
+import sys
+from collections.abc import Sequence
 
-import sentencepiece
-from absl import logging
-from sentencepiece import sentencepiece_model_pb2
+from absl import flags
+from etils import epath
 
-from streamt1_jax.cli import common
+from streamt1_jax.cli import command, files, flag_types
 from streamt1_jax.config import preset
-from streamt1_jax.data import shapes
-from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer
-
-_OUTPUT = common.define_path("output", "checkpoints/tiny/tokenizer.model", "file to write", url=False)
-
-_LETTERS = string.ascii_lowercase + string.digits
-_PUNCTUATION = ".,;:!?\"'()-_/"
-_UNKNOWN_ID = 2
-_SPACE = "▁"  # how sentencepiece writes a space inside a piece
+from streamt1_jax.io import atomic
+from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.training import tokenizer as training
 
 
-def captions() -> list[str]:
-  """Every caption of the world, with and without its size and speed words, each once."""
-  omissions = itertools.product((False, True), repeat=2)
-  texts = (shapes.caption(*scene, *omit) for omit in omissions for scene in shapes.all_scenes())
-  return list(dict.fromkeys(texts))
+def define_flags(values: flags.FlagValues) -> None:
+  """The file."""
+  flag_types.define_path(values, "output", "checkpoints/tiny/tokenizer.model", "File to write.", url=False)
 
 
-def folding_rules() -> str:
-  """Normalisation in sentencepiece's format: hexadecimal code points, source, tab, target."""
-  folds = dict(zip(string.ascii_uppercase, string.ascii_lowercase, strict=True))
-  folds |= dict.fromkeys(_PUNCTUATION, " ")
-  return "".join(f"{ord(source):x}\t{ord(target):x}\n" for source, target in folds.items())
-
-
-def seed_pieces(texts: list[str]) -> dict[str, int]:
-  """Candidate pieces with their counts: the words, a lone space, letters and digits.
-
-  Left to itself the trainer proposes only substrings that two words share, and so never a whole word.
-  """
-  words = Counter(word for text in texts for word in text.split())
-  return {_SPACE + word: count for word, count in words.items()} | dict.fromkeys([_SPACE, *_LETTERS], 1)
-
-
-def train(texts: list[str]) -> bytes:
-  """The serialised unigram model of all seed pieces."""
-  seeds = seed_pieces(texts)
-  model = io.BytesIO()
-  with tempfile.TemporaryDirectory() as folder:
-    rules_file = pathlib.Path(folder, "rules.tsv")
-    rules_file.write_text(folding_rules())
-    seeds_file = pathlib.Path(folder, "seeds.tsv")
-    seeds_file.write_text("".join(f"{piece}\t{count}\n" for piece, count in seeds.items()))
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts),
-      model_writer=model,
-      model_type="unigram",
-      vocab_size=len(seeds) + 3,
-      required_chars=_LETTERS,
-      seed_sentencepieces_file=str(seeds_file),
-      normalization_rule_tsv=str(rules_file),
-      pad_id=PAD_ID,
-      eos_id=END_ID,
-      unk_id=_UNKNOWN_ID,
-      bos_id=-1,
-      num_threads=1,
-      minloglevel=2,
-    )
-  return _without_paths(model.getvalue())
-
-
-def _without_paths(model: bytes) -> bytes:
-  """Drops the names of temporary files that the trainer records, so that equal training gives equal bytes."""
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-  proto.trainer_spec.ClearField("seed_sentencepieces_file")
-  proto.normalizer_spec.ClearField("normalization_rule_tsv")
-  return proto.SerializeToString(deterministic=True)
-
-
-def main() -> None:
-  common.require_writable("output", _OUTPUT.value)
-  texts = captions()
-  model = train(texts)
-  output = pathlib.Path(_OUTPUT.value)
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_bytes(model)
+def run(values: flags.FlagValues) -> None:
+  """Trains, writes, and prints what was made."""
+  files.require_writable("output", values.output)
+  texts = training.captions()
+  model = training.train(texts)
+  atomic.replace_bytes(epath.Path(values.output), model)
   tokenizer = Tokenizer(model, preset("tiny").text.max_len)
   longest = max(tokenizer(text).length for text in texts)
-  logging.info("%s: %d bytes, %d pieces, longest caption %d", output, len(model), tokenizer.vocab_size, longest)
+  print(f"{values.output}: {len(model)} bytes, {tokenizer.vocab_size} pieces, longest caption {longest}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  return command.main(__doc__, define_flags, run, argv)
 
 
 if __name__ == "__main__":
-  common.run(main)
+  sys.exit(main())

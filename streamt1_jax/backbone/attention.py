@@ -14,28 +14,26 @@ one call. The softmax is merged slot by slot; the implementations differ in what
   fold   all heads of a slot at once: the default
   flash  a block of queries of one head, whose scores never leave the core: a Pallas kernel for TPUs, the default there
          if heads are a multiple of 128 wide; elsewhere it is interpreted, for tests
-  triton the same for NVIDIA GPUs, where the width of heads is a power of two; elsewhere interpreted. Never a default:
-         it lowers, and it is tested as interpreted, but no GPU has run it yet
+  triton the same for NVIDIA GPUs, where the width of heads is a power of two; elsewhere it is interpreted. It is never
+         a default: it lowers, and it is tested as interpreted, but no GPU has run it yet
 
-Measured on CPUs: one head after the other keeps a slot's scores in cache and is still up to 1.3 times slower, for its
-many small products; all slots in one product were no faster, and need a branch compiled per number of visible slots.
-
-On a mesh every device attends with its own heads, candidates and beams, and none waits for another.
+Measured on CPUs: one head after the other keeps a slot's scores in cache and is still up to 1.3 times slower, because
+its products are many and small. All slots in one product were no faster, and need a branch per number of visible slots.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from streamt1_jax.backbone import flash_attention, triton_attention
-from streamt1_jax.parallel.sharding import partition_spec
-from streamt1_jax.typing import Keys, Queries, Values
+from streamt1_jax.typing import Implementation, Keys, Queries, Values
 
-Implementation = Literal["fold", "flash", "triton"]
+Divide = Callable[[Callable], Callable]
+"""Makes of attention over all prompts (`_all_prompts`) the same on several devices, such as
+`Execution.divide_attention`."""
 
 
 class MemoryView(NamedTuple):
@@ -73,7 +71,7 @@ def attend_with_memory(
   memory: MemoryView,
   layer: jax.Array,
   implementation: Implementation | None = None,
-  mesh: Mesh | None = None,
+  divide: Divide | None = None,
 ) -> jax.Array:
   """Attention of a chunk to itself (no mask inside it) and to every valid slot of `memory` at block `layer`.
 
@@ -84,19 +82,20 @@ def attend_with_memory(
     memory: slots of the beam.
     layer: int32 scalar.
     implementation: one of the above; None chooses by platform.
-    mesh: devices among which heads, and the candidates, beams and prompts of a `vmap`, are divided.
+    divide: divides heads, and the candidates, beams and prompts of a `vmap`, among devices; None is one device.
+      Hashable; equal for equal devices.
 
   Returns:
     [T, A, D] in q's dtype.
   """
-  call = _one_candidate(implementation, mesh)
+  call = _one_candidate(implementation, divide)
   return call(q * q.shape[-1] ** -0.5, k, v, memory.k, memory.v, memory.count, layer).astype(q.dtype)
 
 
 @functools.cache
-def _one_candidate(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
+def _one_candidate(implementation: Implementation | None, divide: Divide | None) -> Callable:
   """Attention of [T, A, D]; batched over candidates (memory unbatched) or over beams (memory batched)."""
-  candidates = _one_beam(implementation, mesh)
+  candidates = _one_beam(implementation, divide)
 
   @jax.custom_batching.custom_vmap
   def call(q, k, v, *memory):
@@ -108,15 +107,15 @@ def _one_candidate(implementation: Implementation | None, mesh: Mesh | None) -> 
     if not any(batched[3:]):
       return candidates(q, k, v, *memory), True
     memory = _batch(size, batched[3:6], memory[:3]) + memory[3:]
-    return _one_prompt(implementation, mesh)(q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
+    return _one_prompt(implementation, divide)(q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
 
   return call
 
 
 @functools.cache
-def _one_beam(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
+def _one_beam(implementation: Implementation | None, divide: Divide | None) -> Callable:
   """Attention of a beam's candidates [B, T, A, D] with one memory; batched over beams."""
-  beams = _one_prompt(implementation, mesh)
+  beams = _one_prompt(implementation, divide)
 
   @jax.custom_batching.custom_vmap
   def call(q, k, v, mk, mv, count, layer):
@@ -131,14 +130,16 @@ def _one_beam(implementation: Implementation | None, mesh: Mesh | None) -> Calla
 
 
 @functools.cache
-def _one_prompt(implementation: Implementation | None, mesh: Mesh | None) -> Callable:
+def _one_prompt(implementation: Implementation | None, divide: Divide | None) -> Callable:
   """Attention of a prompt's beams [K, B, T, A, D], each with its memory; batched over prompts."""
   all_beams = functools.partial(_all_beams, implementation)
-  all_prompts = functools.partial(_all_prompts if mesh is None else functools.partial(_on_mesh, mesh), all_beams)
+  all_prompts = functools.partial(_all_prompts, all_beams)
+  if divide is not None:
+    all_prompts = divide(all_prompts)
 
   @jax.custom_batching.custom_vmap
   def call(q, k, v, mk, mv, count, layer):
-    if mesh is None:
+    if divide is None:
       return all_beams(q, k, v, mk, mv, count, layer)
     prompt = (x[None] for x in (q, k, v, mk, mv, count))
     return all_prompts(*prompt, layer)[0]
@@ -156,17 +157,6 @@ def _batch(size: int, batched, arrays: tuple) -> tuple:
     x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
     for x, is_batched in zip(arrays, batched, strict=True)
   )
-
-
-def _on_mesh(mesh: Mesh, all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Array:
-  """`_all_prompts` on the devices of a mesh."""
-  spec = lambda x, *axes: partition_spec(mesh, axes, x.shape)
-  queries = spec(q, "prompt", "beam", "candidate", "token", "head")
-  memory = spec(mk, "prompt", "beam", "layer", "slot", "head")
-  specs = (queries, queries, queries, memory, memory, spec(count, "prompt", "beam"), spec(layer))
-  run = functools.partial(_all_prompts, all_beams)
-  local = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
-  return local(q, k, v, mk, mv, count, layer)
 
 
 def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Array:

@@ -14,13 +14,13 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from streamt1_jax.backbone.attention import Implementation
 from streamt1_jax.cli import flag_types
 from streamt1_jax.cli.files import make_folder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.execution import Decoding
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.typing import Implementation
 
 
 def define(values: flags.FlagValues) -> None:

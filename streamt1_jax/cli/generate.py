@@ -51,7 +51,7 @@ from streamt1_jax.cli.files import checkpoint_sha256, find_checkpoint
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.drivers import SearchError
-from streamt1_jax.io import manifest
+from streamt1_jax.io import config_json, manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
@@ -120,7 +120,7 @@ class Plan:
       "checkpoint_sha256": self.checkpoint_sha256,
       "dtype": self.values.dtype,
       **self.rewards,
-      **dataclasses.asdict(self.search),
+      **config_json.to_json_value(self.search),
     }
 
 
@@ -180,7 +180,8 @@ def search_videos(
   with timer.phase("text"):
     conditions = [jax.block_until_ready(pipeline.condition(prompt, length)) for prompt in prompts]
   with timer.phase("load"):
-    state, earlier = saved.restore(pipeline.abstract_state(plan.search, seeds), warn) or (None, [])
+    abstract = pipeline.abstract_state(plan.search, num_chunks=length, seeds=seeds)
+    state, earlier = saved.restore(abstract, warn) or (None, [])
   for chunks, done in zip(traces, earlier):
     chunks.extend(done)
   start = len(traces[0])

@@ -15,12 +15,12 @@ from etils import epath
 from streamt1_jax.cli import device_flags, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.config import video_chunks as chunks_of_length
-from streamt1_jax.drivers import max_chunks
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.selection import RewardChoice
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
 
 # Name and meaning of the flags that are fields of `SearchConfig`.
 _INTEGERS = {
@@ -49,13 +49,12 @@ def define(values: flags.FlagValues) -> None:
     flag_types.define_integer(values, name, getattr(released, name), meaning)
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
-  known = ", ".join((*selection.IMAGE_REWARDS, *selection.VIDEO_REWARDS))
   flag_types.define_string(
     values,
     "reward",
     None,
-    f"Rewards joined by '+'; known are {known}. By default videoalign+hpsv3 if the checkpoint has both and there is a "
-    "search, else quality+coherence.",
+    f"Rewards joined by '+'; known are {', '.join(REWARDS)}. By default {'+'.join(LEARNED_REWARDS)} if the checkpoint "
+    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}.",
   )
   flag_types.define_list(
     values, "reward_weights", None, "Factors of their scores, 1 by default: hpsv3:0.5,videoalign:1."
@@ -134,7 +133,7 @@ def load_pipeline(
 
 def _reward_names(values: flags.FlagValues) -> str | None:
   # Plain streaming chooses nothing, so nothing large is loaded to judge it.
-  default = "+".join(selection.PROMPT_FREE) if values.search == "none" else None
+  default = "+".join(DEFAULT_REWARDS) if values.search == "none" else None
   return default if values.reward is None else values.reward
 
 
@@ -166,7 +165,7 @@ def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent
   """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag."""
   try:
     chunks = chunks_of_length(model, seconds=seconds, num_latent_frames=num_latent_frames)
-    longest = max_chunks(model)
+    longest = model.max_chunks
     if chunks > longest:
       raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {chunks}")
   except (ConfigError, OverflowError) as error:

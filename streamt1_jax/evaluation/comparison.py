@@ -1,15 +1,15 @@
-"""Comparisons of ways to make videos, and of ways to decide: rows in a file, and what they say."""
+"""Does the search choose well? Videos of one caption made in several ways, and what verifiers say of many captions."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from etils import epath
 
-from streamt1_jax.config import ConfigError, SearchConfig
-from streamt1_jax.data import verify
-from streamt1_jax.state import ChunkTrace
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.data import shapes, verify
+from streamt1_jax.io import markdown
+from streamt1_jax.pipeline import Pipeline, Video
 
 METHODS = ("plain", "best_of_n", "search", "oracle_of_n")
 DIFFERENCES = (("search", "plain"), ("search", "best_of_n"), ("best_of_n", "plain"))
@@ -22,43 +22,40 @@ def plain_seeds(seed: int, search: SearchConfig) -> list[int]:
   return list(range(seed, seed + search.num_candidates))
 
 
-def read_rows(path: epath.Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Rows of an earlier run with the same settings; a last line that was cut off does not count.
+def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str, seed: int) -> dict[str, Any]:
+  """Verdicts of every method, and the scores of the video reward, of one caption, as JSON values.
 
-  Raises ConfigError if the file holds something else.
+  A score that is not finite is None.
   """
-  if not path.exists():
-    return []
-  rows = []
-  try:
-    lines = path.read_text().splitlines(keepends=True)
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"--output={path} is not a comparison but something binary; give another file") from error
-  for number, line in enumerate(lines, start=1):
-    if not line.endswith("\n"):
-      break
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
-      raise ConfigError(f"--output={path}, line {number}: not JSON; give another file") from error
-  # The first line is written by a rename, so that one without its end is another program's.
-  if not rows or rows[0] != settings:
-    raise ConfigError(f"--output={path} holds a comparison with other settings; give the same flags or another file")
-  return rows[1:]
-
-
-def write_rows(path: epath.Path, settings: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-  """Writes all lines beside the file, then renames: a row is there whole or not at all."""
-  partial = path.with_name(f".{path.name}.partial")
-  partial.write_text("".join(json.dumps(row) + "\n" for row in (settings, *rows)))
-  partial.replace(path)
+  attributes = shapes.parse_caption(caption)
+  frames = chunks * pipeline.config.chunk_frames
+  generate = lambda how, seed: pipeline.generate(caption, num_latent_frames=frames, search=how, seed=seed)
+  streaming = SearchConfig.streaming(pipeline.config)
+  plain: list[Video] = [generate(streaming, plain_seed) for plain_seed in plain_seeds(seed, search)]
+  searched = generate(search, seed)
+  scores = [video.score for video in plain]
+  best = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
+  verdicts = [verify.verify(video.frames, attributes) for video in plain]
+  finite = lambda score: score if math.isfinite(score) else None
+  return {
+    "caption": caption,
+    "seed": seed,
+    "plain_scores": [finite(score) for score in scores],
+    "search_score": finite(searched.score),
+    "verdicts": {
+      "plain": verdicts[0],
+      "best_of_n": verdicts[best],
+      "search": verify.verify(searched.frames, attributes),
+      "oracle_of_n": {name: any(verdict[name] for verdict in verdicts) for name in verify.VERDICTS},
+    },
+  }
 
 
 def interval(values: np.ndarray, captions: Sequence[str], seed: int = 0) -> dict[str, float]:
   """Mean of [prompts] values and its 95 % percentile bootstrap interval.
 
-  What is drawn anew are the different captions, each with all of its prompts: those are not independent. Where all
-  values are the same a bootstrap has no width; of n times the same verdict, 3 / n is the usual bound.
+  The bootstrap draws different captions, each with all of its prompts, since those are not independent. Where all
+  values are the same it has no width; the usual bound after n equal verdicts is 3 / n.
   """
   _, which = np.unique(np.asarray(captions), return_inverse=True)
   sums, counts = np.bincount(which, values), np.bincount(which)
@@ -84,53 +81,5 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]
 def table(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
   """The summary in Markdown."""
   cell = lambda x: f"{x['mean']:.2f} [{x['low']:.2f}, {x['high']:.2f}]"
-  lines = [f"| | {' | '.join(verify.VERDICTS)} |", "|---" * (len(verify.VERDICTS) + 1) + "|"]
-  for name, of in result.items():
-    lines.append(f"| {name} | {' | '.join(cell(of[verdict]) for verdict in verify.VERDICTS)} |")
-  return "\n".join(lines)
-
-
-class Decision(NamedTuple):
-  """How one chunk was decided.
-
-  Attributes:
-    survivors: [K] int, best first.
-    short: [N] float32 scores of the image reward.
-  """
-
-  survivors: np.ndarray
-  short: np.ndarray
-
-  @classmethod
-  def of(cls, trace: ChunkTrace) -> "Decision":
-    return cls(np.asarray(trace.survivor), np.asarray(trace.candidates.short).ravel())
-
-
-def agreement(decided: list[list[Decision]], frames: list[int]) -> dict[int, dict[str, float]]:
-  """Shares, by number of frames, of decisions equal to those of the first number."""
-  report = {}
-  for index, number in enumerate(frames):
-    pairs = [(decisions[0], decisions[index]) for decisions in decided]
-    share = lambda values: round(float(np.mean(values)), 3)
-    report[number] = {
-      "chunks": len(pairs),
-      "same_best": share([a.survivors[0] == b.survivors[0] for a, b in pairs]),
-      "same_survivors": share([set(a.survivors) == set(b.survivors) for a, b in pairs]),
-      "same_order": share([same_order(a.short, b.short) for a, b in pairs]),
-    }
-  return report
-
-
-def same_order(a: np.ndarray, b: np.ndarray) -> float:
-  """Share of the pairs of entries that are in the same order in `a` and `b`."""
-  first, second = np.triu_indices(len(a), 1)
-  return float(np.mean((a[first] > a[second]) == (b[first] > b[second])))
-
-
-def agreement_table(report: dict[int, dict[str, float]]) -> str:
-  """The report in Markdown."""
-  lines = ["| frames | chunks | same best | same survivors | same order |", "|---|---|---|---|---|"]
-  for number, row in report.items():
-    shares = " | ".join(f"{row[name]:.2f}" for name in ("same_best", "same_survivors", "same_order"))
-    lines.append(f"| {number} | {row['chunks']} | {shares} |")
-  return "\n".join(lines)
+  rows = ([name, *(cell(of[verdict]) for verdict in verify.VERDICTS)] for name, of in result.items())
+  return markdown.table(["", *verify.VERDICTS], rows)

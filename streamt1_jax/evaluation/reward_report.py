@@ -1,21 +1,11 @@
-"""How often a reward is right: the pairs that it is asked about, and what its scores of them say."""
+"""How often a reward is right: what its scores of pairs say."""
 
 import numpy as np
 
+from streamt1_jax.io import markdown
 from streamt1_jax.rewards.videoalign import DIMENSIONS
 from streamt1_jax.training import preferences
-from streamt1_jax.training.preferences import CORRUPTIONS, PairConfig
-
-
-def held_out_pairs(count: int, on_frames: bool) -> PairConfig:
-  """Pairs of which only one clip has a defect; half of them go through the codec.
-
-  Captions are complete, and so none that is right equals a caption of training: scenes are divided by a hash of all six
-  attributes. (Shortened, 93 % of them and more would be captions of training, word for word.) Of single frames this
-  says less: all visible combinations, of size, colour, shape and background, occur in training, with another
-  direction or speed.
-  """
-  return PairConfig(count, on_frames, through_codec=count // 2, omit_probability=0.0, milder_probability=0.0)
+from streamt1_jax.training.preferences import CORRUPTIONS
 
 
 def describe(scores: np.ndarray, late: np.ndarray, kind: str) -> dict[str, float | int]:
@@ -44,8 +34,6 @@ def table(report: dict[str, dict]) -> str:
   """The report in Markdown."""
   columns = ["agreement", "whole_window", "last_chunk_only", *DIMENSIONS, "caption_swapped"]
   columns = [column for column in columns if any(column in row for row in report.values())]
-  lines = [f"| corruption | pairs | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-  for name, row in report.items():
-    cells = [f"{row[column]:.2f}" if column in row else "" for column in columns]
-    lines.append(f"| {name} | {row['pairs']} | {' | '.join(cells)} |")
-  return "\n".join(lines)
+  cell = lambda row, column: f"{row[column]:.2f}" if column in row else ""
+  rows = ([name, str(row["pairs"]), *(cell(row, column) for column in columns)] for name, row in report.items())
+  return markdown.table(["corruption", "pairs", *columns], rows)

@@ -27,10 +27,13 @@ from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
+from streamt1_jax.io.finite import is_finite, refuse
+from streamt1_jax.io.quiet import quiet_orbax
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
 from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
 _CHUNK_BYTES = 16 << 20
 _COMMIT_MARKER = "commit_success.txt"
 
@@ -118,32 +121,31 @@ def load_params(
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored
       leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
   """
-  params = load_arrays(directory, abstract_params, dtype, on_host)
-  check_finite(params, str(epath.Path(directory)))
+  part, params = _load(directory, abstract_params, dtype, on_host)
+  part.require_finite()
   return params
 
 
-def load_arrays(
-  directory: epath.PathLike, abstract_arrays: Any, dtype: Any = None, on_host: Collection[str] = ()
-) -> Any:
+def load_arrays(directory: epath.PathLike, abstract_arrays: Any) -> Any:
   """As `load_params`, for arrays that may hold NaN or Inf."""
+  return _load(directory, abstract_arrays, None, ())[1]
+
+
+def _load(
+  directory: epath.PathLike, abstract_arrays: Any, dtype: Any, on_host: Collection[str]
+) -> tuple[stored_part.StoredPart, Any]:
   wanted, structure = jax.tree.flatten(abstract_arrays, is_leaf=is_quantised)
   stored = jax.tree.unflatten(structure, [_as_stored(leaf) for leaf in wanted])
   part = stored_part.open_part(epath.Path(directory), stored, dtype)
   place = lambda name, leaf: part.read(name) if name in on_host else _place(part, name, leaf)
   arrays = [place(name, leaf) for name, leaf in zip(named_leaves(stored), wanted, strict=True)]
-  return jax.tree.unflatten(structure, arrays)
+  return part, jax.tree.unflatten(structure, arrays)
 
 
 def check_finite(params: Any, source: str) -> None:
-  """Raises ConfigError, naming `source` and the leaves, if a floating leaf of `params` holds NaN or Inf."""
-  floating = {name: leaf for name, leaf in named_leaves(params).items() if jnp.issubdtype(leaf.dtype, jnp.floating)}
-  on_host = {name: leaf for name, leaf in floating.items() if isinstance(leaf, np.ndarray)}
-  on_device = {name: leaf for name, leaf in floating.items() if name not in on_host}
-  finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()} | _finite_on_device(on_device)
-  bad = [name for name in floating if not finite[name]]
-  if bad:
-    raise ConfigError(f"NaN or Inf in {source}: {part_files.list_some(bad)}")
+  """Raises ConfigError, naming `source` and the leaves, if what this process holds of `params` has a NaN or Inf."""
+  finite = lambda leaf: all(is_finite(np.asarray(piece)) for piece in _held_here(leaf))
+  refuse([name for name, leaf in named_leaves(params).items() if not finite(leaf)], source)
 
 
 def model_config_to_dict(model: ModelConfig) -> dict[str, Any]:
@@ -220,6 +222,12 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
+def _held_here(leaf: Any) -> list[Any]:
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return [shard.data for shard in leaf.addressable_shards]
+  return [leaf]
+
+
 def _to_storage(leaf: Any, dtype: Any) -> Any:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     return leaf.astype(target_dtype(leaf.dtype, dtype))
@@ -234,7 +242,7 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
   # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
   save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
-  with stored_part.quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+  with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     checkpointer.save(
       paths.absolute(staging / target.name), args=ocp.args.PyTreeSave(nested(leaves), save_args=save_args)
     )
@@ -300,16 +308,6 @@ def _inside(index: stored_part.Box, box: stored_part.Box, shape: tuple[int, ...]
   """`index`, a part of an array of `shape`, as a part of what `box` holds of that array."""
   pieces = (piece.indices(size) for piece, size in zip(index, shape))
   return tuple(slice(low - axis.start, high - axis.start) for (low, high, _), axis in zip(pieces, box))
-
-
-@jax.jit
-def _all_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  # The maximum is NaN if any value is; `isfinite(leaf).all()` takes half a leaf's memory and far longer.
-  return {name: jnp.isfinite(jnp.abs(leaf).max()) for name, leaf in leaves.items()}
-
-
-def _finite_on_device(leaves: dict[str, jax.Array]) -> dict[str, bool]:
-  return {name: bool(flag) for name, flag in _all_finite(leaves).items()} if leaves else {}
 
 
 def _require_replaceable(target: epath.Path) -> None:

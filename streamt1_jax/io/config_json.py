@@ -9,19 +9,37 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import LATER, ConfigError
 
 Config = TypeVar("Config")
 _SCALAR_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 def to_json_value(value: Any) -> Any:
-  """A dataclass as a dict, a tuple as a list; other values unchanged. `from_json_value` is the inverse."""
+  """A dataclass as a dict, a tuple as a list; other values unchanged. `from_json_value` is the inverse.
+
+  A field that older files lack (`config.LATER`) is left out at its default. A dataclass in a field of type Any, such as
+  `SearchConfig.policy`, has the name of its class under "type": what reads it must know which classes it may be.
+  """
   if dataclasses.is_dataclass(value):
-    return {field.name: to_json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {
+      field.name: _field_to_json(field, getattr(value, field.name))
+      for field in dataclasses.fields(value)
+      if not (_is_later(field) and getattr(value, field.name) == field.default)
+    }
   if isinstance(value, tuple):
     return [to_json_value(item) for item in value]
   return value
+
+
+def _field_to_json(field: dataclasses.Field, item: Any) -> Any:
+  value = to_json_value(item)
+  any_class = field.type in (Any, "Any") and dataclasses.is_dataclass(item)
+  return {"type": type(item).__name__} | value if any_class else value
+
+
+def _is_later(field: dataclasses.Field) -> bool:
+  return LATER.items() <= field.metadata.items()
 
 
 def from_json_value(config_type: type[Config], value: Any, where: str) -> Config:
@@ -40,13 +58,13 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
     raise ConfigError(f"{where} must be an object, got {_shorten(value)}")
   hints = typing.get_type_hints(config_type)
   known = [field.name for field in dataclasses.fields(config_type)]
-  missing = [name for name in known if name not in value]
+  missing = [f.name for f in dataclasses.fields(config_type) if f.name not in value and not _is_later(f)]
   unknown = sorted(set(value) - set(known))
   if missing:
     raise ConfigError(f"{where} lacks {', '.join(missing)}")
   if unknown:
     raise ConfigError(f"{where} has unknown {', '.join(map(_shorten, unknown))}; known: {', '.join(known)}")
-  fields = {name: _parse(hints[name], value[name], f"{where}.{name}") for name in known}
+  fields = {name: _parse(hints[name], value[name], f"{where}.{name}") for name in known if name in value}
   try:
     return config_type(**fields)
   except ConfigError as error:

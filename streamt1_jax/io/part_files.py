@@ -112,11 +112,11 @@ def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]
   return document
 
 
-def require_version(document: Mapping[str, Any], path: epath.Path) -> None:
+def require_version(document: Mapping[str, Any], path: epath.Path, expected: int = FORMAT_VERSION) -> None:
   """Raises ConfigError unless `document`, read from `path`, has the format version this program reads."""
   version = document.get("format_version")
-  if version != FORMAT_VERSION or isinstance(version, bool):
-    raise ConfigError(f"{path}: format_version is {version!r}; this program reads {FORMAT_VERSION}")
+  if version != expected or isinstance(version, bool):
+    raise ConfigError(f"{path}: format_version is {version!r}; this program reads {expected}")
 
 
 def list_some(names: Sequence[str], separator: str = ", ") -> str:

@@ -19,13 +19,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files
+from streamt1_jax.io.finite import is_finite
 
 CHUNK_BYTES = 64 * 2**20
 """Size from which a parameter is stored in several files."""
@@ -142,8 +142,8 @@ class _LeafWriter:
     place = self._chunk[self._filled : self._filled + len(rows)]
     with np.errstate(over="ignore"):  # Overflow becomes Inf, which is reported.
       place[...] = rows
-    if jnp.issubdtype(self._dtype, np.floating) and not np.isfinite(place).all():
-      reason = "NaN or Inf" if not np.isfinite(rows).all() else f"too large for {self._dtype}"
+    if not is_finite(place):
+      reason = "NaN or Inf" if not is_finite(rows) else f"too large for {self._dtype}"
       raise ConfigError(f"the weights hold a value that is {reason}: {self._name}")
     self._filled += len(rows)
 

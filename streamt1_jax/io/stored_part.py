@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
-from absl import logging
 from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files, paths
+from streamt1_jax.io.finite import is_finite, refuse
+from streamt1_jax.io.quiet import quiet_orbax
 
 Box = tuple[slice, ...]
 
@@ -43,10 +43,12 @@ class StoredPart:
   Attributes:
     source: its folder.
     stores: per weight, the values converted to the dtype asked for.
+    not_finite: names of the weights of which a NaN or Inf was read.
   """
 
   source: epath.Path
   stores: Mapping[str, ts.TensorStore]
+  not_finite: set[str] = dataclasses.field(default_factory=set)
 
   def read(self, name: str, box: Box = ()) -> np.ndarray:
     """One weight, or the part of it in `box`: a slice with step 1 for each leading axis, missing ones are whole.
@@ -56,11 +58,12 @@ class StoredPart:
     store = self.stores[name]
     with readable(self.source):
       if not store.rank:
-        return store.read().result()
+        return self._noted(name, store.read().result())
       store = store[box][ts.d[:].translate_to[0]]
       values = aligned_empty(store.shape, store.dtype.numpy_dtype)
       for slab in _slabs(store):
         ts.array(values[slab]).write(store[slab][ts.d[0].translate_to[0]]).result()
+        self._noted(name, values[slab])
     return values
 
   def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
@@ -74,7 +77,16 @@ class StoredPart:
       for slab in _slabs(store):
         first, last = np.searchsorted(rows, (slab.start, slab.stop))
         if last > first:
-          values[first:last] = store[rows[first:last]].read().result()
+          values[first:last] = self._noted(name, store[rows[first:last]].read().result())
+    return values
+
+  def require_finite(self) -> None:
+    """Raises ConfigError, naming the weights, if a NaN or Inf was among what has been read."""
+    refuse([name for name in self.stores if name in self.not_finite], str(self.source))
+
+  def _noted(self, name: str, values: np.ndarray) -> np.ndarray:
+    if not is_finite(values):
+      self.not_finite.add(name)
     return values
 
 
@@ -117,19 +129,6 @@ def readable(source: epath.Path) -> Iterator[None]:
     raise
   except Exception as error:  # Orbax and TensorStore raise many types for one thing: unreadable files.
     raise ConfigError(f"{source} cannot be read: {part_files.first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-  """Hides warnings: those of orbax concern its own formats; what a user can act on becomes a ConfigError."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.FATAL)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      yield
-  finally:
-    logging.set_verbosity(verbosity)
 
 
 def named_leaves(params: Any) -> dict[str, Any]:

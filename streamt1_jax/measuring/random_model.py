@@ -1,9 +1,8 @@
-"""A whole checkpoint of random weights, for programs and tests that need a model and no pictures; and a free judge."""
+"""A whole checkpoint of random weights, for programs and tests that need a model and no pictures."""
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -11,6 +10,7 @@ from flax import nnx
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ModelConfig
+from streamt1_jax.convert.engine import abstract_params
 from streamt1_jax.io import checkpoint
 from streamt1_jax.pipeline import TOKENIZER_FILE
 from streamt1_jax.text.umt5 import UMT5Encoder
@@ -33,17 +33,6 @@ def save(folder: epath.PathLike, model: ModelConfig, tokenizer: epath.PathLike, 
   }
   for name, (scale, build) in parts.items():
     fill = lambda leaf, scale=scale: np.float32(scale) * random.standard_normal(leaf.shape, np.float32)
-    abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(build), nnx.Param))
-    checkpoint.save_params(folder / name, jax.tree.map(fill, abstract))
+    checkpoint.save_params(folder / name, jax.tree.map(fill, abstract_params(build)))
   epath.Path(tokenizer).copy(folder / TOKENIZER_FILE)
   checkpoint.save_config(folder, model, {"source": "random weights"})
-
-
-class ConstantReward:
-  """Scores everything 0, at no cost; ties go to the first candidate."""
-
-  def init(self, params, prompt_features):
-    return ()
-
-  def __call__(self, params, condition, frames, info):
-    return jnp.float32(0.0)

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.rewards.spec import RewardSpec
 
 _SETTINGS = {
   # The compiler asks the cloud what it runs on, and waits, unless it is told. Any slice will do: it is not used.
@@ -21,9 +20,6 @@ _SETTINGS = {
   # No TPU is opened, so there is nothing to keep for one process.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Tokens before the frames; after them with a prompt of 127, filled up to a multiple of 64 (641 and 932 are used);
-# and how many are read (rewards spec, section 2).
-_TEXT = {"hpsv3": (15, 704, 1), "videoalign": (15, 960, 3)}
 
 
 def get_devices(topology: str) -> list[jax.Device]:
@@ -56,18 +52,12 @@ def _host_bounds(topology: str) -> dict[str, tuple[int, int, int]]:
   return {} if all(size % host == 0 for size, host in zip(bounds, (2, 2, 1))) else {"chips_per_host_bounds": bounds}
 
 
-def text_tokens(name: str) -> int:
-  """Length of a sequence of this reward, "hpsv3" or "videoalign", without its pictures."""
-  before, after, _ = _TEXT[name]
-  return before + after
-
-
-def prompt_shapes(reward: HPSv3 | VideoAlign, dtype: jnp.dtype) -> PromptEmbedding:
-  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes.
+def prompt_shapes(spec: RewardSpec, dtype: jnp.dtype) -> PromptEmbedding:
+  """What `init` of a published reward makes of its instruction text with a prompt of 127 tokens, as shapes.
 
   `dtype` is the reward's, as in `load_reward`.
   """
   dtype = jnp.bfloat16 if dtype == jnp.int8 else dtype
-  before, after, read = _TEXT["hpsv3" if isinstance(reward, HPSv3) else "videoalign"]
-  text = lambda length: jax.ShapeDtypeStruct((length, reward.config.backbone.decoder.dim), dtype)
-  return PromptEmbedding(text(before), text(after), jax.ShapeDtypeStruct((read,), jnp.int32))
+  text = lambda length: jax.ShapeDtypeStruct((length, spec.config_type().backbone.decoder.dim), dtype)
+  read = jax.ShapeDtypeStruct((len(spec.text.reward_tokens),), jnp.int32)
+  return PromptEmbedding(*map(text, spec.text.length), read)

@@ -13,13 +13,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
-
-Layout = Sequence[tuple[str, tuple[str, ...]]]
-"""Axes of the arrays of a tree: pairs of a pattern and names in `RULES`.
-
-A pattern is a regular expression for the whole path of an array, its keys joined by "/". The first pattern that fits
-counts. Every device holds all of an array that no pattern fits, and of the axes that are not named.
-"""
+Patterns = tuple[tuple[str, tuple[str, ...]], ...]
+"""Regular expressions for whole paths of arrays, each with the names in `RULES` of those arrays' leading axes."""
 
 _SHARDS = ("model", "seq")
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -42,31 +37,12 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 """Axis of an array to axis or axes of the mesh, None for an axis that every device holds in full."""
 
 _PROJECTIONS = "blocks/(self|cross)_attention"
-# Keys and values of a decoder have few heads. They are small, and no mesh divides all of them, so they stay whole.
-_REWARD_KERNELS = (
-  ("(.*/)?blocks/(qkv|query)/kernel", ("layer", "channel", "head")),
-  ("(.*/)?blocks/out/kernel", ("layer", "head", "channel")),
-  ("(.*/)?blocks/(ffn_in|gate|up)/kernel", ("layer", "channel", "hidden")),
-  ("(.*/)?blocks/(ffn_out|down)/kernel", ("layer", "hidden", "channel")),
-  ("(.*/)?merger/hidden/kernel", ("channel", "hidden")),
-  ("(.*/)?merger/out/kernel", ("hidden", "channel")),
-)
-_REWARD = (
-  *_REWARD_KERNELS,
-  # Kernels in int8 have a scale for each output channel.
-  *((f"{kernel}/values", axes) for kernel, axes in _REWARD_KERNELS),
-  *((f"{kernel}/scale", (*axes[:-2], axes[-1])) for kernel, axes in _REWARD_KERNELS),
-  ("(.*/)?blocks/(qkv|query)/bias", ("layer", "head")),
-  ("(.*/)?blocks/ffn_in/bias", ("layer", "hidden")),
-  ("(.*/)?merger/hidden/bias", ("hidden",)),
-  ("(.*/)?token_embedding", ("word", "channel")),
-)
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
   ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
   (".*", ("beam",)),
 )
-LAYOUTS: Mapping[str, Layout] = {
+ARRAYS: Mapping[str, Patterns] = {
   "backbone": (
     (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "projected")),
     (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "projected")),
@@ -77,10 +53,8 @@ LAYOUTS: Mapping[str, Layout] = {
     ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
-  # One reward, or several under their names. What calls its layers otherwise brings a layout of its own.
-  "reward": _REWARD,
-  "image_reward": _REWARD,
-  "video_reward": _REWARD,
+  "image_reward": (),
+  "video_reward": (),
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
   "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
@@ -90,10 +64,14 @@ LAYOUTS: Mapping[str, Layout] = {
   "state": (
     *((f"beams/memory/({pattern})", axes) for pattern, axes in _MEMORY),
     ("beams/codec/.*", ("beam", "frame", "row", "column", "channel")),
-    ("beams/.*", ("beam",)),
+    ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
-"""The layouts of this package's own trees."""
+"""The axes of the arrays of each tree. The first pattern that fits a path counts.
+
+Every device holds all of an array that no pattern fits, and of the axes that are not named. A reward brings patterns of
+its own, see `RewardSpec.axes`.
+"""
 
 
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
@@ -133,41 +111,41 @@ def sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedShar
   return NamedSharding(mesh, partition_spec(mesh, axes, shape))
 
 
-def tree_shardings(mesh: Mesh, layout: str | Layout, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+def tree_shardings(mesh: Mesh, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
   """The sharding of every array of a tree.
 
   Args:
     mesh: the mesh.
-    layout: the axes of its arrays, or their name in `LAYOUTS`.
+    name: the tree's name in `ARRAYS`, or patterns like those there.
     tree: arrays, or anything with shapes.
     leading: axes that all its arrays have in front of the described ones.
   """
 
   def of_leaf(path, leaf):
-    axes = axes_of(layout, jax.tree_util.keystr(path, simple=True, separator="/"))
+    axes = axes_of(name, jax.tree_util.keystr(path, simple=True, separator="/"))
     return sharding(mesh, (*leading, *axes)[: len(leaf.shape)], leaf.shape)
 
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def axes_of(layout: str | Layout, path: str) -> tuple[str, ...]:
-  """Axes of the array at `path`, its keys joined by "/"."""
-  patterns = LAYOUTS[layout] if isinstance(layout, str) else layout
+def axes_of(name: str | Patterns, path: str) -> tuple[str, ...]:
+  """Axes of the array at `path`, its keys joined by "/", in a tree as in `tree_shardings`."""
+  patterns = ARRAYS[name] if isinstance(name, str) else name
   return next((axes for pattern, axes in patterns if re.fullmatch(pattern, path)), ())
 
 
-def placed(mesh: Mesh | None, layout: str | Layout, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+def placed(mesh: Mesh | None, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
   """The shapes of a tree with the shardings of `tree_shardings`, to load arrays into or to compile for."""
-  shardings = tree_shardings(mesh, layout, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
+  shardings = tree_shardings(mesh, name, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, tree, shardings)
 
 
-def with_shardings(mesh: Mesh | None, layout: str | Layout, tree: T, *, leading: tuple[str, ...] = ()) -> T:
+def with_shardings(mesh: Mesh | None, name: str, tree: T, *, leading: tuple[str, ...] = ()) -> T:
   """A traced tree, constrained to `tree_shardings`; as it is without a mesh."""
   if mesh is None:
     return tree
-  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, layout, tree, leading=leading))
+  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, name, tree, leading=leading))
 
 
 def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
@@ -183,7 +161,7 @@ def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Se
   Args:
     f: takes trees, and returns a tuple of trees.
     mesh: the mesh; without one the result is `f`.
-    inputs: names in `LAYOUTS` of the trees that `f` takes.
+    inputs: names in `ARRAYS` of the trees that `f` takes.
     outputs: names of the trees that it returns.
   """
   if mesh is None:

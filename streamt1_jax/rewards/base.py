@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from streamt1_jax.config import ConfigError
 from streamt1_jax.typing import Frames, Params
 
 
@@ -79,16 +80,34 @@ class VideoReward(Protocol):
     """Score of the window, float32 scalar, higher is better."""
 
 
+PromptReader = Callable[[str], Any]
+"""Turns a caption into the `prompt_features` of `init`, a tree of arrays; on the host.
+
+Raises ConfigError for a caption that the reward cannot read.
+"""
+
+
+def read_nothing(caption: str) -> tuple[()]:
+  """The `PromptReader` of a reward that reads no prompt."""
+  return ()
+
+
+def require_frames(name: str, frames: Frames, least: int) -> None:
+  """Raises ConfigError for frames [N, H, W, 3] with fewer than `least` pixels on a side."""
+  height, width = frames.shape[1:3]
+  if min(height, width) < least:
+    raise ConfigError(f"{name} needs frames of at least {least}x{least}, got {height}x{width}")
+
+
 class LoadedReward(NamedTuple):
   """A reward ready to judge.
 
   Attributes:
     reward: an `ImageReward` or a `VideoReward`.
     params: its weights.
-    prompt: turns a caption into the `prompt_features` of `reward.init`, a tree of arrays; on the host. Raises
-      ConfigError for a caption that the reward cannot read.
+    prompt: reads captions.
   """
 
   reward: ImageReward | VideoReward
   params: Params
-  prompt: Callable[[str], Any]
+  prompt: PromptReader

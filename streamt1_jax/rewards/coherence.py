@@ -15,9 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.config import ConfigError
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_frames
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import Frames, Params
 
+_LEAST_SIDE = 16  # pixels
 _THUMBNAIL = 32  # pixels on the shorter side, at least: blocks of pixels are averaged down to it
 _COLOR_LEVELS = 6  # per channel of the colour histograms
 _VARIANCE_FLOOR = 5e-4  # RGB distance squared: the variance of what a codec's noise leaves in a thumbnail
@@ -54,7 +57,13 @@ class TemporalCoherence:
     return {}
 
   def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> jax.Array:
-    """Score of a window of uint8 RGB frames, H and W at least 16; float32 scalar, finite, at most 1."""
+    """Score of a window of uint8 RGB frames; float32 scalar, finite, at most 1.
+
+    Raises ConfigError for frames of less than 16 pixels on a side, and for a window that is known to be one frame.
+    """
+    require_frames("coherence", window.chunk, _LEAST_SIDE)
+    if isinstance(window.num_past, int) and window.num_frames < 2:
+      raise ConfigError(f"coherence needs at least 2 frames, got {window.num_frames}")
     length = window.chunk.shape[0]
     positions = window.num_past - _REACH + jnp.arange(_REACH + length)
     exists = positions >= 0
@@ -144,3 +153,6 @@ def _distance(first: jax.Array, second: jax.Array) -> jax.Array:
 
 def _root_mean_square(values: jax.Array, exists: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.sum(values**2 * exists) / jnp.maximum(jnp.sum(exists), 1))
+
+
+SPEC = RewardSpec("coherence", "video", make=lambda config, fps: TemporalCoherence())

@@ -1,4 +1,4 @@
-"""HPSv3: how much people would like each frame, given the prompt (rewards spec, section 2).
+"""HPSv3: how much people would like each frame, given the prompt (docs/reference/rewards.md).
 
   frames [Q, H, W, 3] ── bicubic ── vision tower, one slice per frame ──┐
   prompt tokens ── embeddings (once per video) ──────────────────────── decoder ── <|Reward|> ── mu, log sigma
@@ -14,13 +14,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from streamt1_jax.rewards.base import CandidateInfo
+from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
-from streamt1_jax.rewards.qwen2_vl import preprocess
+from streamt1_jax.rewards.qwen2_vl.axes import AXES
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
+from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
 from streamt1_jax.typing import Frames, Params
 
 _PIXELS = 256 * 28 * 28
@@ -41,6 +44,10 @@ class HPSv3Config:
   head_dims: tuple[int, int] = (1024, 16)
   min_pixels: int = _PIXELS
   max_pixels: int = _PIXELS
+
+  def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+    """Size in which a frame of `size` is looked at. Raises ConfigError as `preprocess.smart_resize` does."""
+    return preprocess.smart_resize(*size, self.backbone.vision.token_pixels, self.min_pixels, self.max_pixels)
 
 
 def shapes_config() -> HPSv3Config:
@@ -101,7 +108,7 @@ class HPSv3:
   tokens_at_once: int = 1024
 
   def init(self, params: Params, prompt_features: PromptTokens | PromptEmbedding) -> PromptEmbedding:
-    """Embeds a prompt tokenised by `prompts.RewardPrompt`, or takes it as `folder.EmbeddedPrompt` embedded it."""
+    """Embeds a prompt tokenised by `prompts.RewardPrompt`, or takes what `loading.EmbeddedPrompt` embedded."""
     return self.model(params).backbone.embed_prompt(prompt_features)
 
   def __call__(self, params: Params, condition: PromptEmbedding, chunk: Frames, info: CandidateInfo) -> jax.Array:
@@ -113,8 +120,7 @@ class HPSv3:
 
     Raises ConfigError for frames too elongated for the pixel budget.
     """
-    c, vision = self.config, self.config.backbone.vision
-    size = preprocess.smart_resize(*frames.shape[1:3], vision.token_pixels, c.min_pixels, c.max_pixels)
+    vision, size = self.config.backbone.vision, self.config.resized(frames.shape[1:3])
     grid = preprocess.grid_of(size, vision)
 
     def score(frame: jax.Array) -> jax.Array:
@@ -128,3 +134,60 @@ class HPSv3:
   def model(self, params: Params) -> HPSv3Model:
     """The model that holds `params`; for use inside a transformation."""
     return nnx.merge(graphdef(self.config), params)
+
+
+def candidate_flop(reward: HPSv3, frames: int, size: tuple[int, int], text_tokens: int) -> int:
+  """FLOP of judging a chunk, without the head, which is a millionth of it.
+
+  Args:
+    reward: the reward.
+    frames: frames that are looked at.
+    size: rows and columns of a frame.
+    text_tokens: length of a sequence without its picture.
+  """
+  vision, decoder = reward.config.backbone.vision, reward.config.backbone.decoder
+  patches = math.prod(preprocess.grid_of(reward.config.resized(size), vision))
+  length = text_tokens + patches // vision.merge_size**2
+  return frames * (flop.vision_flop(vision, decoder.dim, patches) + flop.decoder_flop(decoder, length))
+
+
+def initial_params(config: HPSv3Config, seed: int) -> Params:
+  """Fresh weights; the logarithm of sigma is not trained, and is 0."""
+  params = nnx.to_pure_dict(nnx.state(HPSv3Model(config, nnx.Rngs(seed)), nnx.Param))
+  params["head"]["out"]["kernel"] = params["head"]["out"]["kernel"].at[:, 1].set(0.0)
+  return params
+
+
+def with_unit_scores(
+  config: HPSv3Config, params: Params, mean: np.ndarray, std: np.ndarray
+) -> tuple[HPSv3Config, Params]:
+  """Weights whose mu has mean 0 and standard deviation 1 where that of `params` has these, [1] each.
+
+  HPSv3 has no constants for it, so the last layer is rescaled.
+  """
+  out = params["head"]["out"]
+  kernel = out["kernel"].at[:, 0].divide(std[0])
+  bias = out["bias"].at[0].set((out["bias"][0] - mean[0]) / std[0])
+  return config, params | {"head": params["head"] | {"out": {"kernel": kernel, "bias": bias}}}
+
+
+# The text is the instruction followed by the request for the rating.
+TEXT = PublishedText(
+  reward_tokens=("<|Reward|>",),
+  sha256="f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
+  length=(15, 704),
+)
+
+SPEC = RewardSpec(
+  "hpsv3",
+  "image",
+  make=lambda config, fps: HPSv3(config),
+  config_type=HPSv3Config,
+  abstract_params=abstract_params,
+  read_prompt=functools.partial(prompts.read_folder, "hpsv3", TEXT),
+  load=loading.load,
+  axes=AXES,
+  candidate_flop=candidate_flop,
+  text=TEXT,
+  training=Training(shapes_config, graphdef, initial_params, with_unit_scores),
+)

@@ -16,9 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from streamt1_jax.rewards.base import CandidateInfo
+from streamt1_jax.rewards.base import CandidateInfo, require_frames
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import Frames, Params
 
+_LEAST_SIDE = 16  # pixels
 _STRENGTH_FLOOR = 0.1  # of RGB distance: below it an edge is as good as none
 _VARIANCE_FLOOR = 0.003  # of RGB distance squared: what a shape of 40 pixels adds to a 64 x 64 frame
 
@@ -49,7 +51,11 @@ class ImageQuality:
     return {}
 
   def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
-    """Score of uint8 RGB frames [Q, H, W, 3], H and W at least 16; float32 scalar, finite."""
+    """Score of uint8 RGB frames [Q, H, W, 3]; float32 scalar, finite.
+
+    Raises ConfigError for frames of less than 16 pixels on a side.
+    """
+    require_frames("quality", chunk, _LEAST_SIDE)
     return jnp.mean(jax.vmap(self._frame_quality)(chunk.astype(jnp.float32) / 255.0))
 
   def _frame_quality(self, frame: jax.Array) -> jax.Array:
@@ -87,3 +93,6 @@ def edge_strength(edges: jax.Array) -> jax.Array:
 def _of_neighbours(reduce, frame: jax.Array) -> jax.Array:
   rows = functools.reduce(reduce, (frame[:-2], frame[1:-1], frame[2:]))
   return functools.reduce(reduce, (rows[:, :-2], rows[:, 1:-1], rows[:, 2:]))
+
+
+SPEC = RewardSpec("quality", "image", make=lambda config, fps: ImageQuality())

@@ -20,9 +20,9 @@ from etils import epath
 from flax import nnx
 
 from streamt1_jax.config import ConfigError, TextConfig
-from streamt1_jax.io import checkpoint, stored_part
+from streamt1_jax.io import stored_part
 from streamt1_jax.text.tokenizer import Tokenizer, Tokens
-from streamt1_jax.text.umt5 import Block, UMT5Encoder
+from streamt1_jax.text.umt5 import UMT5Encoder
 from streamt1_jax.typing import Params
 
 
@@ -55,8 +55,8 @@ class PromptEncoder:
     self.tokenizer = tokenizer
     self._num_layers, self._text_len = config.num_layers, text_len
     self._weights = stored_part.open_part(directory, nnx.to_pure_dict(nnx.state(encoder, nnx.Param)), dtype)
-    self._block, layer = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))), nnx.Param)
-    self._layer = nnx.to_pure_dict(layer)
+    self._block, layers = nnx.split(encoder.blocks, nnx.Param)
+    self._layers = nnx.to_pure_dict(layers)
     self._norm = nnx.graphdef(encoder.final_norm)
     self._embeddings: dict[str, np.ndarray] = {}
 
@@ -100,17 +100,13 @@ class PromptEncoder:
     return [np.asarray(_run_norm(self._norm, norm, x)) for x in states]
 
   def _read_layer(self, layer: int) -> Params:
+    names, structure = stored_part.named_leaves(self._layers), jax.tree.structure(self._layers)
     one = (slice(layer, layer + 1),)
-    names = stored_part.named_leaves(self._layer)
-    return self._on_device(
-      jax.tree.unflatten(
-        jax.tree.structure(self._layer), [self._weights.read(f"blocks/{name}", one)[0] for name in names]
-      )
-    )
+    return self._on_device(jax.tree.unflatten(structure, [self._weights.read(f"blocks/{n}", one)[0] for n in names]))
 
   def _on_device(self, weights: Params) -> Params:
+    self._weights.require_finite()
     weights = jax.device_put(weights)
-    checkpoint.check_finite(weights, str(self._weights.source))
     gc.collect(0)  # JAX drops its references to host memory, and so the layer before this one, at a collection.
     return weights
 

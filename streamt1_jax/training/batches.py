@@ -17,15 +17,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.data import shapes
-from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.training import noise_coupling
+from streamt1_jax.training.dataset import CHUNKS, Dataset
 
-CHUNKS = 7
-"""Chunks of a whole clip."""
 WINDOW = 2
 """Past chunks in the attention window, besides the sink."""
 COUPLED_STEPS = 2
@@ -37,8 +34,6 @@ ADDED_SINKS = 4
 """Most sinks that a search adds to the first: 15 latent frames of `SearchConfig.max_sink_frames` are five chunks."""
 PERIOD = 16
 """Chunks after which the world repeats: it does after 64 frames, 16 latent frames, so after 16 chunks of any size."""
-CODEC_FRAMES = 640
-"""Frames encoded at once; a bound on memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +62,6 @@ class BatchConfig:
   ambiguous_weight: float
   extra_context_probability: float
   added_sinks_probability: float
-
-
-class Dataset(NamedTuple):
-  """Encoded training clips; M scenes of the split "train".
-
-  Attributes:
-    attributes: [M, 6] int32 attribute indices, in the order of `shapes.Attributes`.
-    clips: [M, starts, 7, F, C, H, W] float32 latents of whole clips.
-    first: [M, 16, F, C, H, W] float32 latents of first chunks from every start position.
-    tokens: [M, 4, X] int32 captions: complete, without size, without speed, without both.
-  """
-
-  attributes: jax.Array
-  clips: jax.Array
-  first: jax.Array
-  tokens: jax.Array
 
 
 class ClipBatch(NamedTuple):
@@ -127,49 +106,6 @@ class FirstChunkBatch(NamedTuple):
   step: jax.Array
   tokens: jax.Array
   attributes: jax.Array
-
-
-def encode_scenes(codec, attributes: np.ndarray, starts: np.ndarray, num_frames: int) -> np.ndarray:
-  """Latents `[n, F', C, H, W]` of clips with `attributes [n, 6]` from `starts [n, 2]`, in slices that fit in memory.
-
-  `codec` maps frames `[T, height, width, 3]` in [-1, 1] to latents.
-  """
-
-  @jax.jit
-  def encode(attributes, starts):
-    scene = lambda a, s: shapes.Scene(*(a[i] for i in range(6)), start=s)
-    frames = jax.vmap(lambda a, s: shapes.render(scene(a, s), jnp.arange(num_frames)))(attributes, starts)
-    return jax.vmap(codec)(2.0 * frames - 1.0)
-
-  slice_size = max(1, CODEC_FRAMES // num_frames)
-  padded = -len(attributes) % slice_size
-  pad = lambda x: np.concatenate([x, np.repeat(x[-1:], padded, axis=0)])
-  pieces = zip(*(np.split(pad(x), len(pad(x)) // slice_size) for x in (attributes, starts)), strict=True)
-  return np.concatenate([np.asarray(encode(a, s)) for a, s in pieces])[: len(attributes)]
-
-
-def encode_dataset(model: ModelConfig, codec, starts_per_scene: int, seed: int) -> dict[str, np.ndarray]:
-  """`clips` and `first` of a `Dataset`; whole clips begin at so many of the 16 start positions, drawn per scene."""
-  attributes = np.asarray(shapes.scenes_in("train"), np.int32)
-  rng, starts, shape = np.random.default_rng(seed), shapes.START_POSITIONS, model.latent_shape
-  frames = lambda chunks: 1 + model.codec.temporal_stride * (model.chunk_frames * chunks - 1)
-  chosen = np.concatenate([starts[rng.permutation(len(starts))[:starts_per_scene]] for _ in attributes])
-  clips = encode_scenes(codec, np.repeat(attributes, starts_per_scene, axis=0), chosen, frames(CHUNKS))
-  every = np.tile(starts, (len(attributes), 1))
-  first = encode_scenes(codec, np.repeat(attributes, len(starts), axis=0), every, frames(1))
-  return {
-    "clips": clips.reshape(len(attributes), starts_per_scene, CHUNKS, *shape),
-    "first": first.reshape(len(attributes), len(starts), *shape),
-  }
-
-
-def make_dataset(latents: dict[str, np.ndarray], tokenizer: Tokenizer) -> Dataset:
-  """The dataset of what `encode_dataset` encoded."""
-  attributes = np.asarray(shapes.scenes_in("train"), np.int32)
-  omissions = ((False, False), (True, False), (False, True), (True, True))
-  ids = lambda a: [tokenizer(shapes.caption(*map(int, a), *omit)).ids for omit in omissions]
-  tokens = np.stack([np.stack(ids(a)) for a in attributes])
-  return Dataset(*map(jnp.asarray, (attributes, latents["clips"], latents["first"], tokens)))
 
 
 def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array) -> ClipBatch:

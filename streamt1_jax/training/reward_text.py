@@ -15,24 +15,25 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from streamt1_jax.data import shapes
-from streamt1_jax.rewards import prompts
-from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.table import REWARDS
 
 TEMPLATES = {
   "hpsv3": PromptTemplate(
     "shapes_hpsv3",
     "Does the picture show this, drawn well? {text_prompt} Score: <|Reward|>",
-    prompts.REWARD_TOKENS["hpsv3"],
+    REWARDS["hpsv3"].text.reward_tokens,
   ),
   "videoalign": PromptTemplate(
     "shapes_videoalign",
     "How clear are the frames? <|VQ_reward|> How steady is the motion? <|MQ_reward|> "
     "Does the video show this? {text_prompt} <|TA_reward|>",
-    prompts.REWARD_TOKENS["videoalign"],
+    REWARDS["videoalign"].text.reward_tokens,
   ),
 }
-"""By reward. The names in them are not the published models': their texts are ours."""
+"""By reward. The models they name are not the published ones: these texts are ours."""
 
 _CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 _CHAT_WORDS = ("system\nYou are a helpful assistant.", "user\n")

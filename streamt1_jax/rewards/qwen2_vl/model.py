@@ -45,7 +45,7 @@ class PromptEmbedding(NamedTuple):
   reward_index: jax.Array
 
 
-# Of one candidate; at full size a slice has 1008, whose attention scores take 65 MB.
+# For one candidate. At full size a slice has 1008 patches, whose attention scores take 65 MB.
 _PATCHES_AT_ONCE = 2048
 
 
@@ -67,17 +67,51 @@ class Qwen2VL(nnx.Module):
       return tokens
     return PromptEmbedding(self.decoder.embed(tokens.before), self.decoder.embed(tokens.after), tokens.reward_index)
 
-  def see(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Media tokens [S * N / 4, M] of the patches [S, N, V] of S slices, a few slices at a time."""
-    most = max(1, _PATCHES_AT_ONCE // patches.shape[1])
-    batch = whole_batch(patches.shape[0], most)
-    media = jax.lax.map(lambda one: self.vision(one[None], grid)[0], patches, batch_size=batch)
+  def see(self, patches: jax.Array, grid: tuple[int, int], count: jax.Array | None = None) -> jax.Array:
+    """Media tokens of slices, a few slices at a time.
+
+    Args:
+      patches: [S, N, V] of S slices.
+      grid: rows and columns of patches of every slice.
+      count: int32 scalar in 1..S, how many of the slices count; None for all. The others need not be computed, and
+        their tokens mean nothing, but are finite.
+
+    Returns:
+      [S * N / 4, M].
+    """
+    slices = patches.shape[0]
+    batch = whole_batch(slices, max(1, _PATCHES_AT_ONCE // patches.shape[1]))
+    if batch == slices:
+      media = self.vision(patches, grid)
+      return media.reshape(-1, media.shape[-1])
+
+    def add_batch(index: jax.Array, media: jax.Array) -> jax.Array:
+      some = jax.lax.dynamic_slice_in_dim(patches, index * batch, batch)
+      return jax.lax.dynamic_update_slice_in_dim(media, self.vision(some, grid), index * batch, 0)
+
+    shape = (slices, patches.shape[1] // self.vision.config.merge_size**2, self.decoder.config.dim)
+    empty = jnp.zeros(shape, self.vision.patch_embedding.kernel.dtype)
+    media = jax.lax.fori_loop(0, slices // batch if count is None else -(-count // batch), add_batch, empty)
     return media.reshape(-1, media.shape[-1])
 
-  def read(self, prompt: PromptEmbedding, media: jax.Array) -> jax.Array:
-    """Hidden states [R, M] of the reward tokens of one sequence with media tokens [Z, M]; `vmap` for several."""
+  def read(self, prompt: PromptEmbedding, media: jax.Array, count: jax.Array | None = None) -> jax.Array:
+    """Hidden states of the reward tokens of one sequence; `vmap` for several.
+
+    Args:
+      prompt: the text around the media.
+      media: [Z, M] media tokens.
+      count: int32 scalar in 0..Z, how many of them exist; None for all. The text after them begins where they end, so
+        that its positions are those of a shorter sequence. What is left of the others follows the text, and causal
+        attention hides it from all that is read.
+
+    Returns:
+      [R, M].
+    """
+    end = prompt.before.shape[0] + (media.shape[0] if count is None else count)
     sequence = jnp.concatenate([prompt.before, media, prompt.after])
-    return self.decoder(sequence, prompt.before.shape[0] + media.shape[0] + prompt.reward_index)
+    if count is not None:
+      sequence = jax.lax.dynamic_update_slice_in_dim(sequence, prompt.after, end, 0)
+    return self.decoder(sequence, end + prompt.reward_index)
 
 
 _QUANTISED = r"(vision|decoder)/blocks/\w+/kernel|vision/merger/\w+/kernel"

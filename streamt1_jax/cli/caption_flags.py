@@ -1,0 +1,40 @@
+"""The flags of programs that make a video of each of many captions of the shapes world."""
+
+from __future__ import annotations
+
+from absl import flags
+from etils import epath
+
+from streamt1_jax.cli import files, flag_types
+from streamt1_jax.config import ConfigError, ModelConfig, require_video_model
+from streamt1_jax.data import shapes
+from streamt1_jax.io.checkpoint import load_config
+
+# Seeds grow by 1000 a chunk: captions with videos of up to 100 chunks share none.
+_SEED_STEP = 100_000
+
+
+def define(values: flags.FlagValues, count: str, default: int, lower: int = 1) -> None:
+  """Defines them; `count` names the flag of how many captions there are, `default` of them and at least `lower`."""
+  flag_types.define_checkpoint(values)
+  flag_types.define_choice(values, "split", "tune", shapes.SPLITS, "Whose captions.")
+  flag_types.define_integer(values, count, default, "Captions, each with a video of its own.", lower, 10_000)
+  flag_types.define_float(values, "seconds", 5.0, "Length of each video, rounded to whole chunks.")
+  flag_types.define_integer(values, "seed", 0, "Choice of captions, and seed of the first video.", 0, 10**9)
+
+
+def require_shapes_world(values: flags.FlagValues) -> tuple[epath.Path, ModelConfig]:
+  """The checkpoint and its model. Raises ConfigError unless its videos have the size of the shapes world's."""
+  checkpoint = files.find_checkpoint(values.checkpoint)
+  model = load_config(checkpoint)
+  require_video_model(model, f"--checkpoint={checkpoint}")
+  size = tuple(model.codec.spatial_stride * cells for cells in (model.latent_height, model.latent_width))
+  if size != (shapes.FRAME_SIZE, shapes.FRAME_SIZE):
+    raise ConfigError(f"--checkpoint={checkpoint}: its frames are {size[0]}x{size[1]}, the shapes world's are 64x64")
+  return checkpoint, model
+
+
+def captions_and_seeds(values: flags.FlagValues, count: int) -> tuple[list[str], list[int]]:
+  """`count` held-out captions, and the seed of each one's video."""
+  captions = shapes.held_out_captions(values.split, count, values.seed)
+  return captions, [values.seed + _SEED_STEP * index for index in range(count)]

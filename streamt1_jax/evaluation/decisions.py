@@ -1,0 +1,83 @@
+"""How fewer frames change the decisions of a search: each chunk decided several ways from the same beams and noises."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from streamt1_jax import drivers
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.io import markdown
+from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.state import ChunkTrace
+
+
+class Decision(NamedTuple):
+  """How one chunk was decided.
+
+  Attributes:
+    survivors: [K] int, best first.
+    short: [N] float32 scores of the image reward.
+  """
+
+  survivors: np.ndarray
+  short: np.ndarray
+
+  @classmethod
+  def of(cls, trace: ChunkTrace) -> "Decision":
+    return cls(np.asarray(trace.survivor), np.asarray(trace.candidates.short).ravel())
+
+
+def decide(
+  pipeline: Pipeline, search: SearchConfig, frames: list[int], chunks: int, caption: str, seed: int
+) -> list[list[Decision]]:
+  """[chunks][numbers of frames] decisions; the search goes on with the first number's winners."""
+  condition = pipeline.condition(caption, chunks)
+  image = pipeline.models.image_reward
+  choices = [
+    dataclasses.replace(pipeline.models, image_reward=dataclasses.replace(image, num_frames=n)) for n in frames
+  ]
+  state = drivers.jitted_init_state(pipeline.params, np.int32(seed), pipeline.models, search)
+  decided = []
+  for chunk in range(chunks):
+    after, decisions = None, []
+    for models in choices:
+      # A step takes its state's buffers.
+      given = jax.tree.map(jnp.copy, state)
+      found, trace = drivers.jitted_chunk_step(pipeline.params, given, condition, models, search, first=chunk == 0)
+      drivers.check_usable(trace, chunk, seed)
+      after = found if after is None else after
+      decisions.append(Decision.of(trace))
+    state = after
+    decided.append(decisions)
+  return decided
+
+
+def agreement(decided: list[list[Decision]], frames: list[int]) -> dict[int, dict[str, float]]:
+  """Shares, by number of frames, of decisions equal to those of the first number."""
+  report = {}
+  for index, number in enumerate(frames):
+    pairs = [(decisions[0], decisions[index]) for decisions in decided]
+    share = lambda values: round(float(np.mean(values)), 3)
+    report[number] = {
+      "chunks": len(pairs),
+      "same_best": share([a.survivors[0] == b.survivors[0] for a, b in pairs]),
+      "same_survivors": share([set(a.survivors) == set(b.survivors) for a, b in pairs]),
+      "same_order": share([same_order(a.short, b.short) for a, b in pairs]),
+    }
+  return report
+
+
+def same_order(a: np.ndarray, b: np.ndarray) -> float:
+  """Share of the pairs of entries that are in the same order in `a` and `b`."""
+  first, second = np.triu_indices(len(a), 1)
+  return float(np.mean((a[first] > a[second]) == (b[first] > b[second])))
+
+
+def agreement_table(report: dict[int, dict[str, float]]) -> str:
+  """The report in Markdown."""
+  shares = lambda row: [f"{row[name]:.2f}" for name in ("same_best", "same_survivors", "same_order")]
+  rows = ([str(number), str(row["chunks"]), *shares(row)] for number, row in report.items())
+  return markdown.table(["frames", "chunks", "same best", "same survivors", "same order"], rows)

@@ -1,0 +1,52 @@
+"""The reward models at full size: one call of each, compiled for a TPU that is not there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from streamt1_jax.measuring import reward_calls, tpu_compiler
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import REWARDS
+
+FRAMES = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
+"""By reward, the numbers of frames of a chunk or of a window that are measured."""
+_FRAME = (480, 832, 3)
+_FPS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What one call takes.
+
+  Attributes:
+    arguments: bytes per chip of weights, prompt and frames.
+    temporary: bytes per chip that are needed in between.
+    peak: bytes per chip, the most at one time.
+    tflop: of one candidate.
+  """
+
+  arguments: int
+  temporary: int
+  peak: int
+  tflop: float
+
+
+def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: jnp.dtype, device: jax.Device) -> Cost:
+  """One call of the reward `name` on all candidates, compiled for `device`."""
+  spec = REWARDS[name]
+  reward, prompt = spec.make(spec.config_type(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
+  past, chunk = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, _FRAME)
+  on_device = jax.sharding.SingleDeviceSharding(device)
+  # As in a search, prompts are embedded on the host.
+  params = loading.without_table(spec.abstract_params(spec.config_type(), dtype))
+  call = jax.jit(reward_calls.judge(spec.kind, reward), in_shardings=on_device, out_shardings=on_device)
+  memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
+  return Cost(
+    memory.argument_size_in_bytes,
+    memory.temp_size_in_bytes,
+    memory.peak_memory_in_bytes,
+    spec.candidate_flop(reward, frames, _FRAME[:2], sum(spec.text.length)) / 1e12,
+  )

@@ -1,0 +1,91 @@
+"""From the sizes of a model to what a search calls: `make_models` puts the static half together, without any weights.
+
+ModelConfig ── graph definitions ──┐
+rewards ───────────────────────────┼── Models, static under `jit`
+Execution ─────────────────────────┘
+ModelConfig ── abstract_params ─────── shapes of the weights, to load them or to compile for them
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.codec.base import Codec, LatentCodec
+from streamt1_jax.codec.streaming import StreamingDecoder
+from streamt1_jax.codec.vae import VideoDecoder
+from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig
+from streamt1_jax.execution import Execution
+from streamt1_jax.generator import Models
+from streamt1_jax.noise_propagation import DrawNoise, gaussian_noise
+from streamt1_jax.rewards.base import ImageReward, VideoReward
+from streamt1_jax.sampling import SAMPLERS
+from streamt1_jax.typing import Params
+from streamt1_jax.wan_generator import WanGenerator
+
+
+def make_models(
+  config: ModelConfig,
+  image_reward: ImageReward,
+  video_reward: VideoReward,
+  *,
+  execution: Execution | None = None,
+  draw_noise: DrawNoise | None = None,
+) -> Models:
+  """The static half of a search over a Wan model; no weights are made.
+
+  Args:
+    config: sizes. A model without a codec is searched in latent space: its frames are its latent frames.
+    image_reward: gives the short-term score.
+    video_reward: gives the long-term score.
+    execution: on which devices, and how; one device by default.
+    draw_noise: seed to noise; standard normal draws by default.
+
+  Raises:
+    ConfigError: there is no sampler of the name that the schedule gives.
+  """
+  if config.schedule.sampler not in SAMPLERS:
+    raise ConfigError(f"schedule.sampler must be one of {', '.join(SAMPLERS)}, got {config.schedule.sampler!r}")
+  execution = execution or Execution()
+  return Models(
+    generator=WanGenerator(config, abstract_backbone(config)[0]),
+    codec=_codec(config, frame_by_frame=execution.decoding != "together"),
+    image_reward=image_reward,
+    video_reward=video_reward,
+    draw_noise=draw_noise or gaussian_noise(config.latent_shape, len(config.schedule.denoising_steps)),
+    sampler=SAMPLERS[config.schedule.sampler],
+    execution=execution,
+  )
+
+
+def _codec(config: ModelConfig, *, frame_by_frame: bool) -> Codec:
+  if config.codec is None:
+    return LatentCodec(config.latent_shape[1:])
+  size = config.latent_height, config.latent_width
+  return StreamingDecoder(abstract_decoder(config.codec)[0], config.codec, size, frame_by_frame=frame_by_frame)
+
+
+@functools.cache
+def abstract_backbone(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
+  """Graph definition of the causal DiT, and the shapes of its weights in float32 as a nested dict."""
+  return _abstract(lambda: CausalWanDiT(config, nnx.Rngs(0)))
+
+
+@functools.cache
+def abstract_decoder(config: CodecConfig) -> tuple[nnx.GraphDef, Params]:
+  """Graph definition of the video decoder, and the shapes of its weights in float32 as a nested dict."""
+  return _abstract(lambda: VideoDecoder(config, rngs=nnx.Rngs(0)))
+
+
+def _abstract(build) -> tuple[nnx.GraphDef, Params]:
+  graphdef, state = nnx.split(nnx.eval_shape(build), nnx.Param)
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Params]:
+  """Shapes of the weights of backbone and codec in `dtype`, by the names that a search's `params` have."""
+  codec = {} if config.codec is None else abstract_decoder(config.codec)[1]
+  cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)
+  return jax.tree.map(cast, {"backbone": abstract_backbone(config)[1], "codec": codec})

@@ -1,0 +1,180 @@
+"""The training of the tiny causal video VAE: clips, losses, optimiser, one step, and what is measured in the end.
+
+random clips ── encoder ── moments ── sampled latents, made noisy ── decoder ── clips again: mse, l1
+                              └────────────────────────────────────────────────────────────── kl
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.data import shapes
+from streamt1_jax.typing import Params
+
+EVALUATION_FRAMES = 81
+"""Frames of the held-out clips, and the most that a training clip may have."""
+_MAX_OFFSET = 960  # clips start at a random frame of the first minute
+_ENCODED_TOGETHER = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class VAETraining:
+  """How the VAE is trained.
+
+  Attributes:
+    steps: optimiser steps.
+    batch_size: clips of the first length in a batch; of longer clips proportionally fewer.
+    clip_frames: lengths of the clips, taken in turn.
+    muon_learning_rate: peak learning rate of the convolution kernels.
+    adam_learning_rate: peak learning rate of everything else.
+    l1_weight: weight of the mean absolute error beside the mean squared error.
+    kl_weight: weight of the KL divergence per latent element.
+    latent_noise: largest noise before decoding, in standard deviations of the latent.
+    freeze_encoder: whether the decoder alone is trained.
+    seed: of initialisation and data.
+  """
+
+  steps: int
+  batch_size: int
+  clip_frames: tuple[int, ...]
+  muon_learning_rate: float
+  adam_learning_rate: float
+  l1_weight: float
+  kl_weight: float
+  latent_noise: float
+  freeze_encoder: bool
+  seed: int
+
+
+def render_clips(key: jax.Array, count: int, frames: int, split: str) -> jax.Array:
+  """`[count, frames, 64, 64, 3]` in [-1, 1], each from a random offset."""
+  scene_key, offset_key = jax.random.split(key)
+  scenes = shapes.sample_scenes(scene_key, count, split)
+  offsets = jax.random.randint(offset_key, (count,), 0, _MAX_OFFSET)
+  clips = jax.vmap(shapes.render)(scenes, offsets[:, None] + jnp.arange(frames)[None, :])
+  return 2.0 * clips - 1.0
+
+
+def loss_terms(codec: VideoCodec, clips: jax.Array, key: jax.Array, training: VAETraining) -> dict[str, jax.Array]:
+  """`mse`, `l1` and `kl` of clips [n, T, height, width, 3] in [-1, 1], float32 scalars."""
+  frames, (mean, logvar) = _reconstruct_with_noise(codec, clips, key, training)
+  return {
+    "mse": jnp.square(frames - clips).mean(),
+    "l1": jnp.abs(frames - clips).mean(),
+    "kl": 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar).mean(),
+  }
+
+
+def _reconstruct_with_noise(codec: VideoCodec, clips: jax.Array, key: jax.Array, training: VAETraining):
+  """Unclipped reconstructions from sampled, perturbed latents, and the moments they were sampled from."""
+  posterior_key, noise_key, level_key = jax.random.split(key, 3)
+  moments = jax.vmap(codec.encoder.moments)(clips)
+  if training.freeze_encoder:
+    # Without a gradient neither Muon nor Adam moves a weight: there is no weight decay.
+    moments = jax.lax.stop_gradient(moments)
+  mean = moments.mean
+  latents = mean + jnp.exp(0.5 * moments.logvar) * jax.random.normal(posterior_key, mean.shape)
+  spread = jax.lax.stop_gradient(mean.std(axis=(0, 1, 3, 4), keepdims=True))
+  level = jax.random.uniform(level_key, (mean.shape[0], 1, 1, 1, 1), maxval=training.latent_noise)
+  latents = latents + level * spread * jax.random.normal(noise_key, mean.shape)
+  state = codec.decoder.init_state(*mean.shape[3:])
+  frames, _ = jax.vmap(lambda z: codec.decoder.raw_step(z, state, first=True))(latents)
+  return frames, moments
+
+
+def make_optimizer(training: VAETraining) -> optax.GradientTransformation:
+  """Muon on convolution kernels, Adam on the rest; short warm-up, cosine to zero."""
+
+  def schedule(peak: float) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, min(100, training.steps // 10), training.steps)
+
+  def dimensions(params):
+    matrix = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(lambda p: matrix(tuple(range(p.ndim - 1)), p.ndim - 1) if p.ndim >= 3 else None, params)
+
+  return optax.contrib.muon(
+    schedule(training.muon_learning_rate),
+    adam_learning_rate=schedule(training.adam_learning_rate),
+    muon_weight_dimension_numbers=dimensions,
+  )
+
+
+def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, training: VAETraining) -> Callable:
+  """The training step, ((params, optimizer state), step) to the next and the loss terms; jitted for every length."""
+
+  @functools.partial(jax.jit, static_argnames=("count", "frames"), donate_argnums=(0,))
+  def train_step(carry, step: jax.Array, count: int, frames: int):
+    params, optimizer_state = carry
+    data_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(training.seed), step))
+    clips = render_clips(data_key, count, frames, "train")
+
+    def loss(params):
+      terms = loss_terms(nnx.merge(graphdef, params), clips, noise_key, training)
+      return terms["mse"] + training.l1_weight * terms["l1"] + training.kl_weight * terms["kl"], terms
+
+    gradients, terms = jax.grad(loss, has_aux=True)(params)
+    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+    return (optax.apply_updates(params, updates), optimizer_state), terms
+
+  def update(carry, step: jax.Array):
+    frames = training.clip_frames[int(step) % len(training.clip_frames)]
+    count = max(1, training.batch_size * training.clip_frames[0] // frames)
+    carry, terms = train_step(carry, step, count, frames)
+    return carry, terms | {"psnr": -10.0 * jnp.log10(terms["mse"] / 4.0)}
+
+  return update
+
+
+def latent_statistics(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean and standard deviation, [C] each, of the latents of `clips`."""
+  latents = jax.lax.map(nnx.merge(graphdef, params).encoder.encode, clips, batch_size=_ENCODED_TOGETHER)
+  return latents.mean(axis=(0, 1, 3, 4)), latents.std(axis=(0, 1, 3, 4))
+
+
+def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, std: jax.Array) -> Params:
+  """Weights whose latent is `(latent - mean) / std`; reconstructions do not change.
+
+  Args:
+    params: of a codec whose configured latent statistics are 0 and 1.
+    graphdef: of the codec.
+    mean: `[C]` mean of its latents.
+    std: `[C]` standard deviation of its latents.
+  """
+  codec = nnx.merge(graphdef, params)
+  scale, channels = jnp.concatenate([1.0 / std, jnp.ones_like(std)]), mean.shape[0]
+  # The second half is the log of the variance: a scale of the latent is a shift there.
+  shift = jnp.concatenate([-mean / std, -2.0 * jnp.log(std)])
+  quant, post_quant = codec.encoder.quant, codec.decoder.post_quant
+  quant.kernel[...] = quant.kernel[...] * scale.reshape(1, 2 * channels)
+  quant.bias[...] = quant.bias[...] * scale + shift
+  post_quant.bias[...] = post_quant.bias[...] + mean @ post_quant.kernel[...]
+  post_quant.kernel[...] = post_quant.kernel[...] * std.reshape(channels, 1)
+  return nnx.state(codec, nnx.Param)
+
+
+def evaluate(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
+  """PSNR in dB (of the mean error, and per clip on average and at worst), and the frames in [-1, 1]."""
+  codec = nnx.merge(graphdef, params)
+  through = lambda clip: codec.decoder.decode(codec.encoder.encode(clip))
+  frames = jax.lax.map(through, clips, batch_size=_ENCODED_TOGETHER)
+  errors = jnp.square(0.5 * (frames - clips)).mean(axis=(1, 2, 3, 4))
+  return {
+    "psnr": float(-10.0 * jnp.log10(errors.mean())),
+    "psnr_clip_mean": float(-10.0 * jnp.log10(errors).mean()),
+    "psnr_clip_min": float(-10.0 * jnp.log10(errors.max())),
+  }, frames
+
+
+def reconstruction_sheet(clips: jax.Array, frames: jax.Array) -> np.ndarray:
+  """Picture [height, width, 3] uint8 of six clips: the original above its reconstruction, every tenth frame."""
+  pairs = np.stack([np.asarray(clips[:6, ::10]), np.asarray(frames[:6, ::10])], axis=1)
+  clip, version, time_step, height, width, colors = pairs.shape
+  sheet = pairs.transpose(0, 1, 3, 2, 4, 5).reshape(clip * version * height, time_step * width, colors)
+  return np.uint8(255 * np.clip(sheet * 0.5 + 0.5, 0, 1))

@@ -1,0 +1,92 @@
+"""The search knows no model: a generator of forty lines is searched by the same functions, and by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from streamt1_jax import drivers
+from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.policies import KeepBeams
+from streamt1_jax.state import Condition
+from tests import toy_generator as toy
+
+SEARCH = SearchConfig(noise_sigma=0.0, first_candidate="fresh", sliding_window=2, fusion_cap=0.5)
+
+
+def _by_stream(num_chunks, search):
+  condition = Condition((), (), (), jnp.int32(num_chunks))
+  traces = drivers.stream(toy.PARAMS, condition, toy.MODELS, search, num_chunks=num_chunks, seed=0)
+  return [jax.device_get(trace) for trace in traces]
+
+
+def _by_rollout(num_chunks, search):
+  condition = Condition((), (), (), jnp.int32(num_chunks))
+  traces = drivers.rollout(toy.PARAMS, condition, toy.MODELS, search, num_chunks=num_chunks, seed=0)
+  return [jax.device_get(trace) for trace in traces]
+
+
+drivers_of_a_search = pytest.mark.parametrize("run", [_by_stream, _by_rollout], ids=["stream", "rollout"])
+
+
+@drivers_of_a_search
+def test_two_chunks_by_hand(run):
+  first, second = run(2, SEARCH)
+  # Seeds 0 to 3 are the noise; a chunk is half of it, and both rewards see nothing but the chunk.
+  np.testing.assert_array_equal(first.candidates.seed, [[0, 1], [2, 3]])
+  np.testing.assert_array_equal(first.candidates.short, [[0.0, 0.5], [1.0, 1.5]])
+  np.testing.assert_array_equal(first.survivor, [3, 2])
+  # The beams remember 1.5 and 1.0. Seeds 1000, 1001, 1100 and 1101 leave 6, 0, 1 and 2.
+  np.testing.assert_array_equal(second.candidates.short, [[5.25, 2.25], [2.0, 2.5]])
+  # The window holds both chunks, and the weight of the short-term score is 1/2 at the end.
+  np.testing.assert_array_equal(second.candidates.long, [[6.75, 3.75], [3.0, 3.5]])
+  np.testing.assert_array_equal(second.candidates.hybrid, [[6.0, 3.0], [2.5, 3.0]])
+  # Of two equals, candidates 1 and 3, the earlier one survives.
+  np.testing.assert_array_equal(second.survivor, [0, 1])
+  np.testing.assert_array_equal(second.latents.ravel(), [5.25, 2.25])
+  np.testing.assert_array_equal(second.score, [6.0, 3.0])
+
+
+@drivers_of_a_search
+def test_beams_that_stay_apart(run):
+  """One candidate each: two videos that never meet, whatever they score."""
+  first, second = run(2, dataclasses.replace(SEARCH, beam_size=1, policy=KeepBeams()))
+  np.testing.assert_array_equal(first.latents.ravel(), [0.0, 0.5])
+  # Seeds 1000 and 1100 leave 6 and 1: 0 + (0 + 6) / 2 and 0.5 + (0.5 + 1) / 2.
+  np.testing.assert_array_equal(second.latents.ravel(), [3.0, 1.25])
+  np.testing.assert_array_equal(second.survivor, [0, 1])
+
+
+def _in_python(num_chunks: int, search: SearchConfig) -> list[list[float]]:
+  """The chunks of the surviving beams, searched without arrays."""
+  beams = [[] for _ in range(search.top_k)]
+  for chunk in range(num_chunks):
+    weight = min(chunk / (num_chunks - 1), search.fusion_cap)
+    candidates = []
+    for k, video in enumerate(beams):
+      for i in range(search.beam_size):
+        seed = 1000 * chunk + 100 * k + i if chunk else k * search.beam_size + i
+        last = video[-1] if video else 0.0
+        latent = last + (last + seed % 7) / 2
+        window = sum([*video, latent][-search.sliding_window :])
+        candidates.append((weight * latent + (1 - weight) * window, [*video, latent]))
+    # Sorting is stable: of equals the earlier one comes first.
+    beams = [video for _, video in sorted(candidates, key=lambda candidate: -candidate[0])[: search.top_k]]
+  return beams
+
+
+@drivers_of_a_search
+@pytest.mark.parametrize("changes", [{}, {"beam_size": 3, "top_k": 1}, {"sliding_window": 4}], ids=str)
+def test_longer_searches(run, changes):
+  search = dataclasses.replace(SEARCH, **changes)
+  traces = run(6, search)
+  path = drivers.lineage([trace.survivor for trace in traces], search.beam_size)
+  videos = [[float(trace.latents[k].item()) for trace, k in zip(traces, path[:, beam])] for beam in range(search.top_k)]
+  assert videos == _in_python(6, search)
+
+
+def test_longest_video():
+  with pytest.raises(ConfigError, match=r"number of chunks must be in 1\.\.8"):
+    _by_stream(9, SEARCH)
