@@ -123,7 +123,7 @@ class Pipeline:
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
-      step: the compiled chunk step; `executables.StoredSteps` keeps it for the next start.
+      step: the compiled chunk step.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
