@@ -21,6 +21,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import video
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.quality import ImageQuality
+from tests import videos
 from tests.command_line import Result, result_of, score, start
 from tests.small_rewards import resize, save_reward
 
@@ -128,7 +129,7 @@ class TestScores:
 
   def test_built_in_rewards_see_all_frames(self, scored):
     scores = read_rows(scored.folder)["a.mp4"]["scores"]
-    frames, _ = video.read_video(scored.folder / "clips/a.mp4")
+    frames, _ = videos.read_video(scored.folder / "clips/a.mp4")
     quality = jax.jit(lambda frames: ImageQuality()({}, {}, frames, None))
     np.testing.assert_allclose(scores["quality"], quality(frames), atol=1e-4)
     np.testing.assert_allclose(scores["quality_frames"][8], quality(frames[8:]), atol=1e-4)
