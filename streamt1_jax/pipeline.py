@@ -23,7 +23,7 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
-from streamt1_jax.io.checkpoint import load_config, load_params
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params
 from streamt1_jax.io.video import write_video
 from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.parallel import hosts
@@ -39,7 +39,6 @@ from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.typing import Implementation, Params
 from streamt1_jax.wan_generator import WanGenerator
 
-TOKENIZER_FILE = "tokenizer.model"
 _LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
 
@@ -124,7 +123,7 @@ class Pipeline:
       decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
-      step: the compiled chunk step; `executables.StoredSteps` keeps it for the next start.
+      step: the compiled chunk step.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import preset
-from streamt1_jax.convert import engine
 from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -147,7 +146,7 @@ class TestFlavours:
     source = json.loads((tmp_path / "ema" / "backbone" / "source.json").read_text())
     assert source["entry"] == "generator_ema"
     assert source["skipped"] == [f"generator ({len(weights)} tensors)", "generator_optimizer"]
-    expected = engine.convert(other, FLAVOURS["backbone", "Wan"].rules, params("backbone"))
+    expected = FLAVOURS["backbone", "Wan"].convert(other)
     assert_equal(loaded(tmp_path / "ema", "backbone"), expected)
 
   @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -161,7 +160,7 @@ class TestLora:
   def _merged(self, tmp_path, published, **changes):
     flags = {"lora": published / "lora.pt", "lora_alpha": ALPHA} | changes
     convert_here(tmp_path, published, **flags)
-    expected = engine.convert(adapted(), FLAVOURS["backbone", "Wan"].rules, params("backbone"))
+    expected = FLAVOURS["backbone", "Wan"].convert(adapted())
     # float32 against float64: three products of numbers around one.
     assert_equal(loaded(tmp_path / "out", "backbone"), expected, atol=2e-6)
     return json.loads((tmp_path / "out" / "backbone" / "source.json").read_text())["lora"]

@@ -81,7 +81,7 @@ def converted(tmp_path_factory, published) -> pathlib.Path:
 @pytest.mark.parametrize("model", ["hpsv3", "videoalign"])
 def test_loaded_rewards_are_the_published_ones(converted, model):
   loaded = load_reward(converted / "out/rewards" / model, fps=16.0, dtype=jnp.float32)
-  expected = TABLES[model].convert(tensors(model), small_rewards.CONFIGS[model])
+  expected = small_rewards.convert(tensors(model), small_rewards.CONFIGS[model])
   jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
   config = small_rewards.CONFIGS[model]
   assert loaded.reward == {"hpsv3": HPSv3(config), "videoalign": VideoAlign(16.0, config)}[model]

@@ -1,6 +1,7 @@
 """The converter: transforms, both UMT5 tables, and every error it can report."""
 
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 
 from streamt1_jax.config import ConfigError, TextConfig, preset
 from streamt1_jax.convert import engine
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.tables import umt5
 from streamt1_jax.convert.transforms import (
@@ -31,6 +33,8 @@ from streamt1_jax.text.umt5 import UMT5Encoder
 SMALL = TextConfig(
   vocab_size=11, dim=6, attn_dim=8, ffn_dim=10, num_heads=2, num_layers=3, num_buckets=8, max_distance=16
 )
+WAN = Flavour("text", "Wan", umt5.WAN_RULES, umt5.abstract_params(SMALL))
+HUGGING_FACE = Flavour("text", "Hugging Face", umt5.HF_RULES, umt5.abstract_params(SMALL), umt5.HF_ALIASES)
 
 RULES = (
   Rule("embedding.weight", "embedding"),
@@ -44,10 +48,6 @@ PARAMS = {
     "bias": jax.ShapeDtypeStruct((2, 3), jnp.float32),
   },
 }
-
-
-def abstract_umt5(config: TextConfig):
-  return engine.abstract_params(lambda: UMT5Encoder(config, nnx.Rngs(0)))
 
 
 def random_tensors(specs, seed: int = 0) -> dict[str, np.ndarray]:
@@ -220,14 +220,14 @@ class TestErrors:
 class TestUMT5:
   @pytest.mark.parametrize("rules", [umt5.WAN_RULES, umt5.HF_RULES])
   def test_full_size(self, rules):
-    specs = engine.source_specs(rules, abstract_umt5(preset("wan_1_3b").text))
+    specs = engine.source_specs(rules, umt5.abstract_params(preset("wan_1_3b").text))
     assert len(specs) == 242
     assert sum(math.prod(spec.shape) for spec in specs.values()) == 5_680_910_336
-    engine.check(specs, rules, abstract_umt5(preset("wan_1_3b").text))
+    engine.check(specs, rules, umt5.abstract_params(preset("wan_1_3b").text))
 
   def test_published_names_and_shapes(self):
-    wan = engine.source_specs(umt5.WAN_RULES, abstract_umt5(preset("wan_1_3b").text))
-    hf = engine.source_specs(umt5.HF_RULES, abstract_umt5(preset("wan_1_3b").text))
+    wan = engine.source_specs(umt5.WAN_RULES, umt5.abstract_params(preset("wan_1_3b").text))
+    hf = engine.source_specs(umt5.HF_RULES, umt5.abstract_params(preset("wan_1_3b").text))
     attention, feed_forward = "encoder.block.23.layer.0", "encoder.block.23.layer.1"
     for wan_name, hf_name, shape in (
       ("token_embedding.weight", "shared.weight", (256384, 4096)),
@@ -247,34 +247,31 @@ class TestUMT5:
     ):
       assert wan[wan_name].shape == hf[hf_name].shape == shape
 
-  @pytest.mark.parametrize("rules", [umt5.WAN_RULES, umt5.HF_RULES])
-  def test_round_trip(self, rules):
-    tensors = random_tensors(engine.source_specs(rules, abstract_umt5(SMALL)))
-    params = umt5.convert(tensors, SMALL)
-    back = engine.invert(params, rules)
+  @pytest.mark.parametrize("flavour", [WAN, HUGGING_FACE], ids=["Wan", "Hugging Face"])
+  def test_round_trip(self, flavour):
+    tensors = random_tensors(flavour.specs)
+    back = flavour.invert(flavour.convert(tensors))
     assert back.keys() == tensors.keys()
     for name, array in back.items():
       np.testing.assert_array_equal(array, tensors[name])
 
   def test_both_sets_of_names_mean_the_same(self):
-    tensors = random_tensors(engine.source_specs(umt5.WAN_RULES, abstract_umt5(SMALL)))
-    params = umt5.convert(tensors, SMALL)
-    renamed = engine.invert(params, umt5.HF_RULES)
-    jax.tree.map(np.testing.assert_array_equal, umt5.convert(renamed, SMALL), params)
+    """Tensor by tensor, by the published list of both names."""
+    tensors = random_tensors(WAN.specs)
+    rows = (pathlib.Path(__file__).parent / "published_keys" / "umt5.tsv").read_text().splitlines()
+    translation = {wan: theirs for theirs, wan, _ in (row.split("\t") for row in rows)}
+    renamed = {translation[name]: tensor for name, tensor in tensors.items()}
+    jax.tree.map(np.testing.assert_array_equal, HUGGING_FACE.convert(renamed), WAN.convert(tensors))
 
   def test_either_name_of_the_tied_embedding(self):
-    tensors = random_tensors(engine.source_specs(umt5.HF_RULES, abstract_umt5(SMALL)))
+    tensors = random_tensors(HUGGING_FACE.specs)
     both = tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]}
     alias = {name: array for name, array in both.items() if name != "shared.weight"}
-    expected = umt5.convert(tensors, SMALL)
+    expected = HUGGING_FACE.convert(tensors)
     for variant in (both, alias):
-      jax.tree.map(np.testing.assert_array_equal, umt5.convert(variant, SMALL), expected)
+      jax.tree.map(np.testing.assert_array_equal, HUGGING_FACE.convert(variant), expected)
 
   def test_state_of_a_module_is_accepted(self):
     _, state = nnx.split(nnx.eval_shape(lambda: UMT5Encoder(SMALL, nnx.Rngs(0))), nnx.Param)
     tensors = random_tensors(engine.source_specs(umt5.WAN_RULES, state))
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      engine.convert(tensors, umt5.WAN_RULES, state),
-      umt5.convert(tensors, SMALL),
-    )
+    jax.tree.map(np.testing.assert_array_equal, engine.convert(tensors, umt5.WAN_RULES, state), WAN.convert(tensors))

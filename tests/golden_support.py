@@ -77,7 +77,7 @@ def search_config(recorded: dict) -> SearchConfig:
 
 
 def load_backbone(folder: pathlib.Path, model: ModelConfig) -> tuple[nnx.GraphDef, dict]:
-  params = wan_dit.convert(load(folder / "weights.npz"), model)
+  params = wan_dit.wan_flavour(model).convert(load(folder / "weights.npz"))
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))))
   return graphdef, jax.tree.map(jnp.asarray, params)
 

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from streamt1_jax import drivers, memory_sinking
 from streamt1_jax.backbone import attention
-from streamt1_jax.backbone.lora import merge_lora
 from streamt1_jax.backbone.schedule import denoising_schedule, sigma_of, sigma_table, time_features
-from streamt1_jax.convert import engine
+from streamt1_jax.convert import adapters
 from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.execution import Execution
 from streamt1_jax.nn import rotary
@@ -385,13 +385,18 @@ def test_ema(units_file):
 
 
 @pytest.mark.parametrize("alpha", [4, 8])
-def test_lora(lora_file, alpha):
+def test_lora(lora_file, alpha, tmp_path):
   z = golden.load(lora_file)
   recorded = golden.read_config(z)
   units = _Units(lora_file.parent, z)
   tensors = {name.removeprefix("lora/"): tensor for name, tensor in z.items() if name.startswith("lora/")}
-  merged = merge_lora(units.params, wan_dit.convert_lora(tensors, units.config), alpha / recorded["rank"])
-  names = engine.invert(merged, wan_dit.wan_rules(units.config.backbone))
+  safetensors.numpy.save_file(tensors, tmp_path / "lora.safetensors")
+  flavour = wan_dit.wan_flavour(units.config)
+  adapter = adapters.load(tmp_path / "lora.safetensors", alpha, flavour, [flavour])
+  assert adapter.scale == alpha / recorded["rank"]
+  weights = golden.load(lora_file.parent / "weights.npz")
+  merged = jax.tree.map(jnp.asarray, flavour.convert(adapters.merged(weights, adapter)))
+  names = flavour.invert(merged)
   for key in (key for key in z if key.startswith(f"alpha{alpha}_merged/")):
     _close(names[key.split("/", 1)[1]], z[key], 2e-6)
 
@@ -410,5 +415,5 @@ def test_converter_round_trip(units_file):
   """Recorded weights survive the way to our parameters and back bit for bit."""
   tensors = golden.load(units_file.parent / "weights.npz")
   config = golden.model_config(golden.read_config(golden.load(units_file)))
-  params = wan_dit.convert(tensors, config)
-  chex.assert_trees_all_equal(engine.invert(params, wan_dit.wan_rules(config.backbone)), tensors)
+  flavour = wan_dit.wan_flavour(config)
+  chex.assert_trees_all_equal(flavour.invert(flavour.convert(tensors)), tensors)

@@ -160,6 +160,14 @@ class TestTable:
       missing = {axes for _, axes in patterns} - set(axes_of.values())
       assert not missing, (name, missing)
 
+  def test_patterns_from_outside(self):
+    """A reward says itself how its weights are divided. The table of this package knows none of their names."""
+    tree = {"mine": {"wide": np.zeros((8, 6)), "bias": np.zeros(6)}}
+    patterns = (("mine/wide", ("channel", "hidden")),)
+    found = sharding.placed(self.MESH, patterns, tree)["mine"]
+    assert found["wide"].sharding.spec == P(None, "model")
+    assert found["bias"].sharding.is_fully_replicated
+
   def test_most_weights_are_sharded(self):
     """At full size little more than embeddings of time and text is on every shard."""
     from flax import nnx

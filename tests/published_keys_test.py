@@ -1,7 +1,6 @@
 """The complete lists of published tensors at full size, name by name and shape by shape, against the mapping tables.
 
-tests/published_keys: diffusers' or Hugging Face's name, Wan's name, shape; read off the libraries' and Wan's modules
-(Wan spec, sections 1.2, 2.1 and 3).
+tests/published_keys: diffusers' or Hugging Face's name, Wan's name, shape; read off the libraries' and Wan's modules.
 """
 
 import json
@@ -14,10 +13,9 @@ import pytest
 from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.convert import engine, flavours
 from streamt1_jax.convert.formats.lazy import LazyTensor
-from streamt1_jax.convert.tables import umt5
 
 MODEL = preset("wan_1_3b")
-FLAVOURS = flavours.flavours(MODEL)
+FLAVOURS = flavours.of_model(MODEL)
 FILES = {"backbone": "dit", "codec": "vae", "text": "umt5"}
 SIZES = {"backbone": (825, 1_418_996_800), "codec": (194, 126_892_531), "text": (242, 5_680_910_336)}
 
@@ -39,15 +37,15 @@ def _unread(shape) -> LazyTensor:
 class TestFullSize:
   def test_names_and_shapes(self, flavour):
     published = _published(flavour.part, flavour.names)
-    for alias in flavour.aliases:
-      assert published.pop(alias) == published["shared.weight"]
+    for alias, first in flavour.aliases.items():
+      assert published.pop(alias) == published[first]
     assert {name: spec.shape for name, spec in flavour.specs.items()} == published
     assert (len(published), sum(math.prod(shape) for shape in published.values())) == SIZES[flavour.part]
 
   def test_recognised_and_accepted(self, flavour):
     tensors = {name: _unread(shape) for name, shape in _published(flavour.part, flavour.names).items()}
     assert flavours.detect(tensors, FLAVOURS, flavour.part, "file") is flavour
-    engine.check(umt5.with_one_embedding(tensors), flavour.rules, flavour.abstract_params)
+    engine.check(flavour.under_first_names(tensors), flavour.rules, flavour.abstract_params)
 
   def test_not_taken_for_another_part(self, flavour):
     names = _published(flavour.part, flavour.names)

@@ -11,16 +11,18 @@ import pytest
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert import engine, execute, flavours, plan
-from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io import checkpoint
 from tests.command_line import REPOSITORY, small_model
 from tests.published_files import write_safetensors, write_sharded, write_torch
 
 MODEL = small_model()
 TOKENIZER = REPOSITORY / "checkpoints/tiny/tokenizer.model"
-FLAVOURS = {(flavour.part, flavour.names): flavour for flavour in flavours.flavours(MODEL)}
+FLAVOURS = {(flavour.part, flavour.names): flavour for flavour in flavours.of_model(MODEL)}
 PARTS = ("backbone", "codec", "text")
 RANK, ALPHA = 3, 4.5
+ATTENTIONS = [f"{attention}.{layer}" for attention in ("self_attn", "cross_attn") for layer in "qkvo"]
+LINEAR_LAYERS = (*ATTENTIONS, "ffn.0", "ffn.2")
+"""The ten layers of a block that published adapters change."""
 
 
 @functools.cache
@@ -33,7 +35,7 @@ def params(part: str):
 
 def tensors(part: str, names: str = "Wan") -> dict[str, np.ndarray]:
   """The same as they are published."""
-  return engine.invert(params(part), FLAVOURS[part, names].rules)
+  return FLAVOURS[part, names].invert(params(part))
 
 
 @functools.cache
@@ -41,7 +43,7 @@ def adapter() -> dict[str, np.ndarray]:
   """A random peft adapter on all ten layers of every block."""
   generator, matrices = np.random.default_rng(9), {}
   for layer in range(MODEL.backbone.num_layers):
-    for target in wan_dit.lora_targets().values():
+    for target in LINEAR_LAYERS:
       outputs, inputs = FLAVOURS["backbone", "Wan"].specs[f"blocks.{layer}.{target}.weight"].shape
       name = f"base_model.model.blocks.{layer}.{target}"
       matrices[f"{name}.lora_A.weight"] = generator.standard_normal((RANK, inputs)).astype(np.float32)

@@ -4,18 +4,18 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
-from streamt1_jax.backbone.lora import merge_lora
 from streamt1_jax.config import ConfigError, preset
-from streamt1_jax.convert import engine
+from streamt1_jax.convert import adapters
 from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.convert.transforms import LINEAR
 from tests import small_search as small
 
-# Published names (Wan spec, section 1.2) with their shapes: M width, H feed-forward width, E text, Q timestep features.
+# Published names with their shapes (docs/reference/wan_dit.md).
+# M width, H feed-forward width, E text, Q timestep features.
 LINEAR_LAYERS = [
   ("text_embedding.0", "condition_embedder.text_embedder.linear_1", "ME"),
   ("text_embedding.2", "condition_embedder.text_embedder.linear_2", "MM"),
@@ -44,6 +44,9 @@ BLOCK_VECTORS = [
   ("norm3.weight", "norm2.weight"),
   ("norm3.bias", "norm2.bias"),
 ]
+
+
+WAN = wan_dit.wan_flavour(small.MODEL)
 
 
 def _published(config):
@@ -75,7 +78,7 @@ def _random(specs, seed=0):
 
 
 def _wan_tensors(model=small.MODEL):
-  return _random(engine.source_specs(wan_dit.wan_rules(model.backbone), wan_dit.abstract_params(model)))
+  return _random(wan_dit.wan_flavour(model).specs)
 
 
 class TestFullSize:
@@ -87,8 +90,7 @@ class TestFullSize:
 
   @pytest.mark.parametrize("column", [0, 1], ids=["wan", "diffusers"])
   def test_names_and_shapes(self, column):
-    rules = (wan_dit.wan_rules, wan_dit.diffusers_rules)[column](self.MODEL.backbone)
-    specs = engine.source_specs(rules, wan_dit.abstract_params(self.MODEL))
+    specs = (wan_dit.wan_flavour, wan_dit.diffusers_flavour)[column](self.MODEL).specs
     published = {row[column]: row[2] for row in _published(self.MODEL.backbone)}
     assert len(published) == 27 * 30 + 15 == 825
     assert {name: spec.shape for name, spec in specs.items()} == published
@@ -98,7 +100,7 @@ class TestFullSize:
       assert wan_dit.diffusers_name(wan) == theirs
 
   def test_adapter(self):
-    """Rank 256 on ten layers of 30 blocks: 600 tensors, 349,962,240 numbers (Wan spec, section 1.7)."""
+    """Rank 256 on ten layers of 30 blocks: 600 tensors, 349,962,240 numbers (docs/reference/checkpoints.md)."""
     size = {"M": 1536, "H": 8960}
     expected = {}
     for layer in range(30):
@@ -110,15 +112,19 @@ class TestFullSize:
     tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in expected.items()}
     assert len(tensors) == 600
     assert sum(math.prod(shape) for shape in expected.values()) == 349_962_240
-    rules = wan_dit.lora_rules(self.MODEL.backbone)
-    names = {rule.source.replace("{layer}", str(layer)) for rule in rules for layer in range(30)}
-    assert names == set(tensors)
+    wan, diffusers = wan_dit.wan_flavour(self.MODEL), wan_dit.diffusers_flavour(self.MODEL)
+    for flavour, column in ((wan, 0), (diffusers, 1)):
+      layers, rank = adapters.fit(tensors, flavour, (wan, diffusers), "an adapter")
+      assert rank == 256
+      assert layers.keys() == {
+        f"blocks.{layer}.{row[column]}.weight" for layer in range(30) for row in BLOCK_LINEAR_LAYERS
+      }
 
 
 class TestConvert:
   def test_wan_round_trip(self):
     tensors = _wan_tensors()
-    back = engine.invert(wan_dit.convert(tensors, small.MODEL), wan_dit.wan_rules(small.MODEL.backbone))
+    back = WAN.invert(WAN.convert(tensors))
     assert back.keys() == tensors.keys()
     jax.tree.map(np.testing.assert_array_equal, back, tensors)
 
@@ -126,14 +132,13 @@ class TestConvert:
     tensors = _wan_tensors()
     translation = {wan: theirs for wan, theirs, _ in _published(small.MODEL.backbone)}
     renamed = {translation[name]: tensor for name, tensor in tensors.items()}
-    jax.tree.map(
-      np.testing.assert_array_equal, wan_dit.convert(renamed, small.MODEL), wan_dit.convert(tensors, small.MODEL)
-    )
+    diffusers = wan_dit.diffusers_flavour(small.MODEL)
+    jax.tree.map(np.testing.assert_array_equal, diffusers.convert(renamed), WAN.convert(tensors))
 
   def test_only_rotated_channels_are_reordered(self):
     """Pairs (0, 1), (2, 3), ... of a head of 12 become (0, 6), (1, 7), ...; head by head, in queries and keys alone."""
     tensors = _wan_tensors()
-    blocks = wan_dit.convert(tensors, small.MODEL)["blocks"]
+    blocks = WAN.convert(tensors)["blocks"]
     head = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
     order = head + [12 + channel for channel in head]
     for ours, wan in (("query", "q"), ("key", "k")):
@@ -149,7 +154,7 @@ class TestConvert:
     np.testing.assert_array_equal(value[1], tensors["blocks.1.self_attn.v.weight"].T)
 
   def test_bfloat16(self):
-    params = wan_dit.convert(_wan_tensors(), small.MODEL, ml_dtypes.bfloat16)
+    params = WAN.convert(_wan_tensors(), ml_dtypes.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(ml_dtypes.bfloat16)}
 
   def test_another_depth_is_refused(self):
@@ -157,7 +162,7 @@ class TestConvert:
       small.MODEL, backbone=dataclasses.replace(small.MODEL.backbone, num_layers=small.MODEL.backbone.num_layers + 1)
     )
     with pytest.raises(ConfigError, match="27 missing"):
-      wan_dit.convert(_wan_tensors(), deeper)
+      wan_dit.wan_flavour(deeper).convert(_wan_tensors())
 
   def test_foreign_name(self):
     with pytest.raises(ConfigError, match=r"blocks\.0\.attn\.q"):
@@ -177,67 +182,90 @@ def _adapter(rank=3, seed=1):
   return tensors
 
 
+def _fit(adapter, *, backbone=WAN):
+  return adapters.fit(adapter, backbone, [WAN, wan_dit.diffusers_flavour(small.MODEL)], "an adapter")
+
+
+def _merged(tensors, adapter, scale):
+  layers, rank = _fit(adapter)
+  return adapters.merged(tensors, adapters.Adapter(layers, rank, scale * rank, scale, [], []))
+
+
 class TestLora:
   SCALE = 2.5
 
   def test_merge_is_weight_plus_scaled_product(self):
     """In the checkpoint's own layout, tensor by tensor: W + scale * B A; nothing else changes."""
     tensors, adapter = _wan_tensors(), _adapter()
-    params = wan_dit.convert(tensors, small.MODEL)
-    merged = merge_lora(params, wan_dit.convert_lora(adapter, small.MODEL), self.SCALE)
-    back = engine.invert(merged, wan_dit.wan_rules(small.MODEL.backbone))
+    merged = _merged(tensors, adapter, self.SCALE)
+    assert merged.keys() == tensors.keys()
     changed = 0
     for name, tensor in tensors.items():
       key = f"base_model.model.{name.removesuffix('.weight')}"
-      expected = tensor.astype(np.float64)
-      if f"{key}.lora_A.weight" in adapter:
-        product = adapter[f"{key}.lora_B.weight"].astype(np.float64) @ adapter[f"{key}.lora_A.weight"]
-        expected = expected + self.SCALE * product
-        changed += 1
-      np.testing.assert_allclose(back[name], expected, rtol=0, atol=1e-5)
+      if f"{key}.lora_A.weight" not in adapter:
+        assert merged[name] is tensor
+        continue
+      product = adapter[f"{key}.lora_B.weight"].astype(np.float64) @ adapter[f"{key}.lora_A.weight"]
+      expected = tensor.astype(np.float64) + self.SCALE * product
+      np.testing.assert_allclose(merged[name], expected, rtol=0, atol=1e-5)
+      changed += 1
     assert changed == 20
 
   def test_bfloat16_weights_are_merged_in_float32(self):
-    kernel, down, up = (
-      np.random.default_rng(seed).standard_normal(shape) for seed, shape in enumerate([(6, 8), (6, 2), (2, 8)])
+    tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in _wan_tensors().items()}
+    adapter, name = _adapter(), "blocks.1.ffn.0"
+    merged = np.asarray(_merged(tensors, adapter, 0.5)[f"{name}.weight"])
+    down, up = (adapter[f"base_model.model.{name}.lora_{x}.weight"].astype(np.float64) for x in "AB")
+    assert merged.dtype == np.float32
+    # Sums of three products of numbers around one, with the float32 rounding of each.
+    np.testing.assert_allclose(
+      merged, tensors[f"{name}.weight"].astype(np.float64) + 0.5 * up @ down, rtol=0, atol=1e-5
     )
-    kernel = jnp.asarray(kernel, jnp.bfloat16)
-    merged = merge_lora({"kernel": kernel}, {"down": down, "up": up}, 0.5)["kernel"]
-    expected = np.asarray(kernel, np.float64) + 0.5 * down @ up
-    assert merged.dtype == jnp.bfloat16
-    # One rounding to eight bits: half a unit in the last place.
-    np.testing.assert_allclose(np.asarray(merged, np.float64), expected, rtol=2.0**-8, atol=0)
 
-  def test_params_are_not_changed(self):
-    params = {"a": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}, "b": {"kernel": jnp.zeros((2, 2))}}
-    merged = merge_lora(params, {"a": {"down": np.ones((2, 1)), "up": np.ones((1, 2))}}, 1.0)
-    np.testing.assert_array_equal(params["a"]["kernel"], np.zeros((2, 2)))
-    np.testing.assert_array_equal(merged["a"]["kernel"], np.ones((2, 2)))
-    assert merged["b"]["kernel"] is params["b"]["kernel"]
-    assert merged["a"]["bias"] is params["a"]["bias"]
+  def test_other_linear_layers_may_be_adapted_too(self):
+    config = small.MODEL.backbone
+    a, b = np.ones((3, config.dim), np.float32), np.ones((config.latent_channels * config.patch_size**2, 3), np.float32)
+    layers, rank = _fit({"head.head.lora_A.weight": a, "head.head.lora_B.weight": b})
+    assert rank == 3
+    assert layers["head.head.weight"] == (a, b)
+    assert len(layers) == 1
+
+  def test_a_flavour_of_another_layout(self):
+    """An adapter cannot be merged into weights that keep their channels in another order."""
+    rules = tuple(
+      dataclasses.replace(rule, transform=LINEAR) if rule.path.endswith("self_attention.query.kernel") else rule
+      for rule in WAN.rules
+    )
+    with pytest.raises(
+      ConfigError, match=r"an adapter: Wan keeps blocks\.\{layer\}\.self_attn\.q\.weight in another layout"
+    ):
+      _fit(_adapter(), backbone=dataclasses.replace(WAN, names="other", rules=rules))
+
+  def test_wrong_shapes(self):
+    adapter = _adapter()
+    for name, matrix in adapter.items():
+      if name.endswith("blocks.0.ffn.2.lora_A.weight"):
+        adapter[name] = matrix[:, 1:]
+    with pytest.raises(ConfigError, match=r"1 misshapen\n.*blocks\.0\.ffn\.2\.lora_A"):
+      _fit(adapter)
 
   def test_unknown_layer(self):
-    with pytest.raises(ConfigError, match=r"blocks\.gate"):
-      merge_lora({"blocks": {"ffn_in": {}}}, {"blocks": {"gate": {"down": 0, "up": 0}}}, 1.0)
-
-  @pytest.mark.parametrize(("down", "up"), [((4, 2), (2, 6)), ((5, 2), (3, 6)), ((5, 2), (2, 5))])
-  def test_adapter_that_does_not_fit(self, down, up):
-    with pytest.raises(ConfigError, match="ffn_in"):
-      merge_lora({"ffn_in": {"kernel": jnp.zeros((5, 6))}}, {"ffn_in": {"down": np.ones(down), "up": np.ones(up)}}, 1.0)
+    with pytest.raises(ConfigError, match=r"unknown: blocks\.0\.gate\.lora_A"):
+      _fit(_adapter() | {"blocks.0.gate.lora_A.weight": np.zeros((3, 4), np.float32)})
 
   def test_mixed_ranks(self):
     mixed = _adapter(3) | {
       name: x for name, x in _adapter(2).items() if name.startswith("base_model.model.blocks.0.ffn")
     }
     with pytest.raises(ConfigError, match=r"one rank, found \[2, 3\]"):
-      wan_dit.convert_lora(mixed, small.MODEL)
+      _fit(mixed)
 
   def test_not_an_adapter(self):
     with pytest.raises(ConfigError, match="no lora_A"):
-      wan_dit.convert_lora(_wan_tensors(), small.MODEL)
+      _fit(_wan_tensors())
 
   def test_missing_tensor(self):
     adapter = _adapter()
     del adapter["base_model.model.blocks.1.cross_attn.o.lora_B.weight"]
     with pytest.raises(ConfigError, match=r"blocks\.1\.cross_attn\.o\.lora_B"):
-      wan_dit.convert_lora(adapter, small.MODEL)
+      _fit(adapter)

@@ -11,6 +11,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats import weight_files
@@ -278,22 +279,74 @@ class TestDamagedSafetensors:
   @pytest.mark.parametrize(
     ("entry", "fragment"),
     [
-      ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "corrupt"),
-      ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, "corrupt"),
-      ({"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}, "corrupt"),
-      ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, "corrupt"),
-      ({"dtype": "F32", "shape": [1]}, "needs dtype, shape and data_offsets"),
+      ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "invalid shape"),
+      ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}, "expected usize"),
+      ({"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}, "expected usize"),
+      ({"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}, "overflow"),
+      ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, "invalid offset for tensor `a`"),
+      ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "invalid offset for tensor `a`"),
+      ({"dtype": "F32", "shape": [1], "data_offsets": [0, 2**63]}, "invalid shape"),
+      ({"dtype": "F32", "shape": [1]}, "missing field `data_offsets`"),
       ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "this program reads F64"),
-      (3, "needs dtype, shape and data_offsets"),
+      ({"dtype": "F9", "shape": [4], "data_offsets": [0, 4]}, "unknown variant `F9`"),
+      (3, "expected struct TensorInfo"),
     ],
   )
   def test_corrupt_entries(self, tmp_path, entry, fragment):
-    assert fragment in _refused(self._path(tmp_path, {"a": entry}, bytes(4)))
+    line = _refused(self._path(tmp_path, {"a": entry}, bytes(4)))
+    assert fragment in line
+    assert str(tmp_path / "model.safetensors") in line
 
   def test_headers_that_are_no_json(self, tmp_path):
-    assert "not valid JSON" in _refused(self._path(tmp_path, b"{'a': 1}"))
-    assert "corrupt" in _refused(self._path(tmp_path, b"{\xff}"))
+    assert "invalid JSON" in _refused(self._path(tmp_path, b"{'a': 1}"))
+    assert "invalid UTF-8" in _refused(self._path(tmp_path, b"{\xff}"))
+    assert "recursion limit" in _refused(self._path(tmp_path, b'{"a":' + b"[" * 10**6 + b"}"))
+
+  @pytest.mark.parametrize(("length", "fragment"), [(10**6, "invalid header length"), (2**40, "neither")])
+  def test_a_header_longer_than_the_file(self, tmp_path, length, fragment):
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}" + bytes(100))
+    assert fragment in _refused(tmp_path / "model.safetensors")
 
   def test_overlapping_tensors(self, tmp_path):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-    assert "begins at byte 0" in _refused(self._path(tmp_path, {"a": entry, "b": entry}, bytes(4)))
+    assert "invalid offset for tensor" in _refused(self._path(tmp_path, {"a": entry, "b": entry}, bytes(4)))
+
+  def test_a_name_of_two_lines(self, tmp_path):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}
+    assert "invalid offset for tensor `a" in _refused(self._path(tmp_path, {"a\nb": entry}, bytes(8)))
+
+
+def test_tensors_in_another_order_than_the_header(tmp_path):
+  """The format leaves the order of the names free; the bytes decide."""
+  header = {
+    "last": {"dtype": "F32", "shape": [1], "data_offsets": [6, 10]},
+    "none": {"dtype": "F32", "shape": [0, 2], "data_offsets": [6, 6]},
+    "first": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 6]},
+  }
+  first, last = np.array([1, -2, 3], ml_dtypes.bfloat16), np.array([7], np.float32)
+  text = json.dumps(header).encode()
+  path = tmp_path / "model.safetensors"
+  path.write_bytes(struct.pack("<Q", len(text)) + text + first.tobytes() + last.tobytes())
+  found = _read_all(path)
+  np.testing.assert_array_equal(found["first"], first)
+  np.testing.assert_array_equal(found["last"], last)
+  assert found["none"].shape == (0, 2)
+
+
+def test_a_file_of_the_library(tmp_path):
+  tensors = _tensors() | {"half": np.arange(6, dtype=np.float16).reshape(2, 3)}
+  safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+  found = _read_all(tmp_path / "model.safetensors")
+  assert found.keys() == tensors.keys()
+  for name, array in tensors.items():
+    assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+    np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_file_that_shrinks_after_it_was_opened(tmp_path):
+  path = write_safetensors(tmp_path / "model.safetensors", {"a": np.ones((9, 9), np.float32)})
+  tensor = weight_files.load(path).content["a"]
+  path.write_bytes(path.read_bytes()[:-4])
+  np.testing.assert_array_equal(tensor.read(0, 8), np.ones((8, 9)))
+  with pytest.raises(ConfigError, match=r"model\.safetensors is truncated"):
+    tensor.read(8, 9)

@@ -176,5 +176,4 @@ def _exit_code(run: Callable[[flags.FlagValues], None], values: flags.FlagValues
 
 def _report(message: str, code: int) -> int:
   print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-  hosts.announce(code, message)
   return code

@@ -253,13 +253,12 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
     except SearchError as error:
       prompt, chunks = prompts[error.prompt], traces[error.prompt]
       failure = SearchError(f"prompt {prompt!r}, {error}", error.prompt)
-      if hosts.is_first():
-        # The others fail as well and are done at once; else they would take this process with them.
-        hosts.announce(command.RUN_FAILED, str(failure))
       if prompt in staging:
         folder = staging[prompt]
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
         manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[prompt]})
+      # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
+      hosts.everyone(None)
       raise failure from error
     for prompt, made, chunks in zip(prompts, videos, traces, strict=True):
       if prompt not in staging:

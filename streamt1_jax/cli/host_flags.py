@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import logging as std_logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ def define(values: flags.FlagValues) -> None:
     values,
     "heartbeat_timeout_seconds",
     60,
-    "Silence after which a process counts as dead and the others stop.",
+    "Silence after which JAX counts a process as dead and ends the others.",
     5,
   )
   flag_types.define_integer(
@@ -53,28 +52,25 @@ def define(values: flags.FlagValues) -> None:
 
 
 def start(values: flags.FlagValues) -> None:
-  """Joins the other processes, if there are any, and compares flags; before anything that uses a device.
+  """Joins the other processes, if there are any, and compares flags. Call it before anything that uses a device.
 
   Raises:
-    ConfigError: an address cannot be, or flags, versions or sources differ, then on all processes; the message names
-      them.
+    ConfigError: an address is impossible, or flags, versions or sources differ; then all processes raise it, and the
+      message names what differs.
   """
-  timeout = values.initialization_timeout_seconds
   coordinator = values.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
   numbers = [_number(values[name].value, f"JAX_{name.upper()}") for name in ("num_processes", "process_id")]
   try:
-    address = hosts.find(coordinator, *numbers, timeout)
-    if address is None:
-      return
-    # It tells what it is about to do.
-    std_logging.getLogger("jax._src.distributed").setLevel(std_logging.WARNING)
     hosts.start(
-      address,
+      coordinator,
+      *numbers,
       heartbeat_timeout_seconds=values.heartbeat_timeout_seconds,
-      initialization_timeout_seconds=timeout,
+      initialization_timeout_seconds=values.initialization_timeout_seconds,
     )
   except ConfigError as error:
     raise ConfigError(f"--{', --'.join(_OWN)}: {error}") from error
+  if not jax.distributed.is_initialized():
+    return
   if not hosts.is_first():
     logging.set_verbosity(logging.ERROR)
   given = {f"--{name}": repr(value) for name, value in flag_settings(values).items() if name not in _OWN}
@@ -98,7 +94,11 @@ def source_sha256() -> str:
 
 
 def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str]) -> None:
-  """Raises ConfigError, on all processes, if they would read different weights or prompts: disks may differ."""
+  """Compares what the processes would read, since their disks may differ.
+
+  Raises:
+    ConfigError: weights or prompts differ. All processes raise it.
+  """
   if jax.process_count() > 1:
     rewards = [name for name in REWARDS if (checkpoint / REWARDS_FOLDER / name).exists()]
     listed = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
@@ -114,7 +114,7 @@ def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str]) -> None:
 
 
 def _reward_sha256(folder: epath.Path) -> str:
-  # Its texts and its tokenizer are among the files whose checksums this has.
+  # The file holds the checksums of all others, texts and tokenizer included.
   path = folder / part_files.PART_FILE
   return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "unknown"
 

@@ -1,25 +1,37 @@
 """LoRA adapters from files, merged into the tensors of a backbone while these are read.
 
-W' = W + (alpha / rank) B A, in float32; W `[out, in]`, A `[rank, in]`, B `[out, rank]`. Source: Wan spec, section 1.7.
+W' = W + (alpha / rank) B A, in float32; W `[out, in]`, A `[rank, in]`, B `[out, rank]`.
+Source: docs/reference/checkpoints.md.
+
+An adapter names layers as some flavour does, which need not be the flavour of the backbone's file:
+
+  blocks.0.attn1.to_q.lora_A.weight ─ diffusers' rule ─ blocks.self_attention.query.kernel ─ Wan's rule ─┐
+                                                                     blocks.0.self_attn.q.weight is merged
 """
 
 from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import engine, flavours
+import jax
+import numpy as np
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.convert import engine, state_dicts
+from streamt1_jax.convert.base import Flavour
+from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
-from streamt1_jax.convert.peft_merge import MergedWeight
-from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.convert.peft_merge import PREFIX, MergedWeight
 from streamt1_jax.io import config_json
 
 CONFIG_FILE = "adapter_config.json"
-_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+ENTRIES = ("generator_lora",)
+_WEIGHT, _DOWN, _UP = ".weight", ".lora_A.weight", ".lora_B.weight"
+_ADAPTER_NAME = "default"
 
 
 class Adapter(NamedTuple):
@@ -31,7 +43,7 @@ class Adapter(NamedTuple):
     alpha: numerator of the scale.
     scale: alpha / rank, or alpha / sqrt(rank) where peft's configuration says `use_rslora`.
     files: what it was read from.
-    skipped: what else these hold.
+    skipped: what else these files hold, in words.
   """
 
   layers: dict[str, tuple[LazyTensor, LazyTensor]]
@@ -42,25 +54,24 @@ class Adapter(NamedTuple):
   skipped: list[str]
 
 
-def load(path: pathlib.Path, model: ModelConfig, names: str, alpha: float | None) -> Adapter:
+def load(path: pathlib.Path, alpha: float | None, backbone: Flavour, known: Sequence[Flavour]) -> Adapter:
   """Reads an adapter and compares it with the model.
 
   Args:
     path: a file with an entry `generator_lora`, a bare peft state dict, or a folder that peft saved.
-    model: the model it is for.
-    names: whose names the backbone's file has, "Wan" or "diffusers"; the adapter's may be either.
     alpha: the adapter's alpha; None takes it from `adapter_config.json` beside the weights.
+    backbone: the flavour of the backbone's file.
+    known: the flavours that the adapter may have.
 
   Raises:
-    ConfigError: it is no adapter, fits another model, has several ranks, or its alpha is unknown or contradicted.
+    ConfigError: the file holds no adapter, or one for another model or of several ranks; or its alpha is unknown or
+      contradicted.
   """
   where = f"--lora {path}"
   file = weight_files.load(path)
-  found = flavours.state_dict(file, flavours.LORA_ENTRIES, None, where)
-  tensors = flavours.adapter_names(found.tensors, where)
-  rank = wan_dit.adapter_rank(tensors, where)
+  found = state_dicts.read(file, ENTRIES, None, where)
   try:
-    targets = wan_dit.check_lora(tensors, model, rank)
+    layers, rank = fit(found.tensors, backbone, known, where)
   except engine.FitError as error:
     raise error.prefixed(where) from error
   settings, files = _peft_settings(path)
@@ -68,11 +79,92 @@ def load(path: pathlib.Path, model: ModelConfig, names: str, alpha: float | None
   if settings.get("r", rank) != rank:
     raise ConfigError(f"{where}: {CONFIG_FILE} says rank {settings['r']}, the tensors have {rank}")
   scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-  layers = {}
-  for source, wan_name in targets.items():
-    weight = f"{wan_name if names == 'Wan' else wan_dit.diffusers_name(wan_name)}.weight"
-    layers[weight] = (tensors[source + _DOWN], tensors[source + _UP])
   return Adapter(layers, rank, alpha, scale, [*file.files, *files], found.skipped)
+
+
+def fit(
+  tensors: Mapping[str, Any], backbone: Flavour, known: Sequence[Flavour], where: str
+) -> tuple[dict[str, tuple[Any, Any]], int]:
+  """Compares an adapter with the model.
+
+  A linear layer may be left out of all blocks, but not of some.
+
+  Args:
+    tensors: names, with or without peft's prefix, to anything with `shape` and `dtype`.
+    backbone: the flavour of the tensors that it will be merged into.
+    known: the flavours that the adapter may have.
+    where: begins every message but those of a FitError.
+
+  Returns:
+    Adapted weights by the backbone's names, each with its A and B; and the rank.
+
+  Raises:
+    ConfigError: the adapter has no rank or several, or another layout than the backbone's.
+    FitError: names or shapes differ from the model's.
+  """
+  tensors = _under_plain_names(tensors, where)
+  rank = _rank(tensors, where)
+  tables = [(flavour, _matrices(flavour, rank)) for flavour in known]
+  flavour, table = max(tables, key=lambda entry: len(_joined(entry[1]).keys() & tensors.keys()))
+  adapted = {rule: specs for rule, specs in table.items() if specs.keys() & tensors.keys()} or table
+  engine.compare(tensors, _joined(adapted))
+  targets = {(rule.path, rule.transform): backbone.names_of(rule) for rule in backbone.rules}
+  layers = {}
+  for rule in adapted:
+    if (rule.path, rule.transform) not in targets:
+      raise ConfigError(f"{where}: {flavour.names} keeps {rule.source} in another layout than {backbone.names}")
+    for name, target in zip(flavour.names_of(rule), targets[rule.path, rule.transform], strict=True):
+      module = name.removesuffix(_WEIGHT)
+      layers[target] = tensors[module + _DOWN], tensors[module + _UP]
+  return layers, rank
+
+
+def _under_plain_names(tensors: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """Names as `<module>.lora_A.weight`.
+
+  Peft writes `base_model.model.<module>.lora_A.weight`. The prefix may be missing, a `model.` or `transformer.` may
+  follow it, and the adapter's name `default` may follow `lora_A`.
+
+  Raises:
+    ConfigError: two names are the same then.
+  """
+  renamed: dict[str, Any] = {}
+  for name, tensor in tensors.items():
+    plain = name
+    for prefix in (PREFIX, "model.", "transformer."):
+      plain = plain.removeprefix(prefix)
+    for matrix in ("lora_A", "lora_B"):
+      plain = plain.replace(f".{matrix}.{_ADAPTER_NAME}.", f".{matrix}.")
+    if plain in renamed:
+      raise ConfigError(f"{where} holds {plain} twice; once as {name}")
+    renamed[plain] = tensor
+  return renamed
+
+
+def _rank(tensors: Mapping[str, Any], where: str) -> int:
+  ranks = sorted({tuple(tensor.shape)[:1] for name, tensor in tensors.items() if name.endswith(_DOWN)})
+  if len(ranks) != 1 or ranks == [()]:
+    found = [rank for (rank,) in filter(None, ranks)]
+    raise ConfigError(f"{where} needs one rank, found {found or 'no lora_A tensors'}")
+  return ranks[0][0]
+
+
+def _matrices(flavour: Flavour, rank: int) -> dict[Rule, dict[str, jax.ShapeDtypeStruct]]:
+  """Name and shape of A and B of every linear layer, by the rule of its weight `[out, in]`."""
+  matrices: dict[Rule, dict[str, jax.ShapeDtypeStruct]] = {}
+  for rule in flavour.rules:
+    for name in flavour.names_of(rule) if rule.source.endswith(_WEIGHT) else ():
+      if len(flavour.specs[name].shape) != 2:
+        continue
+      outputs, inputs = flavour.specs[name].shape
+      module, of_rule = name.removesuffix(_WEIGHT), matrices.setdefault(rule, {})
+      of_rule[module + _DOWN] = jax.ShapeDtypeStruct((rank, inputs), np.float32)
+      of_rule[module + _UP] = jax.ShapeDtypeStruct((outputs, rank), np.float32)
+  return matrices
+
+
+def _joined(matrices: Mapping[Rule, Mapping[str, Any]]) -> dict[str, Any]:
+  return {name: spec for of_rule in matrices.values() for name, spec in of_rule.items()}
 
 
 def merged(tensors: Mapping[str, LazyTensor], adapter: Adapter) -> dict[str, LazyTensor | MergedWeight]:
@@ -84,7 +176,7 @@ def merged(tensors: Mapping[str, LazyTensor], adapter: Adapter) -> dict[str, Laz
 
 
 def _peft_settings(path: pathlib.Path) -> tuple[dict[str, Any], list[pathlib.Path]]:
-  """What peft wrote beside the weights, and the file it is in; nothing if there is none."""
+  """What peft wrote beside the weights, and the file it is in; nothing if there is no such file."""
   file = (path if path.is_dir() else path.parent) / CONFIG_FILE
   if not file.is_file():
     return {}, []

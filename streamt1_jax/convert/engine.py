@@ -4,16 +4,16 @@
                                               │
   source tensors ──────────────────────── compare ── every problem in one ConfigError
                                               │
-                                   transform and stack ──► parameters       (convert, or stream: row by row)
+                                   transform and stack ──► parameters       (stream: row by row; convert: in memory)
                                    slice and invert    ◄── parameters       (invert)
 
-A rule names a source tensor by a template, not by a pattern, so one declaration serves both directions, and
-the complete list of names exists before any tensor is read:
+A rule names a source tensor by a template, not by a pattern. So one declaration serves both directions, and the
+complete list of names is known before any tensor is read:
 
   Rule("blocks.{layer}.attn.q.weight", "blocks.self_attn.query.kernel", LINEAR)
 
-reads one tensor per index of the leading axis of that parameter. Nothing is guessed and nothing is skipped:
-a tensor without a rule, or a parameter without a tensor, stops the conversion.
+reads one tensor per index of the leading axis of that parameter. Nothing is guessed and nothing is skipped: a tensor
+without a rule, or a parameter without a tensor, stops the conversion.
 """
 
 import dataclasses
@@ -33,9 +33,11 @@ from streamt1_jax.convert.transforms import IDENTITY, Transform
 from streamt1_jax.io.part_writer import CHUNK_BYTES, Piece
 from streamt1_jax.typing import Params
 
-_LAYER = "{layer}"
-_LISTED = 20  # problems of one kind that are spelled out: the file of another model has thousands
+LAYER = "{layer}"
+"""Stands in the name of a rule for the number of a layer."""
+_LISTED = 20  # Problems of one kind that are spelled out: the file of another model has thousands.
 _LISTED_IN_LINE = 3
+_MISFIT = "the checkpoint does not fit the model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Rule:
   Attributes:
     source: name in the checkpoint. `{layer}` stands for 0, 1, ... along the leading axis of the parameter.
     path: the parameter, as dotted keys of the nested dict (`nnx.to_pure_dict(nnx.state(module, nnx.Param))`).
-    transform: from the checkpoint's layout to the parameter's, of one layer if there are several.
+    transform: from the checkpoint's layout to the parameter's; of one layer where `source` has `{layer}`.
   """
 
   source: str
@@ -67,7 +69,7 @@ class _Slot(NamedTuple):
 
 
 class FitError(ConfigError):
-  """A checkpoint, or a table, that does not fit the model; the message has one line per problem.
+  """A checkpoint or a table does not fit the model; the message has one line per problem.
 
   Attributes:
     line: the same as one line, with the first problems of every kind.
@@ -92,7 +94,7 @@ def _listed(problems: Mapping[str, Sequence[str]], count: int) -> Iterator[str]:
 
 
 class _Problems:
-  """What is wrong, by kind; reported together, so that a table or a file is repaired in one go."""
+  """Collects what is wrong, by kind, and reports it at once, so that a table or a file is repaired in one go."""
 
   def __init__(self):
     self._by_kind: dict[str, list[str]] = {}
@@ -122,8 +124,15 @@ def source_specs(rules: Sequence[Rule], abstract_params: Params) -> dict[str, ja
 def check(
   tensors: Mapping[str, Any], rules: Sequence[Rule], abstract_params: Params, ignore: Sequence[str] = ()
 ) -> None:
-  """Raises the ConfigError that `convert` would raise; reads names, shapes and dtypes only."""
+  """Raises the FitError that `convert` would raise; reads names, shapes and dtypes only."""
   _checked_slots(tensors, rules, _flatten(abstract_params), ignore)
+
+
+def compare(tensors: Mapping[str, Any], specs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises the FitError that `check` would raise, where no rules but the wanted tensors themselves are known."""
+  problems = _Problems()
+  _compare(tensors, specs, {}, (), problems)
+  problems.raise_if_any(_MISFIT)
 
 
 def convert(
@@ -133,7 +142,7 @@ def convert(
   dtype: Any = None,
   ignore: Sequence[str] = (),
 ) -> Params:
-  """Converts a checkpoint to parameters.
+  """Converts a checkpoint to parameters in memory.
 
   Args:
     tensors: the checkpoint; its arrays may be memory-mapped, and each is read once.
@@ -146,15 +155,15 @@ def convert(
     Nested dict of numpy arrays with the keys and shapes of `abstract_params`.
 
   Raises:
-    ConfigError: lists every name that is unknown, missing, misshapen or of the wrong kind of number, and
-      every parameter that is written by no rule or by several.
+    FitError: lists every name that is unknown, missing, misshapen or of the wrong kind of number, and every
+      parameter that is written by no rule or by several.
   """
   leaves = _flatten(abstract_params)
-  slots = _checked_slots(tensors, rules, leaves, ignore)
-  params = {keys: np.empty(leaf.shape, _target_dtype(leaf, dtype)) for keys, leaf in leaves.items()}
-  for name, slot in slots.items():
-    index = ... if slot.layer is None else slot.layer
-    params[slot.keys][index] = slot.transform.forward(np.asarray(tensors[name]))
+  pieces: dict[tuple[Any, ...], list[np.ndarray]] = {}
+  for name, slot in _checked_slots(tensors, rules, leaves, ignore).items():
+    pieces.setdefault(slot.keys, []).extend(piece.rows for piece in _pieces(tensors[name], slot))
+  joined = {keys: np.concatenate(rows) if len(rows) > 1 else rows[0] for keys, rows in pieces.items()}
+  params = {keys: np.array(joined[keys], _target_dtype(leaf, dtype), order="C") for keys, leaf in leaves.items()}
   return traverse_util.unflatten_dict(params)
 
 
@@ -179,7 +188,7 @@ def _pieces(tensor: Any, slot: _Slot) -> Iterator[Piece]:
 
 
 def stored_leaves(abstract_params: Params, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-  """What `part_writer.write_part` is to store: every parameter by "/"-joined path, floating ones in `dtype`."""
+  """The weights that `part_writer.write_part` stores: shapes by "/"-joined path, floating ones in `dtype`."""
   return {
     "/".join(map(str, keys)): jax.ShapeDtypeStruct(leaf.shape, _target_dtype(leaf, dtype))
     for keys, leaf in _flatten(abstract_params).items()
@@ -212,13 +221,14 @@ def _checked_slots(
 ) -> dict[str, _Slot]:
   problems = _Problems()
   slots = _expand(rules, leaves, problems)
-  _compare(tensors, slots, ignore, problems)
-  problems.raise_if_any("the checkpoint does not fit the model")
+  specs = {name: slot.spec for name, slot in slots.items()}
+  _compare(tensors, specs, {name: f" (for {slot})" for name, slot in slots.items()}, ignore, problems)
+  problems.raise_if_any(_MISFIT)
   return slots
 
 
 def _expand(rules: Sequence[Rule], leaves: Mapping[tuple, Any], problems: _Problems) -> dict[str, _Slot]:
-  """Every source name with its slot; what is claimed twice keeps its first claim."""
+  """Every source name with its slot. A name or a parameter that two rules claim keeps the first claim."""
   paths = {_dotted(keys): keys for keys in leaves}
   slots: dict[str, _Slot] = {}
   sources: dict[str, str] = {}
@@ -239,7 +249,7 @@ def _expand(rules: Sequence[Rule], leaves: Mapping[tuple, Any], problems: _Probl
 
 
 def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
-  stacked = _LAYER in rule.source
+  stacked = LAYER in rule.source
   of_parameter = jax.ShapeDtypeStruct(leaf.shape[1:] if stacked else leaf.shape, leaf.dtype)
   try:
     spec = jax.eval_shape(rule.transform.inverse, of_parameter)
@@ -248,22 +258,27 @@ def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
   if not stacked:
     return {rule.source: _Slot(keys, None, rule.transform, spec)}
   return {
-    rule.source.replace(_LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec) for layer in range(leaf.shape[0])
+    rule.source.replace(LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec) for layer in range(leaf.shape[0])
   }
 
 
 def _compare(
-  tensors: Mapping[str, Any], slots: Mapping[str, _Slot], ignore: Sequence[str], problems: _Problems
+  tensors: Mapping[str, Any],
+  specs: Mapping[str, jax.ShapeDtypeStruct],
+  notes: Mapping[str, str],
+  ignore: Sequence[str],
+  problems: _Problems,
 ) -> None:
-  missing = [name for name in slots if name not in tensors]
+  """Notes what differs between `tensors` and `specs`; `notes` follow the names of missing tensors."""
+  missing = [name for name in specs if name not in tensors]
   ignored = {name for pattern in ignore for name in fnmatch.filter(tensors, pattern)}
-  unknown = [name for name in tensors if name not in slots and name not in ignored]
+  unknown = [name for name in tensors if name not in specs and name not in ignored]
   # A misspelt name is most likely a missing one. The search is slow, so only lines that are printed get it.
-  hints = {name: _nearest(name, missing or slots) for name in unknown[:_LISTED]}
+  hints = {name: _nearest(name, missing or specs) for name in unknown[:_LISTED]}
   problems.add("unknown", [name + hints.get(name, "") for name in unknown])
-  problems.add("missing", [f"{name} (for {slots[name]})" for name in missing])
-  for name in (name for name in slots if name in tensors):
-    found, wanted = tensors[name], slots[name].spec
+  problems.add("missing", [name + notes.get(name, "") for name in missing])
+  for name in (name for name in specs if name in tensors):
+    found, wanted = tensors[name], specs[name]
     if tuple(found.shape) != wanted.shape:
       problems.add("misshapen", [f"{name} is {list(found.shape)}, expected {list(wanted.shape)}"])
     if _is_floating(found) != _is_floating(wanted):

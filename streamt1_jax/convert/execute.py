@@ -1,8 +1,8 @@
-"""Carries conversion plans out: a checkpoint folder that `experiments.generate` takes, or nothing that looks like one.
+"""Carries conversion plans out: a checkpoint folder that `streamt1 generate` takes, or nothing that looks like one.
 
-Every part is written aside and renamed when it is whole, with `source.json` in it: what it was made from.
-`config.json`, without which a folder is no checkpoint, comes last. A part whose `source.json` says what would be done
-again is left as it is; one that says something else is never replaced.
+Every part is written aside and renamed when it is whole. Its `source.json` says what it was made from. `config.json`,
+without which a folder is not a checkpoint, comes last. A part that was made from the same files in the same way is left
+as it is; a part that was made from something else is never replaced.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.convert import engine
-from streamt1_jax.convert.plan import PartPlan, missing_parts
+from streamt1_jax.convert.base import parts_of
+from streamt1_jax.convert.plan import PartPlan
 from streamt1_jax.io import atomic, checkpoint, config_json, part_files, part_writer
-from streamt1_jax.pipeline import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 from streamt1_jax.text.tokenizer import Tokenizer
 
 CONVERTER_VERSION = 1
-"""To be raised when the same files would give other weights."""
+"""Recorded with every part; it must be raised when the same files would give other weights."""
 SOURCE_FILE = "source.json"
 TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
 _BLOCK_BYTES = 16 * 2**20
@@ -73,11 +74,21 @@ def execute(
 def lacking(
   output: pathlib.Path | None, model: ModelConfig, parts: Sequence[str] = (), tokenizer: bool = False
 ) -> list[str]:
-  """What `output` lacks to be a checkpoint of `model`, once `parts` and, if so, the tokenizer are converted."""
-  found = lambda name: output is not None and (output / name).is_file()
-  present = [part for part in missing_parts(model, parts) if found(f"{part}/{part_files.PART_FILE}")]
-  needs_tokenizer = model.text is not None and not tokenizer and not found(TOKENIZER_FILE)
-  return [*missing_parts(model, [*parts, *present]), *([TOKENIZER_FILE] if needs_tokenizer else [])]
+  """What `output` would still lack to be a checkpoint of `model`.
+
+  Args:
+    output: the checkpoint folder; None if there is no folder yet.
+    model: the model.
+    parts: folders of parts that count as present.
+    tokenizer: whether the tokenizer counts as present.
+
+  Returns:
+    Folders of parts, then `tokenizer.model`.
+  """
+  is_there = lambda name: output is not None and (output / name).is_file()
+  missing = [p for p in parts_of(model) if p not in parts and not is_there(f"{p}/{part_files.PART_FILE}")]
+  needs_tokenizer = model.text is not None and not tokenizer and not is_there(TOKENIZER_FILE)
+  return [*missing, *([TOKENIZER_FILE] if needs_tokenizer else [])]
 
 
 def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> bytes:
@@ -88,7 +99,7 @@ def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> bytes:
     model: the model.
 
   Raises:
-    ConfigError: there is none, it is damaged, or it has more pieces than the text encoder embeds.
+    ConfigError: the file is missing or damaged, or it has more pieces than the text encoder embeds.
   """
   if path.is_dir():
     found = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()]
@@ -123,7 +134,7 @@ def _counted(pieces: Iterator[part_writer.Piece], bar: tqdm.tqdm) -> Iterator[pa
 
 
 def _provenance(plan: PartPlan, dtype: Any) -> dict[str, Any]:
-  """Everything that decides the bytes of a part, and what was left out."""
+  """Everything that decides the bytes of a part, and what was skipped in its files."""
   adapter = plan.adapter
   return {
     "converter": {"streamt1_jax": importlib.metadata.version("streamt1_jax"), "version": CONVERTER_VERSION},
@@ -147,10 +158,6 @@ def _provenance(plan: PartPlan, dtype: Any) -> dict[str, Any]:
   }
 
 
-def _part_config(model: ModelConfig, part: str) -> dict[str, Any]:
-  return config_json.to_json_value(getattr(model, part))  # Parts are called like their configurations.
-
-
 def _describe_file(path: pathlib.Path) -> dict[str, Any]:
   size, digest = path.stat().st_size, hashlib.sha256()
   with path.open("rb") as file, _bar(f"checksum of {path.name}", size) as bar:
@@ -161,7 +168,7 @@ def _describe_file(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _is_done(folder: pathlib.Path, provenance: dict[str, Any]) -> bool:
-  """Whether `folder` was made as `provenance` says. Raises ConfigError if it is there and was not."""
+  """Whether `folder` was made as `provenance` says. Raises ConfigError if it was made in another way."""
   if not folder.exists():
     return False
   found = _read_provenance(folder)
@@ -175,24 +182,24 @@ def _is_done(folder: pathlib.Path, provenance: dict[str, Any]) -> bool:
 
 
 def _read_provenance(folder: pathlib.Path) -> dict[str, Any]:
-  """`source.json` of a part of the present format."""
+  """The `source.json` of a part. Raises ConfigError if the folder is not a part, or not one of the present format."""
   part_files.read_part_file(epath.Path(folder))
-  return part_files.read_json_object(epath.Path(folder), SOURCE_FILE, "a part made by experiments.convert")
+  return part_files.read_json_object(epath.Path(folder), SOURCE_FILE, "a part made by `streamt1 convert`")
 
 
 def _checkpoint_provenance(output: pathlib.Path, model: ModelConfig) -> dict[str, Any]:
-  parts = {part: _read_provenance(output / part) for part in missing_parts(model, [])}
+  parts = {part: _read_provenance(output / part) for part in parts_of(model)}
   tokenizer = {} if model.text is None else {"tokenizer": _describe_file(output / TOKENIZER_FILE)}
-  return {"converted_by": "experiments.convert", **parts, **tokenizer}
+  return {"converted_by": "streamt1 convert", **parts, **tokenizer}
 
 
 def _require_usable(output: pathlib.Path, model: ModelConfig) -> None:
-  """Raises ConfigError if what is there already cannot become, or is not, a checkpoint of `model`."""
+  """Raises ConfigError if the folder is a checkpoint of another model, or holds parts of one."""
   if output.exists() and not output.is_dir():
     raise ConfigError(f"--output {output} is a file; expected a folder")
   if not (output / checkpoint.CONFIG_FILE).exists():
-    for part in missing_parts(model, []):
-      if (output / part).exists() and _read_provenance(output / part).get("config") != _part_config(model, part):
+    for part in (part for part in parts_of(model) if (output / part).exists()):
+      if _read_provenance(output / part).get("config") != config_json.to_json_value(getattr(model, part)):
         raise ConfigError(f"{output / part} exists and was made for another --model; give another --output")
     return
   existing = checkpoint.load_config(output)

@@ -5,8 +5,8 @@
   base_model.model.<module>.lora_B.default.weight [out, r]  ─┘
   base_model.model.<name>                                    ── <name>
 
-A merged tensor is computed in float32 when it is read, one at a time, so that a large file never lies in memory
-twice. Plain numpy: mapping tables and the strict engine then see an ordinary checkpoint.
+A merged tensor is computed in float32 when it is read, one at a time, so that a large file is never in memory as a
+whole. Mapping tables and the engine see an ordinary checkpoint.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ def is_peft(names: Mapping[str, Any]) -> bool:
 
 
 def merged(tensors: Mapping[str, Any], rank: int, alpha: float) -> dict[str, Any]:
-  """The checkpoint under the base model's names; adapted weights are `MergedWeight`s, the others are as they were.
+  """The checkpoint under the base model's names. Adapted weights become `MergedWeight`s; the others stay as they are.
 
   Args:
     tensors: the peft checkpoint.

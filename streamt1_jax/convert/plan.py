@@ -16,27 +16,25 @@ from typing import Any
 import jax
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import adapters, engine, flavours
-from streamt1_jax.convert.flavours import Flavour
+from streamt1_jax.convert import adapters, engine, state_dicts
+from streamt1_jax.convert.base import Flavour, FlavourTable
+from streamt1_jax.convert.flavours import FLAVOURS, detect, of_model
 from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
-from streamt1_jax.convert.tables import umt5
-from streamt1_jax.convert.tables.rewards import CONVERSIONS
-from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
-FLAGS = {
-  "backbone": "--backbone",
-  "codec": "--vae",
-  "text": "--text_encoder",
-  **{f"{REWARDS_FOLDER}/{name}": f"--{name}" for name in CONVERSIONS},
-}
-"""Folder of a part to the flag that names its source."""
+FLAGS = {"backbone": "--backbone", "codec": "--vae", "text": "--text_encoder"}
+"""Folder of a part of the model to the flag that names its source."""
+
+
+def flag_of(part: str) -> str:
+  """The flag that names the source of a part; a reward, in `rewards/NAME`, has the flag `--NAME`."""
+  return FLAGS.get(part, f"--{part.rpartition('/')[2]}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-  """The published files; None for what is not given.
+  """The published files; None stands for a file that is not given.
 
   Attributes:
     backbone: weights of the DiT.
@@ -61,13 +59,13 @@ class PartPlan:
 
   Attributes:
     part: folder of the part.
-    flavour: whose names the source has; its mapping table.
+    flavour: the names that the source has, and their mapping table.
     config: sizes of the part, a dataclass.
     tensors: the source, by the names of the table; adapters are merged when a tensor is read.
     files: every file that is read.
-    entry: the entry of the file that is taken, if it has entries.
-    adapter: what is merged into it.
-    skipped: what the files hold besides, in words.
+    entry: the entry of the file that is taken, if the file has entries.
+    adapter: the adapter that is merged into the weights, or None.
+    skipped: what else the files hold, in words.
   """
 
   part: str
@@ -80,7 +78,7 @@ class PartPlan:
   skipped: list[str]
 
   def leaves(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What is stored, by "/"-joined path."""
+    """Shape and dtype of every stored weight, by "/"-joined path."""
     return engine.stored_leaves(self.flavour.abstract_params, dtype)
 
   def stored_bytes(self, dtype: Any) -> int:
@@ -91,20 +89,25 @@ class PartPlan:
     return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in self.tensors.values())
 
   def extra_files(self) -> dict[str, bytes]:
-    """What the folder holds beside weights, by name."""
+    """Files that the folder holds beside the weights: name to content."""
     return {}
 
   def further_provenance(self) -> dict[str, Any]:
-    """JSON values that decide the bytes of the part, beside those of every part."""
+    """JSON values that decide the bytes of this kind of part, in addition to those that decide every part."""
     return {}
 
   def further_lines(self) -> Iterator[str]:
-    """What `describe` says beside that of every part."""
+    """Lines that `describe` adds for this kind of part."""
     yield from ()
 
 
-def make_plans(model: ModelConfig, sources: Sources) -> list[PartPlan]:
+def make_plans(model: ModelConfig, sources: Sources, flavours: FlavourTable = FLAVOURS) -> list[PartPlan]:
   """One plan per part that is given.
+
+  Args:
+    model: the model.
+    sources: the published files.
+    flavours: the flavours that are recognised.
 
   Raises:
     ConfigError: a source is missing, damaged, of another part or of another model; or flags contradict each other.
@@ -115,62 +118,50 @@ def make_plans(model: ModelConfig, sources: Sources) -> list[PartPlan]:
     raise ConfigError(f"{flag} needs --backbone, the weights it belongs to")
   if sources.lora_alpha is not None and sources.lora is None:
     raise ConfigError("--lora_alpha needs --lora")
-  known = flavours.flavours(model)
+  known = of_model(model, flavours)
   plans = []
   if sources.backbone is not None:
-    plans.append(_plan_backbone(model, known, sources))
+    plan = _plan_part(model, known, "backbone", sources.backbone, sources.backbone_entry)
+    plans.append(plan if sources.lora is None else _with_adapter(plan, known, sources.lora, sources.lora_alpha))
   for part, path in (("codec", sources.vae), ("text", sources.text_encoder)):
     if path is not None:
-      if not any(flavour.part == part for flavour in known):
-        raise ConfigError(f"{FLAGS[part]}: the model {model.name!r} has no {part}")
-      plans.append(_plan_part(model, known, part, path, flavours.BACKBONE_ENTRIES[-1:], None))
+      plans.append(_plan_part(model, known, part, path))
   return plans
 
 
-def _plan_backbone(model: ModelConfig, known: Sequence[Flavour], sources: Sources) -> PartPlan:
-  plan = _plan_part(model, known, "backbone", sources.backbone, flavours.BACKBONE_ENTRIES, sources.backbone_entry)
-  if sources.lora is None:
-    return plan
-  adapter = adapters.load(sources.lora, model, plan.flavour.names, sources.lora_alpha)
-  return dataclasses.replace(plan, tensors=adapters.merged(plan.tensors, adapter), adapter=adapter)
-
-
 def _plan_part(
-  model: ModelConfig,
-  known: Sequence[Flavour],
-  part: str,
-  path: pathlib.Path,
-  entries: Sequence[str],
-  entry: str | None,
+  model: ModelConfig, known: Sequence[Flavour], part: str, path: pathlib.Path, entry: str | None = None
 ) -> PartPlan:
-  where = f"{FLAGS[part]} {path}"
+  candidates = [flavour for flavour in known if flavour.part == part]
+  if not candidates:
+    raise ConfigError(f"{flag_of(part)}: the model {model.name!r} has no {part}")
+  where = f"{flag_of(part)} {path}"
   file = weight_files.load(path)
-  found = flavours.state_dict(file, entries, entry, where)
-  flavour = flavours.detect(found.tensors, known, part, where)
-  tensors, skipped = found.tensors, list(found.skipped)
-  if flavour.aliases:
-    tensors = umt5.with_one_embedding(tensors)
-    skipped += [f"{name} (a second name)" for name in flavour.aliases if len(tensors) < len(found.tensors)]
+  entries = list(dict.fromkeys(entry for flavour in candidates for entry in flavour.entries))
+  found = state_dicts.read(file, entries, entry, where)
+  flavour = detect(found.tensors, known, part, where)
+  tensors = flavour.under_first_names(found.tensors)
+  twice = [name for name, first in flavour.aliases.items() if {name, first} <= found.tensors.keys()]
   try:
     engine.check(tensors, flavour.rules, flavour.abstract_params)
   except engine.FitError as error:
     raise error.prefixed(f"{where}{weight_files.shard_advice(path)} as {flavour.names} {part}") from error
-  # Parts are called like their configurations.
+  skipped = [*found.skipped, *(f"{name} (a second name)" for name in twice)]
   return PartPlan(part, flavour, getattr(model, part), tensors, file.files, found.entry, None, skipped)
 
 
-def missing_parts(model: ModelConfig, present: Sequence[str]) -> list[str]:
-  """Folders of the parts that the model needs and that are not among `present`."""
-  needed = ["backbone", *(["codec"] if model.codec else []), *(["text"] if model.text else [])]
-  return [part for part in needed if part not in present]
+def _with_adapter(plan: PartPlan, known: Sequence[Flavour], path: pathlib.Path, alpha: float | None) -> PartPlan:
+  candidates = [flavour for flavour in known if flavour.part == plan.part]
+  adapter = adapters.load(path, alpha, plan.flavour, candidates)
+  return dataclasses.replace(plan, tensors=adapters.merged(plan.tensors, adapter), adapter=adapter)
 
 
 def describe(plan: PartPlan, dtype: Any) -> Iterator[str]:
-  """The plan for people: files, sizes, what is merged and skipped, and one line per rule of the mapping."""
+  """The plan in lines to read: files, sizes, what is merged and skipped, and one line per rule of the mapping."""
   leaves = plan.leaves(dtype)
   count = sum(leaf.size for leaf in leaves.values())
   yield (
-    f"{plan.part}/ from {FLAGS[plan.part]}, {plan.flavour.names} names: {len(plan.tensors)} tensors, "
+    f"{plan.part}/ from {flag_of(plan.part)}, {plan.flavour.names} names: {len(plan.tensors)} tensors, "
     f"{count:,} parameters, {plan.stored_bytes(dtype):,} bytes to write"
   )
   files = [*plan.files, *(plan.adapter.files if plan.adapter else [])]

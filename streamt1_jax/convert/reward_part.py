@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert import adapters, engine, peft_merge, reward_prompts
-from streamt1_jax.convert.flavours import Flavour
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight

@@ -1,7 +1,6 @@
-"""Invertible changes of layout between PyTorch tensors and our parameters (Wan spec, section 2.5).
+"""Invertible changes of layout between PyTorch tensors and our parameters (docs/reference/checkpoints.md).
 
-They use only methods that numpy arrays, memory-mapped or not, share with traced arrays, so that
-`jax.eval_shape` can run them for shapes alone.
+They use only methods that numpy arrays share with traced arrays, so that `jax.eval_shape` can run them on shapes alone.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
-  """Parameter axis i is the checkpoint's axis `order[i]`."""
+  """Axis i of the parameter is axis `order[i]` of the checkpoint's tensor."""
 
   order: tuple[int, ...]
 
@@ -37,7 +36,7 @@ class Transpose:
 
 @dataclasses.dataclass(frozen=True)
 class Squeeze:
-  """Drops axes of size 1; `axes` are the checkpoint's, ascending."""
+  """Drops axes of size 1; `axes` counts those of the checkpoint's tensor, in ascending order."""
 
   axes: tuple[int, ...]
 
@@ -53,7 +52,7 @@ class Squeeze:
 
 @dataclasses.dataclass(frozen=True)
 class Merge:
-  """Flattens the leading axes, whose sizes are `sizes`; one of them may be -1, to be inferred."""
+  """Flattens the leading axes, whose sizes are `sizes`; one size may be -1 and is then inferred."""
 
   sizes: tuple[int, ...]
 
@@ -66,7 +65,7 @@ class Merge:
 
 @dataclasses.dataclass(frozen=True)
 class Reorder:
-  """Index i of the last axis is the checkpoint's index `order[i]`."""
+  """Index i of the last axis is index `order[i]` of the checkpoint's tensor."""
 
   order: tuple[int, ...]
 
@@ -79,7 +78,7 @@ class Reorder:
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-  """Several transforms, the first on the checkpoint's side. An empty chain changes nothing."""
+  """Several transforms in turn, starting from the checkpoint's layout. An empty chain changes nothing."""
 
   steps: tuple[Transform, ...] = ()
 

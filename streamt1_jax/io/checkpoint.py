@@ -33,6 +33,7 @@ from streamt1_jax.io.stored_part import named_leaves, target_dtype
 from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.model"
 _CHUNK_BYTES = 16 << 20
 _COMMIT_MARKER = "commit_success.txt"
 

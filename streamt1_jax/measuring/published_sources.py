@@ -15,7 +15,6 @@ from collections.abc import Callable
 from streamt1_jax import shipped
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert import flavours
-from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.measuring import random_rewards, random_weights
 from streamt1_jax.measuring.random_weights import Tensor
 from streamt1_jax.pipeline import TOKENIZER_FILE
@@ -49,7 +48,7 @@ class Source:
 
 def tensors_of(model: ModelConfig, part: str, names: str, dtype: str, prefix: str = "") -> dict[str, Tensor]:
   """Every tensor of a flavour; the i-th holds the same values in each flavour of the part."""
-  flavour = next(f for f in flavours.flavours(model) if (f.part, f.names) == (part, names))
+  flavour = next(f for f in flavours.of_model(model) if (f.part, f.names) == (part, names))
   return {
     prefix + name: Tensor(tuple(spec.shape), dtype, seed) for seed, (name, spec) in enumerate(flavour.specs.items())
   }
@@ -63,14 +62,13 @@ def bytes_at_worst(model: ModelConfig) -> int:
 
 def _lora_tensors(model: ModelConfig, seed: int) -> dict[str, Tensor]:
   """A peft adapter on the ten linear layers of every block."""
-  rank, kernels = LORA_RANKS[model.name], tensors_of(model, "backbone", "Wan", "float32")
-  layers = wan_dit.lora_rules(model.backbone)
-  names = [r.source.replace("{layer}", str(i)) for i in range(model.backbone.num_layers) for r in layers]
-  adapter = {}
-  for offset, name in enumerate(names):
-    module, matrix = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
-    outputs, inputs = kernels[f"{module}.weight"].shape
-    adapter[name] = Tensor((rank, inputs) if matrix == "lora_A" else (outputs, rank), "float32", seed + offset)
+  rank, adapter = LORA_RANKS[model.name], {}
+  for name, kernel in tensors_of(model, "backbone", "Wan", "float32").items():
+    if name.startswith("blocks.") and len(kernel.shape) == 2:
+      outputs, inputs = kernel.shape
+      module = "base_model.model." + name.removesuffix(".weight")
+      adapter[f"{module}.lora_A.weight"] = Tensor((rank, inputs), "float32", seed + len(adapter))
+      adapter[f"{module}.lora_B.weight"] = Tensor((outputs, rank), "float32", seed + len(adapter))
   return adapter
 
 

@@ -1,17 +1,19 @@
 """Devices as a grid.
 
+A user divides devices by four axes, as in "data:2,candidate:4":
+
   data        prompts: every one is a search of its own
   candidate   candidates of a search
   model       attention heads, feed-forward channels, rows of the video decoder
   seq         tokens of a chunk, with the backbone's weights whole; in self-attention, heads
 
-is what a user divides devices by: "data:2,candidate:4". Both `model` and `seq` make a single chunk sooner. Shards of
-the model have a part of the weights, and sum activations three times a block. Shards of the tokens have all of the
-backbone's weights, and exchange queries, keys, values and results, a fraction of those sums. All else is divided alike.
+Both `model` and `seq` make a single chunk sooner. With `model` every device holds a part of the weights, and devices
+sum activations three times a block. With `seq` every device holds all weights of the backbone, and devices exchange
+queries, keys, values and results, which are a fraction of those sums. Both divide everything else alike.
 
-In the mesh, `candidate` is two axes, `beam` and `sibling`: a beam's memory lies where its candidates are made, and only
-siblings, candidates of one beam, need copies of it. Beams come first, so "candidate:4" of a search with two beams of
-two candidates is beam:2 x sibling:2.
+In the mesh, `candidate` is two axes, `beam` and `sibling`. A beam's memory lies where its candidates are made, and
+only siblings, the candidates of one beam, need copies of it. Beams come first, so "candidate:4" of a search with two
+beams of two candidates is beam:2 x sibling:2.
 """
 
 import math
@@ -29,7 +31,8 @@ MESH_AXES = ("data", "beam", "sibling", "model", "seq")
 def parse_sizes(text: str) -> dict[str, int]:
   """Sizes by axis of a text like "data:2,candidate:4"; axes that it does not name have size 1.
 
-  Raises ConfigError for anything else.
+  Raises:
+    ConfigError: the text is anything else.
   """
   sizes = {}
   for entry in text.split(","):
@@ -48,8 +51,14 @@ def default_sizes(
 ) -> dict[str, int]:
   """Sizes that use as many of the devices as they can: candidates first, then prompts, then the model.
 
-  Candidates and prompts are apart until the scores are compared; shards of the model talk in every block. With `every`
-  no device is left out: more prompts are searched together than there are.
+  Candidates and prompts do not meet before their scores are compared, but shards of the model talk in every block.
+
+  Args:
+    num_devices: devices of the run.
+    model: what is divided by `model`.
+    search: what is divided by `candidate`.
+    num_prompts: videos to make.
+    every: leaves no device out: `data` may then be larger than `num_prompts`.
   """
   candidate = max(size for size in _candidate_sizes(search) if num_devices % size == 0)
   data = math.gcd(num_devices // candidate, num_prompts)
@@ -65,13 +74,14 @@ def make_mesh(
   """The mesh of these sizes, or None if they are all 1: one device needs none.
 
   Args:
-    sizes: by axis, as `parse_sizes` gives them; 1 for an axis that is not there.
-    model: must be divisible by `model`, its heads by `model * seq` and the tokens of a latent frame by `seq`.
-    search: must be divisible by `candidate`.
-    devices: all devices of the run by default. The first ones are used if there are more than the sizes ask for.
+    sizes: by axis, as `parse_sizes` gives them; an axis that is not there has size 1.
+    model: `model` must divide its heads and feed-forward channels, `model * seq` its heads, and `seq` the tokens of a
+      latent frame.
+    search: `candidate` must divide its beams and candidates.
+    devices: all devices of the run by default. If there are more than the sizes ask for, the first ones are used.
 
   Raises:
-    ConfigError: the devices, heads, tokens or candidates cannot be divided so.
+    ConfigError: the sizes do not divide the devices, heads, tokens or candidates.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {axis: sizes.get(axis, 1) for axis in AXES}
@@ -106,12 +116,12 @@ def _text(sizes: Mapping[str, int]) -> str:
 
 
 def _model_shards(model: ModelConfig) -> int:
-  """Every divisor of it divides the heads and the hidden channels."""
+  """The largest number of shards. Its divisors divide the heads and the feed-forward channels too."""
   return math.gcd(model.backbone.num_heads, model.backbone.ffn_dim)
 
 
 def _candidate_sizes(search: SearchConfig) -> list[int]:
-  """Sizes whose part that is left after the beams divides the candidates of a beam."""
+  """Sizes of `candidate`, in ascending order. Beams take what they can of a size; the rest divides their candidates."""
   sizes = range(1, search.num_candidates + 1)
   return [size for size in sizes if search.beam_size % (size // math.gcd(size, search.top_k)) == 0]
 

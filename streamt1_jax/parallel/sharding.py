@@ -1,7 +1,7 @@
 """Which device holds what: one table from the axes of arrays to the axes of the mesh.
 
-The compiler (GSPMD) divides the programs: from the shardings of their arguments and from the few constraints that
-`chunk_step` puts on what it computes. Only attention is divided by hand, since its kernels are closed to the compiler.
+The compiler (GSPMD) divides the programs. It follows the shardings of their arguments, and the few constraints that
+`chunk_step` puts on what it computes. Attention alone is divided by hand: the compiler cannot look into its kernels.
 """
 
 import math
@@ -13,6 +13,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
+Patterns = tuple[tuple[str, tuple[str, ...]], ...]
+"""Regular expressions for whole paths of arrays, each with the names in `RULES` of those arrays' leading axes."""
 
 _SHARDS = ("model", "seq")
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -20,11 +22,11 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
   "beam": "beam",
   "candidate": "sibling",
   "patch": "seq",  # tokens of a latent frame in the backbone, outside self-attention
-  "projected": "model",  # there: heads, the channels of all heads one after the other, or inner feed-forward channels
-  "head": _SHARDS,  # attention heads, or the channels of all heads one after the other
+  "projected": "model",  # there: heads, the channels of all heads in a row, or inner feed-forward channels
+  "head": _SHARDS,  # attention heads, or the channels of all heads in a row
   "hidden": _SHARDS,  # inner channels of a feed-forward layer
   "word": _SHARDS,  # rows of a token embedding
-  "row": _SHARDS,  # of a latent frame or its pixels inside the video decoder
+  "row": _SHARDS,  # rows of a latent frame, or of its pixels inside the video decoder
   "layer": None,
   "slot": None,
   "frame": None,
@@ -40,8 +42,6 @@ _MEMORY = (
   ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
   (".*", ("beam",)),
 )
-Patterns = tuple[tuple[str, tuple[str, ...]], ...]
-"""Patterns of paths, each with the leading axes of the arrays that it fits."""
 ARRAYS: Mapping[str, Patterns] = {
   "backbone": (
     (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "projected")),
@@ -67,17 +67,19 @@ ARRAYS: Mapping[str, Patterns] = {
     ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
-"""Per tree, the axes of its arrays by path; the first pattern that fits counts, and what none fits is replicated.
+"""The axes of the arrays of each tree. The first pattern that fits a path counts.
 
-Every reward brings patterns of its own, see `RewardSpec.axes`.
+Every device holds all of an array that no pattern fits, and of the axes that are not named. A reward brings patterns of
+its own, see `RewardSpec.axes`.
 """
 
 
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
   """The table applied to one array; `axes` name its leading axes.
 
-  An axis that its part of the mesh does not divide stays whole: the one candidate of a clean pass, say. Of several axes
-  of the mesh those count that divide it, and those of size 1 are left out as long as one remains.
+  An axis stays whole if its part of the mesh does not divide it, as the one candidate of a clean pass does. Where the
+  table has several axes of the mesh, those that divide the array's axis count. Axes of size 1 are left out as long as
+  another one remains.
 
   Raises:
     ValueError: two axes would lie on the same axis of the mesh.
@@ -127,13 +129,13 @@ def tree_shardings(mesh: Mesh, name: str | Patterns, tree: Any, *, leading: tupl
 
 
 def axes_of(name: str | Patterns, path: str) -> tuple[str, ...]:
-  """Axes of the array at `path`, keys joined by "/", of a tree as in `tree_shardings`; the others are whole."""
+  """Axes of the array at `path`, its keys joined by "/", in a tree as in `tree_shardings`."""
   patterns = ARRAYS[name] if isinstance(name, str) else name
   return next((axes for pattern, axes in patterns if re.fullmatch(pattern, path)), ())
 
 
 def placed(mesh: Mesh | None, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
-  """The shapes of a tree with the shardings of `tree_shardings`: arguments for `load_params` or to compile for."""
+  """The shapes of a tree with the shardings of `tree_shardings`, to load arrays into or to compile for."""
   shardings = tree_shardings(mesh, name, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, tree, shardings)
@@ -154,13 +156,13 @@ def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
 
 
 def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Sequence[str]) -> Callable:
-  """`f` as every device runs it on its own shards; only where none needs what another one holds.
+  """`f` as every device runs it on its own shards. No device may need what another one holds.
 
   Args:
     f: takes trees, and returns a tuple of trees.
     mesh: the mesh; without one the result is `f`.
-    inputs: names in `ARRAYS` of the trees it takes.
-    outputs: of those it returns.
+    inputs: names in `ARRAYS` of the trees that `f` takes.
+    outputs: names of the trees that it returns.
   """
   if mesh is None:
     return f

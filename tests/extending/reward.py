@@ -40,7 +40,7 @@ class ColorMatch:
     """Score of a window, float32 scalar; vmapped over candidates and beams."""
     newest = window.take(window.num_frames - 1 - jnp.arange(self.config.frames))
     color = newest.astype(jnp.float32).mean(axis=(1, 2)) / 255.0
-    return -jnp.linalg.norm(color - condition, axis=-1).mean()
+    return -jnp.linalg.norm(color - condition[None], axis=-1).mean()
 
 
 def abstract_params(config: ColorMatchConfig, dtype) -> dict:

@@ -12,6 +12,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from streamt1_jax.codec.vae import VideoCodec  # noqa: E402
 from streamt1_jax.config import CodecConfig  # noqa: E402
+from streamt1_jax.convert import engine  # noqa: E402
 from streamt1_jax.convert.tables import wan_vae  # noqa: E402
 
 TOLERANCE = 5e-5
@@ -38,7 +39,8 @@ def _pair(patch: int):
   config = CodecConfig(base_dim=8, patch_size=patch)
   tensors = {name: value.numpy() for name, value in oracle.state_dict().items()}
   codec = VideoCodec(config, rngs=nnx.Rngs(0))
-  nnx.update(codec, wan_vae.convert(tensors, config))
+  rules = wan_vae.rules(config, wan_vae.DIFFUSERS_NAMES)
+  nnx.update(codec, engine.convert(tensors, rules, wan_vae.abstract_params(config)))
   return oracle, codec
 
 

@@ -248,4 +248,4 @@ def test_all_parts_are_a_checkpoint(tmp_path):
   arguments = ("--backbone=transformer", "--vae=vae", "--text_encoder=text_encoder", "--tokenizer=spiece.model")
   _converted(tmp_path, "text", *arguments)
   assert checkpoint.load_config(tmp_path / "out") == MODEL
-  assert {flavour.part for flavour in flavours.flavours(MODEL)} == set(checkpoint.load_info(tmp_path / "out").parts)
+  assert {flavour.part for flavour in flavours.of_model(MODEL)} == set(checkpoint.load_info(tmp_path / "out").parts)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 torch = pytest.importorskip("torch")
@@ -14,10 +15,9 @@ peft = pytest.importorskip("peft")
 
 from streamt1_jax.backbone import attention  # noqa: E402
 from streamt1_jax.backbone.dit import CausalWanDiT  # noqa: E402
-from streamt1_jax.backbone.lora import merge_lora  # noqa: E402
 from streamt1_jax.backbone.schedule import time_features  # noqa: E402
 from streamt1_jax.config import BackboneConfig, ModelConfig  # noqa: E402
-from streamt1_jax.convert import engine  # noqa: E402
+from streamt1_jax.convert import adapters  # noqa: E402
 from streamt1_jax.convert.tables import wan_dit  # noqa: E402
 from tests.oracle import libraries  # noqa: E402
 
@@ -33,6 +33,7 @@ MODEL = ModelConfig(
   latent_width=8,
 )
 PROMPT_TOKENS = 4
+WAN, DIFFUSERS = wan_dit.wan_flavour(MODEL), wan_dit.diffusers_flavour(MODEL)
 
 
 @functools.cache
@@ -41,7 +42,7 @@ def _pair():
   oracle = libraries.wan_transformer(MODEL.backbone)
   tensors = {name: value.numpy() for name, value in oracle.state_dict().items()}
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(MODEL, nnx.Rngs(0))))
-  return oracle, graphdef, jax.tree.map(jnp.asarray, wan_dit.convert(tensors, MODEL))
+  return oracle, graphdef, jax.tree.map(jnp.asarray, DIFFUSERS.convert(tensors))
 
 
 def _inputs():
@@ -93,9 +94,8 @@ class TestVelocity:
 
   def test_names(self):
     """The oracle holds the tensors of our table, no more and no less, in these shapes."""
-    specs = engine.source_specs(wan_dit.diffusers_rules(MODEL.backbone), wan_dit.abstract_params(MODEL))
     theirs = {name: tuple(value.shape) for name, value in _pair()[0].state_dict().items()}
-    assert {name: spec.shape for name, spec in specs.items()} == theirs
+    assert {name: spec.shape for name, spec in DIFFUSERS.specs.items()} == theirs
 
 
 class _Attention(torch.nn.Module):
@@ -123,26 +123,26 @@ class _Blocks(torch.nn.Module):
 class TestAdapter:
   RANK, ALPHA = 4, 6
 
-  def test_merge(self):
+  def test_merge(self, tmp_path):
     """A peft adapter, saved under peft's names and merged by us, against peft's own merge."""
     base = _Blocks(MODEL.backbone)
     libraries.fill(base.named_parameters(), seed=1)
-    specs = engine.source_specs(wan_dit.wan_rules(MODEL.backbone), wan_dit.abstract_params(MODEL))
     generator = np.random.default_rng(2)
-    rest = {name: generator.standard_normal(spec.shape).astype(np.float32) for name, spec in specs.items()}
+    rest = {name: generator.standard_normal(spec.shape).astype(np.float32) for name, spec in WAN.specs.items()}
     before = rest | {name: value.numpy().copy() for name, value in base.state_dict().items()}
-    assert before.keys() == specs.keys()
+    assert before.keys() == WAN.specs.keys()
 
     targets = ["q", "k", "v", "o", "ffn.0", "ffn.2"]
     adapted = peft.get_peft_model(base, peft.LoraConfig(r=self.RANK, lora_alpha=self.ALPHA, target_modules=targets))
     libraries.fill(((name, p) for name, p in adapted.named_parameters() if "lora_" in name), seed=3)
     adapter = {name: value.numpy().copy() for name, value in peft.get_peft_model_state_dict(adapted).items()}
     merged = {name: value.numpy() for name, value in adapted.merge_and_unload().state_dict().items()}
-    expected = wan_dit.convert(rest | merged, MODEL)
+    expected = WAN.convert(rest | merged)
 
     assert len(adapter) == 2 * 10 * MODEL.backbone.num_layers
-    params = wan_dit.convert(before, MODEL)
-    ours = merge_lora(params, wan_dit.convert_lora(adapter, MODEL), self.ALPHA / self.RANK)
+    safetensors.numpy.save_file(adapter, tmp_path / "lora.safetensors")
+    loaded = adapters.load(tmp_path / "lora.safetensors", self.ALPHA, WAN, [WAN, DIFFUSERS])
+    params, ours = WAN.convert(before), WAN.convert(adapters.merged(before, loaded))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6), ours, expected)
     change = np.abs(expected["blocks"]["ffn_in"]["kernel"] - params["blocks"]["ffn_in"]["kernel"])
     assert change.mean() > 0.1

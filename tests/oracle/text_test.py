@@ -16,6 +16,7 @@ transformers = pytest.importorskip("transformers")
 # ruff: noqa: E402
 from experiments.train import tokenizer as train_tokenizer
 from streamt1_jax.config import TextConfig
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.tables import umt5
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
@@ -36,7 +37,8 @@ def oracle():
 @pytest.fixture(scope="module")
 def params(oracle):
   tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
-  return umt5.convert(tensors, CONFIG)
+  flavour = Flavour("text", "Hugging Face", umt5.HF_RULES, umt5.abstract_params(CONFIG), umt5.HF_ALIASES)
+  return flavour.convert(tensors)
 
 
 @pytest.mark.parametrize("length", [LENGTH, 41, 1])

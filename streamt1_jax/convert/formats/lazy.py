@@ -1,4 +1,4 @@
-"""Tensors that stay on disk until somebody asks for them, and then arrive row by row."""
+"""Tensors that stay on disk until they are read, as a whole or row by row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LazyTensor:
     return array if dtype is None else array.astype(dtype, copy=False)
 
   def blocks(self, max_bytes: int) -> Iterator[np.ndarray]:
-    """The tensor in order, as many whole rows at a time as fit into `max_bytes`, one at least."""
+    """The tensor in order, in blocks of whole rows: as many as fit into `max_bytes`, and at least one."""
     if not self.shape:
       yield self.read(0, 1)
       return
@@ -43,7 +43,7 @@ class LazyTensor:
 
 
 def read_bytes(path: pathlib.Path, offset: int, count: int) -> np.ndarray:
-  """`count` bytes of a file from `offset` on, uint8. Raises ConfigError if it has not so many."""
+  """`count` bytes of a file from `offset` on, uint8. Raises ConfigError if the file ends before."""
   try:
     content = np.fromfile(path, np.uint8, count, offset=offset)
   except OSError as error:

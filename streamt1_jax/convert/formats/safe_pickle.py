@@ -1,8 +1,8 @@
 """Reads pickles without executing them.
 
-A pickle is a program: the standard library's machine imports and calls whatever the program names. This machine
-knows containers, numbers, strings and the constructors it is given; it has no instruction that imports. What
-else a pickle asks for is refused by name, before anything of it is built.
+A pickle is a program: the standard library's machine imports and calls whatever the program names. This machine knows
+containers, numbers, strings and the constructors it is given. It has no instruction that imports. A pickle that asks
+for anything else is refused, and the message names what it asked for.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def loads(
 
   Args:
     data: the pickle.
-    names: what it may refer to: dotted name to the function that is called in its place, or to None if it may only be
-      mentioned.
+    names: the dotted names that it may refer to, each with the function that is called in its place; None if the name
+      may only be mentioned.
     persistent_load: called with every persistent id.
     where: begins every message.
 
@@ -51,7 +51,7 @@ def loads(
 
 
 def _refuse_names(data: bytes, names: Mapping[str, Any], where: str) -> None:
-  """All names that are spelled out in the pickle at once; protocol 4 spells them on the stack instead."""
+  """Refuses all names that the pickle spells out, in one message. Protocol 4 has them on the stack instead."""
   mentioned = {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(data) if op.name == "GLOBAL"}
   refused = sorted(mentioned - set(names))
   if refused:
@@ -153,7 +153,7 @@ class _Machine:
     self._stack.append(constructor(*arguments))
 
   def _build(self, _) -> None:
-    # Attributes, which a state dict of PyTorch has (`_metadata`), are no part of a dict's contents.
+    # A state dict of PyTorch has attributes (`_metadata`). They do not belong to the contents of the dict.
     self._stack.pop()
     self._container(collections.OrderedDict)
 

@@ -1,17 +1,19 @@
 """Reads safetensors files lazily, one or several with an index.
 
-Our own reader of a format of one page, because the numpy side of the `safetensors` package knows neither bfloat16 nor
-single rows of a tensor: eight bytes with the length of a JSON header, the header, then raw little-endian numbers.
+The library checks the header: every byte must belong to one tensor. The rows are read here, straight from the file. The
+library's slices would keep the pages of the whole file in memory (backend "mmap"), or read the whole tensor for every
+slice (backend "pread").
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
-from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats.lazy import LazyTensor, read_bytes
@@ -40,24 +42,30 @@ def is_safetensors(path: pathlib.Path) -> bool:
 
 
 def load(path: pathlib.Path) -> dict[str, LazyTensor]:
-  """The tensors of one file by name. Raises ConfigError if it is truncated or its header is corrupt."""
-  size = path.stat().st_size
-  length = int.from_bytes(read_bytes(path, 0, 8).tobytes(), "little")
-  if length > min(_HEADER_LIMIT, size - 8):
-    raise ConfigError(f"{path} is truncated or corrupt: its header would have {length} bytes")
-  where = f"{path}: its header"
+  """The tensors of one file by name, in the order of the file.
+
+  Raises:
+    ConfigError: the file is truncated, its header is damaged, or a tensor has a dtype that this program does not read.
+  """
   try:
-    text = read_bytes(path, 8, length).tobytes().decode()
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"{where} is corrupt: {error.reason}") from error
-  header = config_json.parse_strict_json(text, where)
-  if not isinstance(header, dict):
-    raise ConfigError(f"{where} is corrupt: it must be a JSON object")
-  header.pop("__metadata__", None)
-  start = 8 + length
-  entries = {name: _parse_entry(entry, f"{path}: {name}") for name, entry in header.items()}
-  _require_seamless(path, entries, size - start)
-  return {name: _lazy(path, start + begin, shape, dtype) for name, (dtype, shape, begin, _) in entries.items()}
+    with safetensors.safe_open(path, framework="numpy") as file:
+      views = {name: file.get_slice(name) for name in file.offset_keys()}
+      dtypes = {name: view.get_dtype() for name, view in views.items()}
+      shapes = {name: tuple(view.get_shape()) for name, view in views.items()}
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ConfigError(f"{path} is truncated or corrupt: {part_files.first_line(error)}") from error
+  unread = [f"{name} of dtype {dtype}" for name, dtype in dtypes.items() if dtype not in _DTYPES]
+  if unread:
+    raise ConfigError(f"{path} holds {part_files.list_some(unread)}; this program reads {', '.join(_DTYPES)}")
+  sizes = {name: math.prod(shape) * _DTYPES[dtypes[name]].itemsize for name, shape in shapes.items()}
+  # The tensors follow one another without a gap, and the last one ends where the file ends.
+  offset = path.stat().st_size - sum(sizes.values())
+  tensors = {}
+  for name, shape in shapes.items():
+    dtype = _DTYPES[dtypes[name]]
+    tensors[name] = LazyTensor(shape, dtype, functools.partial(_read_rows, path, offset, shape, dtype))
+    offset += sizes[name]
+  return tensors
 
 
 def load_index(path: pathlib.Path) -> tuple[dict[str, LazyTensor], list[pathlib.Path]]:
@@ -102,36 +110,9 @@ def _read_weight_map(path: pathlib.Path) -> dict[str, str]:
   return weight_map
 
 
-def _parse_entry(entry: Any, where: str) -> tuple[np.dtype, tuple[int, ...], int, int]:
-  """Dtype, shape, first byte and end of one tensor."""
-  try:
-    name, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    numbers_are_good = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-  except (TypeError, KeyError, ValueError) as error:
-    raise ConfigError(f"{where} is corrupt: it needs dtype, shape and data_offsets") from error
-  if name not in _DTYPES:
-    raise ConfigError(f"{where} has dtype {name!r}; this program reads {', '.join(_DTYPES)}")
-  if not numbers_are_good or end - begin != math.prod(shape) * _DTYPES[name].itemsize:
-    raise ConfigError(f"{where} is corrupt: shape {list(shape)} of {name} in bytes {begin} to {end}")
-  return _DTYPES[name], shape, begin, end
-
-
-def _require_seamless(path: pathlib.Path, entries: dict[str, tuple], size: int) -> None:
-  """Every byte belongs to one tensor: the format's rule, and what shows that a file is complete."""
-  end_so_far = 0
-  for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
-    if begin != end_so_far:
-      raise ConfigError(f"{path} is corrupt: {name} begins at byte {begin}, the tensor before ends at {end_so_far}")
-    end_so_far = end
-  if end_so_far != size:
-    raise ConfigError(f"{path} is truncated or corrupt: {size} bytes of tensors, expected {end_so_far}")
-
-
-def _lazy(path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> LazyTensor:
+def _read_rows(
+  path: pathlib.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype, start: int, stop: int
+) -> np.ndarray:
   row_bytes = math.prod(shape[1:]) * dtype.itemsize
-
-  def read(start: int, stop: int) -> np.ndarray:
-    raw = read_bytes(path, offset + start * row_bytes, (stop - start) * row_bytes)
-    return raw.view(dtype).reshape((stop - start, *shape[1:]) if shape else ())
-
-  return LazyTensor(shape, dtype, read)
+  raw = read_bytes(path, offset + start * row_bytes, (stop - start) * row_bytes)
+  return raw.view(dtype).reshape((stop - start, *shape[1:]) if shape else ())

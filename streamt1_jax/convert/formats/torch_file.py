@@ -3,8 +3,8 @@
   archive/data.pkl      the objects, as a pickle; a tensor is a view (offset, shape, strides) of a storage
   archive/data/0, 1 ..  the storages: raw little-endian numbers, never compressed
 
-Source: Wan spec, section 1.6. Only the table of contents and data.pkl are read at first. A storage is compared with its
-checksum when the first tensor of it is read.
+Only the table of contents and data.pkl are read at first. A storage is compared with its checksum when the first of its
+tensors is read. Source: docs/reference/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from streamt1_jax.convert.formats import safe_pickle
 from streamt1_jax.convert.formats.lazy import LazyTensor, read_bytes
 
 MAGIC = b"PK\x03\x04"
-_PICKLE_LIMIT = 16 * 2**20  # data.pkl of a model of 825 tensors has 0.1 MB, with its optimizer's state 0.4 MB.
+_PICKLE_LIMIT = 16 * 2**20  # The data.pkl of a model of 825 tensors has 0.1 MB; with an optimizer's state, 0.4 MB.
 _BLOCK_BYTES = 16 * 2**20
 _ENCRYPTED = 0x1
 _STORAGE_DTYPES = {
@@ -47,8 +47,8 @@ def load(path: pathlib.Path) -> Any:
   """The object in a file of `torch.save`: plain containers, with `LazyTensor`s for tensors and parameters.
 
   Raises:
-    ConfigError: the file is no such zip file, is truncated or corrupt, holds compressed or overlapping members, or
-      its pickle refers to anything but tensors and plain containers. Nothing of the pickle is executed.
+    ConfigError: the file is not such a zip file, is truncated or corrupt, holds compressed or overlapping members, or
+      its pickle refers to anything but tensors and plain containers. The pickle is not executed.
   """
   members = _read_members(path)
   pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -96,7 +96,7 @@ class _Member:
     return read_bytes(self.path, self.offset, self.size).tobytes()
 
   def verify(self) -> None:
-    """Raises ConfigError if the bytes are not those that were written."""
+    """Raises ConfigError if the bytes differ from those that were written."""
     if self.verified:
       return
     checksum = 0
@@ -127,7 +127,7 @@ def _read_members(path: pathlib.Path) -> dict[str, _Member]:
 
 
 def _locate(path: pathlib.Path, entry: zipfile.ZipInfo) -> _Member:
-  """Follows the table of contents to the member, whose bytes come after a header of its own."""
+  """Finds a member of the table of contents in the file; its bytes come after a header of its own."""
   compressed = entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
   if compressed or entry.flag_bits & _ENCRYPTED:
     raise ConfigError(
@@ -143,7 +143,7 @@ def _locate(path: pathlib.Path, entry: zipfile.ZipInfo) -> _Member:
 
 
 def _refuse_overlaps(path: pathlib.Path, members: list[_Member], size: int) -> None:
-  """Bytes that are counted twice make a small file look like a large one."""
+  """Raises ConfigError if members share bytes, which would make a small file look like a large one."""
   end, names = 0, set()
   for member in sorted(members, key=lambda member: member.offset):
     if member.offset < end or member.offset + member.size > size or member.name in names:
@@ -197,7 +197,7 @@ def _view(storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> 
 
 
 def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-  """Numbers of a storage from the first to the last that a view touches."""
+  """How many numbers of a storage lie between the first and the last that a view touches, both included."""
   if math.prod(shape) == 0:
     return 0
   return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -13,7 +13,7 @@ from streamt1_jax.convert.formats.lazy import read_bytes
 from streamt1_jax.io import part_files
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d+-of-\d+\.safetensors")
-_FOREIGN = (  # Beginnings that people meet, and what they mean.
+_FOREIGN = (  # How files begin that are often given by mistake, and what they are.
   (b"version https://git-lfs", "a pointer of git-lfs, not the file it stands for; fetch it with `git lfs pull`"),
   (b"<", "a web page, not weights; download the file itself"),
   (b"\x80\x02", "in the format of PyTorch before 1.6; load it there and save it again with torch.save"),
@@ -42,7 +42,7 @@ def load(path: pathlib.Path) -> WeightFile:
     path: a file of `torch.save`, a safetensors file, the index of several, or a folder with one of these.
 
   Raises:
-    ConfigError: there is no such thing at `path`, or it is damaged.
+    ConfigError: nothing of this kind is at `path`, or it is damaged.
   """
   if path.is_dir():
     return load(_only_weights(path))._replace(path=path)
@@ -73,7 +73,7 @@ def _load_file(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def shard_advice(path: pathlib.Path) -> str:
-  """What to say when a file lacks tensors and is one shard of several; else an empty string."""
+  """Advice for a file that lacks tensors: which index to give if it is one of several shards. Empty otherwise."""
   match = _SHARD.fullmatch(path.name)
   return f" (it is one of several shards; give {match['stem']}{safetensors_file.INDEX_SUFFIX})" if match else ""
 

@@ -1,16 +1,13 @@
 """Mapping tables of the UMT5 encoder: the names of Wan's own file, and those of the Hugging Face flavour.
 
-Source: Wan spec, section 3. 242 tensors and 5,680,910,336 parameters at full size, under either set of names.
+242 tensors and 5,680,910,336 parameters at full size, under either set of names. Source: docs/reference/umt5.md.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
 from flax import nnx
 
-from streamt1_jax.config import TextConfig
+from streamt1_jax.config import ModelConfig, TextConfig
 from streamt1_jax.convert import engine
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import LINEAR
 from streamt1_jax.text.umt5 import UMT5Encoder
@@ -49,22 +46,20 @@ HF_RULES = (
   Rule("encoder.final_layer_norm.weight", "final_norm.scale"),
 )
 
-_HF_EMBEDDING = "shared.weight"
-HF_EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
+HF_ALIASES = {"encoder.embed_tokens.weight": "shared.weight"}
+"""Hugging Face ties two names to one embedding table."""
 
 
-def convert(tensors: Mapping[str, np.ndarray], config: TextConfig, dtype: Any = None) -> Params:
-  """Converts a checkpoint with Wan's or Hugging Face names; see `engine.convert`."""
-  abstract = engine.abstract_params(lambda: UMT5Encoder(config, nnx.Rngs(0)))
-  if any(name.startswith("encoder.") for name in tensors):
-    return engine.convert(with_one_embedding(tensors), HF_RULES, abstract, dtype)
-  return engine.convert(tensors, WAN_RULES, abstract, dtype)
+def abstract_params(config: TextConfig) -> Params:
+  """Shapes of the encoder's parameters, as a nested dict."""
+  return engine.abstract_params(lambda: UMT5Encoder(config, nnx.Rngs(0)))
 
 
-def with_one_embedding(tensors: Mapping[str, Any]) -> dict[str, Any]:
-  """Hugging Face ties two names to one embedding table; a file may hold either or both."""
-  renamed = dict(tensors)
-  alias = renamed.pop(HF_EMBEDDING_ALIAS, None)
-  if alias is not None:
-    renamed.setdefault(_HF_EMBEDDING, alias)
-  return renamed
+def wan_flavour(model: ModelConfig) -> Flavour:
+  """The names of Wan's `models_t5_umt5-xxl-enc-bf16.pth`."""
+  return Flavour("text", "Wan", WAN_RULES, abstract_params(model.text))
+
+
+def hugging_face_flavour(model: ModelConfig) -> Flavour:
+  """The names of transformers' `UMT5EncoderModel`."""
+  return Flavour("text", "Hugging Face", HF_RULES, abstract_params(model.text), HF_ALIASES)

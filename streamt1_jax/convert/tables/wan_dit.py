@@ -1,25 +1,21 @@
-"""Mapping tables of the causal DiT: Wan's names, diffusers' names, and peft adapters.
+"""Mapping tables of the causal DiT: Wan's names and diffusers' names.
 
-Source: Wan spec, sections 1.2 and 1.7. 825 tensors and 1,418,996,800 parameters at full size, under either set of
-  names.
+825 tensors and 1,418,996,800 parameters at full size, under either set of names. Source: docs/reference/wan_dit.md.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import jax
-import numpy as np
 from flax import nnx
 
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import BackboneConfig, ConfigError, ModelConfig
 from streamt1_jax.convert import engine, transforms
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import LINEAR, Chain, Reorder, Squeeze, Transform
 from streamt1_jax.nn.rotary import halves_order
 from streamt1_jax.typing import Params
 
-_PEFT = "base_model.model."
+ENTRIES = ("generator", "generator_ema", "model")
+"""Where training programs keep the backbone, in the order in which one is chosen."""
 
 # Ours to Wan's, then Wan's to diffusers'. "norm3" of Wan is "norm2" of diffusers.
 _PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
@@ -52,7 +48,7 @@ _DIFFUSERS = {
 
 
 def _rotated(config: BackboneConfig) -> Transform:
-  """Rotary pairs from interleaved to halves, for whatever ends in the channels of rotated queries or keys."""
+  """Rotary pairs from interleaved to halves, in a tensor whose last axis is the channels of queries or keys."""
   return Reorder(tuple(int(i) for i in halves_order(config.num_heads, config.head_dim)))
 
 
@@ -117,100 +113,12 @@ def abstract_params(model: ModelConfig) -> Params:
   return engine.abstract_params(lambda: CausalWanDiT(model, nnx.Rngs(0)))
 
 
-def convert(tensors: Mapping[str, np.ndarray], model: ModelConfig, dtype: Any = None) -> Params:
-  """Converts a checkpoint with Wan's or diffusers' names; see `engine.convert`."""
-  by_diffusers = any(name.startswith("condition_embedder.") for name in tensors)
-  rules = diffusers_rules(model.backbone) if by_diffusers else wan_rules(model.backbone)
-  return engine.convert(tensors, rules, abstract_params(model), dtype)
+def wan_flavour(model: ModelConfig) -> Flavour:
+  """The names of Wan's own files and of the training programs that grew from them."""
+  return Flavour("backbone", "Wan", tuple(wan_rules(model.backbone)), abstract_params(model), entries=ENTRIES)
 
 
-def lora_targets() -> dict[str, str]:
-  """The ten adapted layers of a block: dotted path of ours to Wan's name."""
-  attention = {f"{a}.{p}": f"{_ATTENTIONS[a]}.{_PROJECTIONS[p]}" for a in _ATTENTIONS for p in _PROJECTIONS}
-  return attention | _FEED_FORWARD
-
-
-def lora_rules(config: BackboneConfig, diffusers: bool = False) -> list[Rule]:
-  """The table for a peft adapter on the ten linear layers of every block."""
-  rules = []
-  for path, source in lora_targets().items():
-    source = f"blocks.{{layer}}.{source}"
-    source = _PEFT + (diffusers_name(source) if diffusers else source)
-    channels = _channels(config, *path.split(".")) if "." in path else transforms.IDENTITY
-    rules.append(Rule(f"{source}.lora_A.weight", f"blocks.{path}.down", LINEAR))
-    rules.append(Rule(f"{source}.lora_B.weight", f"blocks.{path}.up", Chain((LINEAR, channels))))
-  return rules
-
-
-def convert_lora(tensors: Mapping[str, np.ndarray], model: ModelConfig) -> Params:
-  """Converts a peft adapter (keys `base_model.model.<module>.lora_{A,B}.weight`) for `lora.merge_lora`; float32.
-
-  The rank is read from the adapter. Raises ConfigError as `engine.convert` does.
-  """
-  rules = lora_rules(model.backbone)
-  return engine.convert(tensors, rules, _abstract_adapter(rules, model, adapter_rank(tensors, "an adapter")))
-
-
-def adapter_rank(tensors: Mapping[str, Any], where: str) -> int:
-  """The one rank of an adapter. Raises ConfigError, beginning with `where`, if there is none or are several."""
-  ranks = sorted({tuple(tensor.shape)[:1] for name, tensor in tensors.items() if name.endswith("lora_A.weight")})
-  if len(ranks) != 1 or ranks == [()]:
-    found = [rank for (rank,) in filter(None, ranks)]
-    raise ConfigError(f"{where} needs one rank, found {found or 'no lora_A tensors'}")
-  return ranks[0][0]
-
-
-def check_lora(tensors: Mapping[str, Any], model: ModelConfig, rank: int) -> dict[str, str]:
-  """Compares an adapter under Wan's or diffusers' names with the model.
-
-  A linear layer may be left out of all blocks, but not of some.
-
-  Args:
-    tensors: names (peft's, with its prefix) to anything with `shape` and `dtype`.
-    model: the model it is for.
-    rank: what `adapter_rank` gave.
-
-  Returns:
-    Every adapted module, named as in `tensors` without `.lora_A.weight`, to Wan's name of it.
-
-  Raises:
-    ConfigError: as `engine.convert` does.
-  """
-  layers = range(model.backbone.num_layers)
-  tables = [lora_rules(model.backbone, diffusers) for diffusers in (False, True)]
-  occurring = [
-    {_module(rule) for rule in table if any(_at(rule, layer) in tensors for layer in layers)} for table in tables
-  ]
-  diffusers = len(occurring[1]) > len(occurring[0])
-  adapted = occurring[diffusers] or set(lora_targets())
-  rules = [rule for rule in tables[diffusers] if _module(rule) in adapted]
-  engine.check(tensors, rules, _abstract_adapter(rules, model, rank))
-  return {
-    _at(rule, layer).removesuffix(".lora_A.weight"): f"blocks.{layer}.{lora_targets()[_module(rule)]}"
-    for rule in rules
-    if rule.path.endswith(".down")
-    for layer in layers
-  }
-
-
-def _module(rule: Rule) -> str:
-  return rule.path.removeprefix("blocks.").rpartition(".")[0]
-
-
-def _at(rule: Rule, layer: int) -> str:
-  return rule.source.replace("{layer}", str(layer))
-
-
-def _abstract_adapter(rules: Sequence[Rule], model: ModelConfig, rank: int) -> Params:
-  """Shapes of the adapter that these rules write."""
-  kernels = abstract_params(model)["blocks"]
-  adapter: Params = {}
-  for rule in rules:
-    *module, matrix = rule.path.split(".")[1:]
-    kernel, target = kernels, adapter
-    for key in module:
-      kernel, target = kernel[key], target.setdefault(key, {})
-    layers, inputs, outputs = kernel["kernel"].shape
-    shape = (layers, inputs, rank) if matrix == "down" else (layers, rank, outputs)
-    target[matrix] = jax.ShapeDtypeStruct(shape, np.float32)
-  return {"blocks": adapter}
+def diffusers_flavour(model: ModelConfig) -> Flavour:
+  """The names of diffusers' `WanTransformer3DModel`."""
+  rules = tuple(diffusers_rules(model.backbone))
+  return Flavour("backbone", "diffusers", rules, abstract_params(model), entries=ENTRIES)

@@ -1,20 +1,18 @@
 """Mapping tables of the video VAE: the names of `Wan2.1_VAE.pth`, and those of diffusers' `AutoencoderKLWan`.
 
-Source: Wan VAE spec, sections 2.1 and 2.5. 194 tensors and 126,892,531 parameters at full size, under either
-set of names. The layers of a stage differ in shape, so nothing is stacked, and the table is generated from
-the configuration.
+194 tensors and 126,892,531 parameters at full size, under either set of names. The layers of a stage differ in shape,
+so nothing is stacked, and the table is generated from the configuration. Source: docs/reference/wan_vae.md.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
 from flax import nnx
 
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import CodecConfig
+from streamt1_jax.config import CodecConfig, ModelConfig
 from streamt1_jax.convert import engine
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import (
   CONV2D,
@@ -120,11 +118,19 @@ def rules(config: CodecConfig, names: Names) -> tuple[Rule, ...]:
   )
 
 
-def convert(tensors: Mapping[str, np.ndarray], config: CodecConfig, dtype: Any = None) -> Params:
-  """Converts a checkpoint with Wan's or diffusers' names; see `engine.convert`."""
-  names = DIFFUSERS_NAMES if f"{DIFFUSERS_NAMES.quant}.weight" in tensors else WAN_NAMES
-  abstract = engine.abstract_params(lambda: VideoCodec(config, rngs=nnx.Rngs(0)))
-  return engine.convert(tensors, rules(config, names), abstract, dtype)
+def abstract_params(config: CodecConfig) -> Params:
+  """Shapes of the codec's parameters, as a nested dict."""
+  return engine.abstract_params(lambda: VideoCodec(config, rngs=nnx.Rngs(0)))
+
+
+def wan_flavour(model: ModelConfig) -> Flavour:
+  """The names of `Wan2.1_VAE.pth`."""
+  return Flavour("codec", "Wan", rules(model.codec, WAN_NAMES), abstract_params(model.codec))
+
+
+def diffusers_flavour(model: ModelConfig) -> Flavour:
+  """The names of diffusers' `AutoencoderKLWan`."""
+  return Flavour("codec", "diffusers", rules(model.codec, DIFFUSERS_NAMES), abstract_params(model.codec))
 
 
 def _half(
