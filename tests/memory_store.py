@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """A bucket in memory behind gs://. The libraries that a run reads and writes through find it there.
+=======
+"""A bucket in memory behind gs://, as the libraries that read and write see it.
+>>>>>>> refs/heads/labs
 
   etils.epath ── fsspec ── MemoryBucket ──┐
                                           ├── one dict of objects
@@ -22,7 +26,11 @@ from fsspec.implementations import memory
 
 
 class MemoryBucket(memory.MemoryFileSystem):
+<<<<<<< HEAD
   """fsspec's file system in memory, without folders."""
+=======
+  """fsspec's file system in memory, without its folders."""
+>>>>>>> refs/heads/labs
 
   protocol = ("gcs", "gs")
   root_marker = ""
