@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """A bucket in memory behind gs://. The libraries that a run reads and writes through find it there.
-=======
-"""A bucket in memory behind gs://, as the libraries that read and write see it.
->>>>>>> refs/heads/labs
 
   etils.epath ── fsspec ── MemoryBucket ──┐
                                           ├── one dict of objects
@@ -26,11 +22,7 @@ from fsspec.implementations import memory
 
 
 class MemoryBucket(memory.MemoryFileSystem):
-<<<<<<< HEAD
   """fsspec's file system in memory, without folders."""
-=======
-  """fsspec's file system in memory, without its folders."""
->>>>>>> refs/heads/labs
 
   protocol = ("gcs", "gs")
   root_marker = ""
