@@ -46,7 +46,7 @@ def test_a_folder_in_use_and_unknown_files_are_refused(tmp_path):
   (tmp_path / "thesis.txt").write_text("ten years")
   for arguments, message in (
     (["--work_dir=."], "--work_dir=. is not empty"),
-    (["--work_dir=new", "--sources=wan_vae,wan_clip"], "'wan_clip' is none of wan_backbone"),
+    (["--work_dir=new", "--sources=wan_vae,wan_clip"], "'wan_clip' is not one of wan_backbone"),
     (["--work_dir=new", "--check=taste"], "--check=taste"),
   ):
     result = call("measure.full_size_check", tmp_path, "--model=tiny", *arguments)
