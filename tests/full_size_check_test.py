@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.command_line import REPOSITORY, call
 
 FINAL = ["training_backbone_lora", "wan_vae", "wan_umt5"]
@@ -16,6 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_from_files_to_a_searched_chunk(tmp_path):
   done = run(
     f"--work_dir={tmp_path / 'check'}",

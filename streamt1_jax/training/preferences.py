@@ -96,7 +96,7 @@ CORRUPTIONS = {
   "resize": dataclasses.replace(_motion(), on_frames=True),
   "morph": _motion(("color", "shape", "size", "background")),
 }
-"""All corruptions by name. A wrong direction is a matter of the caption: motion quality is judged before the caption is read."""
+"""All corruptions. A wrong direction is a matter of the caption: motion quality is judged before that is read."""
 NAMES = tuple(CORRUPTIONS)
 
 
