@@ -130,5 +130,5 @@ def test_bad_flags(given, fragment):
 def test_missing_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   monitoring.check_flags(_flags(), 7)
-  with pytest.raises(ConfigError, match=r"pip install 'streamt1_jax\[tensorboard\]'"):
+  with pytest.raises(ConfigError, match=r"pip install tensorboardX"):
     monitoring.check_flags(_flags(tensorboard_dir="metrics"), 7)

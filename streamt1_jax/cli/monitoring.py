@@ -64,9 +64,7 @@ def _writer_class() -> type:
   try:
     from tensorboardX import SummaryWriter
   except ImportError as error:
-    raise ConfigError(
-      "--tensorboard_dir needs the package tensorboardX: pip install 'streamt1_jax[tensorboard]'"
-    ) from error
+    raise ConfigError("--tensorboard_dir needs the package tensorboardX: pip install tensorboardX") from error
   return SummaryWriter
 
 
