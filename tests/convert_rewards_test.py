@@ -23,7 +23,7 @@ _BLOCK_LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": (
 
 
 def _published_vision(dim: int, out: int) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of the vision tower (rewards spec, section 3.6), 32 blocks."""
+  """Names and shapes of the vision tower (docs/reference/rewards.md), 32 blocks."""
   shapes = {"visual.patch_embed.proj.weight": (dim, 3, 2, 14, 14)}
   merged = 4 * dim
   for name, rows, columns in (("mlp.0", merged, merged), ("mlp.2", out, merged)):

@@ -20,7 +20,7 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.hpsv3 import abstract_params as hpsv3_params
-from streamt1_jax.rewards.qwen2_vl.axes import AXES
+from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.state import init_state
 from tests import small_search as small
 
@@ -147,7 +147,7 @@ class TestTable:
     state = state._replace(beams=state.beams._replace(codec=(np.zeros((2, 2, 4, 4, 8)),)))
     trees = {
       "backbone": nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))), nnx.Param)),
-      AXES: {dtype: hpsv3_params(HPSv3Config(), dtype) for dtype in ("bfloat16", "int8")},
+      LAYOUT: {dtype: hpsv3_params(HPSv3Config(), dtype) for dtype in ("bfloat16", "int8")},
       "condition": small.condition(1),
       "state": state,
       "memory": state.beams.memory,
@@ -158,8 +158,8 @@ class TestTable:
         path = jax.tree_util.keystr(path, simple=True, separator="/")
         axes_of[path] = sharding.axes_of(name, path.removeprefix("bfloat16/").removeprefix("int8/"))
         assert len(axes_of[path]) <= len(leaf.shape), path
-      patterns = sharding.ARRAYS[name] if isinstance(name, str) else name
-      missing = {axes for _, axes in patterns} - set(axes_of.values())
+      layout = sharding.LAYOUTS[name] if isinstance(name, str) else name
+      missing = {axes for _, axes in layout} - set(axes_of.values())
       assert not missing, (name, missing)
 
   def test_patterns_from_outside(self):
@@ -169,6 +169,8 @@ class TestTable:
     found = sharding.placed(self.MESH, patterns, tree)["mine"]
     assert found["wide"].sharding.spec == P(None, "model")
     assert found["bias"].sharding.is_fully_replicated
+    unknown = jax.tree.leaves(sharding.placed(self.MESH, "video_reward", tree))
+    assert all(x.sharding.is_fully_replicated for x in unknown)
 
   def test_most_weights_are_sharded(self):
     """At full size little more than embeddings of time and text is on every shard."""

@@ -183,7 +183,7 @@ class TestPreprocess:
     ],
   )
   def test_published_sizes(self, size, of_hpsv3, of_videoalign):
-    """Rewards spec, section 1.9."""
+    """The table in docs/reference/rewards.md."""
     assert preprocess.smart_resize(*size, 28, HPSv3Config().min_pixels, HPSv3Config().max_pixels) == of_hpsv3
     config = VideoAlignConfig()
     assert preprocess.smart_resize(*size, 28, config.min_pixels, config.max_pixels) == of_videoalign

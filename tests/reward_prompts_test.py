@@ -215,8 +215,8 @@ class TestPublishedSources:
       reward_prompts.read("videoalign", tmp_path / "absent.py")
 
 
-# Rewards spec, section 5.3: ids of the whole conversation with one media token; length, sha256 of the comma-joined ids,
-# positions of the reward tokens.
+# From docs/reference/rewards.md: ids of the whole conversation with one media token; length, sha256 of the comma-joined
+# ids, positions of the reward tokens.
 _VECTORS = {
   ("hpsv3", ""): (531, "9a77128b437d795a790deb1a272f6e455f9a1818dd38bdec67fb9e530264fd57", [522]),
   ("hpsv3", "a cat"): (533, "a73ae9f38d614ec07046d0fefe548705e0d574d6cfd9557a5f75a3e4d2466a1f", [524]),

@@ -205,7 +205,7 @@ def _vision(graphdef, params, patches: jax.Array, grid: tuple[int, int]) -> dict
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _decoder(graphdef, params, embeddings: jax.Array) -> dict[str, jax.Array]:
-  """Of a batch [B, L, M]; rows past a sequence's end hold padding, which no valid row sees."""
+  """The decoder on a batch [B, L, M]; rows past a sequence's end hold padding, which no valid row sees."""
   decoder = nnx.merge(graphdef, params).backbone.decoder
   cos, sin = decoder.rotation(embeddings.shape[1], embeddings.dtype)
 
@@ -220,7 +220,7 @@ def _decoder(graphdef, params, embeddings: jax.Array) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _head(graphdef, params, hidden: jax.Array) -> dict[str, jax.Array]:
-  """Of hidden states [B, R, M] of the reward tokens."""
+  """The head on hidden states [B, R, M] of the reward tokens."""
   head = nnx.merge(graphdef, params).head
   if isinstance(head, nnx.Linear):
     logits = head(hidden)[..., 0]

@@ -24,7 +24,7 @@ from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.models import abstract_params, make_models
-from streamt1_jax.parallel.sharding import ARRAYS, RULES, placed
+from streamt1_jax.parallel.sharding import LAYOUTS, RULES, placed
 from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.state import Condition, SearchState, init_state
@@ -34,7 +34,7 @@ PHASES = ("open", "propose", "denoise", "judge", "select", "prune", "commit")
 """Scopes of the chunk step."""
 _TRITON_CALL = "__gpu$xla.gpu.triton"
 _FULL_SIZE = ("hpsv3", "videoalign")
-_REWARD_AXES = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].axes)
+_REWARD_LAYOUT = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Program:
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone)
       return lambda name, tree: jax.tree.map(shape, tree)
     of_prompts = lambda name: ("prompt",) if self.num_prompts > 1 and name in ("state", "condition") else ()
-    patterns = {name: _REWARD_AXES if name.endswith("_reward") else name for name in ARRAYS}
+    patterns = {name: _REWARD_LAYOUT if name.endswith("_reward") else name for name in LAYOUTS}
     return lambda name, tree: placed(mesh, patterns[name], tree, leading=of_prompts(name))
 
 

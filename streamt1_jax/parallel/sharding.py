@@ -13,8 +13,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
-Patterns = tuple[tuple[str, tuple[str, ...]], ...]
-"""Regular expressions for whole paths of arrays, each with the names in `RULES` of those arrays' leading axes."""
+Layout = Sequence[tuple[str, tuple[str, ...]]]
+"""Axes of the arrays of a tree: pairs of a pattern and names in `RULES`.
+
+A pattern is a regular expression for the whole path of an array, its keys joined by "/". The first pattern that fits
+counts. Every device holds all of an array that no pattern fits, and of the axes that are not named.
+"""
 
 _SHARDS = ("model", "seq")
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -42,7 +46,7 @@ _MEMORY = (
   ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
   (".*", ("beam",)),
 )
-ARRAYS: Mapping[str, Patterns] = {
+LAYOUTS: Mapping[str, Layout] = {
   "backbone": (
     (f"{_PROJECTIONS}/(query|key|value)/kernel", ("layer", "channel", "projected")),
     (f"{_PROJECTIONS}/(query|key|value)/bias", ("layer", "projected")),
@@ -53,6 +57,7 @@ ARRAYS: Mapping[str, Patterns] = {
     ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
+  # A reward with weights that are worth dividing brings a layout of its own.
   "image_reward": (),
   "video_reward": (),
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
@@ -67,11 +72,7 @@ ARRAYS: Mapping[str, Patterns] = {
     ("(beams|policy)(/.*)?", ("beam",)),
   ),
 }
-"""The axes of the arrays of each tree. The first pattern that fits a path counts.
-
-Every device holds all of an array that no pattern fits, and of the axes that are not named. A reward brings patterns of
-its own, see `RewardSpec.axes`.
-"""
+"""The layouts of this package's own trees."""
 
 
 def partition_spec(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
@@ -111,12 +112,12 @@ def sharding(mesh: Mesh, axes: Sequence[str], shape: Sequence[int]) -> NamedShar
   return NamedSharding(mesh, partition_spec(mesh, axes, shape))
 
 
-def tree_shardings(mesh: Mesh, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+def tree_shardings(mesh: Mesh, layout: str | Layout, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
   """The sharding of every array of a tree.
 
   Args:
     mesh: the mesh.
-    name: the tree's name in `ARRAYS`, or patterns like those there.
+    layout: the axes of its arrays, or their name in `LAYOUTS`.
     tree: arrays, or anything with shapes.
     leading: axes that all its arrays have in front of the described ones.
   """
@@ -128,15 +129,15 @@ def tree_shardings(mesh: Mesh, name: str | Patterns, tree: Any, *, leading: tupl
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def axes_of(name: str | Patterns, path: str) -> tuple[str, ...]:
-  """Axes of the array at `path`, its keys joined by "/", in a tree as in `tree_shardings`."""
-  patterns = ARRAYS[name] if isinstance(name, str) else name
+def axes_of(layout: str | Layout, path: str) -> tuple[str, ...]:
+  """Axes of the array at `path`, its keys joined by "/"."""
+  patterns = LAYOUTS[layout] if isinstance(layout, str) else layout
   return next((axes for pattern, axes in patterns if re.fullmatch(pattern, path)), ())
 
 
-def placed(mesh: Mesh | None, name: str | Patterns, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
+def placed(mesh: Mesh | None, layout: str | Layout, tree: Any, *, leading: tuple[str, ...] = ()) -> Any:
   """The shapes of a tree with the shardings of `tree_shardings`, to load arrays into or to compile for."""
-  shardings = tree_shardings(mesh, name, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
+  shardings = tree_shardings(mesh, layout, tree, leading=leading) if mesh else jax.tree.map(lambda x: None, tree)
   place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
   return jax.tree.map(place, tree, shardings)
 
@@ -161,7 +162,7 @@ def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Se
   Args:
     f: takes trees, and returns a tuple of trees.
     mesh: the mesh; without one the result is `f`.
-    inputs: names in `ARRAYS` of the trees that `f` takes.
+    inputs: names in `LAYOUTS` of the trees that `f` takes.
     outputs: names of the trees that it returns.
   """
   if mesh is None:

@@ -4,8 +4,8 @@
   frames of a candidate ────────────────────────────────────────────── reward ── score
 
 A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt
-alone is computed once per video. What a reward reads of a prompt is its own affair: tokens of its own tokenizer, or
-nothing. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
+alone is computed once per video. Each reward reads prompts in its own way, as tokens of its own tokenizer for example,
+or not at all. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
 """
 
 from collections.abc import Callable

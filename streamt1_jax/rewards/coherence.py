@@ -43,7 +43,8 @@ class TemporalCoherence:
     drift_weight: weight of the distance of colour signatures between the first half of the window and the end.
     flicker_weight: weight of the root mean square distance between consecutive frames of the chunk.
     stillness_weight: weight of the share of the chunk in which nothing moves, in [0, 1].
-    still_below: change over 4 frames, as 1 - correlation in place, below which a frame counts as (partly) still.
+    still_below: a frame counts as (partly) still if it changes less than this over 4 frames; the change is
+      1 - correlation in place.
   """
 
   surprise_weight: float = 1.3

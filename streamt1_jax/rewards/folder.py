@@ -101,7 +101,7 @@ def load_reward(
   """
   folder = epath.Path(folder)
   spec, config = load_config(folder, table)
-  abstract = placed(mesh, spec.axes, spec.abstract_params(config, dtype))
+  abstract = placed(mesh, spec.layout, spec.abstract_params(config, dtype))
   params, prompt = (spec.load or load_weights)(spec, folder, config, abstract, embed_on_host)
   return LoadedReward(spec.make(config, fps), params, prompt)
 

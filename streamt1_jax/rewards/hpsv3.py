@@ -20,8 +20,8 @@ from flax import nnx
 from streamt1_jax.rewards.base import CandidateInfo
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
-from streamt1_jax.rewards.qwen2_vl.axes import AXES
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
 from streamt1_jax.typing import Frames, Params
@@ -56,7 +56,7 @@ def shapes_config() -> HPSv3Config:
 
 
 class RewardMLP(nnx.Module):
-  """Three linear layers with ReLU between; always computed in float32."""
+  """Three linear layers with ReLU between them; always computed in float32."""
 
   def __init__(self, dim: int, hidden_dims: tuple[int, int], rngs: nnx.Rngs):
     first, second = hidden_dims
@@ -100,8 +100,8 @@ class HPSv3:
 
   Attributes:
     config: sizes.
-    tokens_at_once: how many tokens of a candidate's frames are in one batch, if that is more than one frame's. At full
-      size a frame has about 900, and its activations and attention scores take 0.2 GB.
+    tokens_at_once: most tokens of a candidate's frames in one batch; one frame is always judged. At full size a frame
+      has about 900 tokens, and its activations and attention scores take 0.2 GB.
   """
 
   config: HPSv3Config = HPSv3Config()
@@ -186,8 +186,14 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "hpsv3", TEXT),
   load=loading.load,
-  axes=AXES,
+  layout=LAYOUT,
   candidate_flop=candidate_flop,
   text=TEXT,
-  training=Training(shapes_config, graphdef, initial_params, with_unit_scores),
+  training=Training(
+    text="Does the picture show this, drawn well? {text_prompt} Score: <|Reward|>",
+    config=shapes_config,
+    graphdef=graphdef,
+    initial_params=initial_params,
+    with_unit_scores=with_unit_scores,
+  ),
 )

@@ -21,8 +21,8 @@ from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import Frames, Params
 
 _LEAST_SIDE = 16  # pixels
-_STRENGTH_FLOOR = 0.1  # of RGB distance: below it an edge is as good as none
-_VARIANCE_FLOOR = 0.003  # of RGB distance squared: what a shape of 40 pixels adds to a 64 x 64 frame
+_STRENGTH_FLOOR = 0.1  # RGB distance; an edge below it hardly counts
+_VARIANCE_FLOOR = 0.003  # RGB distance squared: what a shape of 40 pixels adds to a 64 x 64 frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageQuality:
 
     concentration_weight * concentration + strength_weight * log(strength) + spread_weight * log(spread).
 
-  Clean frames score about 0.5 to 1. Typical losses: ghosts 0.2 to 1, half-erased shapes 0.1 to 0.6, blur 0.2 to
+  Clean frames score about 0.5 to 1. Typical losses are: ghosts 0.2 to 1, half-erased shapes 0.1 to 0.6, blur 0.2 to
   0.9, noise 0.3 to 2, half the contrast 0.6 to 0.9, an empty frame more than 2. The weights were fitted to pairs of
   a clean and a corrupted frame, then scaled by 0.3. Comparable between candidates of one prompt only: texture and
   small subjects lower it.

@@ -19,6 +19,7 @@ from etils import epath
 from flax import nnx
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.parallel.sharding import Layout
 from streamt1_jax.rewards.base import ImageReward, LoadedReward, PromptReader, VideoReward
 from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
 from streamt1_jax.typing import Params
@@ -46,6 +47,7 @@ class Training(NamedTuple):
   """How a small reward of this architecture is trained on the shapes world.
 
   Attributes:
+    text: its instruction text, with `{text_prompt}` where the caption goes, and the reward tokens of the published one.
     config: gives the small sizes.
     graphdef: gives the graph definition of the model with a configuration.
     initial_params: gives fresh weights, (configuration, seed) to params.
@@ -53,6 +55,7 @@ class Training(NamedTuple):
       whose scores have mean 0 and standard deviation 1.
   """
 
+  text: str
   config: Callable[[], Any]
   graphdef: Callable[[Any], nnx.GraphDef]
   initial_params: Callable[[Any, int], Params]
@@ -75,8 +78,7 @@ class RewardSpec:
     read_prompt: gives what turns captions into `prompt_features`, (folder, configuration) to a `PromptReader`; None for
       a reward that reads no prompt.
     load: reads weights and prompt reader in another way than `folder.load_weights`, with its arguments.
-    axes: patterns of the weights' paths with the axes of the arrays, as in `parallel.sharding.ARRAYS`. What no pattern
-      fits is whole on every device.
+    layout: axes of the weights' arrays; every device holds all of what it does not name.
     scorer: makes what scores whole videos, (column name, loaded reward, `ScoringOptions`) to a `VideoScorer`; by
       default a `FrameScorer` for an image reward, a `WindowScorer` for a video reward.
     candidate_flop: counts the FLOP of judging one candidate, (reward, frames, (height, width), text tokens) to int.
@@ -92,7 +94,7 @@ class RewardSpec:
   abstract_params: Callable[[Any, Any], Params] | None = None
   read_prompt: Callable[[epath.Path, Any], PromptReader] | None = None
   load: Callable[..., tuple[Params, PromptReader]] | None = None
-  axes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  layout: Layout = ()
   scorer: Callable[[str, LoadedReward, ScoringOptions], VideoScorer] | None = None
   candidate_flop: Callable[[Any, int, tuple[int, int], int], int] | None = None
   text: PublishedText | None = None

@@ -20,8 +20,8 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
-from streamt1_jax.rewards.qwen2_vl.axes import AXES
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
+from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.rewards.scorers import Scores, ScoringOptions, require_finite
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
@@ -41,7 +41,7 @@ class VideoAlignConfig:
     sample_fps: frames per second that are looked at, within the limits.
     min_frames: fewest frames looked at, if the video has as many.
     max_frames: most frames looked at.
-    mean: mean of the raw scores VQ, MQ, TA; normalised = (raw - mean) / std.
+    mean: mean of the raw scores VQ, MQ, TA; normalised score = (raw - mean) / std.
     std: standard deviation of the raw scores.
     head_dtype: "float32"; or "bfloat16" as in the reference, where close candidates tie.
   """
@@ -101,10 +101,10 @@ def graphdef(config: VideoAlignConfig) -> nnx.GraphDef:
 
 @dataclasses.dataclass(frozen=True)
 class VideoAlign:
-  """`VideoReward`: Overall, the sum of the three scores, each less its mean and over its standard deviation.
+  """`VideoReward`: Overall, the sum of the three scores, each minus its mean and divided by its standard deviation.
 
   Attributes:
-    fps: frames per second of the windows to be judged. A wrong one shows the model another speed.
+    fps: frames per second of the windows to be judged. With a wrong one the model sees another speed.
     config: sizes and constants.
     normalised: False sums raw scores.
   """
@@ -169,7 +169,7 @@ class VideoAlign:
     return (raw - mean) / std
 
   def overall(self, raw: jax.Array) -> jax.Array:
-    """Sum over VQ, MQ, TA of raw scores [..., 3], normalised first if the reward is."""
+    """Sum over VQ, MQ, TA of raw scores [..., 3], which are normalised first if the reward is."""
     return (self.normalise(raw) if self.normalised else raw).sum(axis=-1)
 
   def model(self, params: Params) -> VideoAlignModel:
@@ -226,7 +226,7 @@ def candidate_flop(reward: VideoAlign, frames: int, size: tuple[int, int], text_
 
   Args:
     reward: the reward.
-    frames: frames of the window, some of which are looked at.
+    frames: frames of the window; it looks at some of them.
     size: rows and columns of a frame.
     text_tokens: length of a sequence without its frames.
   """
@@ -264,9 +264,16 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "videoalign", TEXT),
   load=loading.load,
-  axes=AXES,
+  layout=LAYOUT,
   scorer=make_scorer,
   candidate_flop=candidate_flop,
   text=TEXT,
-  training=Training(shapes_config, graphdef, initial_params, with_unit_scores),
+  training=Training(
+    text="How clear are the frames? <|VQ_reward|> How steady is the motion? <|MQ_reward|> "
+    "Does the video show this? {text_prompt} <|TA_reward|>",
+    config=shapes_config,
+    graphdef=graphdef,
+    initial_params=initial_params,
+    with_unit_scores=with_unit_scores,
+  ),
 )

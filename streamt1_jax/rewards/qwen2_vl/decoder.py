@@ -1,4 +1,4 @@
-"""Language model of Qwen2-VL, read at a few tokens; there is no language-model head (rewards spec, section 1.3).
+"""Language model of Qwen2-VL, read at a few tokens; there is no language-model head (docs/reference/rewards.md).
 
 Attention is causal, so what follows the last token that is read may be dropped, or be padding of any content.
 """
@@ -103,7 +103,7 @@ class Decoder(nnx.Module):
     return self._run(embeddings, keep=True)[1]
 
   def _run(self, embeddings: jax.Array, keep: bool) -> tuple[jax.Array, jax.Array | None]:
-    """What the last block makes of one sequence and, if they are to be kept, what every block does."""
+    """What the last block makes of one sequence and, with `keep`, what every block makes of it."""
     cos, sin = self.rotation(embeddings.shape[0], embeddings.dtype)
     graphdef, blocks = nnx.split(self.blocks)
 

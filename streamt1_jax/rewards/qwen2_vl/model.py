@@ -5,7 +5,7 @@
   prompt ── token ids ── embedding ───────────── text before │ media │ text after ── decoder ── [R, M] at reward tokens
 
 Read-only containers of weights: split once (`nnx.split`), merge inside the transformation that calls them.
-Source: rewards spec, section 1. The text is embedded once per video; media tokens go between its two parts.
+Source: docs/reference/rewards.md. The text is embedded once per video; media tokens go between its two parts.
 """
 
 import re
@@ -38,7 +38,7 @@ class PromptTokens(NamedTuple):
 
 
 class PromptEmbedding(NamedTuple):
-  """`PromptTokens` with embeddings, [X, M] and [Y, M], for ids: all that a prompt contributes, once per video."""
+  """`PromptTokens` with embeddings, [X, M] and [Y, M], in place of ids: what a prompt contributes, once per video."""
 
   before: jax.Array
   after: jax.Array
@@ -122,8 +122,8 @@ def abstract_params(make_model: Callable[[], nnx.Module], dtype: Any) -> Params:
 
   Args:
     make_model: builds a module with a `backbone`, a `Qwen2VL`, and a head.
-    dtype: dtype of the backbone; the head keeps its float32. int8 is that of the kernels of its blocks and its merger,
-      as `QuantisedKernel`s; all else, activations too, is then bfloat16.
+    dtype: dtype of the backbone; the head keeps its float32. With int8 the kernels of its blocks and its merger are
+      `QuantisedKernel`s; all else, activations too, is bfloat16.
   """
   params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
   in_int8 = jnp.dtype(dtype) == jnp.int8

@@ -1,4 +1,4 @@
-"""Frames to the patches of the vision tower, as the published models do it (rewards spec, sections 1.8, 1.9 and 3.4).
+"""Frames to the patches of the vision tower, as the published models do it (docs/reference/rewards.md).
 
   frames uint8 ── which ones (video) ── resize to whole tokens ── normalise ── patches [S, N, V]
 
@@ -68,9 +68,9 @@ def sample_frames(
 
 
 def resize(frames: Frames, size: tuple[int, int]) -> Frames:
-  """Antialiased bicubic resize of uint8 [Q, H, W, 3] to `size`, rounded to bytes; what VideoAlign was trained on.
+  """Antialiased bicubic resize of uint8 [Q, H, W, 3] to `size`, rounded to bytes; VideoAlign was trained on it.
 
-  One level off torchvision's in 1e-5 of the bytes, where the sum falls on a rounding tie.
+  In 1e-5 of the bytes, where the sum falls on a rounding tie, it is one level off torchvision's.
   """
   if frames.shape[1:3] == tuple(size):
     return frames

@@ -25,7 +25,7 @@ from streamt1_jax.rewards.spec import PublishedText
 from streamt1_jax.text.prompts import require_whole_characters
 
 MAX_TOKENS = 4096
-"""Longest text; VideoAlign was trained on 6144 tokens, those of the pictures included."""
+"""Longest text. VideoAlign was trained on 6144 tokens, which includes those of the pictures."""
 TEMPLATE_FILE = "prompt_template.json"
 TOKENIZER_FILE = "tokenizer.json"
 PLACEHOLDER = "{text_prompt}"
@@ -157,8 +157,8 @@ class RewardPrompt:
   def __call__(self, caption: str) -> PromptTokens:
     """Tokens of one caption, numpy int32; taken verbatim, braces included.
 
-    Raises ConfigError for a caption that holds a special token, which would be read as one, or half a character, or is
-    as long as a book.
+    Raises ConfigError for a caption that has too many tokens, half a character, or a special token, which would be read
+    as one.
     """
     require_whole_characters(caption, "the prompt")
     strange = _SPECIAL_TOKEN.search(caption)

@@ -1,4 +1,4 @@
-"""Vision tower of Qwen2-VL: patches of pictures to tokens of the decoder (rewards spec, section 1.2).
+"""Vision tower of Qwen2-VL: patches of pictures to tokens of the decoder (docs/reference/rewards.md).
 
   patches [S, N, V] ── embedding ── L blocks ── merger (2 x 2 patches) ── tokens [S, N / 4, M]
 

@@ -1,5 +1,7 @@
 """Axes of the arrays of a reward with a Qwen2-VL backbone; `parallel.sharding.RULES` says which are divided."""
 
+from streamt1_jax.parallel.sharding import Layout
+
 _KERNELS = (
   ("backbone/vision/blocks/qkv/kernel", ("layer", "channel", "head")),
   ("backbone/vision/blocks/out/kernel", ("layer", "head", "channel")),
@@ -13,7 +15,7 @@ _KERNELS = (
   ("backbone/decoder/blocks/(gate|up)/kernel", ("layer", "channel", "hidden")),
   ("backbone/decoder/blocks/down/kernel", ("layer", "hidden", "channel")),
 )
-AXES = (
+LAYOUT: Layout = (
   *_KERNELS,
   # In int8 the scale belongs to the output channels.
   *((f"{kernel}/values", axes) for kernel, axes in _KERNELS),
@@ -24,4 +26,3 @@ AXES = (
   ("backbone/decoder/token_embedding", ("word", "channel")),
   ("backbone/decoder/blocks/query/bias", ("layer", "head")),
 )
-"""Patterns of paths to the leading axes of the arrays, for `RewardSpec.axes`; what none fits is replicated."""
