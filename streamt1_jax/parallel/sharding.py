@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 T = TypeVar("T")
+
 Layout = Sequence[tuple[str, tuple[str, ...]]]
 """Axes of the arrays of a tree: pairs of a pattern and names in `RULES`.
 
@@ -123,7 +124,7 @@ def tree_shardings(mesh: Mesh, layout: str | Layout, tree: Any, *, leading: tupl
   """
 
   def of_leaf(path, leaf):
-    axes = axes_of(name, jax.tree_util.keystr(path, simple=True, separator="/"))
+    axes = axes_of(layout, jax.tree_util.keystr(path, simple=True, separator="/"))
     return sharding(mesh, (*leading, *axes)[: len(leaf.shape)], leaf.shape)
 
   return jax.tree_util.tree_map_with_path(of_leaf, tree)
@@ -142,11 +143,11 @@ def placed(mesh: Mesh | None, layout: str | Layout, tree: Any, *, leading: tuple
   return jax.tree.map(place, tree, shardings)
 
 
-def with_shardings(mesh: Mesh | None, name: str, tree: T, *, leading: tuple[str, ...] = ()) -> T:
+def with_shardings(mesh: Mesh | None, layout: str | Layout, tree: T, *, leading: tuple[str, ...] = ()) -> T:
   """A traced tree, constrained to `tree_shardings`; as it is without a mesh."""
   if mesh is None:
     return tree
-  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, name, tree, leading=leading))
+  return jax.lax.with_sharding_constraint(tree, tree_shardings(mesh, layout, tree, leading=leading))
 
 
 def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
