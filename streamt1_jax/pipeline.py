@@ -117,7 +117,7 @@ class Pipeline:
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
-      decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
+      decoding: how much memory decoding may take, see `execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
       step: the compiled chunk step; `executables.StoredSteps` keeps it for the next start.
