@@ -3,7 +3,7 @@
   adapter = {"blocks": {"ffn_in": {"down": [L, in, r], "up": [L, r, out]}, ...}}
   merged["blocks"]["ffn_in"]["kernel"] == kernel + scale * down @ up
 
-scale = alpha / rank. Source: docs/reference/wan_dit.md.
+Source: Wan spec, section 1.7. scale = alpha / rank.
 """
 
 import jax
@@ -25,7 +25,7 @@ def merge_lora(params: Params, adapter: Params, scale: float) -> Params:
     Nested dict like `params`; leaves without an adapter are the same arrays.
 
   Raises:
-    ConfigError: the adapter names a layer that `params` lacks, or does not fit its kernel.
+    ConfigError: the adapter names a layer that `params` has not, or does not fit its kernel.
   """
   return _merge(params, adapter, scale, "")
 
@@ -35,7 +35,7 @@ def _merge(params: Params, adapter: Params, scale: float, path: str) -> Params:
     return params | {"kernel": _merged_kernel(params, adapter, scale, path)}
   unknown = sorted(set(adapter) - set(params))
   if unknown:
-    raise ConfigError(f"the adapter names {path}{unknown[0]}, which the model lacks")
+    raise ConfigError(f"the adapter names {path}{unknown[0]}, which the model has not")
   return params | {name: _merge(params[name], part, scale, f"{path}{name}.") for name, part in adapter.items()}
 
 
