@@ -6,7 +6,7 @@ carries its own past frames, and the state stays the same size however long the 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,7 @@ _STATE_AXES = SearchState(chunk_index=None, base_seed=0, num_past=None, beams=0,
 _CONDITION_AXES = Condition(text=0, image_reward=0, video_reward=0, num_chunks=None)
 
 
+@runtime_checkable
 class CompiledStep(Protocol):
   """`jitted_chunk_step`, or what does the same."""
 

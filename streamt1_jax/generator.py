@@ -12,7 +12,7 @@ nothing else of it:
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -41,6 +41,7 @@ class Eviction(NamedTuple):
   sink_frame: jax.Array
 
 
+@runtime_checkable
 class Generator(Protocol):
   """A causal generator of latents. Pure and hashable: it is static under `jit`.
 

@@ -4,13 +4,14 @@ Another sampler is a function with this signature and a line in `SAMPLERS`; `Sch
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
 from streamt1_jax.typing import Latents
 
 
+@runtime_checkable
 class Sampler(Protocol):
   """From one denoising step to the next. Pure and hashable: it is static under `jit`."""
 

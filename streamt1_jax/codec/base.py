@@ -1,28 +1,32 @@
 """What the search asks of a codec, and the codec that does nothing."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 
-from streamt1_jax.typing import Frames, Latents, Params
+from streamt1_jax.typing import Decoded, Latents, Params
 
 
+@runtime_checkable
 class Codec(Protocol):
   """A causal video decoder with explicit state; unbatched, pure and hashable (it is static under `jit`)."""
 
   def init_state(self, params: Params) -> Any:
     """State of a stream that has not begun; the same shapes as every later state."""
+    ...
 
-  def decode(self, params: Params, latents: Latents, state: Any, *, first: bool) -> tuple[Frames, Any]:
+  def decode(self, params: Params, latents: Latents, state: Any, *, first: bool) -> tuple[Decoded, Any]:
     """Frames of the next latents of a stream; `first` is static and true for the first call of a stream only."""
+    ...
 
   def frame_shape(self) -> tuple[int, ...]:
     """Shape of one decoded frame."""
+    ...
 
   def num_frames(self, latent_frames: int, *, first: bool) -> int:
-    """Frames that `decode` returns for so many latent frames."""
+    """Frames that `decode` returns for that many latent frames."""
+    ...
 
   def frame_dtype(self) -> jnp.dtype: ...
 
@@ -41,7 +45,7 @@ class LatentCodec:
     del params
     return ()
 
-  def decode(self, params: Params, latents: Latents, state: tuple, *, first: bool) -> tuple[jax.Array, tuple]:
+  def decode(self, params: Params, latents: Latents, state: tuple, *, first: bool) -> tuple[Latents, tuple]:
     del params, first
     return latents, state
 

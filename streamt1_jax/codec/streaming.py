@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import CodecConfig
@@ -40,11 +41,15 @@ class StreamingDecoder:
     if first:
       start, state = self._step(params, latents[:1], state, first)
       frames, latents = [start], latents[1:]
-    step = lambda state, latent: self._step(params, latent[None], state, False)[::-1]
+
+    def step(state, latent):
+      frames, state = self._step(params, latent[None], state, False)
+      return state, frames
+
     state, rest = jax.lax.scan(step, state, latents)
     return jnp.concatenate([*frames, rest.reshape(-1, *rest.shape[2:])]), state
 
-  def _step(self, params: Params, latents: Latents, state: Any, first: bool) -> tuple[Frames, Any]:
+  def _step(self, params: Params, latents: Float[Array, "F C H W"], state: Any, first: bool) -> tuple[Frames, Any]:
     frames, state = nnx.merge(self.graphdef, params).decode_step(latents, state, first)
     return quantize_frames(frames), state
 

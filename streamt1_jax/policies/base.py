@@ -6,7 +6,7 @@ How many beams and candidates there are, what noise they start from and what is 
 (`SearchConfig`). The policy alone says who survives.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -46,6 +46,7 @@ class Choice(NamedTuple):
   carry: Any
 
 
+@runtime_checkable
 class Policy(Protocol):
   """Who survives. A frozen dataclass that holds nothing but its own parameters: it is static under `jit`.
 

@@ -9,7 +9,7 @@ or not at all. The chunk step vmaps over candidates and beams; a beam's past fra
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ class CandidateInfo(NamedTuple):
   candidate_index: jax.Array
 
 
+@runtime_checkable
 class ImageReward(Protocol):
   """Short-term score: one candidate's chunk."""
 
@@ -70,6 +71,7 @@ class ImageReward(Protocol):
     """Score of frames [Q, H, W, 3], float32 scalar, higher is better."""
 
 
+@runtime_checkable
 class VideoReward(Protocol):
   """Long-term score: the sliding window that ends with one candidate's chunk."""
 
