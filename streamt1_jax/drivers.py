@@ -112,9 +112,13 @@ def _chunk_step(params, state, condition, models, search, *, first, record):
   return step(params, state, condition)
 
 
-@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
 def jitted_init_state(params, seed, models, search, num_chunks=None):
-  """`init_state` of one seed, or of a seed per prompt."""
+  """`init_state` of one seed, or of a seed per prompt; compiled once for all videos that fill the sliding window."""
+  return _init_state(params, seed, models, search, min(num_chunks or search.sliding_window, search.sliding_window))
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
+def _init_state(params, seed, models, search, num_chunks):
   init = lambda seed: init_state(params, models, search, seed, num_chunks)
   mesh = models.execution.mesh
   if jnp.ndim(seed):
@@ -127,9 +131,7 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   models.generator.check(search)
   longest = models.generator.max_chunks
   if not 1 <= num_chunks <= longest:
-    raise ConfigError(
-      f"the number of chunks must be in 1..{longest}, which is the longest video of this model, got {num_chunks}"
-    )
+    raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
 
 
 def stream(

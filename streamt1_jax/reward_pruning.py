@@ -2,8 +2,8 @@
 
   hybrid = a * short + (1 - a) * long,   a = min(chunk * F / (video - F), cap)      (Stream-T1, reward pruning)
 
-`short` judges the chunk alone, `long` a sliding window that ends with it. Early on there is little past to judge by
-the image score alone, so the weight of `short` grows with the chunk index up to a cap.
+The short-term score `short` judges the chunk alone, the long-term score `long` a sliding window that ends with it.
+The weight of `short` grows with the chunk index, up to a cap.
 
   up   = short - baseline > short_threshold      a chunk better than its lineage's usual: worth remembering
   drop = previous long - long > long_threshold   the window became less coherent: a change of scene
@@ -23,10 +23,10 @@ class ScoreHistory(NamedTuple):
   """Scores of one lineage.
 
   Attributes:
-    short_sum: sum of all image scores.
-    recent: image scores of the latest chunks, one less than the sliding window has; newest last.
+    short_sum: sum of all short-term scores.
+    recent: short-term scores of the latest chunks, one less than the sliding window has; newest last.
     count: chunks scored so far.
-    long: video score of the latest chunk.
+    long: long-term score of the latest chunk.
   """
 
   short_sum: FloatScalar
@@ -36,7 +36,7 @@ class ScoreHistory(NamedTuple):
 
 
 class Flags(NamedTuple):
-  """What a chunk becomes when it leaves the window; never both true. Neither means: it is discarded."""
+  """What a chunk becomes when it leaves the window; never both true. If neither is, it is discarded."""
 
   ema: Bool[Array, ""]
   append: Bool[Array, ""]
@@ -54,7 +54,7 @@ def extend_history(history: ScoreHistory, short: FloatScalar, long: FloatScalar)
 
 
 def fusion_weight(chunk_index: int | IntScalar, num_chunks: int | IntScalar, cap: float) -> FloatScalar:
-  """Weight of the image score, in [0, cap]: min(chunk / (num_chunks - 1), cap); 0 for a single-chunk video."""
+  """Weight of the short-term score, in [0, cap]: min(chunk / (num_chunks - 1), cap); 0 in a single chunk."""
   return jnp.minimum(chunk_index / jnp.maximum(num_chunks - 1, 1), cap).astype(jnp.float32)
 
 
@@ -74,7 +74,7 @@ def _baseline(history: ScoreHistory, search: SearchConfig) -> FloatScalar:
 
 
 def route_flags(short: FloatScalar, long: FloatScalar, history: ScoreHistory, search: SearchConfig) -> Flags:
-  """Flags of one candidate against its parent's lineage; the first chunk of a video gets none."""
+  """Flags of one candidate against its parent's lineage; both are false for the first chunk of a video."""
   up = short - _baseline(history, search) > search.short_threshold
   drop = history.long - long > search.long_threshold
   later = history.count > 0
@@ -86,8 +86,9 @@ def prune(
 ) -> tuple[Int32[Array, " {top_k}"], Float32[Array, " {top_k}"]]:
   """The best `top_k` of all candidates, best first; of equal scores the earlier candidate wins.
 
-  A candidate that is not usable (NaN or Inf in its latents or scores) never survives: where fewer than `top_k` are
-  usable the best one fills the remaining beams. If none is usable the indices mean nothing and the caller must stop.
+  A candidate that is not usable (NaN or Inf in its latents or scores) never survives: if fewer than `top_k` are
+  usable, the best one fills the remaining beams. If no candidate is usable, the indices mean nothing and the caller
+  must stop.
 
   Args:
     scores: of all candidates.

@@ -181,7 +181,10 @@ def test_refused_by_the_command(tmp_path, published, changes, fragments):
     ({"tokenizer": "nowhere"}, "--reward_tokenizer: .*nowhere is not a readable tokenizer.json"),
     ({"tokenizer": "hpsv3.json"}, "--reward_tokenizer: .*hpsv3.json is not a readable tokenizer.json"),
     ({"weights": "nowhere"}, "nowhere does not exist"),
-    ({"weights": "VideoReward"}, r"--hpsv3 .*model.pth as hpsv3(.|\n)*missing: rm_head.0.weight"),
+    (
+      {"weights": "VideoReward"},
+      "--hpsv3 .*model.pth as hpsv3: it holds adapters of peft, and the published file holds none",
+    ),
     ({"config": "nowhere.json"}, "--hpsv3_config .*nowhere.json cannot be read"),
     ({"config": "videoalign.json"}, "--hpsv3_config .*lacks head_dims"),
     ({"prompt": "videoalign_prompt.json"}, "--hpsv3_prompt: .* has 3 reward tokens, hpsv3 reads 1"),

@@ -158,7 +158,7 @@ class TestLoss:
         assert corruption.falls == ("TA",)
 
   def test_readers_start_knowing_nothing_and_read_the_right_things(self):
-    readers = preference_loss.init_readers("hpsv3", 8, 5)
+    readers = preference_loss.init_readers(REWARDS["hpsv3"], 8, 5)
     pairs = _pairs(["color"] * 3, [False] * 3)
     media, hidden = jnp.ones((3, 16, 8)), jnp.zeros((3, 4, 8)).at[:, 0, 0].set(1.0)
     after = jnp.array([[4, 1, 2, 0]] * 3)
@@ -195,7 +195,7 @@ class TestLoss:
   @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
   def test_names_of_all_terms(self, name):
     pairs, scores = _pairs(["color"], [False]), jnp.zeros((2, 2, 1, 1 if name == "hpsv3" else 3))
-    readers = preference_loss.init_readers(name, 8, 5)
+    readers = preference_loss.init_readers(REWARDS[name], 8, 5)
     tokens = PromptTokens(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int), jnp.full((1, 1), 2))
     differing, compared = jnp.zeros((2, 1), int), jnp.ones((2, 2, 1, 3, 8))
     reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens, differing, compared)
@@ -203,7 +203,7 @@ class TestLoss:
     terms |= preference_loss.seeing_terms(readers, reading.media, pairs)
     terms |= preference_loss.telling_terms(readers, reading)
     terms |= preference_loss.comparing_terms(readers, reading, pairs)
-    assert set(terms) == set(preference_loss.term_names(name))
+    assert set(terms) == set(preference_loss.term_names(REWARDS[name]))
     assert ("speed" in readers) == (name == "videoalign")
 
 
@@ -213,7 +213,7 @@ class TestUnitScores:
   def test_of_mu(self):
     config = _config("hpsv3")
     params = jax.tree.map(jnp.asarray, small_rewards.random_params(config))
-    same, scaled = preference_loss.with_unit_scores(config, params, np.array([4.0]), np.array([2.5]))
+    same, scaled = hpsv3.with_unit_scores(config, params, np.array([4.0]), np.array([2.5]))
     assert same == config
     condition = hpsv3.HPSv3(config).init(params, PromptTokens(jnp.zeros(2, int), jnp.arange(4), jnp.array([3])))
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)), jnp.uint8)
@@ -226,7 +226,7 @@ class TestUnitScores:
   def test_of_vq_mq_and_ta(self):
     config = _config("videoalign")
     mean, std = np.array([4.0, -1.0, 0.12345]), np.array([2.0, 0.5, 4.0])
-    scaled, params = preference_loss.with_unit_scores(config, {"head": 0}, mean, std)
+    scaled, params = videoalign.with_unit_scores(config, {"head": 0}, mean, std)
     assert params == {"head": 0}
     assert dataclasses.replace(scaled, mean=config.mean, std=config.std) == config
     raw = jnp.array([[4.0, -1.0, 0.1235], [6.0, -0.5, 4.1235], [2.0, -2.0, -7.8765]])
@@ -240,7 +240,8 @@ class TestFolder:
     config, template = _config(name), reward_text.TEMPLATES[name]
     params = jax.tree.map(jnp.asarray, small_rewards.random_params(config))
     for _ in range(2):  # The second time it is replaced.
-      folder.save_reward(tmp_path / name, config, params, template, _tokenizer())
+      files = loading.files(REWARDS[name], config, template, _tokenizer())
+      folder.save_reward(tmp_path / name, REWARDS[name], config, loading.with_backbone_in(params, jnp.float16), files)
     loaded = folder.load_reward(tmp_path / name, fps=16.0, dtype=jnp.float32)
     assert loaded.reward.config == config
     assert loaded.prompt.template == template
@@ -249,11 +250,9 @@ class TestFolder:
     for stored, given in zip(jax.tree.leaves(loaded.params["backbone"]), jax.tree.leaves(params["backbone"])):
       np.testing.assert_array_equal(stored, given.astype(jnp.float16).astype(jnp.float32))
 
-  def test_a_tokenizer_with_more_tokens_than_the_model_embeds(self, tmp_path):
+  def test_a_tokenizer_with_more_tokens_than_the_model_embeds(self):
     config = _config("hpsv3")
     decoder = dataclasses.replace(config.backbone.decoder, vocab_size=100)
     small = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, decoder=decoder))
-    params = small_rewards.random_params(small)
     with pytest.raises(ConfigError, match="embeds only 100"):
-      folder.save_reward(tmp_path / "r", small, params, reward_text.TEMPLATES["hpsv3"], _tokenizer())
-    assert not (tmp_path / "r").exists()
+      loading.files(REWARDS["hpsv3"], small, reward_text.TEMPLATES["hpsv3"], _tokenizer())

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from streamt1_jax.typing import IntScalar
 
 _LANES = 128
-_MAX_QUERIES = 1024  # rows of a block: each visible slot is read once for so many queries
+_MAX_QUERIES = 1024  # rows of a block: a visible slot is read once for each block
 _MAX_KEYS = 1536  # keys scored at once; with _MAX_QUERIES it bounds the scores, 6 MiB in float32
 _VMEM_BYTES = 48 << 20  # of 64 MiB on the smallest core (TPU7x); compilers assume 16 or 32 unless told
 

@@ -116,7 +116,9 @@ def make_plan(sources: RewardSources) -> RewardPlan:
   file = weight_files.load(path)
   tensors, skipped = _plain_tensors(file.content, where)
   adapter = None
-  if conversion.lora is not None and peft_merge.is_peft(tensors):
+  if peft_merge.is_peft(tensors):
+    if conversion.lora is None:
+      raise ConfigError(f"{where} as {sources.name}: it holds adapters of peft, and the published file holds none")
     with _prefixed(where):
       tensors = peft_merge.merged(tensors, *conversion.lora)
     adapter = _adapter(tensors, *conversion.lora)

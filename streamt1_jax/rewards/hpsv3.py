@@ -189,5 +189,11 @@ SPEC = RewardSpec(
   layout=LAYOUT,
   candidate_flop=candidate_flop,
   text=TEXT,
-  training=Training(shapes_config, graphdef, initial_params, with_unit_scores),
+  training=Training(
+    text="Does the picture show this, drawn well? {text_prompt} Score: <|Reward|>",
+    config=shapes_config,
+    graphdef=graphdef,
+    initial_params=initial_params,
+    with_unit_scores=with_unit_scores,
+  ),
 )

@@ -47,6 +47,7 @@ class Training(NamedTuple):
   """How a small reward of this architecture is trained on the shapes world.
 
   Attributes:
+    text: its instruction text, with `{text_prompt}` where the caption goes, and the reward tokens of the published one.
     config: gives the small sizes.
     graphdef: gives the graph definition of the model with a configuration.
     initial_params: gives fresh weights, (configuration, seed) to params.
@@ -54,6 +55,7 @@ class Training(NamedTuple):
       whose scores have mean 0 and standard deviation 1.
   """
 
+  text: str
   config: Callable[[], Any]
   graphdef: Callable[[Any], nnx.GraphDef]
   initial_params: Callable[[Any, int], Params]

@@ -268,5 +268,12 @@ SPEC = RewardSpec(
   scorer=make_scorer,
   candidate_flop=candidate_flop,
   text=TEXT,
-  training=Training(shapes_config, graphdef, initial_params, with_unit_scores),
+  training=Training(
+    text="How clear are the frames? <|VQ_reward|> How steady is the motion? <|MQ_reward|> "
+    "Does the video show this? {text_prompt} <|TA_reward|>",
+    config=shapes_config,
+    graphdef=graphdef,
+    initial_params=initial_params,
+    with_unit_scores=with_unit_scores,
+  ),
 )

@@ -119,7 +119,7 @@ def make_optimizer(training: DiTTraining) -> optax.GradientTransformation:
   parts = PARTS if training.muon_on_text else ("backbone",)
 
   def schedule(peak: float) -> optax.Schedule:
-    decay = int(training.steps * training.decay_fraction)
+    decay = max(1, int(training.steps * training.decay_fraction))
     warmup = min(100, training.steps // 10)
     pieces = [
       optax.linear_schedule(0.0, peak, warmup),

@@ -21,17 +21,9 @@ from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate, RewardPrompt
 from streamt1_jax.rewards.table import REWARDS
 
 TEMPLATES = {
-  "hpsv3": PromptTemplate(
-    "shapes_hpsv3",
-    "Does the picture show this, drawn well? {text_prompt} Score: <|Reward|>",
-    REWARDS["hpsv3"].text.reward_tokens,
-  ),
-  "videoalign": PromptTemplate(
-    "shapes_videoalign",
-    "How clear are the frames? <|VQ_reward|> How steady is the motion? <|MQ_reward|> "
-    "Does the video show this? {text_prompt} <|TA_reward|>",
-    REWARDS["videoalign"].text.reward_tokens,
-  ),
+  name: PromptTemplate(f"shapes_{name}", spec.training.text, spec.text.reward_tokens)
+  for name, spec in REWARDS.items()
+  if spec.training is not None
 }
 """Instruction texts by reward. The models they name are not the published ones: these texts are ours."""
 
