@@ -23,7 +23,7 @@ from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.generator import Eviction
 from streamt1_jax.nn.rotary import RotaryTables, shift_frames
 from streamt1_jax.reward_pruning import Flags
-from streamt1_jax.typing import IntScalar
+from streamt1_jax.typing import IntLike, IntScalar
 
 NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)
 """Routes of an `Eviction`."""
@@ -211,9 +211,7 @@ def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: Sear
   return _free(memory, leaving, merge | (route == DISCARD)), eviction
 
 
-def commit(
-  memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: int | IntScalar, model: ModelConfig
-) -> Memory:
+def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: IntLike, model: ModelConfig) -> Memory:
   """Writes a chunk's keys and values into the first empty slot; the first `sink_frames` are sinks."""
   slot = memory.count
   put = lambda entries, value: entries.at[slot].set(value)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
-from streamt1_jax.typing import IntScalar, Latents
+from streamt1_jax.typing import IntLike, IntScalar, Latents
 
 # Released seed rule: distinct for up to 10 beams of 100 candidates.
 _SEED_PER_CHUNK = 1000
@@ -42,7 +42,7 @@ class DrawNoise(Protocol):
 def gaussian_noise(latent_shape: tuple[int, ...], num_steps: int) -> DrawNoise:
   """Standard normal draws from `jax.random.key(seed)`."""
 
-  def draw(seed: int | IntScalar) -> NoiseDraws:
+  def draw(seed: IntLike) -> NoiseDraws:
     noise = jax.random.normal(jax.random.key(seed), (num_steps, *latent_shape))
     return NoiseDraws(fresh=noise[0], renoise=noise[1:])
 
@@ -50,9 +50,9 @@ def gaussian_noise(latent_shape: tuple[int, ...], num_steps: int) -> DrawNoise:
 
 
 def candidate_seeds(
-  base_seed: int | IntScalar,
+  base_seed: IntLike,
   parent_seed: Int32[Array, " K"],
-  chunk_index: int | IntScalar,
+  chunk_index: IntLike,
   *,
   beam_size: int,
   first_candidate: str,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.typing import FloatScalar, IntScalar
+from streamt1_jax.typing import FloatScalar, IntLike, IntScalar
 
 
 class ScoreHistory(NamedTuple):
@@ -53,7 +53,7 @@ def extend_history(history: ScoreHistory, short: FloatScalar, long: FloatScalar)
   return ScoreHistory(history.short_sum + short, recent, history.count + 1, long)
 
 
-def fusion_weight(chunk_index: int | IntScalar, num_chunks: int | IntScalar, cap: float) -> FloatScalar:
+def fusion_weight(chunk_index: IntLike, num_chunks: IntLike, cap: float) -> FloatScalar:
   """Weight of the short-term score, in [0, cap]: min(chunk / (num_chunks - 1), cap); 0 in a single chunk."""
   return jnp.minimum(chunk_index / jnp.maximum(num_chunks - 1, 1), cap).astype(jnp.float32)
 

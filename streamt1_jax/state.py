@@ -11,7 +11,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.policies import search_policy
 from streamt1_jax.reward_pruning import Flags, ScoreHistory
-from streamt1_jax.typing import IntScalar, Latents, SearchParams
+from streamt1_jax.typing import IntLike, IntScalar, Latents, SearchParams
 
 
 class Beam(NamedTuple):
@@ -128,7 +128,7 @@ def _window_chunks(search: SearchConfig, num_chunks: int | None) -> int:
 
 
 def init_state(
-  params: SearchParams, models: Models, search: SearchConfig, seed: int | IntScalar, num_chunks: int | None = None
+  params: SearchParams, models: Models, search: SearchConfig, seed: IntLike, num_chunks: int | None = None
 ) -> SearchState:
   """State before the first chunk: `top_k` equal, empty beams.
 

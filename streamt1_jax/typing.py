@@ -14,31 +14,33 @@ tests check every call with beartype (`tests/conftest.py`); nothing is checked o
 A shape of one name begins with a space, or else linters take the name for a variable.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PyTree, Shaped, UInt8
 
+HostArray: TypeAlias = np.ndarray | jax.Array
+"""On the host or on a device."""
+
 Weight: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 """A weight on a device or on the host, or its shape alone."""
 
 if TYPE_CHECKING:
-  Params: TypeAlias = Mapping[str, "Params | Weight"]
-  """The weights of one model: names to weights and to trees of weights. Lists of layers are keyed by index."""
+  Params: TypeAlias = dict[str, Any]
+  """The weights of one model: names to weights and to further such dicts."""
 else:
-  # No checker of calls knows recursive types before Python 3.12; this one looks at every leaf.
+  # What the tests check: every leaf is a weight.
   Params = PyTree[Weight]
 
-SearchParams: TypeAlias = Mapping[str, Params]
+SearchParams: TypeAlias = dict[str, Params]
 """The weights of a search: "backbone" (of the generator), "codec", "image_reward" and "video_reward"."""
 
 Latents: TypeAlias = Float32[Array, "F C H W"]
 """Of a chunk, in the normalised latent space."""
-Frames: TypeAlias = UInt8[Array, "Q height width 3"]
+Frames: TypeAlias = UInt8[HostArray, "Q height width 3"]
 """Pixels in RGB."""
-Decoded: TypeAlias = Shaped[Array, "Q ..."]
+Decoded: TypeAlias = Shaped[HostArray, "Q ..."]
 """Frames as a codec returns them: pixels, or something else that its rewards can read."""
 Queries: TypeAlias = Float[Array, "T A D"]
 """Of a chunk, rotated."""
@@ -49,9 +51,8 @@ TimeFeatures: TypeAlias = Float32[Array, "F freq_dim"]
 
 FloatScalar: TypeAlias = Float32[Array, ""]
 IntScalar: TypeAlias = Int32[Array, ""]
-
-HostArray: TypeAlias = np.ndarray | jax.Array
-"""Where an array may lie on the host or on a device."""
+IntLike: TypeAlias = int | np.integer | IntScalar
+"""A number that may be known while tracing."""
 
 Implementation: TypeAlias = Literal["fold", "flash", "triton"]
 """Of attention over memory slots."""

@@ -1,11 +1,15 @@
 """What the search asks of a codec, and the codec that does nothing."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 
 from streamt1_jax.typing import Decoded, Latents, Params
+
+Count = TypeVar("Count", int, jax.Array)
+"""A number of frames; an array where it is known only when the program runs."""
 
 
 @runtime_checkable
@@ -24,7 +28,7 @@ class Codec(Protocol):
     """Shape of one decoded frame."""
     ...
 
-  def num_frames(self, latent_frames: int, *, first: bool) -> int:
+  def num_frames(self, latent_frames: Count, *, first: bool) -> Count:
     """Frames that `decode` returns for a number of latent frames."""
     ...
 
@@ -52,7 +56,7 @@ class LatentCodec:
   def frame_shape(self) -> tuple[int, ...]:
     return self.shape
 
-  def num_frames(self, latent_frames: int, *, first: bool) -> int:
+  def num_frames(self, latent_frames: Count, *, first: bool) -> Count:
     del first
     return latent_frames
 

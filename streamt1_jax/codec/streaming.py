@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from streamt1_jax.codec.base import Count
 from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import CodecConfig
 from streamt1_jax.typing import Frames, Latents, Params
@@ -57,7 +58,7 @@ class StreamingDecoder:
     height, width = self.latent_size
     return (height * self.config.spatial_stride, width * self.config.spatial_stride, 3)
 
-  def num_frames(self, latent_frames: int, *, first: bool) -> int:
+  def num_frames(self, latent_frames: Count, *, first: bool) -> Count:
     stride = self.config.temporal_stride
     return 1 + stride * (latent_frames - 1) if first else stride * latent_frames
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from streamt1_jax.typing import IntScalar
+from streamt1_jax.typing import IntLike
 
 _BASE = 10000.0
 
@@ -59,7 +59,7 @@ def rotary_tables(head_dim: int, max_frames: int, rows: int, columns: int) -> Ro
 
 
 def chunk_rotation(
-  tables: RotaryTables, first_frame: int | IntScalar, num_frames: int
+  tables: RotaryTables, first_frame: IntLike, num_frames: int
 ) -> tuple[Float32[Array, "tokens pairs"], Float32[Array, "tokens pairs"]]:
   """Cosines and sines of the tokens of consecutive frames, each [num_frames * frame_tokens, head_dim / 2].
 
@@ -85,9 +85,7 @@ def rotate(
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 
-def shift_frames(
-  keys: Float[Array, "*axes D"], tables: RotaryTables, frames: int | IntScalar
-) -> Float32[Array, "*axes D"]:
+def shift_frames(keys: Float[Array, "*axes D"], tables: RotaryTables, frames: IntLike) -> Float32[Array, "*axes D"]:
   """Moves rotated keys by a number of frames: rotations compose, so this equals rotating the raw keys anew.
 
   Args:

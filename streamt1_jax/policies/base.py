@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array, Bool, Float32, Int32
 
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.typing import IntScalar
+from streamt1_jax.typing import IntLike, IntScalar
 
 # Keeps the policy's keys apart from those of a search over several chunks, whose index is added.
 _DOMAIN = 1 << 20
@@ -76,7 +76,7 @@ class Policy(Protocol):
     ...
 
 
-def selection_key(base_seed: int | IntScalar, chunk_index: int | IntScalar, event: int = 0) -> jax.Array:
+def selection_key(base_seed: IntLike, chunk_index: IntLike, event: int = 0) -> jax.Array:
   """PRNG key of a policy: a function of seed, chunk and event alone, so a resumed search draws the same.
 
   Event 0 is the selection at the end of a chunk.
