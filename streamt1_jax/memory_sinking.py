@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from streamt1_jax.backbone.attention import MemoryView
 from streamt1_jax.backbone.dit import ChunkMemory
@@ -21,6 +23,7 @@ from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.generator import Eviction
 from streamt1_jax.nn.rotary import RotaryTables, shift_frames
 from streamt1_jax.reward_pruning import Flags
+from streamt1_jax.typing import IntLike, IntScalar
 
 NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)
 """Routes of an `Eviction`."""
@@ -28,31 +31,31 @@ _NO_FRAME = jnp.iinfo(jnp.int32).max
 
 
 class SinkAccumulator(NamedTuple):
-  """The last sink in float32, [L, A, T, D] each. A narrower memory needs it: `0.999 * x` rounds to `x` in bfloat16."""
+  """The last sink in float32. A narrower memory needs it: `0.999 * x` rounds to `x` in bfloat16."""
 
-  k: jax.Array
-  v: jax.Array
+  k: Float32[Array, "L A T D"]
+  v: Float32[Array, "L A T D"]
 
 
 class Memory(NamedTuple):
   """One beam's attention memory; R slots of one chunk each.
 
   Attributes:
-    k: [L, R, A, T, D] rotated keys.
-    v: [L, R, A, T, D] values.
-    frame: [R] int32, absolute index of the first latent frame in the slot.
-    is_sink: [R] bool.
+    k: rotated keys.
+    v: values.
+    frame: absolute index of the first latent frame in the slot.
+    is_sink: whether the slot is a sink.
     flags: bool [R] each, how the chunk in the slot will be routed when it leaves the window.
-    count: int32 scalar, valid slots.
+    count: valid slots.
     accumulator: the last sink in float32, or None if the memory's own dtype serves.
   """
 
-  k: jax.Array
-  v: jax.Array
-  frame: jax.Array
-  is_sink: jax.Array
+  k: Float[Array, "L R A T D"]
+  v: Float[Array, "L R A T D"]
+  frame: Int32[Array, " R"]
+  is_sink: Bool[Array, " R"]
   flags: Flags
-  count: jax.Array
+  count: IntScalar
   accumulator: SinkAccumulator | None
 
 
@@ -61,7 +64,7 @@ def memory_slots(model: ModelConfig, search: SearchConfig) -> int:
   return search.max_sink_frames // model.chunk_frames + model.window_chunks
 
 
-def empty_memory(model: ModelConfig, search: SearchConfig, dtype: jnp.dtype) -> Memory:
+def empty_memory(model: ModelConfig, search: SearchConfig, dtype: DTypeLike) -> Memory:
   """Memory of one beam in `dtype`, without a chunk."""
   c, slots = model.backbone, memory_slots(model, search)
   chunk = (c.num_heads, model.chunk_tokens, c.head_dim)
@@ -140,7 +143,7 @@ def _choose_route(memory: Memory, leaving: jax.Array, model: ModelConfig, search
   return jnp.where(window < model.window_chunks, NOTHING, route).astype(jnp.int32)
 
 
-def mix(sink: jax.Array, chunk: jax.Array, decay: float) -> jax.Array:
+def mix(sink: Float[Array, "*axes"], chunk: Float[Array, "*axes"], decay: float) -> Float[Array, "*axes"]:
   """decay * sink + (1 - decay) * chunk, every product rounded to the sink's dtype as in the released code."""
   product = lambda x, weight: (x.astype(jnp.float32) * weight).astype(sink.dtype)
   return product(sink, decay) + product(chunk, 1.0 - decay)
@@ -208,8 +211,8 @@ def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: Sear
   return _free(memory, leaving, merge | (route == DISCARD)), eviction
 
 
-def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: jax.Array, model: ModelConfig) -> Memory:
-  """Writes a chunk's keys and values `[L, A, T, D]` into the first empty slot; the first `sink_frames` are sinks."""
+def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: IntLike, model: ModelConfig) -> Memory:
+  """Writes a chunk's keys and values into the first empty slot; the first `sink_frames` are sinks."""
   slot = memory.count
   put = lambda entries, value: entries.at[slot].set(value)
   memory = memory._replace(
@@ -223,8 +226,8 @@ def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: jax.Ar
   return _label_sink(memory, slot, first_frame < model.sink_frames)
 
 
-def gather(memories: Memory, parents: jax.Array) -> Memory:
-  """The memories [K, ...] of the beams at `parents` [K] int32, moved block by block and within their own space."""
+def gather(memories: Memory, parents: Int32[Array, " K"]) -> Memory:
+  """The memories [K, ...] of the beams at `parents`, moved block by block and within their own space."""
   # "clip", because the default mode checks every index against the size and selects over whole memories.
   take = lambda x: jnp.take(x, parents, axis=0, mode="clip")
 

@@ -21,6 +21,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Before the package is imported: from now on every call to it checks the types and shapes that its signature gives.
+install_import_hook("streamt1_jax", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

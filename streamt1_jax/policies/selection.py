@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from streamt1_jax import reward_pruning
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.policies.base import Choice, Scores
+from streamt1_jax.typing import IntScalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TopK:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: jax.Array, num_chunks: jax.Array
+    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del key, chunk_index, num_chunks
     beams = scores.hybrid.shape[0]
@@ -37,7 +38,7 @@ class KeepBeams:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: jax.Array, num_chunks: jax.Array
+    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del key, chunk_index, num_chunks
     beams, candidates = scores.hybrid.shape

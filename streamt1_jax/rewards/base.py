@@ -9,13 +9,13 @@ or not at all. The chunk step vmaps over candidates and beams; a beam's past fra
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Shaped
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntLike, Params
 
 
 class FrameWindow(NamedTuple):
@@ -29,16 +29,16 @@ class FrameWindow(NamedTuple):
     chunk: [Q, H, W, 3] uint8, the candidate's own frames.
   """
 
-  past: jax.Array
-  num_past: jax.Array | int
-  chunk: jax.Array
+  past: Shaped[HostArray, "P ..."]
+  num_past: IntLike
+  chunk: Shaped[HostArray, "Q ..."]
 
   @property
-  def num_frames(self) -> jax.Array | int:
+  def num_frames(self) -> IntLike:
     """Frames in the window; int32 scalar, or int if `num_past` is."""
     return self.num_past + self.chunk.shape[0]
 
-  def take(self, indices: jax.Array) -> jax.Array:
+  def take(self, indices: Int[HostArray, " N"]) -> Shaped[Array, "N ..."]:
     """Frames [N, H, W, 3] at window positions `indices` [N] in 0..num_frames - 1; copies nothing else."""
     own = jnp.take(self.chunk, indices - self.num_past, axis=0, mode="clip")
     if self.past.shape[0] == 0:
@@ -56,28 +56,34 @@ class CandidateInfo(NamedTuple):
     candidate_index: int32 scalar in 0..beam_size * top_k - 1, order of generation.
   """
 
-  chunk_index: jax.Array
-  candidate_index: jax.Array
+  chunk_index: IntLike
+  candidate_index: IntLike
 
 
+@runtime_checkable
 class ImageReward(Protocol):
   """Short-term score: one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
     """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
+    ...
 
-  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> FloatScalar:
     """Score of frames [Q, H, W, 3], float32 scalar, higher is better."""
+    ...
 
 
+@runtime_checkable
 class VideoReward(Protocol):
   """Long-term score: the sliding window that ends with one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
     """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
+    ...
 
-  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> FloatScalar:
     """Score of the window, float32 scalar, higher is better."""
+    ...
 
 
 PromptReader = Callable[[str], Any]
@@ -92,9 +98,15 @@ def read_nothing(caption: str) -> tuple[()]:
   return ()
 
 
+def size_of(frames: Frames) -> tuple[int, int]:
+  """Rows and columns of a frame."""
+  _, height, width, _ = frames.shape
+  return height, width
+
+
 def require_frames(name: str, frames: Frames, least: int) -> None:
-  """Raises ConfigError for frames [N, H, W, 3] with fewer than `least` pixels on a side."""
-  height, width = frames.shape[1:3]
+  """Raises ConfigError for frames with fewer than `least` pixels on a side."""
+  height, width = size_of(frames)
   if min(height, width) < least:
     raise ConfigError(f"{name} needs frames of at least {least}x{least}, got {height}x{width}")
 

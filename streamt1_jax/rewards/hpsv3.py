@@ -10,21 +10,21 @@ the search's `vmap`s all candidates' frames of one place are one batch, and memo
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32
 
-from streamt1_jax.rewards.base import CandidateInfo
+from streamt1_jax.rewards.base import CandidateInfo, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
 from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.typing import FloatScalar, Frames, HostArray, Params
 
 _PIXELS = 256 * 28 * 28
 
@@ -64,8 +64,7 @@ class RewardMLP(nnx.Module):
     self.second = nnx.Linear(first, second, rngs=rngs)
     self.out = nnx.Linear(second, 2, rngs=rngs)
 
-  def __call__(self, hidden: jax.Array) -> jax.Array:
-    """[..., dim] -> float32 [..., 2]."""
+  def __call__(self, hidden: Float[Array, "*axes M"]) -> Float32[Array, "*axes 2"]:
     x = jax.nn.relu(self.first(hidden.astype(jnp.float32)))
     return self.out(jax.nn.relu(self.second(x)))
 
@@ -77,14 +76,16 @@ class HPSv3Model(nnx.Module):
     self.backbone = Qwen2VL(config.backbone, rngs)
     self.head = RewardMLP(config.backbone.decoder.dim, config.head_dims, rngs)
 
-  def __call__(self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """float32 [Q, 2], mean and log standard deviation of the preference, of patches [Q, N, V] of Q pictures."""
+  def __call__(
+    self, prompt: PromptEmbedding, patches: Float[Array, "Q N V"], grid: tuple[int, int]
+  ) -> Float32[Array, "Q 2"]:
+    """Mean and log standard deviation of the preference, of the patches of Q pictures."""
     media = self.backbone.vision(patches, grid)
     hidden = jax.vmap(self.backbone.read, in_axes=(None, 0))(prompt, media)
     return self.head(hidden[:, 0])
 
 
-def abstract_params(config: HPSv3Config, dtype: Any = jnp.float32) -> Params:
+def abstract_params(config: HPSv3Config, dtype: DTypeLike = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
   return qwen2_vl.abstract_params(lambda: HPSv3Model(config, nnx.Rngs(0)), dtype)
 
@@ -111,16 +112,16 @@ class HPSv3:
     """Embeds a prompt tokenised by `prompts.RewardPrompt`, or takes what `loading.EmbeddedPrompt` embedded."""
     return self.model(params).backbone.embed_prompt(prompt_features)
 
-  def __call__(self, params: Params, condition: PromptEmbedding, chunk: Frames, info: CandidateInfo) -> jax.Array:
-    """Score of uint8 RGB frames [Q, H, W, 3]; float32 scalar."""
+  def __call__(self, params: Params, condition: PromptEmbedding, chunk: Frames, info: CandidateInfo) -> FloatScalar:
+    """Score of the frames together."""
     return self.frame_scores(params, condition, chunk)[:, 0].mean()
 
-  def frame_scores(self, params: Params, condition: PromptEmbedding, frames: Frames) -> jax.Array:
-    """float32 [Q, 2] of uint8 RGB frames [Q, H, W, 3]: mu and log sigma of each frame.
+  def frame_scores(self, params: Params, condition: PromptEmbedding, frames: Frames) -> Float32[Array, "Q 2"]:
+    """Mu and log sigma of each frame.
 
     Raises ConfigError for frames too elongated for the pixel budget.
     """
-    vision, size = self.config.backbone.vision, self.config.resized(frames.shape[1:3])
+    vision, size = self.config.backbone.vision, self.config.resized(size_of(frames))
     grid = preprocess.grid_of(size, vision)
 
     def score(frame: jax.Array) -> jax.Array:
@@ -159,9 +160,9 @@ def initial_params(config: HPSv3Config, seed: int) -> Params:
 
 
 def with_unit_scores(
-  config: HPSv3Config, params: Params, mean: np.ndarray, std: np.ndarray
+  config: HPSv3Config, params: Params, mean: Float[HostArray, "1"], std: Float[HostArray, "1"]
 ) -> tuple[HPSv3Config, Params]:
-  """Weights whose mu has mean 0 and standard deviation 1 where that of `params` has these, [1] each.
+  """Weights whose mu has mean 0 and standard deviation 1 where that of `params` has these.
 
   HPSv3 has no constants for it, so the last layer is rescaled.
   """

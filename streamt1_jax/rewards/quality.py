@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from streamt1_jax.rewards.base import CandidateInfo, require_frames
 from streamt1_jax.rewards.spec import RewardSpec
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.typing import FloatScalar, Frames, Params
 
 _LEAST_SIDE = 16  # pixels
 _STRENGTH_FLOOR = 0.1  # RGB distance; an edge below it hardly counts
@@ -50,7 +51,7 @@ class ImageQuality:
     """Nothing depends on the prompt."""
     return {}
 
-  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> FloatScalar:
     """Score of uint8 RGB frames [Q, H, W, 3]; float32 scalar, finite.
 
     Raises ConfigError for frames of less than 16 pixels on a side.
@@ -68,13 +69,13 @@ class ImageQuality:
     )
 
 
-def local_range(frame: jax.Array) -> jax.Array:
-  """[H - 2, W - 2] largest minus smallest value in every 3 x 3 neighbourhood of [H, W, 3]; norm over channels."""
+def local_range(frame: Float32[Array, "H W 3"]) -> Float32[Array, "H-2 W-2"]:
+  """Largest minus smallest value in every 3 x 3 neighbourhood of [H, W, 3]; norm over channels."""
   difference = _of_neighbours(jnp.maximum, frame) - _of_neighbours(jnp.minimum, frame)
   return jnp.linalg.norm(difference, axis=-1)
 
 
-def concentration(edges: jax.Array) -> jax.Array:
+def concentration(edges: Float32[Array, "..."]) -> FloatScalar:
   """Hoyer's sparseness (sqrt(n) - |x|_1 / |x|_2) / (sqrt(n) - 1) of n values.
 
   0 if all are equal (also if all are zero), 1 if only one is not zero.
@@ -85,7 +86,7 @@ def concentration(edges: jax.Array) -> jax.Array:
   return (root - ratio) / (root - 1.0)
 
 
-def edge_strength(edges: jax.Array) -> jax.Array:
+def edge_strength(edges: Float32[Array, "..."]) -> FloatScalar:
   """Mean of the values, weighted by their squares: the height of the strong edges, however few they are."""
   return jnp.sum(edges**3) / jnp.maximum(jnp.sum(edges**2), 1e-6)
 

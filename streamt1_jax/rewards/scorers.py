@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ class ScoringOptions(NamedTuple):
 EVERY_FRAME = ScoringOptions()
 
 
+@runtime_checkable
 class VideoScorer(Protocol):
   """A reward that scores whole videos.
 

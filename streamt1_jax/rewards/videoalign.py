@@ -9,15 +9,17 @@ The reward tokens of visual and motion quality come before the prompt in the tex
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
@@ -25,7 +27,7 @@ from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
 from streamt1_jax.rewards.scorers import Scores, ScoringOptions, require_finite
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntScalar, Params
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 
@@ -80,16 +82,20 @@ class VideoAlignModel(nnx.Module):
     self.head = nnx.Linear(dim, 1, use_bias=False, dtype=jnp.dtype(config.head_dtype), rngs=rngs)
 
   def __call__(
-    self, prompt: PromptEmbedding, patches: jax.Array, grid: tuple[int, int], slices: jax.Array | None = None
-  ) -> jax.Array:
-    """Raw VQ, MQ, TA, float32 [3], of patches [S, N, V] of one video, whose first `slices` count (None: all)."""
+    self,
+    prompt: PromptEmbedding,
+    patches: Float[Array, "S N V"],
+    grid: tuple[int, int],
+    slices: IntScalar | None = None,
+  ) -> Float32[Array, "3"]:
+    """Raw VQ, MQ, TA of the patches of one video, whose first `slices` count (None: all)."""
     media = self.backbone.see(patches, grid, slices)
     tokens = None if slices is None else slices * (media.shape[0] // patches.shape[0])
     hidden = self.backbone.read(prompt, media, tokens)
     return self.head(hidden)[:, 0].astype(jnp.float32)
 
 
-def abstract_params(config: VideoAlignConfig, dtype: Any = jnp.float32) -> Params:
+def abstract_params(config: VideoAlignConfig, dtype: DTypeLike = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
   return qwen2_vl.abstract_params(lambda: VideoAlignModel(config, nnx.Rngs(0)), dtype)
 
@@ -117,7 +123,9 @@ class VideoAlign:
     """Embeds a prompt tokenised by `prompts.RewardPrompt`, or takes what `loading.EmbeddedPrompt` embedded."""
     return self.model(params).backbone.embed_prompt(prompt_features)
 
-  def __call__(self, params: Params, condition: PromptEmbedding, window: FrameWindow, info: CandidateInfo) -> jax.Array:
+  def __call__(
+    self, params: Params, condition: PromptEmbedding, window: FrameWindow, info: CandidateInfo
+  ) -> FloatScalar:
     """Score of a window of uint8 RGB frames; float32 scalar.
 
     How many frames are looked at depends on the window's length. Where `window.num_past` is an int, the program is
@@ -127,7 +135,8 @@ class VideoAlign:
     Raises ConfigError for a window, or a chunk that could be one, of one frame.
     """
     if isinstance(window.num_past, int):
-      return self.overall(self.raw_scores(params, condition, window.take(self.sample(window.num_frames))))
+      sampled = self.sample(window.num_past + window.chunk.shape[0])
+      return self.overall(self.raw_scores(params, condition, window.take(sampled)))
     shortest = window.chunk.shape[0]
     sampled = [self.sample(total) for total in range(shortest, shortest + window.past.shape[0] + 1)]
     counts = np.asarray([len(indices) for indices in sampled], np.int32)
@@ -135,42 +144,39 @@ class VideoAlign:
     frames = window.take(jnp.asarray(table)[window.num_past])
     return self.overall(self.raw_scores(params, condition, frames, jnp.asarray(counts)[window.num_past]))
 
-  def sample(self, num_frames: int) -> np.ndarray:
-    """Indices, int32 [n], of the frames looked at in a video of `num_frames` frames; n is even."""
+  def sample(self, num_frames: int) -> Int32[np.ndarray, " n"]:
+    """Indices of the frames looked at in a video of `num_frames` frames; n is even."""
     c = self.config
     return preprocess.sample_frames(num_frames, self.fps, c.sample_fps, c.min_frames, c.max_frames)
 
   def raw_scores(
-    self, params: Params, condition: PromptEmbedding, frames: Frames, count: jax.Array | None = None
-  ) -> jax.Array:
+    self, params: Params, condition: PromptEmbedding, frames: Frames, count: IntScalar | None = None
+  ) -> Float32[Array, "3"]:
     """Raw VQ, MQ, TA of sampled frames.
 
     Args:
       params: weights.
       condition: from `init`.
-      frames: [n, H, W, 3] uint8 RGB, n even.
-      count: int32 scalar, even, in 2..n: the first frames that count; None for all.
-
-    Returns:
-      float32 [3].
+      frames: an even number of them.
+      count: even, in 2..n: the first frames that count; None for all.
 
     Raises:
       ConfigError: the frames are too elongated for the pixel budget.
     """
-    vision, size = self.config.backbone.vision, self.config.resized(frames.shape[1:3])
+    vision, size = self.config.backbone.vision, self.config.resized(size_of(frames))
     patches = preprocess.to_patches(preprocess.normalise(preprocess.resize(frames, size)), vision)
     slices = None if count is None else count // vision.temporal_patch
     return self.model(params)(condition, patches, preprocess.grid_of(size, vision), slices)
 
-  def normalise(self, raw: jax.Array) -> jax.Array:
-    """(raw - mean) / std of raw scores [..., 3] in the order VQ, MQ, TA."""
+  def normalise(self, raw: Float32[HostArray, "*axes 3"]) -> Float32[Array, "*axes 3"]:
+    """(raw - mean) / std of raw scores in the order VQ, MQ, TA."""
     lead = (1,) * (raw.ndim - 1)
     mean, std = (jnp.asarray(x, jnp.float32).reshape(*lead, 3) for x in (self.config.mean, self.config.std))
     return (raw - mean) / std
 
-  def overall(self, raw: jax.Array) -> jax.Array:
-    """Sum over VQ, MQ, TA of raw scores [..., 3], which are normalised first if the reward is."""
-    return (self.normalise(raw) if self.normalised else raw).sum(axis=-1)
+  def overall(self, raw: Float32[HostArray, "*axes 3"]) -> Float32[Array, "*axes"]:
+    """Sum over VQ, MQ, TA of raw scores, which are normalised first if the reward is."""
+    return (self.normalise(raw) if self.normalised else jnp.asarray(raw)).sum(axis=-1)
 
   def model(self, params: Params) -> VideoAlignModel:
     """The model that holds `params`; for use inside a transformation."""
@@ -199,23 +205,24 @@ class VideoAlignScorer:
   def columns(self) -> tuple[str, ...]:
     return tuple(f"{self.name}_{column}" for column in (*DIMENSIONS, "Overall"))
 
-  def look_at(self, num_frames: int, fps: float) -> np.ndarray:
+  def look_at(self, num_frames: int, fps: float) -> Int32[np.ndarray, " n"]:
     return dataclasses.replace(self.reward, fps=fps).sample(num_frames)
 
-  def __call__(self, prompt: str, frames: np.ndarray) -> Scores:
+  def __call__(self, prompt: str, frames: Frames) -> Scores:
     scores = _all_scores(self.reward, self.params, self.prompt(prompt), frames)
     return require_finite(self.name, dict(zip(self.columns, np.asarray(scores).tolist(), strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="reward")
-def _all_scores(reward: VideoAlign, params: Params, tokens: PromptTokens, frames: jax.Array) -> jax.Array:
-  """float32 [4]: VQ, MQ, TA, Overall of the sampled frames."""
+def _all_scores(reward: VideoAlign, params: Params, tokens: PromptTokens, frames: Frames) -> Float32[Array, "4"]:
+  """VQ, MQ, TA, Overall of the sampled frames."""
   raw = reward.raw_scores(params, reward.init(params, tokens), frames)
   return jnp.append(reward.normalise(raw) if reward.normalised else raw, reward.overall(raw))
 
 
 def make_scorer(name: str, loaded: LoadedReward, options: ScoringOptions) -> VideoAlignScorer:
   """`RewardSpec.scorer`; the options are about image rewards."""
+  assert isinstance(loaded.reward, VideoAlign)
   return VideoAlignScorer(name, loaded.reward, loaded.params, loaded.prompt)
 
 
@@ -243,10 +250,14 @@ def initial_params(config: VideoAlignConfig, seed: int) -> Params:
 
 
 def with_unit_scores(
-  config: VideoAlignConfig, params: Params, mean: np.ndarray, std: np.ndarray
+  config: VideoAlignConfig, params: Params, mean: Float[HostArray, "3"], std: Float[HostArray, "3"]
 ) -> tuple[VideoAlignConfig, Params]:
-  """Constants under which scores have mean 0 and standard deviation 1 where raw VQ, MQ, TA have these, [3] each."""
-  as_tuple = lambda values: tuple(round(float(value), 4) for value in values)
+  """Constants under which scores have mean 0 and standard deviation 1 where raw VQ, MQ, TA have these."""
+
+  def as_tuple(values: Float[HostArray, "3"]) -> tuple[float, float, float]:
+    visual, motion, text = (round(float(value), 4) for value in values)
+    return visual, motion, text
+
   return dataclasses.replace(config, mean=as_tuple(mean), std=as_tuple(std)), params
 
 

@@ -18,12 +18,14 @@ import numpy as np
 from absl import logging
 from etils import epath
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
 
 from streamt1_jax.config import ConfigError, TextConfig
 from streamt1_jax.io import stored_part
 from streamt1_jax.text.tokenizer import Tokenizer, Tokens
 from streamt1_jax.text.umt5 import UMT5Encoder
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import HostArray, Params
 
 
 class PromptEncoder:
@@ -35,7 +37,7 @@ class PromptEncoder:
     config: TextConfig,
     tokenizer: Tokenizer,
     text_len: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
   ):
     """Checks the stored encoder. No weight is read yet.
 
@@ -60,8 +62,8 @@ class PromptEncoder:
     self._norm = nnx.graphdef(encoder.final_norm)
     self._embeddings: dict[str, np.ndarray] = {}
 
-  def __call__(self, prompt: str) -> jax.Array:
-    """Embeddings `[text_len, dim]` float32 of one prompt; the rows after its end are zero (docs/reference/umt5.md).
+  def __call__(self, prompt: str) -> Float32[Array, "X E"]:
+    """Embeddings of one prompt, X = `text_len`; the rows after its end are zero (docs/reference/umt5.md).
 
     Raises ConfigError if the weights cannot be read or are not finite.
     """
@@ -117,12 +119,14 @@ def padded_length(length: int, text_len: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _run_block(graphdef: nnx.GraphDef, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
+def _run_block(
+  graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]
+) -> Float[Array, "X E"]:
   return nnx.merge(graphdef, params)(x, mask)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _run_norm(graphdef: nnx.GraphDef, params: Params, x: jax.Array) -> jax.Array:
+def _run_norm(graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"]) -> Float32[Array, "X E"]:
   return nnx.merge(graphdef, params)(x).astype(jnp.float32)
 
 

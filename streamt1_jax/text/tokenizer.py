@@ -9,6 +9,7 @@ import ftfy
 import numpy as np
 import sentencepiece
 from etils import epath
+from jaxtyping import Bool, Int32
 
 from streamt1_jax.config import ConfigError
 
@@ -19,8 +20,8 @@ END_ID = 1
 class Tokens(NamedTuple):
   """One tokenised prompt of at most `max_len` tokens, X = max_len."""
 
-  ids: np.ndarray  # [X] int32: the pieces, the end token, then padding
-  mask: np.ndarray  # [X] bool, True for the pieces and the end token
+  ids: Int32[np.ndarray, " X"]  # the pieces, the end token, then padding
+  mask: Bool[np.ndarray, " X"]  # True for the pieces and the end token
   length: int  # number of True in `mask`, at least 1
   truncated: bool  # whether pieces were dropped to make room for the end token
 

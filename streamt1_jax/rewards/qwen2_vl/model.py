@@ -10,39 +10,41 @@ Source: docs/reference/rewards.md. The text is embedded once per video; media to
 
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int32
 
 from streamt1_jax.nn import quantised
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig
 from streamt1_jax.rewards.qwen2_vl.decoder import Decoder
 from streamt1_jax.rewards.qwen2_vl.vision_tower import VisionTower
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import HostArray, IntScalar, Params
 
 
 class PromptTokens(NamedTuple):
   """A tokenised prompt around the place of the media tokens.
 
   Attributes:
-    before: [X] int32 ids, up to and including the start marker of the media.
-    after: [Y] int32 ids, from the end marker on; what follows the last reward token is padding and never read.
-    reward_index: [R] int32, positions in `after` of the reward tokens, ascending.
+    before: ids, up to and including the start marker of the media.
+    after: ids, from the end marker on; what follows the last reward token is padding and never read.
+    reward_index: positions in `after` of the reward tokens, ascending.
   """
 
-  before: jax.Array
-  after: jax.Array
-  reward_index: jax.Array
+  before: Int32[HostArray, " X"]
+  after: Int32[HostArray, " Y"]
+  reward_index: Int32[HostArray, " R"]
 
 
 class PromptEmbedding(NamedTuple):
-  """`PromptTokens` with embeddings, [X, M] and [Y, M], in place of ids: what a prompt contributes, once per video."""
+  """`PromptTokens` with embeddings in place of ids: what a prompt contributes, once per video."""
 
-  before: jax.Array
-  after: jax.Array
-  reward_index: jax.Array
+  before: Float[HostArray, "X M"]
+  after: Float[HostArray, "Y M"]
+  reward_index: Int32[HostArray, " R"]
 
 
 # For one candidate. At full size a slice has 1008 patches, whose attention scores take 65 MB.
@@ -67,17 +69,19 @@ class Qwen2VL(nnx.Module):
       return tokens
     return PromptEmbedding(self.decoder.embed(tokens.before), self.decoder.embed(tokens.after), tokens.reward_index)
 
-  def see(self, patches: jax.Array, grid: tuple[int, int], count: jax.Array | None = None) -> jax.Array:
+  def see(
+    self, patches: Float[Array, "S N V"], grid: tuple[int, int], count: IntScalar | None = None
+  ) -> Float[Array, "Z M"]:
     """Media tokens of slices, a few slices at a time.
 
     Args:
-      patches: [S, N, V] of S slices.
+      patches: of S slices.
       grid: rows and columns of patches of every slice.
-      count: int32 scalar in 1..S, how many of the slices count; None for all. The others need not be computed, and
-        their tokens mean nothing, but are finite.
+      count: in 1..S, how many of the slices count; None for all. The others need not be computed, and their tokens mean
+        nothing, but are finite.
 
     Returns:
-      [S * N / 4, M].
+      The tokens, N / 4 of a slice.
     """
     slices = patches.shape[0]
     batch = whole_batch(slices, max(1, _PATCHES_AT_ONCE // patches.shape[1]))
@@ -94,18 +98,17 @@ class Qwen2VL(nnx.Module):
     media = jax.lax.fori_loop(0, slices // batch if count is None else -(-count // batch), add_batch, empty)
     return media.reshape(-1, media.shape[-1])
 
-  def read(self, prompt: PromptEmbedding, media: jax.Array, count: jax.Array | None = None) -> jax.Array:
+  def read(
+    self, prompt: PromptEmbedding, media: Float[Array, "Z M"], count: IntScalar | None = None
+  ) -> Float[Array, "R M"]:
     """Hidden states of the reward tokens of one sequence; `vmap` for several.
 
     Args:
       prompt: the text around the media.
-      media: [Z, M] media tokens.
-      count: int32 scalar in 0..Z, how many of them exist; None for all. The text after them begins where they end, so
+      media: media tokens.
+      count: in 0..Z, how many of them exist; None for all. The text after them begins where they end, so
         that its positions are those of a shorter sequence. What is left of the others follows the text, and causal
         attention hides it from all that is read.
-
-    Returns:
-      [R, M].
     """
     end = prompt.before.shape[0] + (media.shape[0] if count is None else count)
     sequence = jnp.concatenate([prompt.before, media, prompt.after])
@@ -117,7 +120,7 @@ class Qwen2VL(nnx.Module):
 _QUANTISED = r"(vision|decoder)/blocks/\w+/kernel|vision/merger/\w+/kernel"
 
 
-def abstract_params(make_model: Callable[[], nnx.Module], dtype: Any) -> Params:
+def abstract_params(make_model: Callable[[], nnx.Module], dtype: DTypeLike) -> Params:
   """Shapes and dtypes of a reward model's parameters, nothing is allocated.
 
   Args:
