@@ -1,4 +1,4 @@
-"""The flagfiles: of the published runs, for the real model, with the published numbers; and of the small model's."""
+"""The flagfiles: the published runs have the published numbers, and every command accepts its own."""
 
 import dataclasses
 import importlib

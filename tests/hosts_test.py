@@ -378,7 +378,7 @@ class TestGenerate:
 
     for result in run_processes(tmp_path, 2, start)[0]:
       assert result.code == 2, result
-      assert "the list of its rewards is videoalign, hpsv3 on process 0 and hpsv3 on process 1; " in result.stderr
+      assert "the list of its rewards is hpsv3, videoalign on process 0 and hpsv3 on process 1; " in result.stderr
       assert "the SHA-256 of hpsv3 is " in result.stderr
       assert "the number of prompts is 3 on process 0 and 2 on process 1" in result.stderr
       assert "SHA-256 of the checkpoint" not in result.stderr

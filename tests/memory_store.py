@@ -1,10 +1,10 @@
-"""A bucket in memory behind gs://, for the libraries that a run reads and writes through.
+"""A bucket in memory behind gs://, as the libraries that read and write see it.
 
   etils.epath ── fsspec ── MemoryBucket ──┐
                                           ├── one dict of objects
   TensorStore's own GCS driver ── HTTP ───┘   a server on the loopback interface
 
-It is what an object store is: no folders, nothing renamed, objects whole or not there.
+Like an object store it has no folders, renames nothing, and holds whole objects only.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from fsspec.implementations import memory
 
 
 class MemoryBucket(memory.MemoryFileSystem):
-  """fsspec's file system in memory, less its folders."""
+  """fsspec's file system in memory, without its folders."""
 
   protocol = ("gcs", "gs")
   root_marker = ""
@@ -60,7 +60,7 @@ def install() -> None:
 
 @contextlib.contextmanager
 def moved_to_bucket(folder: pathlib.Path, bucket: str = "bucket"):
-  """The files of `folder` are objects of `bucket`, and nowhere else; at the end all objects are files there."""
+  """Moves the files of `folder` into `bucket`, and at the end writes all objects of the bucket to `folder`."""
   install()
   MemoryBucket.store.clear()
   for path in folder.rglob("*"):
@@ -77,7 +77,7 @@ def moved_to_bucket(folder: pathlib.Path, bucket: str = "bucket"):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """As much of Google's JSON interface as TensorStore uses."""
+  """The part of Google's JSON interface that TensorStore uses."""
 
   protocol_version = "HTTP/1.1"
 

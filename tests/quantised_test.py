@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
 
 @each_reward
 def test_what_is_loaded(folders, name):
-  """Integers and scales are those of the stored kernels, to the last bit; all else is what bfloat16 loads."""
+  """Integers and scales are those of the stored kernels, to the last bit. All else is what bfloat16 loads."""
   stored = _by_path(small_rewards.random_params(small_rewards.CONFIGS[name]))
   in_bfloat16 = _by_path(folder.load_reward(folders[name], fps=8.0, dtype=jnp.bfloat16).params)
   params = _by_path(folder.load_reward(folders[name], fps=8.0, dtype=jnp.int8).params, is_quantised)
@@ -86,7 +86,7 @@ def test_products_see_the_quantised_kernel(dtype):
 
 
 def _scores(loaded: folder.LoadedReward, params) -> np.ndarray:
-  """Of two videos."""
+  """Scores of two videos."""
   videos = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 4, 20, 30, 3)), jnp.uint8)
   tokens = loaded.prompt("a red circle moves left")
 

@@ -173,7 +173,7 @@ def run_undisturbed(reference: Trial) -> tuple[dict[str, float], float]:
 
 
 def kill_often(kills: int, reference: Trial, shares: kill_moments.Shares) -> dict[str, object]:
-  """Kills and compares until there were so many kills and the last trial has ended; what happened, as JSON values."""
+  """Kills `kills` times, compares, and lets the last trial end; returns what happened, as JSON values."""
   lengths, chunk = run_undisturbed(reference)
   print(f"undisturbed: {lengths['run']:.1f} s when compiled before, a chunk {chunk:.3f} s", flush=True)
   counts, beside, problems, ends, starts = collections.Counter(), collections.Counter(), [], 0, 0

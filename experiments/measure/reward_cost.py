@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """The calls, and what they are compiled for."""
   which = "Only this reward; both by default."
   flag_types.define_choice(values, "reward", None, list(full_size_rewards.FRAMES), which)
-  chips = "Chips to compile for, one of which is used; v6e has 32 GB."
+  chips = "Chips to compile for; the program uses one of them. A v6e has 32 GB."
   flag_types.define_string(values, "topology", "v6e:1x1", chips)
   flag_types.define_integer(values, "top_k", 2, "Beams.", 1)
   flag_types.define_integer(values, "beam_size", 2, "Candidates per beam.", 1)

@@ -68,7 +68,7 @@ def _define_batches(values: flags.FlagValues) -> None:
   integer(values, "first_scenes", 8, "Scenes of a batch whose first chunks are drawn.", 1)
   integer(values, "first_copies", 8, "First chunks of each of them.", 1)
   number(values, "context_noise", 0.1, "Largest noise added to clean context, in standard deviations.", 0.0)
-  omitted = "How often a caption leaves out the size, and likewise the speed."
+  omitted = "How often a caption leaves out the size, and how often the speed."
   number(values, "omit_probability", 0.2, omitted, 0.0, 1.0)
   number(values, "ambiguous_weight", 1.0, "Weight of scenes of blue or green over dark blue or green.", 0.0)
   older = "How often a chunk sees an older chunk besides sink and window."

@@ -10,7 +10,7 @@ from streamt1_jax.config import ConfigError, ModelConfig, require_video_model
 from streamt1_jax.data import shapes
 from streamt1_jax.io.checkpoint import load_config
 
-# Seeds grow by 1000 a chunk: captions with videos of up to 100 chunks share none.
+# Seeds grow by 1000 a chunk, so that videos of up to 100 chunks have different seeds.
 _SEED_STEP = 100_000
 
 

@@ -71,7 +71,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flag_types.define_integer(values, "image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
   flag_types.define_integer(values, "batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
-  flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, whatever they are of.")
+  flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, also those of other videos.")
   device_flags.define_compilation_cache(values)
 
 
@@ -96,7 +96,7 @@ def needs_prompt(folder: epath.Path) -> bool:
 
 
 def reward_sha256(folder: epath.Path) -> str:
-  """Identifies a reward wherever its folder is. Raises ConfigError if it is none."""
+  """Identifies a reward wherever its folder is. Raises ConfigError if the folder holds no reward."""
   reward_folder.load_config(folder)
   # It has the checksums of all other files.
   return hashlib.sha256((folder / part_files.PART_FILE).read_bytes()).hexdigest()

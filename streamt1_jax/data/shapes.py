@@ -73,7 +73,7 @@ class Attributes(NamedTuple):
 
 
 def attribute_names() -> dict[str, tuple[str, ...]]:
-  """For every field of `Attributes` the names its indices stand for."""
+  """The names that the indices in every field of `Attributes` stand for."""
   tables = (SIZES, COLORS, SHAPES, SPEEDS, DIRECTIONS, BACKGROUNDS)
   return {field: tuple(table) for field, table in zip(Attributes._fields, tables, strict=True)}
 
@@ -95,7 +95,7 @@ def render(scene: Scene, frame_indices: jax.Array) -> jax.Array:
 
   Args:
     scene: unbatched; `jax.vmap` over it for a batch.
-    frame_indices: `[T]` int32, 0 .. 10**5; they need be neither contiguous nor sorted.
+    frame_indices: `[T]` int32, 0 .. 10**5; in any order, with or without gaps.
 
   Returns:
     `[T, 64, 64, 3]` float32 RGB in [0, 1]. An edge pixel is mixed by how far it reaches into the shape.

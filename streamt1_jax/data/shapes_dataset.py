@@ -25,7 +25,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
   Attributes:
     num_frames: frames per clip, at `shapes.FPS`.
     num_clips: clips of each split.
-    seed: of the drawn scenes. Clips depend on it, on the split and on the split's number of clips alone.
+    seed: seed of the drawn scenes. Clips depend on it, on the split and on the split's number of clips.
   """
 
   num_frames: int
@@ -36,7 +36,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class ShapesVideos(tfds.core.GeneratorBasedBuilder):
   """Captioned clips of a coloured shape that moves over a plain background: `streamt1_jax.data.shapes`."""
 
-  # tfds 4.9.10 would look for it with `importlib_resources`, which it does not depend on.
+  # tfds 4.9.10 would use `importlib_resources` to find it, and does not depend on that package.
   code_path = epath.Path(__file__)
 
   VERSION = tfds.core.Version("1.0.0")

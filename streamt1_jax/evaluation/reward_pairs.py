@@ -60,7 +60,7 @@ def judge(
     loaded: the reward.
     codec: what half of the pairs go through.
     split: whose captions.
-    seed: of the pairs.
+    seed: draws the pairs.
     count: pairs of each corruption and length of the window.
   """
   on_frames = kind == "image"

@@ -11,7 +11,7 @@ from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.parallel.sharding import RULES
 
 GIB = 1 << 30
-# By the compiler's own message when a program does not fit: what is left of the chip's memory for programs.
+# What is left of the chip's memory for programs, as the compiler says where a program does not fit.
 _DEVICE_GIB = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.73, "TPU v6 lite": 31.24, "TPU7x": 94.74}
 
 

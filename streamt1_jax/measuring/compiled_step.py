@@ -102,8 +102,8 @@ def build(
     model: sizes.
     search: the search.
     execution: devices, attention and decoding.
-    dtype: of weights and activations.
-    reward_dtype: of HPSv3 and VideoAlign at full size; None for the built-in rewards.
+    dtype: dtype of weights and activations.
+    reward_dtype: dtype of HPSv3 and VideoAlign at full size; None judges by the built-in rewards.
   """
   rewards, reward_params, reward_conditions = _rewards(model, reward_dtype)
   alone = make_models(model, *rewards)
@@ -176,8 +176,8 @@ class Analysis:
     arguments: bytes of weights, state and prompt.
     outputs: bytes of results that do not take the place of arguments.
     temporaries: bytes needed in between, the code included.
-    collectives: what devices send each other; None too where jaxlib cannot read the compiled program.
-    text: the compiled program; None likewise.
+    collectives: what devices send each other; None also where jaxlib cannot read the compiled program.
+    text: the compiled program; None where jaxlib cannot read it.
     seconds: spent in the compiler.
   """
 

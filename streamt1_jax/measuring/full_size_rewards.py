@@ -12,7 +12,7 @@ from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.table import REWARDS
 
 FRAMES = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
-"""By reward, the numbers of frames of a chunk or of a window that are measured."""
+"""The numbers of frames of a chunk or of a window that are measured, by reward."""
 _FRAME = (480, 832, 3)
 _FPS = 16
 
@@ -25,7 +25,7 @@ class Cost:
     arguments: bytes per chip of weights, prompt and frames.
     temporary: bytes per chip that are needed in between.
     peak: bytes per chip, the most at one time.
-    tflop: of one candidate.
+    tflop: TFLOP of one candidate.
   """
 
   arguments: int

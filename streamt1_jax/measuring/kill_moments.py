@@ -103,10 +103,10 @@ def draw_moment(
   """An event, how often it has to come, and the seconds after it at which to kill.
 
   Args:
-    drawn: of `DRAWN`.
+    drawn: one of `DRAWN`.
     lengths: the most seconds of every phase, and of the whole `run`.
-    shares: of a chunk.
-    chunk_seconds: of a chunk.
+    shares: parts of a chunk.
+    chunk_seconds: seconds of a chunk.
     num_videos: that the program makes.
   """
   often = random.randint(1, 3)

@@ -21,7 +21,7 @@ from streamt1_jax.pipeline import TOKENIZER_FILE
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 LORA_RANKS = {"wan_1_3b": 256, "tiny": 4}
-"""By the preset of the model; only these have sources."""
+"""Ranks of the adapter by the preset of the model. Only these models have sources."""
 _SHARD_BYTES = 5 << 30
 
 
@@ -30,9 +30,9 @@ class Source:
   """A published file, or folder of files, that is written and converted.
 
   Attributes:
-    name: of the stage, and of the file.
+    name: names the stage and the file.
     part: folder of the checkpoint its conversion makes.
-    arguments: of `experiments.convert`; `{path}` stands for the file.
+    arguments: flags of the conversion; `{path}` stands for the file.
     final: whether its conversion is the one that is restored.
     write: writes it.
     with_adapter: whether an adapter is merged into it: then it holds other weights than the part's other sources.

@@ -44,7 +44,7 @@ class RandomSearch:
 
   Attributes:
     params: random weights.
-    condition: a random prompt, or as many as the mesh searches together.
+    condition: a random prompt, or one for each part of a mesh that divides prompts.
     models: static half of the step.
     model: sizes.
   """
@@ -83,7 +83,7 @@ def build(
   Args:
     model: sizes; its codec is left out.
     execution: devices, attention and decoding.
-    dtype: of weights and activations.
+    dtype: dtype of weights and activations.
     num_chunks: length of the video.
     append_always: whether rewards flag every chunk as a new sink, which makes the memory as large as it gets.
   """

@@ -35,7 +35,7 @@ class _Scaled:
     self._step = drivers.jitted_chunk_step.lower(*inputs, first=False).compile()
 
   def bytes(self) -> dict[str, int]:
-    """Of the state between two chunks, and of what a chunk needs beside it by XLA's account."""
+    """Bytes of the state between two chunks, and what a chunk needs beside it by XLA's account."""
     state = sum(array.nbytes for array in jax.tree.leaves(self._state))
     return {"state": state, "temporary": self._step.memory_analysis().temp_size_in_bytes}
 

@@ -1,7 +1,7 @@
-"""UMT5 encoder: a T5 encoder in which every layer owns its relative-position bias (Wan spec, section 3).
+"""UMT5 encoder: a T5 encoder in which every layer has its own relative-position bias (docs/reference/umt5.md).
 
-Pre-norm RMS layers, no biases, no embedding scale, attention scores without 1 / sqrt(d), gated GELU
-feed-forward. Weights compute in the dtype in which they are stored; attention weights and norms in float32.
+It has RMS norms before each sub-layer and a gated GELU feed-forward. It has no biases, no embedding scale, and no
+1 / sqrt(d) in the attention scores. It computes in the dtype of the weights, but softmax and norms in float32.
 """
 
 import jax
@@ -38,7 +38,7 @@ class SelfAttention(nnx.Module):
     self.num_heads = config.num_heads
     self.num_buckets = config.num_buckets
     self.max_distance = config.max_distance
-    # The query starts small by 1 / sqrt(d) because the scores are not scaled.
+    # The query starts smaller by 1 / sqrt(d), because the scores are not scaled.
     query_std = (config.dim * config.attn_dim / config.num_heads) ** -0.5
     self.query = _linear(config.dim, config.attn_dim, query_std, rngs)
     self.key = _linear(config.dim, config.attn_dim, config.dim**-0.5, rngs)
@@ -103,7 +103,7 @@ class UMT5Encoder(nnx.Module):
       mask: `[X]` bool, True for the prompt's tokens, False for padding; at least one is True.
 
     Returns:
-      `[X, dim]` in the dtype of the weights. Rows of padding hold numbers without meaning.
+      `[X, dim]` in the dtype of the weights. The rows of padding have no meaning.
     """
     block, layers = nnx.split(self.blocks, nnx.Param)
     x = self.token_embedding[...][token_ids]

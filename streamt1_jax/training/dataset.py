@@ -60,7 +60,7 @@ def encode_dataset(
     encode_clip: the codec's encoder.
     model: sizes.
     starts_per_scene: how many of the 16 start positions the whole clips of a scene have; they are drawn.
-    seed: of the drawing.
+    seed: draws them.
   """
   attributes = np.asarray(shapes.scenes_in("train"), np.int32)
   rng, starts, shape = np.random.default_rng(seed), shapes.START_POSITIONS, model.latent_shape

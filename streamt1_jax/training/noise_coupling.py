@@ -31,16 +31,6 @@ def _bit(noise: jax.Array, frame: int) -> jax.Array:
   return (noise[frame].sum() > 0).astype(jnp.int32)
 
 
-def size_index(noise: jax.Array) -> jax.Array:
-  """Size (int32 scalar, 0 or 1) that the noise chooses when the caption names none."""
-  return _bit(noise, _SIZE_FRAME)
-
-
-def speed_index(noise: jax.Array) -> jax.Array:
-  """Speed (int32 scalar, 0 or 1) that the noise chooses when the caption names none."""
-  return _bit(noise, _SPEED_FRAME)
-
-
 def _reflect(noise: jax.Array, frame: int, bit: jax.Array) -> jax.Array:
   """Mirrors one frame's noise at the plane of zero mean if it says the other bit; it stays standard normal."""
   mirrored = noise[frame] - 2.0 * noise[frame].mean()

@@ -106,7 +106,7 @@ def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
   """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
   (better, worse), (better_other, worse_other) = scores
   is_text = _is_text(pairs)
-  # Text alignment comes last; for the image reward it is all there is.
+  # Text alignment comes last; the image reward has nothing else.
   alignment = lambda x: x[:, -1]
   caption = bradley_terry(alignment(better), alignment(better_other))
   exchanged = bradley_terry(alignment(worse_other), alignment(better_other))

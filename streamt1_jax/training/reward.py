@@ -48,7 +48,7 @@ class RewardTraining:
     words_weight: weight of the loss of the reader that foretells the caption's words.
     comparing_weight: weight of the losses at the word in which two captions differ.
     stay_weight: weight of the squared change of scores that must not change.
-    seed: of initialisation and data.
+    seed: decides initialisation and data.
   """
 
   steps: int
@@ -71,11 +71,11 @@ class Objective(NamedTuple):
   Attributes:
     reward: which one.
     config: sizes.
-    graphdef: of the model.
+    graphdef: graph definition of the model.
     captions: tokens of every caption.
     scenes: pairs of scenes of the split "train".
     codec: parameters and graph definition of the codec.
-    emphasis: of `PairConfig`.
+    emphasis: as in `PairConfig`.
     windows: length of the window and number of frames looked at, of every step in turn.
   """
 
@@ -112,7 +112,7 @@ def draw_batch(
     key: random key.
     window: int32, frames of a window.
     looked_at: how many of them the reward sees.
-    pairs: how many, in windows of which up to 29 frames are looked at; fewer in longer ones.
+    pairs: how many, where the reward looks at up to 29 frames; there are fewer where it looks at more.
     coded: how many of them go through the codec.
   """
   shrink = max(1, looked_at // 15)

@@ -25,7 +25,7 @@ TEMPLATES = {
   for name, spec in REWARDS.items()
   if spec.training is not None
 }
-"""By reward. The models they name are not the published ones: these texts are ours."""
+"""Instruction texts by reward. The models they name are not the published ones: these texts are ours."""
 
 _CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 _CHAT_WORDS = ("system\nYou are a helpful assistant.", "user\n")

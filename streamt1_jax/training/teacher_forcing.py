@@ -8,8 +8,8 @@ The result of a noisy chunk equals that of streaming with the clean chunks commi
 trained here is sampled by `chunk_step` as it is.
 
 Batched by hand, unlike the rest of the package: everything but attention sees one long row of tokens, the chunks of a
-batch folded into the frame axis. Under `vmap` the gradient of every weight would sum over two axes at once, for which
-XLA's CPU backend transposes both operands: training took 1.8 times as long.
+batch folded into the frame axis. Under `vmap` the gradient of every weight would sum over two axes at once. XLA's CPU
+backend then transposes both operands, and training takes 1.8 times as long.
 
 G: prompts of a batch; R: chunks of one prompt.
 """
@@ -117,7 +117,7 @@ def _velocity(
   text: TextMemory,
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-  """[G, R, F, C, H, W] velocities of as many chunks; `attend` takes and gives [G, R, T, A, D]."""
+  """Velocities of chunks, [G, R, F, C, H, W] both; `attend` takes and gives [G, R, T, A, D]."""
   groups, count, frames = chunks.shape[:3]
   x = model.patchify(chunks.reshape(-1, *chunks.shape[3:]))
   embedding, projected = model.embed_time(features.reshape(groups * count, -1))

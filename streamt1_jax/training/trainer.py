@@ -35,7 +35,7 @@ def improved(
 
   Args:
     trainer: before the step.
-    gradients: of the loss, as `trainer.params`.
+    gradients: gradients of the loss, a tree like `trainer.params`.
     optimizer: makes updates of gradients.
     step: int32, counted from 0. The average forgets faster at first, since early weights say little.
     ema_decay: decay of the average later on, in [0, 1].

@@ -38,7 +38,7 @@ class VAETraining:
     kl_weight: weight of the KL divergence per latent element.
     latent_noise: largest noise before decoding, in standard deviations of the latent.
     freeze_encoder: whether the decoder alone is trained.
-    seed: of initialisation and data.
+    seed: decides initialisation and data.
   """
 
   steps: int
@@ -142,8 +142,8 @@ def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, s
   """Weights whose latent is `(latent - mean) / std`; reconstructions do not change.
 
   Args:
-    params: of a codec whose configured latent statistics are 0 and 1.
-    graphdef: of the codec.
+    params: weights of a codec whose configured latent statistics are 0 and 1.
+    graphdef: its graph definition.
     mean: `[C]` mean of its latents.
     std: `[C]` standard deviation of its latents.
   """
