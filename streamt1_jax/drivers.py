@@ -25,7 +25,7 @@ from streamt1_jax.typing import Params
 
 
 class SearchError(RuntimeError):
-  """A search that cannot go on: every candidate of a chunk is NaN or Inf.
+  """A search that cannot go on: every candidate of a chunk is NaN or Inf, or the policy chose one that is.
 
   Attributes:
     prompt: index of the video among those searched together.
@@ -111,9 +111,13 @@ def _chunk_step(params, state, condition, models, search, *, first, record):
   return step(params, state, condition)
 
 
-@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
 def jitted_init_state(params, seed, models, search, num_chunks=None):
-  """`init_state` of one seed, or of a seed per prompt."""
+  """`init_state` of one seed, or of a seed per prompt; compiled once for all videos that fill the sliding window."""
+  return _init_state(params, seed, models, search, min(num_chunks or search.sliding_window, search.sliding_window))
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
+def _init_state(params, seed, models, search, num_chunks):
   init = lambda seed: init_state(params, models, search, seed, num_chunks)
   mesh = models.execution.mesh
   if jnp.ndim(seed):
@@ -126,9 +130,7 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   models.generator.check(search)
   longest = models.generator.max_chunks
   if not 1 <= num_chunks <= longest:
-    raise ConfigError(
-      f"the number of chunks must be in 1..{longest}, which is the longest video of this model, got {num_chunks}"
-    )
+    raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
 
 
 def stream(
@@ -250,10 +252,17 @@ def rollout(
 
 
 def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
-  usable = hosts.to_host(trace.candidates.usable).any(axis=(-2, -1))
-  if not usable.all():
-    prompt = int(np.argmin(usable))
-    raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: every candidate is NaN or Inf", prompt)
+  """Raises SearchError if a prompt has no usable candidate, or a policy let one survive that is not usable."""
+  usable, survivor = hosts.to_host((trace.candidates.usable, trace.survivor))
+  usable = usable.reshape(*survivor.shape[:-1], -1)
+  survivors = np.take_along_axis(usable, survivor, axis=-1)
+  for fine, problem in (
+    (usable.any(axis=-1), "every candidate is NaN or Inf"),
+    (survivors.all(axis=-1), "the policy chose a candidate that is NaN or Inf"),
+  ):
+    if not fine.all():
+      prompt = int(np.argmin(fine))
+      raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: {problem}", prompt)
 
 
 def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:

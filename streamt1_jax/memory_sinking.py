@@ -5,9 +5,9 @@
   append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
 
 A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not
-care, keys were rotated at their absolute frame when they were written, and the table says which slot is which. So an
-append moves no data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last
-one.
+care, keys are rotated at their absolute frame when they are written, and the table says which slot is which. So an
+append moves no data (it labels the slot anew), a commit writes one slot, and the last slot moves into one that becomes
+free.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ _NO_FRAME = jnp.iinfo(jnp.int32).max
 
 
 class SinkAccumulator(NamedTuple):
-  """The last sink in float32, [L, A, T, D] each. A narrower memory needs it: there `0.999 * x` rounds to `x`."""
+  """The last sink in float32, [L, A, T, D] each. A narrower memory needs it: `0.999 * x` rounds to `x` in bfloat16."""
 
   k: jax.Array
   v: jax.Array
@@ -44,7 +44,7 @@ class Memory(NamedTuple):
     is_sink: [R] bool.
     flags: bool [R] each, how the chunk in the slot will be routed when it leaves the window.
     count: int32 scalar, valid slots.
-    accumulator: the last sink in float32, or None where the memory's own dtype serves.
+    accumulator: the last sink in float32, or None if the memory's own dtype serves.
   """
 
   k: jax.Array
@@ -62,24 +62,26 @@ def memory_slots(model: ModelConfig, search: SearchConfig) -> int:
 
 
 def empty_memory(model: ModelConfig, search: SearchConfig, dtype: jnp.dtype) -> Memory:
+  """Memory of one beam in `dtype`, without a chunk."""
   c, slots = model.backbone, memory_slots(model, search)
   chunk = (c.num_heads, model.chunk_tokens, c.head_dim)
   cache = jnp.zeros((c.num_layers, slots, *chunk), dtype)
-  none = jnp.zeros(slots, bool)
+  no_slot = jnp.zeros(slots, bool)
   narrow = search.sink_ema_dtype == "float32" and dtype != jnp.float32
   accumulator = jnp.zeros((c.num_layers, *chunk), jnp.float32)
   return Memory(
     k=cache,
     v=jnp.zeros_like(cache),
     frame=jnp.full(slots, -1, jnp.int32),
-    is_sink=none,
-    flags=Flags(none, none),
+    is_sink=no_slot,
+    flags=Flags(no_slot, no_slot),
     count=jnp.int32(0),
     accumulator=SinkAccumulator(accumulator, jnp.zeros_like(accumulator)) if narrow else None,
   )
 
 
 def view(memory: Memory) -> MemoryView:
+  """What attention reads."""
   return MemoryView(memory.k, memory.v, memory.count)
 
 
@@ -103,8 +105,8 @@ def _slot(cache: jax.Array, slot: jax.Array) -> jax.Array:
 
 @_slot.def_vmap
 def _slot_of_every_beam(size, batched, cache, slot):
-  # Beam by beam: for a gather or a scatter over beams a TPU copies all memories into another layout and back. The
-  # barrier keeps the compiler from reading slots again while others are being written, out of a copy of all of them.
+  # Beam by beam: a TPU would copy all memories into another layout and back to gather or scatter over beams. The
+  # barrier keeps the compiler from reading slots again, out of a copy of all of them, while others are being written.
   assert all(batched)
   shape = (1, cache.shape[1], 1, *cache.shape[3:])
   slots = [jax.lax.dynamic_slice(cache, _start(cache, beam, slot[beam]), shape) for beam in range(size)]

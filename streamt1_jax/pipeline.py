@@ -120,7 +120,7 @@ class Pipeline:
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
       reward_table: the rewards there are; `{**REWARDS, "mine": SPEC}` adds one.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
-      decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
+      decoding: how much memory decoding may take, see `execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
       step: the compiled chunk step.

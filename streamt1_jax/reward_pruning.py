@@ -2,8 +2,8 @@
 
   hybrid = a * short + (1 - a) * long,   a = min(chunk * F / (video - F), cap)      (Stream-T1, reward pruning)
 
-`short` judges the chunk alone, `long` a sliding window that ends with it. Early on there is little past to judge by
-the image score alone, so the weight of `short` grows with the chunk index up to a cap.
+The short-term score `short` judges the chunk alone, the long-term score `long` a sliding window that ends with it.
+The weight of `short` grows with the chunk index, up to a cap.
 
   up   = short - baseline > short_threshold      a chunk better than its lineage's usual: worth remembering
   drop = previous long - long > long_threshold   the window became less coherent: a change of scene
@@ -21,10 +21,10 @@ class ScoreHistory(NamedTuple):
   """Scores of one lineage.
 
   Attributes:
-    short_sum: float32 scalar, sum of all image scores.
-    recent: [W - 1] float32 image scores of the latest chunks, newest last; W is the sliding window.
+    short_sum: float32 scalar, sum of all short-term scores.
+    recent: [W - 1] float32 short-term scores of the latest chunks, newest last; W is the sliding window.
     count: int32 scalar, chunks scored so far.
-    long: float32 scalar, video score of the latest chunk.
+    long: float32 scalar, long-term score of the latest chunk.
   """
 
   short_sum: jax.Array
@@ -34,7 +34,7 @@ class ScoreHistory(NamedTuple):
 
 
 class Flags(NamedTuple):
-  """What a chunk becomes when it leaves the window; bool scalars, never both true. Neither means: it is discarded."""
+  """What a chunk becomes when it leaves the window; bool scalars, never both true. If neither is, it is discarded."""
 
   ema: jax.Array
   append: jax.Array
@@ -52,7 +52,7 @@ def extend_history(history: ScoreHistory, short: jax.Array, long: jax.Array) -> 
 
 
 def fusion_weight(chunk_index: jax.Array, num_chunks: jax.Array, cap: float) -> jax.Array:
-  """Weight of the image score, float32 in [0, cap]: min(chunk / (num_chunks - 1), cap); 0 for a single-chunk video."""
+  """Weight of the short-term score, float32 in [0, cap]: min(chunk / (num_chunks - 1), cap); 0 in a single chunk."""
   return jnp.minimum(chunk_index / jnp.maximum(num_chunks - 1, 1), cap).astype(jnp.float32)
 
 
@@ -70,7 +70,7 @@ def _baseline(history: ScoreHistory, search: SearchConfig) -> jax.Array:
 
 
 def route_flags(short: jax.Array, long: jax.Array, history: ScoreHistory, search: SearchConfig) -> Flags:
-  """Flags of one candidate against its parent's lineage; the first chunk of a video gets none."""
+  """Flags of one candidate against its parent's lineage; both are false for the first chunk of a video."""
   up = short - _baseline(history, search) > search.short_threshold
   drop = history.long - long > search.long_threshold
   later = history.count > 0
@@ -80,8 +80,9 @@ def route_flags(short: jax.Array, long: jax.Array, history: ScoreHistory, search
 def prune(scores: jax.Array, usable: jax.Array, top_k: int) -> tuple[jax.Array, jax.Array]:
   """The best `top_k` of all candidates, best first; of equal scores the earlier candidate wins.
 
-  A candidate that is not usable (NaN or Inf in its latents or scores) never survives: where fewer than `top_k` are
-  usable the best one fills the remaining beams. If none is usable the indices mean nothing and the caller must stop.
+  A candidate that is not usable (NaN or Inf in its latents or scores) never survives: if fewer than `top_k` are
+  usable, the best one fills the remaining beams. If no candidate is usable, the indices mean nothing and the caller
+  must stop.
 
   Args:
     scores: [N] float32.

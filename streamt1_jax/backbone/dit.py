@@ -7,7 +7,7 @@
      memory [L, R, A, T, D] ── self-attention (read only)
 
 Everything is unbatched: one candidate, one chunk; `vmap` over candidates shares the memory. Blocks are stacked
-`[L, ...]` and scanned. Source: Wan spec, section 1.3.
+`[L, ...]` and scanned. Source: docs/reference/wan_dit.md.
 """
 
 from collections.abc import Callable
@@ -51,9 +51,9 @@ class Placement(NamedTuple):
   """Where the tokens of a chunk lie on several devices: constraints on traced arrays, which change no values.
 
   Attributes:
-    tokens: of [F, T/F, M], everywhere but in self-attention.
-    to_heads: of queries, keys and values [F, T/F, A, D] on their way into self-attention.
-    to_tokens: of its result [F, T/F, A, D].
+    tokens: places tokens [F, T/F, M], everywhere but in self-attention.
+    to_heads: places queries, keys and values [F, T/F, A, D] on their way into self-attention.
+    to_tokens: places its result [F, T/F, A, D].
   """
 
   tokens: Callable[[jax.Array], jax.Array] = _as_it_is
@@ -62,7 +62,7 @@ class Placement(NamedTuple):
 
 
 ANYWHERE = Placement()
-"""Of one device, or as the compiler likes."""
+"""On one device, or as the compiler likes."""
 
 
 class Projections(nnx.Module):
@@ -198,7 +198,7 @@ class CausalWanDiT(nnx.Module):
       features: [F, freq_dim] sinusoids of the timestep of each latent frame.
       first_frame: int32 scalar, absolute index of the chunk's first latent frame.
       text: the prompt's cross-attention memory.
-      attend: self-attention, for example `attention.attend_with_memory` bound to a memory.
+      attend: self-attention, such as `attention.attend_with_memory` bound to a memory.
       placement: where tokens lie on several devices.
 
     Returns:

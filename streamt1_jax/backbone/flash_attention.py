@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 _LANES = 128
-_MAX_QUERIES = 1024  # rows of a block: each visible slot is read once for so many queries
+_MAX_QUERIES = 1024  # rows of a block: a visible slot is read once for each block
 _MAX_KEYS = 1536  # keys scored at once; with _MAX_QUERIES it bounds the scores, 6 MiB in float32
 _VMEM_BYTES = 48 << 20  # of 64 MiB on the smallest core (TPU7x); compilers assume 16 or 32 unless told
 

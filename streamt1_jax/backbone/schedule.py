@@ -1,7 +1,7 @@
 """Few-step flow-matching schedule and the sinusoidal timestep features.
 
 All tables are built with numpy in float64 and cast once: computed in float32 the angles `t * w` are off by up to 4e-5.
-Source: Wan spec, section 1.3 (schedule, time embedding).
+Source: docs/reference/wan_dit.md (schedule, time embedding).
 """
 
 import dataclasses

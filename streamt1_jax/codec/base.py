@@ -22,7 +22,7 @@ class Codec(Protocol):
     """Shape of one decoded frame."""
 
   def num_frames(self, latent_frames: int, *, first: bool) -> int:
-    """Frames that `decode` returns for so many latent frames."""
+    """Frames that `decode` returns for a number of latent frames."""
 
   def frame_dtype(self) -> jnp.dtype: ...
 

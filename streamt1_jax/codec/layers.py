@@ -1,8 +1,8 @@
 """Layers of the causal video VAE, each an explicit-state stream: `layer(x, history) -> (y, history)`.
 
 `x` is `[T, H, W, C]`: any number of frames that follow the frames already seen. A history is the tail of past
-inputs that the next call needs, zeros at the start of a stream, so its shape never changes. Source: Wan VAE
-spec, sections 2.2 and 2.3.
+inputs that the next call needs, zeros at the start of a stream, so its shape never changes. Source:
+docs/reference/wan_vae.md.
 """
 
 import jax

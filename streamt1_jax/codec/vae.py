@@ -9,8 +9,8 @@ Wan 2.1), every later step r F frames into F. Streaming is exact: however a vide
 result is that of a single first step with all of it. A stream state is a PyTree of arrays whose shapes never
 change; streams cannot disturb one another.
 
-Everything is unbatched: `vmap` for a batch. Computation is in the dtype of parameters and inputs. Source: Wan
-VAE spec, section 2; `patch_size` as in Wan 2.2.
+Everything is unbatched: `vmap` for a batch. Computation is in the dtype of parameters and inputs. Source:
+docs/reference/wan_vae.md; `patch_size` as in Wan 2.2.
 """
 
 from typing import Any, NamedTuple, TypeAlias

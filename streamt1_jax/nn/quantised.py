@@ -33,7 +33,7 @@ class QuantisedKernel:
   values: Any
   scale: Any
 
-  # By hand, for the keys of a dataclass are attributes, which are not part of a weight's name.
+  # By hand, because JAX would name the fields of a dataclass as attributes, and paths to weights are made of keys.
   def tree_flatten_with_keys(self):
     key = jax.tree_util.DictKey
     return ((key("values"), self.values), (key("scale"), self.scale)), None

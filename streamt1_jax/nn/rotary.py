@@ -1,8 +1,8 @@
 """Three-axis rotary position embedding, in a layout without strided access.
 
 A head's channels form pairs; pair j is a complex number turned by `position * 10000^(-2 j / d_axis)`. The pairs are
-split between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, time takes the rest (Wan spec,
-section 1.3).
+split between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, and time takes the rest. Source:
+docs/reference/wan_dit.md.
 
 Published weights interleave a pair's two numbers (2j, 2j + 1). Here the first numbers of all pairs come first and the
 second numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the

@@ -29,8 +29,8 @@ class TopK:
 class KeepBeams:
   """Every beam keeps the best of its own candidates, so beams never mix.
 
-  With one candidate per beam these are K independent videos, of which the best is shown: best-of-K. A beam none of
-  whose candidates is usable takes the best candidate of all beams.
+  With one candidate per beam this is best-of-K: K independent videos, and the best one is shown. A beam without a
+  usable candidate takes the best candidate of all beams.
   """
 
   def init(self, search: SearchConfig) -> None:
