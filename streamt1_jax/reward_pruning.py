@@ -22,7 +22,8 @@ class ScoreHistory(NamedTuple):
 
   Attributes:
     short_sum: float32 scalar, sum of all short-term scores.
-    recent: [W - 1] float32 short-term scores of the latest chunks, newest last; W is the sliding window.
+    recent: [W - 1] float32 short-term scores of the latest chunks, newest last; W is the sliding window, here at least
+      2, because orbax saves no empty array.
     count: int32 scalar, chunks scored so far.
     long: float32 scalar, long-term score of the latest chunk.
   """
@@ -41,9 +42,8 @@ class Flags(NamedTuple):
 
 
 def empty_history(search: SearchConfig) -> ScoreHistory:
-  return ScoreHistory(
-    short_sum=jnp.zeros(()), recent=jnp.zeros(search.sliding_window - 1), count=jnp.int32(0), long=jnp.zeros(())
-  )
+  recent = jnp.zeros(max(search.sliding_window - 1, 1))
+  return ScoreHistory(short_sum=jnp.zeros(()), recent=recent, count=jnp.int32(0), long=jnp.zeros(()))
 
 
 def extend_history(history: ScoreHistory, short: jax.Array, long: jax.Array) -> ScoreHistory:

@@ -21,7 +21,8 @@ class Beam(NamedTuple):
     noise: [F, C, H, W] float32, the fused noise the last chunk started from.
     seed: int32 scalar, the seed of that chunk.
     history: scores so far.
-    past: [P, ...] decoded frames of the sliding window, oldest first, left-aligned; P is 0 if nothing is judged.
+    past: [P, ...] decoded frames of the sliding window, oldest first, left-aligned; None if P is 0, because orbax
+      saves no empty array.
     codec: decoder state.
     latents: [W, F, C, H, W] latents of the sliding window's W chunks, oldest first, left-aligned; None unless rewards
       decode from scratch.
@@ -31,7 +32,7 @@ class Beam(NamedTuple):
   noise: jax.Array
   seed: jax.Array
   history: ScoreHistory
-  past: jax.Array
+  past: jax.Array | None
   codec: Any
   latents: jax.Array | None
 
@@ -141,7 +142,7 @@ def init_state(
   """
   generator, codec = models.generator, models.codec
   window = (_window_chunks(search, num_chunks), *generator.latent_shape)
-  past = (past_capacity(models, search, num_chunks), *codec.frame_shape())
+  past = past_capacity(models, search, num_chunks)
 
   def empty_beam() -> Beam:
     return Beam(
@@ -149,7 +150,7 @@ def init_state(
       noise=jnp.zeros(generator.latent_shape),
       seed=jnp.int32(0),
       history=reward_pruning.empty_history(search),
-      past=jnp.zeros(past, codec.frame_dtype()),
+      past=jnp.zeros((past, *codec.frame_shape()), codec.frame_dtype()) if past else None,
       codec=codec.init_state(params["codec"]),
       latents=jnp.zeros(window) if search.reward_decode == "scratch" else None,
     )
