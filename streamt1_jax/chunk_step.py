@@ -110,8 +110,12 @@ def _append_latents(
   return jax.lax.dynamic_update_index_in_dim(latents, chunk, jnp.minimum(chunk_index, window - 1), 0)
 
 
-def _append_frames(past: Shaped[Array, "P ..."], num_past: IntLike, chunk: Decoded) -> Shaped[Array, "P ..."]:
+def _append_frames(
+  past: Shaped[Array, "P ..."] | None, num_past: IntLike, chunk: Decoded
+) -> Shaped[Array, "P ..."] | None:
   """Adds a chunk's frames behind the valid ones of the left-aligned window [P, ...]; the surplus leaves in front."""
+  if past is None:
+    return None
   joined = jnp.concatenate([past, jnp.zeros_like(chunk)])
   joined = jax.lax.dynamic_update_slice_in_dim(joined, chunk, num_past, 0)
   surplus = jnp.maximum(num_past + chunk.shape[0] - past.shape[0], 0)
@@ -259,7 +263,8 @@ class Step:
     """Scores, frames and decoder state of one candidate; its window is made of frames that are decoded already."""
     latents, index = candidate
     frames, codec = self._decode(latents, beam.codec)
-    scores = self._rewards(frames, FrameWindow(beam.past, self.num_past, frames), index)
+    past = frames[:0] if beam.past is None else beam.past
+    scores = self._rewards(frames, FrameWindow(past, self.num_past, frames), index)
     return *scores, *((None, None) if self.models.execution.decoding == "twice" else (frames, codec))
 
   def _score_from_scratch(self, candidate: tuple[Latents, jax.Array], beam: Beam):
@@ -360,7 +365,8 @@ def chunk_step(
     frames=winners.frames,
     steps={"noise": candidates.noise, "x0": x0} if record else None,
   )
-  num_past = jnp.minimum(state.num_past + winners.frames.shape[1], beams.past.shape[1])
+  capacity = 0 if beams.past is None else beams.past.shape[1]
+  num_past = jnp.minimum(state.num_past + winners.frames.shape[1], capacity)
   state = SearchState(state.chunk_index + 1, state.base_seed, num_past, beams, choice.carry)
   # The trace is what a host reads: every device has all of it.
   mesh = models.execution.mesh

@@ -24,13 +24,14 @@ class ScoreHistory(NamedTuple):
 
   Attributes:
     short_sum: sum of all short-term scores.
-    recent: short-term scores of the latest chunks, one less than the sliding window has; newest last.
+    recent: short-term scores of the latest chunks, newest last: one less than the sliding window has, but at least one,
+      because orbax saves no empty array.
     count: chunks scored so far.
     long: long-term score of the latest chunk.
   """
 
   short_sum: FloatScalar
-  recent: Float32[Array, " window-1"]
+  recent: Float32[Array, " recent"]
   count: IntScalar
   long: FloatScalar
 
@@ -43,9 +44,8 @@ class Flags(NamedTuple):
 
 
 def empty_history(search: SearchConfig) -> ScoreHistory:
-  return ScoreHistory(
-    short_sum=jnp.zeros(()), recent=jnp.zeros(search.sliding_window - 1), count=jnp.int32(0), long=jnp.zeros(())
-  )
+  recent = jnp.zeros(max(search.sliding_window - 1, 1))
+  return ScoreHistory(short_sum=jnp.zeros(()), recent=recent, count=jnp.int32(0), long=jnp.zeros(()))
 
 
 def extend_history(history: ScoreHistory, short: FloatScalar, long: FloatScalar) -> ScoreHistory:

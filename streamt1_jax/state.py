@@ -22,7 +22,8 @@ class Beam(NamedTuple):
     noise: the fused noise the last chunk started from.
     seed: the seed of that chunk.
     history: scores so far.
-    past: decoded frames of the sliding window, oldest first, left-aligned; P is 0 if nothing is judged.
+    past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has no
+      past, because orbax saves no empty array.
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards
       decode from scratch.
@@ -32,7 +33,7 @@ class Beam(NamedTuple):
   noise: Latents
   seed: IntScalar
   history: ScoreHistory
-  past: Shaped[Array, "P ..."]
+  past: Shaped[Array, "P ..."] | None
   codec: Any
   latents: Float32[Array, "window F C H W"] | None
 
@@ -142,7 +143,7 @@ def init_state(
   """
   generator, codec = models.generator, models.codec
   window = (_window_chunks(search, num_chunks), *generator.latent_shape)
-  past = (past_capacity(models, search, num_chunks), *codec.frame_shape())
+  past = past_capacity(models, search, num_chunks)
 
   def empty_beam() -> Beam:
     return Beam(
@@ -150,7 +151,7 @@ def init_state(
       noise=jnp.zeros(generator.latent_shape),
       seed=jnp.int32(0),
       history=reward_pruning.empty_history(search),
-      past=jnp.zeros(past, codec.frame_dtype()),
+      past=jnp.zeros((past, *codec.frame_shape()), codec.frame_dtype()) if past else None,
       codec=codec.init_state(params["codec"]),
       latents=jnp.zeros(window) if search.reward_decode == "scratch" else None,
     )
