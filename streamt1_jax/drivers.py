@@ -26,7 +26,7 @@ from streamt1_jax.typing import HostArray, SearchParams
 
 
 class SearchError(RuntimeError):
-  """A search that cannot go on: every candidate of a chunk is NaN or Inf.
+  """A search that cannot go on: every candidate of a chunk is NaN or Inf, or the policy chose one that is.
 
   Attributes:
     prompt: index of the video among those searched together.
@@ -255,10 +255,17 @@ def rollout(
 
 
 def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
-  usable = hosts.to_host(trace.candidates.usable).any(axis=(-2, -1))
-  if not usable.all():
-    prompt = int(np.argmin(usable))
-    raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: every candidate is NaN or Inf", prompt)
+  """Raises SearchError if a prompt has no usable candidate, or a policy let one survive that is not usable."""
+  usable, survivor = hosts.to_host((trace.candidates.usable, trace.survivor))
+  usable = usable.reshape(*survivor.shape[:-1], -1)
+  survivors = np.take_along_axis(usable, survivor, axis=-1)
+  for fine, problem in (
+    (usable.any(axis=-1), "every candidate is NaN or Inf"),
+    (survivors.all(axis=-1), "the policy chose a candidate that is NaN or Inf"),
+  ):
+    if not fine.all():
+      prompt = int(np.argmin(fine))
+      raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: {problem}", prompt)
 
 
 def lineage(survivors: Sequence[Int[HostArray, " K"]], beam_size: int) -> Int[np.ndarray, "num_chunks K"]:

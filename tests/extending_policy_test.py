@@ -9,12 +9,26 @@ import numpy as np
 import pytest
 
 from streamt1_jax import drivers, policies
+from streamt1_jax.execution import Execution
 from streamt1_jax.io import config_json
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel import sharding
 from streamt1_jax.state import Condition
+from tests import small_search as small
 from tests import toy_generator as toy
 from tests.extending.policy import SEARCH, Cumulative
 
 NUM_CHUNKS = 6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compilation():
+  """Many small programs run for milliseconds each: what they cost is their compilation."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 TOY_SEARCH = dataclasses.replace(SEARCH, beam_size=3, noise_sigma=0.0, sliding_window=1)
 
 
@@ -64,6 +78,22 @@ def test_a_search_goes_on_with_its_carry(searched, chunks):
   usual = [trace.score for _, trace in searched[chunks:]]
   np.testing.assert_array_equal(again(state), usual)
   assert not np.array_equal(again(state._replace(policy=np.zeros(2, np.float32))), usual)
+
+
+def test_same_winners_on_several_devices():
+  """The carry lies where its beams lie, and every device ranks by all of it."""
+  search = dataclasses.replace(small.SEARCH, policy=SEARCH.policy)
+  mesh = device_mesh.make_mesh(device_mesh.parse_sizes("candidate:4"), small.MODEL, search)
+  place = lambda name, tree: jax.device_put(tree, sharding.tree_shardings(mesh, name, tree))
+  params = {name: place(name, part) for name, part in small.params().items()}
+  models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
+  divided = drivers.stream_states(params, place("condition", small.condition(3)), models, search, num_chunks=3, seed=0)
+  whole = drivers.stream(small.params(), small.condition(3), small.models(), search, num_chunks=3, seed=0)
+  for (state, trace), other in zip(divided, whole, strict=True):
+    np.testing.assert_array_equal(trace.survivor, other.survivor)
+    np.testing.assert_allclose(trace.score, other.score, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(state.policy, trace.score)
+    assert not state.policy.sharding.is_fully_replicated
 
 
 def test_stored_with_its_type_and_fields():

@@ -1,22 +1,28 @@
 """Reads recorded traces (tests/golden/README.md) and sets up the search that should reproduce them."""
 
 import dataclasses
+import functools
 import json
 import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from streamt1_jax import drivers, memory_sinking
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
 from streamt1_jax.convert.tables import wan_dit
+from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.models import make_models
 from streamt1_jax.nn import rotary
 from streamt1_jax.noise_propagation import NoiseDraws
-from streamt1_jax.state import Condition
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel import sharding
+from streamt1_jax.state import ChunkTrace, Condition
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -80,6 +86,11 @@ def load_backbone(folder: pathlib.Path, model: ModelConfig) -> tuple[nnx.GraphDe
   params = wan_dit.wan_flavour(model).convert(load(folder / "weights.npz"))
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))))
   return graphdef, jax.tree.map(jnp.asarray, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def text_memory(graphdef, params, embeds):
+  return nnx.merge(graphdef, params).text_memory(embeds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,7 +170,7 @@ def load_case(path: pathlib.Path) -> Case:
   else:
     rewards = LatentImageReward(arrays["reward_P"], recorded["reward"]), video_reward
   models = make_models(model, *rewards, draw_noise=recorded_noise(arrays))
-  text = jax.jit(lambda p, e: nnx.merge(graphdef, p).text_memory(e))(backbone, jnp.asarray(arrays["prompt_embeds"][0]))
+  text = text_memory(graphdef, backbone, arrays["prompt_embeds"][0])
   num_chunks = arrays["x0"].shape[0]
   return Case(
     arrays=arrays,
@@ -171,6 +182,82 @@ def load_case(path: pathlib.Path) -> Case:
     seed=recorded["case"]["seed"],
     num_chunks=num_chunks,
     video_reward=video_reward,
+  )
+
+
+DEVICES = ("one_device", "mesh")
+
+
+class Block(NamedTuple):
+  """What one chunk of a search left behind; numpy arrays.
+
+  Attributes:
+    before: memories [K, ...] before the chunk.
+    evicted: the same after they made room for the chunk.
+    after: memories of the survivors.
+    trace: the chunk's trace with its steps.
+  """
+
+  before: memory_sinking.Memory
+  evicted: memory_sinking.Memory
+  after: memory_sinking.Memory
+  trace: ChunkTrace
+
+
+class Run(NamedTuple):
+  case: Case
+  blocks: list[Block]
+
+
+def replay(case: Case, devices: str) -> Run:
+  """Searches as the recording did.
+
+  Args:
+    case: what was recorded.
+    devices: "one_device"; "mesh" of as many devices as its candidates and heads can use; or the axes of a mesh.
+  """
+  if devices != "one_device":
+    case = _on_a_mesh(case, devices)
+
+  @jax.jit
+  @jax.vmap
+  def make_room(memory):
+    return memory_sinking.evict(memory, case.models.generator.rotary, case.model, case.search)[0]
+
+  # Copies survive the donation of the state.
+  host = lambda tree: jax.tree.map(np.array, tree)
+  state = drivers.jitted_init_state(case.params, case.seed, case.models, case.search, case.num_chunks)
+  before, blocks = host(state.beams.memory), []
+  states = drivers.stream_states(
+    case.params,
+    case.condition,
+    case.models,
+    case.search,
+    num_chunks=case.num_chunks,
+    seed=case.seed,
+    record=True,
+    state=state,
+  )
+  for state, trace in states:
+    after = host(state.beams.memory)
+    blocks.append(Block(before, host(make_room(before)), after, host(trace)))
+    before = after
+  return Run(case, blocks)
+
+
+def _on_a_mesh(case: Case, devices: str) -> Case:
+  if devices == "mesh":
+    sizes = device_mesh.default_sizes(jax.device_count(), case.model, case.search)
+  else:
+    sizes = device_mesh.parse_sizes(devices)
+  mesh = device_mesh.make_mesh(sizes, case.model, case.search)
+  assert mesh.size >= 4
+  place = lambda name, tree: jax.device_put(tree, sharding.tree_shardings(mesh, name, tree))
+  return dataclasses.replace(
+    case,
+    models=dataclasses.replace(case.models, execution=Execution(mesh=mesh)),
+    params={name: place(name, part) for name, part in case.params.items()},
+    condition=place("condition", case.condition),
   )
 
 

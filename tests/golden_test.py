@@ -3,10 +3,13 @@ another folder.
 
 Tolerances are the recording's own (tests/golden/README.md): latents, x0, keys and values 5e-5, scores 1e-4, fused
 noise 1e-6, everything discrete exact.
+
+A search runs once for each case and kind of devices, and every check reads what it left behind.
 """
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import chex
@@ -22,22 +25,53 @@ from streamt1_jax.backbone import attention
 from streamt1_jax.backbone.schedule import denoising_schedule, sigma_of, sigma_table, time_features
 from streamt1_jax.convert import adapters
 from streamt1_jax.convert.tables import wan_dit
-from streamt1_jax.execution import Execution
 from streamt1_jax.nn import rotary
-from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.parallel import sharding
 from tests import golden_support as golden
 
 _HERE = pathlib.Path(__file__).parent / "golden"
 _LATENTS, _SCORES, _NOISE = 5e-5, 1e-4, 1e-6
 
+# Of this repository's recordings, these cases prove what a check is there to prove; the others repeat it and are slow.
+_ENOUGH = {
+  # A has two beams of two candidates and grows to its most sinks. C has one beam, so its devices hold siblings.
+  "mesh": ("case_A", "case_C"),
+  # D alone has a window that slides, several beams, and rewards that look at it.
+  "scratch": ("case_D",),
+  # One candidate shows that a change of 0.1% in one sink leaves the tolerance.
+  "missing_update": ("case_B",),
+}
+_TOKENS = "candidate:2,model:2,seq:2"
+
 
 def pytest_generate_tests(metafunc):
-  folder = pathlib.Path(metafunc.config.getoption("--golden_dir") or _HERE)
-  for fixture, pattern in (("case_file", "case_*.npz"), ("units_file", "units.npz"), ("lora_file", "lora.npz")):
+  option = metafunc.config.getoption("--golden_dir")
+  folder = pathlib.Path(option or _HERE)
+  cases = sorted(folder.glob("case_*.npz"))
+
+  def case(file, check, *values, name=None):
+    slow = option is None and file.stem not in _ENOUGH.get(check, (file.stem,))
+    return pytest.param(*values, marks=[pytest.mark.slow] * slow, id=name or file.stem)
+
+  if "run" in metafunc.fixturenames:
+    runs = [case(file, kind, (file, kind), name=f"{file.stem}-{kind}") for file in cases for kind in golden.DEVICES]
+    if option is None:
+      # A model of another folder may not divide so.
+      runs.append(pytest.param((_HERE / "case_A.npz", _TOKENS), id="case_A-tokens"))
+    metafunc.parametrize("run", runs, indirect=True, scope="module")
+  if "case_file" in metafunc.fixturenames:
+    check = getattr(metafunc.function, "check", None)
+    metafunc.parametrize("case_file", [case(file, check, file) for file in cases])
+  for fixture, pattern in (("units_file", "units.npz"), ("lora_file", "lora.npz")):
     if fixture in metafunc.fixturenames:
       files = sorted(folder.glob(pattern))
       metafunc.parametrize(fixture, files, ids=[file.stem for file in files])
+
+
+@pytest.fixture(scope="module")
+def run(request):
+  """A recorded search run again: (case, blocks)."""
+  file, devices = request.param
+  return golden.replay(golden.load_case(file), devices)
 
 
 def _close(actual, expected, atol):
@@ -118,113 +152,87 @@ def _check_eviction(case, block, trace, memory_before):
   assert (z["query_start_frame"][block] == block * chunk).all()
 
 
-def _check_visible_frames(case, block, state):
+def test_schedule(run):
+  _close(run.case.models.generator.schedule.timesteps, run.case.arrays["denoising_timesteps"], 1e-4)
+
+
+def test_candidates(run):
+  for index, block in enumerate(run.blocks):
+    _check_candidates(run.case, index, block.trace)
+
+
+def test_evictions(run):
+  for index, block in enumerate(run.blocks):
+    _check_eviction(run.case, index, block.trace, block.before)
+
+
+def test_visible_frames(run):
   """Key frames of every candidate, survivors or not: its parent's memory after the eviction, and its own chunk."""
-  evict = functools.partial(
-    memory_sinking.evict, tables=case.models.generator.rotary, model=case.model, search=case.search
-  )
-  memory, _ = jax.vmap(evict)(state.beams.memory)
+  case = run.case
   chunk = case.model.chunk_frames
-  for n, recorded in enumerate(case.arrays["key_frames"][block]):
-    beam = n // case.search.beam_size
-    frames = [int(memory.frame[beam][slot]) for slot in _ordered_slots(memory, beam)] + [block * chunk]
-    _equal([frame + i for frame in frames for i in range(chunk)], _unpadded(recorded))
+  for index, block in enumerate(run.blocks):
+    for n, recorded in enumerate(case.arrays["key_frames"][index]):
+      beam = n // case.search.beam_size
+      frames = [int(block.evicted.frame[beam][slot]) for slot in _ordered_slots(block.evicted, beam)] + [index * chunk]
+      _equal([frame + i for frame in frames for i in range(chunk)], _unpadded(recorded))
 
 
-def _host(memory):
-  """A copy that survives the donation of the state."""
-  return jax.tree.map(lambda x: np.array(x), memory)
+def test_memories(run):
+  for index, block in enumerate(run.blocks):
+    for beam, survivor in enumerate(run.case.arrays["surv_cand"][index]):
+      _check_beam(run.case, index, beam, block.after, survivor)
 
 
-def _on_a_mesh(case, sizes=None):
-  """The case on a mesh, by default of as many of the eight devices as its candidates and heads can use."""
-  sizes = sizes or device_mesh.default_sizes(jax.device_count(), case.model, case.search)
-  mesh = device_mesh.make_mesh(sizes, case.model, case.search)
-  assert mesh.size >= 4
-  place = lambda name, tree: jax.device_put(tree, sharding.tree_shardings(mesh, name, tree))
-  return dataclasses.replace(
-    case,
-    models=dataclasses.replace(case.models, execution=Execution(mesh=mesh)),
-    params={name: place(name, part) for name, part in case.params.items()},
-    condition=place("condition", case.condition),
-  )
-
-
-@pytest.mark.parametrize("devices", ["one_device", "mesh"])
-def test_case(case_file, devices):
-  case = golden.load_case(case_file)
-  _check_case(_on_a_mesh(case) if devices == "mesh" else case)
-
-
-def test_heads_and_tokens_on_a_mesh():
-  """Of this repository's recordings: a model of another folder may not divide so."""
-  case = golden.load_case(_HERE / "case_A.npz")
-  _check_case(_on_a_mesh(case, device_mesh.parse_sizes("candidate:2,model:2,seq:2")))
-
-
-def _check_case(case):
-  z, search = case.arrays, case.search
-  _close(case.models.generator.schedule.timesteps, z["denoising_timesteps"], 1e-4)
-  state = drivers.jitted_init_state(case.params, case.seed, case.models, search)
-  traces = []
-  for block in range(case.num_chunks):
-    before = _host(state.beams.memory)
-    _check_visible_frames(case, block, state)
-    state, trace = drivers.jitted_chunk_step(
-      case.params, state, case.condition, case.models, search, first=block == 0, record=True
-    )
-    _check_candidates(case, block, trace)
-    _check_eviction(case, block, trace, before)
-    after = _host(state.beams.memory)
-    for beam, survivor in enumerate(z["surv_cand"][block]):
-      _check_beam(case, block, beam, after, survivor)
-    traces.append(jax.device_get(trace))
-  _check_lineages(case, traces)
-  _check_final(case, traces)
-
-
-def _check_lineages(case, traces):
-  for block in range(case.num_chunks):
-    path = drivers.lineage([t.survivor for t in traces[: block + 1]], case.search.beam_size)
+def test_lineages(run):
+  case, traces = run.case, [block.trace for block in run.blocks]
+  for index in range(case.num_chunks):
+    path = drivers.lineage([t.survivor for t in traces[: index + 1]], case.search.beam_size)
     for beam in range(case.search.top_k):
       seeds = [_per_candidate(t.candidates.seed)[t.survivor[k]] for t, k in zip(traces, path[:, beam], strict=False)]
-      _equal(seeds, case.arrays["surv_history_seeds"][block, beam][: block + 1])
+      _equal(seeds, case.arrays["surv_history_seeds"][index, beam][: index + 1])
 
 
-def _check_final(case, traces):
-  z = case.arrays
+def test_final_videos(run):
+  case = run.case
   models = dataclasses.replace(case.models, video_reward=case.video_reward)
-  final = drivers.final_beams(case.params, case.condition, models, case.search, traces)
-  _close(final.latents, z["final_output"], _LATENTS)
-  _close(final.scores, z["final_score"], _SCORES)
-  assert final.best == int(z["final_best"])
+  final = drivers.final_beams(case.params, case.condition, models, case.search, [block.trace for block in run.blocks])
+  _close(final.latents, case.arrays["final_output"], _LATENTS)
+  _close(final.scores, case.arrays["final_score"], _SCORES)
+  assert final.best == int(case.arrays["final_best"])
 
 
 def test_long_window(case_file):
   """The recorded frame ranges of the video reward are those of our sliding window."""
-  case = golden.load_case(case_file)
-  chunk, window = case.model.chunk_frames, case.search.sliding_window
-  for block, ranges in enumerate(case.arrays["long_window"]):
+  arrays = golden.load(case_file)
+  recorded = golden.read_config(arrays)
+  chunk, window = golden.model_config(recorded).chunk_frames, golden.search_config(recorded).sliding_window
+  for block, ranges in enumerate(arrays["long_window"]):
     expected = (max(0, block * chunk - chunk * (window - 1)), (block + 1) * chunk)
-    for recorded in ranges:
-      assert tuple(recorded) == expected
+    assert {tuple(frames) for frames in ranges} == {expected}
 
 
-def _replay(case, search, num_chunks):
+def _first_traces(case, search, count):
   stream = drivers.stream(
-    case.params, case.condition, case.models, search, num_chunks=num_chunks, seed=case.seed, record=True
+    case.params, case.condition, case.models, search, num_chunks=case.num_chunks, seed=case.seed, record=True
   )
-  return [jax.device_get(trace) for trace in stream]
+  return [jax.device_get(trace) for trace in itertools.islice(stream, count)]
 
 
+def _check(name):
+  """Which of `_ENOUGH` a test is."""
+  return lambda test: setattr(test, "check", name) or test
+
+
+@_check("scratch")
 def test_scratch_decoding(case_file):
   """Rewards that decode their window from scratch see the same latents: the codec of the recordings is the identity."""
   case = golden.load_case(case_file)
   search = dataclasses.replace(case.search, reward_decode="scratch")
-  for block, trace in enumerate(_replay(case, search, case.num_chunks)):
+  for block, trace in enumerate(_first_traces(case, search, case.num_chunks)):
     _check_candidates(case, block, trace)
 
 
+@_check("missing_update")
 def test_missing_sink_update_is_noticed(case_file):
   """The negative control: without the EMA of the last sink, what follows it leaves the tolerance."""
   case = golden.load_case(case_file)
@@ -233,33 +241,37 @@ def test_missing_sink_update_is_noticed(case_file):
     pytest.skip("this recording has no EMA of all beams at once")
   search = dataclasses.replace(case.search, sink_ema_decay=1.0)
   last = min(int(np.argmax(merged)) + 1, case.num_chunks - 1)
-  trace = _replay(case, search, case.num_chunks)[last]
+  trace = _first_traces(case, search, last + 1)[last]
   assert np.abs(_per_candidate(trace.steps["x0"]) - case.arrays["x0"][last]).max() > 2 * _LATENTS
 
 
 class _Units:
   """One model and a growing memory, as the recorded single forwards use it."""
 
-  def __init__(self, folder, arrays):
+  def __init__(self, folder, arrays, params=None):
     self.config = golden.model_config(golden.read_config(arrays))
-    self.graphdef, self.params = golden.load_backbone(folder, self.config)
-    self.text = nnx.merge(self.graphdef, self.params).text_memory(jnp.asarray(arrays["prompt_embeds"][0]))
+    self.graphdef, released = golden.load_backbone(folder, self.config)
+    self.params = released if params is None else params
+    self.text = golden.text_memory(self.graphdef, self.params, arrays["prompt_embeds"][0])
 
-  def forward(self, x, t, first_frame, chunks=(), params=None):
+  def forward(self, x, t, first_frame, chunks=()):
     """Velocity, x0 and chunk memory of x [1, F, C, H, W] at t [1, F], with earlier `chunks` in memory."""
-    model = nnx.merge(self.graphdef, self.params if params is None else params)
-    stack = lambda name: jnp.stack([getattr(c, name) for c in chunks] or [jnp.zeros_like(self._empty())], axis=1)
-    memory = attention.MemoryView(stack("k"), stack("v"), jnp.int32(len(chunks)))
-    attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer)
+    stack = lambda name: np.stack([getattr(c, name) for c in chunks] or [self._empty()], axis=1)
+    memory = attention.MemoryView(stack("k"), stack("v"), np.int32(len(chunks)))
     features = time_features(t[0], self.config.backbone.freq_dim)
-    text = self.text if params is None else model.text_memory(self.embeds)
-    flow, chunk = jax.jit(lambda x: model(x, features, jnp.int32(first_frame), text, attend))(jnp.asarray(x[0]))
+    flow, chunk = _forward(self.graphdef, self.params, x[0], features, np.int32(first_frame), self.text, memory)
     sigma = sigma_of(t[0], self.config.schedule).astype(np.float32).reshape(-1, 1, 1, 1)
     return flow, x[0] - sigma * np.asarray(flow), chunk
 
   def _empty(self):
     c = self.config
-    return jnp.zeros((c.backbone.num_layers, c.backbone.num_heads, c.chunk_tokens, c.backbone.head_dim))
+    return np.zeros((c.backbone.num_layers, c.backbone.num_heads, c.chunk_tokens, c.backbone.head_dim), np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graphdef, params, x, features, first_frame, text, memory):
+  attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer)
+  return nnx.merge(graphdef, params)(x, features, first_frame, text, attend)
 
 
 def _check_cache(config, chunks, keys, values):
@@ -285,37 +297,52 @@ def test_forwards(units_file):
     _check_cache(units.config, committed, z[f"fwd{index}_cache_k"], z[f"fwd{index}_cache_v"])
 
 
-def test_activations(units_file):
-  """Every recorded sub-module of the first forward, layer by layer."""
-  z = golden.load(units_file)
-  units = _Units(units_file.parent, z)
-  model, config = nnx.merge(units.graphdef, units.params), units.config.backbone
-  act = lambda name: z[f"fwd1_act_{name}"]
-  x = model.patchify(jnp.asarray(z["fwd1_x"][0]))
-  tokens = act("patch_embedding")[0].transpose(1, 2, 3, 0)
-  _close(x, tokens.reshape(x.shape), _LATENTS)
-  _close(model.embed_text(jnp.asarray(z["prompt_embeds"][0])), act("text_embedding")[0], _LATENTS)
-  embedding, projected = model.embed_time(time_features(z["fwd1_t"][0], config.freq_dim))
-  _close(embedding, act("time_embedding"), _LATENTS)
-  _close(projected.reshape(act("time_projection").shape), act("time_projection"), _LATENTS)
-
+@functools.partial(jax.jit, static_argnums=0)
+def _activations(graphdef, params, x, embeds, features, text):
+  """Every sub-module of a first forward by the recording's names; the flow is that of the last one."""
+  model = nnx.merge(graphdef, params)
+  x = model.patchify(x)
+  embedding, projected = model.embed_time(features)
+  found = {
+    "patch_embedding": x,
+    "text_embedding": model.embed_text(embeds),
+    "time_embedding": embedding,
+    "time_projection": projected,
+  }
   rotation = rotary.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
   cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
-  graphdef, blocks = nnx.split(model.blocks)
-  for layer in range(config.num_layers):
-    at_layer = lambda tree, layer=layer: jax.tree.map(lambda p: p[layer], tree)
-    block, text = nnx.merge(graphdef, at_layer(blocks)), at_layer(units.text)
+  definition, blocks = nnx.split(model.blocks)
+  for layer in range(jax.tree.leaves(blocks)[0].shape[0]):
+    block, own_text = nnx.merge(definition, _at_layer(blocks, layer)), _at_layer(text, layer)
     rows = block.modulation_rows(projected)
     q, k, v = (y.reshape(-1, *y.shape[2:]) for y in block.qkv(x, rows, cos, sin))
     attended = attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
     y = block.self_attention.out(attended.reshape(len(attended), -1))
-    _close(y, act(f"block{layer}_self_attn")[0], _LATENTS)
     normed = block.cross_norm(x + y.reshape(x.shape) * rows[2]).reshape(-1, x.shape[-1])
-    cross = attention.attend(block.cross_attention.queries(normed), text.k, text.v)
-    _close(block.cross_attention.out(cross.reshape(len(cross), -1)), act(f"block{layer}_cross_attn")[0], _LATENTS)
-    x = block.after_attention(x, attended.reshape(*x.shape[:2], *attended.shape[1:]), rows, text)
-    _close(x.reshape(-1, x.shape[-1]), act(f"block{layer}")[0], _LATENTS)
-  _close(model.unpatchify(x, embedding), z["fwd1_flow"][0], _LATENTS)
+    cross = attention.attend(block.cross_attention.queries(normed), own_text.k, own_text.v)
+    x = block.after_attention(x, attended.reshape(*x.shape[:2], *attended.shape[1:]), rows, own_text)
+    found[f"block{layer}_self_attn"] = y
+    found[f"block{layer}_cross_attn"] = block.cross_attention.out(cross.reshape(len(cross), -1))
+    found[f"block{layer}"] = x.reshape(-1, x.shape[-1])
+  return found, model.unpatchify(x, embedding)
+
+
+def _at_layer(tree, layer):
+  return jax.tree.map(lambda p: p[layer], tree)
+
+
+def test_activations(units_file):
+  """Every recorded sub-module of the first forward, layer by layer."""
+  z = golden.load(units_file)
+  units = _Units(units_file.parent, z)
+  features = time_features(z["fwd1_t"][0], units.config.backbone.freq_dim)
+  found, flow = _activations(units.graphdef, units.params, z["fwd1_x"][0], z["prompt_embeds"][0], features, units.text)
+  for name, value in found.items():
+    recorded = z[f"fwd1_act_{name}"]
+    if name == "patch_embedding":  # Channels first.
+      recorded = recorded[0].transpose(1, 2, 3, 0)
+    _close(value, recorded.reshape(value.shape), _LATENTS)
+  _close(flow, z["fwd1_flow"][0], _LATENTS)
 
 
 def test_text_memory(units_file):
@@ -341,14 +368,18 @@ def test_rope(units_file, source, result, start):
   order = rotary.halves_order(c.num_heads, c.head_dim)
   to_halves = lambda x: x[0].reshape(x.shape[1], -1)[:, order].reshape(x.shape[1:])
   rows, columns = config.latent_height // c.patch_size, config.latent_width // c.patch_size
-  tables = rotary.rotary_tables(c.head_dim, c.max_frames, rows, columns)
-  x = jnp.asarray(to_halves(z[source]))
-  cos, sin = rotary.chunk_rotation(tables, jnp.int32(start), x.shape[0] // config.frame_tokens)
-  rotated = rotary.rotate(x, cos, sin)
+  x = to_halves(z[source])
+
+  @jax.jit
+  def turned(x, start):
+    tables = rotary.rotary_tables(c.head_dim, c.max_frames, rows, columns)
+    at = lambda frame: rotary.rotate(x, *rotary.chunk_rotation(tables, frame, len(x) // config.frame_tokens))
+    return at(start), rotary.shift_frames(at(start), tables, -start), at(0)
+
+  rotated, back, raw = turned(x, np.int32(start))
   _close(rotated, to_halves(z[result]), 2e-6)
   # Moving keys that are already rotated equals rotating the raw keys at the new place.
-  back = rotary.shift_frames(rotated, tables, jnp.int32(-start))
-  _close(back, rotary.rotate(x, *rotary.chunk_rotation(tables, jnp.int32(0), x.shape[0] // config.frame_tokens)), 2e-6)
+  _close(back, raw, 2e-6)
 
 
 def test_schedule_and_time(units_file):
@@ -361,9 +392,8 @@ def test_schedule_and_time(units_file):
   _close(denoising_schedule(config, 32).timesteps, z["sched_steps_warped"], 1e-4)
   for width in (32, 256):
     _close(time_features(z["time_t"], width), z[f"time_sinusoid_{width}"], 1e-6)
-  embedding, projected = nnx.merge(units.graphdef, units.params).embed_time(
-    time_features(z["time_t"], units.config.backbone.freq_dim)
-  )
+  features = time_features(z["time_t"], units.config.backbone.freq_dim)
+  embedding, projected = jax.jit(nnx.merge(units.graphdef, units.params).embed_time)(features)
   _close(embedding, z["time_embedding"], _LATENTS)
   _close(projected.reshape(z["time_projection"].shape), z["time_projection"], _LATENTS)
 
@@ -388,10 +418,10 @@ def test_ema(units_file):
 def test_lora(lora_file, alpha, tmp_path):
   z = golden.load(lora_file)
   recorded = golden.read_config(z)
-  units = _Units(lora_file.parent, z)
+  config = golden.model_config(recorded)
   tensors = {name.removeprefix("lora/"): tensor for name, tensor in z.items() if name.startswith("lora/")}
   safetensors.numpy.save_file(tensors, tmp_path / "lora.safetensors")
-  flavour = wan_dit.wan_flavour(units.config)
+  flavour = wan_dit.wan_flavour(config)
   adapter = adapters.load(tmp_path / "lora.safetensors", alpha, flavour, [flavour])
   assert adapter.scale == alpha / recorded["rank"]
   weights = golden.load(lora_file.parent / "weights.npz")
@@ -400,15 +430,15 @@ def test_lora(lora_file, alpha, tmp_path):
   for key in (key for key in z if key.startswith(f"alpha{alpha}_merged/")):
     _close(names[key.split("/", 1)[1]], z[key], 2e-6)
 
-  units.params, units.embeds = merged, jnp.asarray(z["prompt_embeds"][0])
-  flow, x0, first = units.forward(z["x1"], z["t1"], 0, params=merged)
+  units = _Units(lora_file.parent, z, merged)
+  flow, x0, first = units.forward(z["x1"], z["t1"], 0)
   _close(flow, z[f"alpha{alpha}_flow1"][0], _LATENTS)
   _close(x0, z[f"alpha{alpha}_x0_1"][0], _LATENTS)
   assert np.abs(np.asarray(flow) - z["nolora_flow1"][0]).max() > 1e-3
-  flow, x0, second = units.forward(z["x2"], z["t2"], units.config.chunk_frames, [first], params=merged)
+  flow, x0, second = units.forward(z["x2"], z["t2"], units.config.chunk_frames, [first])
   _close(flow, z[f"alpha{alpha}_flow2"][0], _LATENTS)
   _close(x0, z[f"alpha{alpha}_x0_2"][0], _LATENTS)
-  _check_cache(units.config, [first, second], z[f"alpha{alpha}_cache_k"], z[f"alpha{alpha}_cache_v"])
+  _check_cache(config, [first, second], z[f"alpha{alpha}_cache_k"], z[f"alpha{alpha}_cache_v"])
 
 
 def test_converter_round_trip(units_file):

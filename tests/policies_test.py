@@ -11,6 +11,7 @@ import pytest
 from streamt1_jax import drivers, policies
 from streamt1_jax.chunk_step import Step
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import config_json
 from streamt1_jax.policies import Choice, KeepBeams, Scores, TopK, selection_key
 from streamt1_jax.state import Condition
@@ -35,11 +36,11 @@ def _stream(search, seed=0):
   return [jax.device_get(trace) for trace in drivers.stream(*arguments, num_chunks=NUM_CHUNKS, seed=seed)]
 
 
-def _toy(search, run=drivers.stream, seed=0):
+def _toy(search, run=drivers.stream, seed=0, models=toy.MODELS):
   """The same of one number per chunk: programs that compile in no time."""
   search = dataclasses.replace(search, noise_sigma=0.0, first_candidate="fresh")
   condition = Condition((), (), (), jnp.int32(NUM_CHUNKS))
-  traces = run(toy.PARAMS, condition, toy.MODELS, search, num_chunks=NUM_CHUNKS, seed=seed)
+  traces = run(toy.PARAMS, condition, models, search, num_chunks=NUM_CHUNKS, seed=seed)
   return [jax.device_get(trace) for trace in traces]
 
 
@@ -92,6 +93,23 @@ class TestInASearch:
       np.testing.assert_array_equal(three.survivor, [0, 1, 2])
       np.testing.assert_array_equal(three.latents[0], one.latents[0])
     assert several[-1].latents[1] != several[-1].latents[0]
+
+  def test_no_policy_lets_a_bad_candidate_survive(self):
+    """Candidate 2 of every chunk is NaN. The default passes over it, and a policy that insists on it is stopped."""
+
+    def draw_noise(seed):
+      draws = toy.draw_noise(seed)
+      return draws._replace(fresh=jnp.where((seed == 2) | (seed % 1000 == 100), jnp.nan, draws.fresh))
+
+    @dataclasses.dataclass(frozen=True)
+    class Stubborn(TopK):
+      def select(self, carry, scores, key, chunk_index, num_chunks):
+        return Choice(jnp.array([0, 2]), jnp.zeros(2), carry)
+
+    models = dataclasses.replace(toy.MODELS, draw_noise=draw_noise)
+    assert all(2 not in trace.survivor for trace in _toy(SEARCH, models=models))
+    with pytest.raises(SearchError, match="chunk 0, seed 0: the policy chose a candidate that is NaN or Inf"):
+      _toy(dataclasses.replace(SEARCH, policy=Stubborn()), models=models)
 
   def test_a_policy_is_traced_once_per_program(self):
     """The law of no recompilation: one program for the first chunk and one for all others, however many there are."""

@@ -13,6 +13,7 @@ from flax import nnx
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards import folder, hpsv3, videoalign
+from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
 from streamt1_jax.rewards.table import REWARDS

@@ -69,6 +69,10 @@ def use_compilation_cache(values: flags.FlagValues) -> None:
     # The environment or the program that calls this command has chosen one.
     if jax.config.values["jax_compilation_cache_dir"] is not None:
       return
+    # Process 0 alone writes the cache. On CPUs the others have other keys, so they would still compile while process 0
+    # waits for them, and Gloo waits for 30 seconds only.
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+      return
     folder = _user_cache()
     if folder is None:
       return

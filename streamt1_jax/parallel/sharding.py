@@ -64,7 +64,7 @@ LAYOUTS: Mapping[str, Layout] = {
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
   "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
-  "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")),),
+  "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")), (".*", ("beam",))),
   "per_beam": ((".*", ("beam",)),),
   "shared": (),
   "state": (
