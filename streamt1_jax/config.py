@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
@@ -32,6 +32,16 @@ LATER = {"later": True}
 
 class ConfigError(ValueError):
   """A configuration or an input that cannot work; the message is one line that names the field and what is allowed."""
+
+
+T = TypeVar("T")
+
+
+def required(value: T | None, what: str) -> T:
+  """`value`. Raises ConfigError, which names it as `what`, if it is None."""
+  if value is None:
+    raise ConfigError(f"{what} is missing")
+  return value
 
 
 def _require(condition: bool, message: str) -> None:
@@ -183,7 +193,7 @@ class ScheduleConfig:
   def __post_init__(self):
     steps = self.denoising_steps
     _require(
-      len(steps) > 0 and all(a > b for a, b in itertools.pairwise(steps)),
+      bool(steps) and all(a > b for a, b in itertools.pairwise(steps)),
       f"denoising_steps must be strictly decreasing and not empty, got {steps}",
     )
     _require(
@@ -243,16 +253,12 @@ class ModelConfig:
   @property
   def required_codec(self) -> CodecConfig:
     """`codec`. Raises ConfigError for a model without one."""
-    if self.codec is None:
-      raise ConfigError(f"preset {self.name!r} has no codec")
-    return self.codec
+    return required(self.codec, f"the codec of preset {self.name!r}")
 
   @property
   def required_text(self) -> TextConfig:
     """`text`. Raises ConfigError for a model without one."""
-    if self.text is None:
-      raise ConfigError(f"preset {self.name!r} has no text encoder")
-    return self.text
+    return required(self.text, f"the text encoder of preset {self.name!r}")
 
   @property
   def frame_tokens(self) -> int:

@@ -223,7 +223,7 @@ def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: IntLik
     flags=Flags(put(memory.flags.ema, flags.ema), put(memory.flags.append, flags.append)),
     count=memory.count + 1,
   )
-  return _label_sink(memory, slot, first_frame < model.sink_frames)
+  return _label_sink(memory, slot, jnp.asarray(first_frame < model.sink_frames))
 
 
 def gather(memories: Memory, parents: Int32[Array, " K"]) -> Memory:

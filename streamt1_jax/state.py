@@ -11,7 +11,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.policies import search_policy
 from streamt1_jax.reward_pruning import Flags, ScoreHistory
-from streamt1_jax.typing import IntLike, IntScalar, Latents, SearchParams
+from streamt1_jax.typing import HostArray, IntLike, IntScalar, Latents, SearchParams
 
 
 class Beam(NamedTuple):
@@ -110,7 +110,7 @@ class ChunkTrace(NamedTuple):
   survivor: Int32[Array, " K"]
   score: Float32[Array, " K"]
   latents: Float32[Array, "K F C H W"]
-  frames: Shaped[Array, "K Q ..."]
+  frames: Shaped[HostArray, "K Q ..."]
   steps: Any
 
 

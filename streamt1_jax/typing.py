@@ -20,6 +20,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, PyTree, Shaped, UInt8
 
+if TYPE_CHECKING:
+  Device: TypeAlias = Any  # pyright takes `jax.Device` of jax 0.10 for a variable
+else:
+  Device = jax.Device
+
 HostArray: TypeAlias = np.ndarray | jax.Array
 """On the host or on a device."""
 

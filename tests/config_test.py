@@ -63,6 +63,7 @@ CODEC = CodecConfig()
     (SearchConfig(), "policy", "top_k"),
   ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_refusal_names_the_field(config, field, value):
   """One line that names the field and what was found, or what it should have been."""
   named = {"latent_height": "latent 7x", "latent_width": "x9 "}.get(field, field)

@@ -29,9 +29,9 @@ Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `re
 final averages in float16, the head in float32), `loss.jsonl` (the flags, then a row every few steps), `loss.png`.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
@@ -98,8 +98,8 @@ def read_windows(values: flags.FlagValues) -> tuple[tuple[int, int], ...]:
   for item in lengths:
     if not (item.isdecimal() and min(WINDOWS) <= int(item) <= max(WINDOWS)):
       raise ConfigError(f"--windows: {item!r} must be a number of frames in {min(WINDOWS)}..{max(WINDOWS)}")
-  sample = spec.make(spec.training.config(), float(shapes.FPS)).sample
-  return tuple((length, len(sample(length))) for length in map(int, lengths or WINDOWS))
+  judge: Any = spec.make(spec.required_training.config(), float(shapes.FPS))
+  return tuple((length, len(judge.sample(length))) for length in map(int, lengths or WINDOWS))
 
 
 def read_emphasis(values: flags.FlagValues) -> tuple[tuple[str, float], ...]:
@@ -121,8 +121,9 @@ def read_emphasis(values: flags.FlagValues) -> tuple[tuple[str, float], ...]:
 def run(values: flags.FlagValues) -> None:
   """Trains, gives the scores unit statistics and stores the reward."""
   model, spec = training_flags.trainable_preset(values.preset), REWARDS[values.reward]
-  training = RewardTraining(**{field.name: values[field.name].value for field in dataclasses.fields(RewardTraining)})
-  config, template = spec.training.config(), reward_text.TEMPLATES[spec.name]
+  training = RewardTraining(**training_flags.fields_of(values, RewardTraining))
+  small = spec.required_training
+  config, template = small.config(), reward_text.TEMPLATES[spec.name]
   emphasis, windows = read_emphasis(values), read_windows(values)
   codec_dir = values.codec_dir or shipped.checkpoint() / "codec"
   training_flags.require_folder("codec_dir", codec_dir)
@@ -135,7 +136,7 @@ def run(values: flags.FlagValues) -> None:
   objective = Objective(
     reward=spec,
     config=config,
-    graphdef=spec.training.graphdef(config),
+    graphdef=small.graphdef(config),
     captions=reward_text.caption_tokens(RewardPrompt(tokenizer, template, vocab_size)),
     scenes=preferences.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(codec_params), codec),
@@ -148,7 +149,7 @@ def run(values: flags.FlagValues) -> None:
   average = trained.state.average["reward"]
   mean, std = reward.score_statistics(average, objective, training, values.score_batches)
   print(f"scores: mean {mean}, standard deviation {std}", flush=True)
-  config, final = spec.training.with_unit_scores(config, average, mean, std)
+  config, final = small.with_unit_scores(config, average, mean, std)
   stored, texts = loading.with_backbone_in(final, jnp.float16), loading.files(spec, config, template, tokenizer)
   folder.save_reward(this.folder / "reward", spec, config, stored, texts)
   loop.plot_curve(this, ["clip", "caption", "naming", "words"], f"small {spec.name}", ylabel="loss", yscale="log")

@@ -134,7 +134,7 @@ def _one_beam(implementation: Implementation | None, divide: Divide | None) -> C
 def _one_prompt(implementation: Implementation | None, divide: Divide | None) -> Callable:
   """Attention of a prompt's beams [K, B, T, A, D], each with its memory; batched over prompts."""
   all_beams = functools.partial(_all_beams, implementation)
-  all_prompts: Callable = functools.partial(_all_prompts, all_beams)
+  all_prompts = lambda *arguments: _all_prompts(all_beams, *arguments)
   if divide is not None:
     all_prompts = divide(all_prompts)
 

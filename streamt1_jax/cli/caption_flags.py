@@ -28,7 +28,7 @@ def require_shapes_world(values: flags.FlagValues) -> tuple[epath.Path, ModelCon
   checkpoint = files.find_checkpoint(values.checkpoint)
   model = load_config(checkpoint)
   require_video_model(model, f"--checkpoint={checkpoint}")
-  size = tuple(model.codec.spatial_stride * cells for cells in (model.latent_height, model.latent_width))
+  size = tuple(model.required_codec.spatial_stride * cells for cells in (model.latent_height, model.latent_width))
   if size != (shapes.FRAME_SIZE, shapes.FRAME_SIZE):
     raise ConfigError(f"--checkpoint={checkpoint}: its frames are {size[0]}x{size[1]}, the shapes world's are 64x64")
   return checkpoint, model

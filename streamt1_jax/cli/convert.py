@@ -132,7 +132,8 @@ def run(values: flags.FlagValues) -> None:
   if not any((*parts, values.dry_run)):
     names = ", --".join(("backbone", "vae", "text_encoder", "tokenizer", *CONVERSIONS))
     raise ConfigError(f"nothing to convert; give one of --{names}")
-  if values.output is None and not values.dry_run:
+  output = _path(values.output)
+  if output is None and not values.dry_run:
     raise ConfigError("--output is missing; give the folder of the checkpoint, or --dry_run")
   try:
     plans = [*plan.make_plans(model, sources), *map(reward_part.make_plan, rewards)]
@@ -140,11 +141,11 @@ def run(values: flags.FlagValues) -> None:
     if values.dry_run:
       print(error)
     raise ConfigError(error.line) from error
-  if values.dry_run:
+  if output is None or values.dry_run:
     dry_run(values, model, plans)
     return
   start = time.perf_counter()
-  lacking = execute.execute(model, plans, _path(values.tokenizer), _path(values.output), values.dtype)
+  lacking = execute.execute(model, plans, _path(values.tokenizer), output, values.dtype)
   print_missing(lacking)
   state = "is not complete yet" if lacking else "is a checkpoint"
   print(f"{values.output} {state} ({time.perf_counter() - start:.0f} s)")

@@ -45,8 +45,9 @@ def check_flags(values: flags.FlagValues, num_chunks: int) -> None:
 def make_folders(values: flags.FlagValues) -> None:
   """Makes the folders of the flags. Raises ConfigError, naming the flag, if one cannot be written."""
   for name in ("profile_dir", "tensorboard_dir"):
-    if values[name].value is not None:
-      make_folder(name, values[name].value, writable=True)
+    folder = values[name].value
+    if folder is not None:
+      make_folder(name, folder, writable=True)
 
 
 def _profiled_chunks(values: flags.FlagValues, num_chunks: int) -> set[int]:

@@ -96,11 +96,11 @@ def with_given_prompts(videos: list[epath.Path], prompts_file: str) -> list[Task
 
 def _parse_json_line(line: str, flag: str) -> tuple[str, str]:
   entry = config_json.parse_strict_json(line, f"{flag}: the line {line!r:.60}")
-  values = (entry.get("video"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
-  if not all(isinstance(value, str) and value.strip() for value in values):
+  video, prompt = (entry.get("video"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
+  if not (isinstance(video, str) and isinstance(prompt, str) and video.strip() and prompt.strip()):
     raise ConfigError(f"{flag}: the line {line!r:.60} needs a video and a prompt, both text")
-  require_whole_characters(values[1], f"{flag}: the prompt in the line {line!r:.60}")
-  return values
+  require_whole_characters(prompt, f"{flag}: the prompt in the line {line!r:.60}")
+  return video, prompt
 
 
 def _parse_tabbed_line(line: str, flag: str) -> tuple[str, str]:

@@ -180,13 +180,13 @@ def to_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
       _shorten(row.video),
       "" if row.num_frames is None else str(row.num_frames),
       "" if row.fps is None else f"{row.fps:.5g}",
-      *(_decimal(row.scores.get(column)) for column in shown),
+      *(_decimal([row.scores[column]] if column in row.scores else []) for column in shown),
     ]
     for row in rows
   ]
   if len(rows) > 1:
     known = [[row.scores[column] for row in rows if column in row.scores] for column in shown]
-    body.append(["mean", "", "", *(_decimal(sum(scores) / len(scores) if scores else None) for scores in known)])
+    body.append(["mean", "", "", *map(_decimal, known)])
   widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
   lines = [
     "  ".join([cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))])
@@ -200,5 +200,6 @@ def _shorten(name: str) -> str:
   return name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
 
 
-def _decimal(score: float | None) -> str:
-  return "" if score is None else f"{score:.3f}"
+def _decimal(scores: Sequence[Any]) -> str:
+  """The mean."""
+  return f"{sum(scores) / len(scores):.3f}" if scores else ""

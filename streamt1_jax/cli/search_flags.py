@@ -97,7 +97,7 @@ def reward_choice(values: flags.FlagValues, checkpoint: epath.Path, model: Model
     _reward_names(values),
     _reward_weights(values),
     short_frames=values.short_frames,
-    chunk_frames=model.codec.temporal_stride * model.chunk_frames,
+    chunk_frames=model.required_codec.temporal_stride * model.chunk_frames,
   )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, required
 from streamt1_jax.convert import adapters, engine, peft_merge, reward_prompts
 from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.formats import weight_files
@@ -75,7 +75,7 @@ class RewardPlan(PartPlan):
 
   def leaves(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of what is stored; the head stays float32."""
-    return engine.stored_leaves(self.reward.abstract_params(self.config, dtype), None)
+    return engine.stored_leaves(self.reward.weight_shapes(self.config, dtype), None)
 
   def extra_files(self) -> dict[str, bytes]:
     return {
@@ -111,7 +111,7 @@ def make_plan(sources: RewardSources) -> RewardPlan:
   with _prefixed(f"{flag}_prompt"):
     template = reward_prompts.read(sources.name, sources.prompt)
   tokenizer = _read_tokenizer(sources.tokenizer, template, config)
-  path = _find_weights(sources.weights)
+  path = _find_weights(required(sources.weights, f"the file of {flag}"))
   where = f"{flag} {path}"
   file = weight_files.load(path)
   tensors, skipped = _plain_tensors(file.content, where)
@@ -125,7 +125,7 @@ def make_plan(sources: RewardSources) -> RewardPlan:
   new_names = qwen2_vl.has_new_names(tensors)
   names = "transformers 4.52" if new_names else "transformers 4.45"
   rules = tuple(conversion.rules(config, new_names))
-  flavour = Flavour(f"{REWARDS_FOLDER}/{sources.name}", names, rules, reward.abstract_params(config, jnp.float32))
+  flavour = Flavour(f"{REWARDS_FOLDER}/{sources.name}", names, rules, reward.weight_shapes(config, jnp.float32))
   try:
     engine.check(tensors, flavour.rules, flavour.abstract_params)
   except engine.FitError as error:
@@ -145,14 +145,15 @@ def _prefixed(where: str) -> Iterator[None]:
 
 
 def _read_config(sources: RewardSources) -> Any:
-  config_type = REWARDS[sources.name].config_type
+  spec = REWARDS[sources.name]
   if sources.config is None:
-    return config_type()
+    return spec.make_config()
   where = f"--{sources.name}_config {sources.config}"
   try:
     text = sources.config.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"{where} cannot be read: {error}") from error
+  config_type = required(spec.config_type, f"the configuration of {spec.name}")
   return config_json.from_json_value(config_type, config_json.parse_strict_json(text, where), where)
 
 

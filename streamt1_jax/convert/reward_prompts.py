@@ -21,7 +21,7 @@ def read(name: str, path: pathlib.Path) -> PromptTemplate:
 
   Raises ConfigError if the file is something else, or its text is not the published one, or claims to be and is not.
   """
-  published = REWARDS[name].text
+  published = REWARDS[name].required_text
   if path.suffix == ".json":
     template = prompts.load_template(path)
     prompts.require_fit(template, name, published)

@@ -270,7 +270,7 @@ def _place(part: stored_part.StoredPart, name: str, leaf: Any) -> jax.Array | Qu
     # Everything that the local devices need is read once. A read for each would decode the same chunks again.
     box = stored_part.bounding_box(list(sharding.addressable_devices_indices_map(shape).values()), shape)
     values = part.read(name, box)
-    array = jax.make_array_from_callback(shape, sharding, lambda index: values[_inside(index, box, shape)])
+    array = jax.make_array_from_callback(shape, sharding, lambda index: values[_inside(index or (), box, shape)])
     del values
   jax.block_until_ready(array)
   # JAX drops its references to host memory at a collection. Without one, two weights would be in memory.

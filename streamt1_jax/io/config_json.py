@@ -7,7 +7,7 @@ import json
 import math
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from streamt1_jax.config import LATER, ConfigError
 
@@ -57,8 +57,9 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
   if not isinstance(value, dict):
     raise ConfigError(f"{where} must be an object, got {_shorten(value)}")
   hints = typing.get_type_hints(config_type)
-  known = [field.name for field in dataclasses.fields(config_type)]
-  missing = [f.name for f in dataclasses.fields(config_type) if f.name not in value and not _is_later(f)]
+  fields = dataclasses.fields(cast(Any, config_type))
+  known = [field.name for field in fields]
+  missing = [f.name for f in fields if f.name not in value and not _is_later(f)]
   unknown = sorted(set(value) - set(known))
   if missing:
     raise ConfigError(f"{where} lacks {', '.join(missing)}")
@@ -81,7 +82,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
   if origin is tuple:
     return _parse_tuple(typing.get_args(hint), value, where)
   if dataclasses.is_dataclass(hint):
-    return from_json_value(hint, value, where)
+    return from_json_value(cast(type, hint), value, where)
   return _parse_scalar(hint, value, where)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import resource
 import sys
@@ -54,8 +55,8 @@ def _plain(value: Any, where: str) -> Any:
     return value if math.isfinite(value) else None
   if value is None or isinstance(value, (str, bool, int)):
     return value
-  if hasattr(value, "__fspath__"):
-    return value.__fspath__()
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
   raise ConfigError(f"{where} cannot be written as JSON: it is a {type(value).__name__}")
 
 
@@ -154,7 +155,7 @@ class CompileCounter:
   def __exit__(self, *exception) -> None:
     jax.monitoring.unregister_event_duration_listener(self._listen)
 
-  def _listen(self, event: str, duration: float, **unused) -> None:
+  def _listen(self, event: str, duration_secs: float, **unused) -> None:
     if event == COMPILE_EVENT:
       self.count += 1
-      self.seconds += duration
+      self.seconds += duration_secs

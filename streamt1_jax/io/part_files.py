@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
@@ -38,7 +39,7 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
 
 def _sha256(path: epath.Path) -> str:
   with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(cast(io.BufferedIOBase, file), "sha256").hexdigest()
 
 
 def verify_files(folder: epath.Path) -> None:

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.format import Flags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
@@ -116,23 +119,23 @@ def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_f
 
 
 @contextlib.contextmanager
-def _opened(path: epath.PathLike) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStream]]:
   source = epath.Path(path)
   if not source.is_file():
     raise ConfigError(f"{source} does not exist or is not a file; expected a video")
   try:
-    with av.open(io.BytesIO(source.read_bytes())) as container:
+    with av.open(io.BytesIO(source.read_bytes()), mode="r") as container:
       if not container.streams.video:
         raise ConfigError(f"{source} is not a video: it has no pictures")
       stream = container.streams.video[0]
       if stream.codec_context is None:
         raise ConfigError(f"{source} is not readable: FFmpeg knows no decoder for its codec")
       yield container, stream
-  except av.error.FFmpegError as error:
+  except FFmpegError as error:
     raise ConfigError(f"{source} is not a readable video: {error.strerror}") from error
 
 
-def _shown_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+def _shown_frames(container: InputContainer, stream: av.VideoStream) -> int:
   """How many frames the file says it shows, even if some are missing; 0 if it does not say."""
   if not stream.frames or "mp4" not in container.format.name.split(","):
     return stream.frames
@@ -140,9 +143,9 @@ def _shown_frames(container: av.container.InputContainer, stream: av.VideoStream
   return sum(not entry.is_discard for entry in stream.index_entries)
 
 
-def _frame_rate(path: epath.PathLike, container: av.container.InputContainer, stream: av.VideoStream) -> float:
+def _frame_rate(path: epath.PathLike, container: InputContainer, stream: av.VideoStream) -> float:
   # FFmpeg makes up 25 frames per second for pictures and for streams without time stamps.
-  made_up = container.format.flags & av.format.Flags.no_timestamps.value or container.format.name.endswith("_pipe")
+  made_up = container.format.flags & Flags.no_timestamps.value or container.format.name.endswith("_pipe")
   if made_up or not stream.average_rate:
     raise ConfigError(f"{path} does not say its frame rate")
   return float(stream.average_rate)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from streamt1_jax.config import required
 from streamt1_jax.measuring import reward_calls, tpu_compiler
 from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.table import REWARDS
+from streamt1_jax.typing import Device
 
 FRAMES = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
 """The numbers of frames of a chunk or of a window that are measured, by reward."""
@@ -34,19 +36,20 @@ class Cost:
   tflop: float
 
 
-def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: jnp.dtype, device: jax.Device) -> Cost:
+def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: DTypeLike, device: Device) -> Cost:
   """One call of the reward `name` on all candidates, compiled for `device`."""
   spec = REWARDS[name]
-  reward, prompt = spec.make(spec.config_type(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
+  reward, prompt = spec.make(spec.make_config(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
   past, chunk = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)
   # As in a search, prompts are embedded on the host.
-  params = loading.without_table(spec.abstract_params(spec.config_type(), dtype))
+  params = loading.without_table(spec.weight_shapes(spec.make_config(), dtype))
   call = jax.jit(reward_calls.judge(spec.kind, reward), in_shardings=on_device, out_shardings=on_device)
-  memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
+  compiled = call.lower(params, prompt, past, chunk).compile()
+  memory = required(compiled.memory_analysis(), "the compiler's account of memory")
   return Cost(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.peak_memory_in_bytes,
-    spec.candidate_flop(reward, frames, _FRAME[:2], sum(spec.text.length)) / 1e12,
+    spec.flop(reward, frames, _FRAME[:2], sum(spec.required_text.length)) / 1e12,
   )

@@ -105,7 +105,8 @@ def _instructions(lines: list[str]) -> Iterator[tuple[str, str, str]]:
   for line in lines:
     match = _INSTRUCTION.match(line)
     if match:
-      yield match.groups()
+      result, operation, rest = match.groups()
+      yield result, operation, rest
 
 
 def _callees(rest: str) -> list[str]:

@@ -30,8 +30,8 @@ def save_model(folder: epath.Path, tokenizer: epath.PathLike) -> None:
   model = dataclasses.replace(
     tiny,
     backbone=dataclasses.replace(tiny.backbone, dim=128, ffn_dim=256, num_layers=8, freq_dim=32, text_dim=width),
-    codec=dataclasses.replace(tiny.codec, base_dim=4),
-    text=dataclasses.replace(tiny.text, dim=width, attn_dim=16, ffn_dim=32, num_heads=2, num_layers=1),
+    codec=dataclasses.replace(tiny.required_codec, base_dim=4),
+    text=dataclasses.replace(tiny.required_text, dim=width, attn_dim=16, ffn_dim=32, num_heads=2, num_layers=1),
     latent_height=4,
     latent_width=4,
   )

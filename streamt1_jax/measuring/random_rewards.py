@@ -33,14 +33,16 @@ _CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|v
 
 def reward_config(name: str, model: ModelConfig) -> Any:
   """Published sizes, or tiny ones for the tiny model."""
-  config_type = REWARDS[name].config_type
-  return config_type() if model.name != "tiny" else config_type(qwen2_vl_preset("qwen2_vl_tiny"), **_TINY_HEADS[name])
+  spec = REWARDS[name]
+  if model.name != "tiny":
+    return spec.make_config()
+  return spec.make_config(qwen2_vl_preset("qwen2_vl_tiny"), **_TINY_HEADS[name])
 
 
 def reward_tensors(name: str, config: Any) -> dict[str, Tensor]:
   """Every tensor of the published file. HPSv3's head is float32; a file with adapters has them as peft left them."""
   conversion = CONVERSIONS[name]
-  specs = engine.source_specs(conversion.rules(config, False), REWARDS[name].abstract_params(config, jnp.float32))
+  specs = engine.source_specs(conversion.rules(config, False), REWARDS[name].weight_shapes(config, jnp.float32))
   shapes = {tensor: spec.shape for tensor, spec in specs.items()}
   decoder = config.backbone.decoder
   shapes |= dict.fromkeys(qwen2_vl.UNUSED, (decoder.vocab_size, decoder.dim))
@@ -70,7 +72,7 @@ def write(path: pathlib.Path, name: str, model: ModelConfig) -> None:
   in_torch_format = WEIGHTS[name].endswith(".pth")
   write_weights = random_weights.write_torch if in_torch_format else random_weights.write_safetensors
   write_weights(path / WEIGHTS[name], reward_tensors(name, config))
-  tokens = REWARDS[name].text.reward_tokens
+  tokens = REWARDS[name].required_text.reward_tokens
   template = PromptTemplate("stand-in", f"{prompts.PLACEHOLDER} {' '.join(tokens)}", tokens)
   (path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(template))
   words = {word: index for index, word in enumerate(_CHAT)}

@@ -1,11 +1,12 @@
 """One call of a reward on all candidates of a chunk, as a search makes it, for programs that weigh and time it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, VideoReward
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 
 _CHUNK = 12
 
@@ -28,7 +29,7 @@ def clip_shapes(
   return past, jax.ShapeDtypeStruct((top_k, beam_size, own, *frame), jnp.uint8)
 
 
-def judge(kind: str, reward: ImageReward | VideoReward) -> Callable[..., jax.Array]:
+def judge(kind: str, reward: Any) -> Callable[..., jax.Array]:
   """The call: (params, condition, past, chunk) to scores [top_k, beam_size], float32."""
 
   def scores(params, condition, past, chunk):

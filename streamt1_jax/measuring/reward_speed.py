@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from streamt1_jax.data import shapes
 from streamt1_jax.measuring import reward_calls
@@ -17,7 +18,7 @@ _FRAMES = {"hpsv3": (12, 6, 3, 1), "videoalign": (117, 57, 9)}
 
 
 def measure(
-  spec: RewardSpec, loaded: LoadedReward, dtype: jnp.dtype, top_k: int, beam_size: int, repeats: int
+  spec: RewardSpec, loaded: LoadedReward, dtype: DTypeLike, top_k: int, beam_size: int, repeats: int
 ) -> list[dict[str, float]]:
   """Seconds of one call on all candidates divided by their number, by the frames that the reward is given.
 
@@ -40,7 +41,7 @@ def measure(
       jax.block_until_ready(judge(loaded.params, condition, *clips))
       times.append(time.perf_counter() - began)
     rates.append(gemm_tflops(dtype))
-    flop = spec.candidate_flop(reward, frames, size, len(tokens.before) + len(tokens.after))
+    flop = spec.flop(reward, frames, size, len(tokens.before) + len(tokens.after))
     seconds = min(times) / (top_k * beam_size)
     rows.append(
       {

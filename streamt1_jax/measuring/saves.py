@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,8 @@ PRESETS = {"tiny": jnp.float32, "wan_1_3b": jnp.bfloat16}
 def state_bytes(name: str) -> dict[str, int]:
   """Bytes of a state and of a later chunk's trace, by shapes: 2 beams of 2 candidates, all sinks allocated."""
   model, search = preset(name), SearchConfig.released()
-  rewards = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
-  models = make_models(model, *rewards, execution=Execution(decoding="in_turn"))
+  image, video = (cast(Any, REWARDS[name].make(None, model.fps)) for name in DEFAULT_REWARDS)
+  models = make_models(model, image, video, execution=Execution(decoding="in_turn"))
   state = jax.eval_shape(lambda params: init_state(params, models, search, 0), abstract_params(model, PRESETS[name]))
   count = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   codec = models.codec
@@ -126,4 +126,5 @@ def _now() -> tuple[float, float]:
 
 
 def _passed(since: tuple[float, float]) -> tuple[float, float]:
-  return tuple(now - then for now, then in zip(_now(), since))
+  now = _now()
+  return now[0] - since[0], now[1] - since[1]

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntLike, Params
+from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntLike, IntScalar, Params
 
 
 class FrameWindow(NamedTuple):
@@ -56,8 +57,8 @@ class CandidateInfo(NamedTuple):
     candidate_index: int32 scalar in 0..beam_size * top_k - 1, order of generation.
   """
 
-  chunk_index: IntLike
-  candidate_index: IntLike
+  chunk_index: IntScalar | np.int32
+  candidate_index: IntScalar | np.int32
 
 
 @runtime_checkable
@@ -115,11 +116,11 @@ class LoadedReward(NamedTuple):
   """A reward ready to judge.
 
   Attributes:
-    reward: an `ImageReward` or a `VideoReward`.
+    reward: an `ImageReward` or a `VideoReward`, as its spec's `kind` says.
     params: its weights.
     prompt: reads captions.
   """
 
-  reward: ImageReward | VideoReward
+  reward: Any
   params: Params
   prompt: PromptReader

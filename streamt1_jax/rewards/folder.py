@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, required
 from streamt1_jax.io import checkpoint, config_json, part_files
 from streamt1_jax.parallel.sharding import placed
 from streamt1_jax.rewards.base import LoadedReward, PromptReader, read_nothing
@@ -50,7 +50,8 @@ def load_config(folder: epath.PathLike, table: RewardTable = REWARDS) -> tuple[R
   if not isinstance(found, str) or found not in stored:
     raise ConfigError(f"{path}: reward must be one of {', '.join(stored)}, got {found!r:.60}")
   spec = stored[found]
-  return spec, config_json.from_json_value(spec.config_type, content.get("config"), f"{path}: config")
+  config_type = required(spec.config_type, f"the configuration of {spec.name}")
+  return spec, config_json.from_json_value(config_type, content.get("config"), f"{path}: config")
 
 
 def save_reward(
@@ -101,7 +102,7 @@ def load_reward(
   """
   folder = epath.Path(folder)
   spec, config = load_config(folder, table)
-  abstract = placed(mesh, spec.layout, spec.abstract_params(config, dtype))
+  abstract = placed(mesh, spec.layout, spec.weight_shapes(config, dtype))
   params, prompt = (spec.load or load_weights)(spec, folder, config, abstract, embed_on_host)
   return LoadedReward(spec.make(config, fps), params, prompt)
 

@@ -57,7 +57,7 @@ class ImageQuality:
     Raises ConfigError for frames of less than 16 pixels on a side.
     """
     require_frames("quality", chunk, _LEAST_SIDE)
-    return jnp.mean(jax.vmap(self._frame_quality)(chunk.astype(jnp.float32) / 255.0))
+    return jnp.mean(jax.vmap(self._frame_quality)(jnp.asarray(chunk, jnp.float32) / 255.0))
 
   def _frame_quality(self, frame: jax.Array) -> jax.Array:
     edges = local_range(frame)

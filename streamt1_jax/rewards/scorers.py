@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float32, Int
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, PromptReader, VideoReward
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import FloatScalar, Frames, Params
 
 Scores = Mapping[str, float | list[float]]
 _ONLY_CANDIDATE = CandidateInfo(np.int32(0), np.int32(0))
@@ -33,24 +34,28 @@ EVERY_FRAME = ScoringOptions()
 
 @runtime_checkable
 class VideoScorer(Protocol):
-  """A reward that scores whole videos.
+  """A reward that scores whole videos."""
 
-  Attributes:
-    columns: the names of its scores.
-    reads_prompt: whether the scores depend on a prompt.
-  """
+  @property
+  def columns(self) -> tuple[str, ...]:
+    """The names of its scores."""
+    ...
 
-  columns: tuple[str, ...]
-  reads_prompt: bool
+  @property
+  def reads_prompt(self) -> bool:
+    """Whether the scores depend on a prompt."""
+    ...
 
-  def look_at(self, num_frames: int, fps: float) -> np.ndarray:
-    """Indices, int [N], of the frames it needs. Raises ConfigError if it cannot score such a video."""
+  def look_at(self, num_frames: int, fps: float) -> Int[np.ndarray, " N"]:
+    """Indices of the frames it needs. Raises ConfigError if it cannot score such a video."""
+    ...
 
-  def __call__(self, prompt: str, frames: np.ndarray) -> Scores:
-    """A score, or one per frame, for each of `columns`, of those frames, uint8 RGB [N, H, W, 3].
+  def __call__(self, prompt: str, frames: Frames) -> Scores:
+    """A score, or one per frame, for each of `columns`, of those frames.
 
     Raises ConfigError if it cannot score them, or a score is NaN or Inf.
     """
+    ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,11 +83,11 @@ class FrameScorer:
   def columns(self) -> tuple[str, ...]:
     return self.name, f"{self.name}_frames"
 
-  def look_at(self, num_frames: int, fps: float) -> np.ndarray:
+  def look_at(self, num_frames: int, fps: float) -> Int[np.ndarray, " N"]:
     count = min(num_frames, self.options.most_frames or num_frames)
     return np.round(np.linspace(0, num_frames - 1, count)).astype(np.int32)
 
-  def __call__(self, prompt: str, frames: np.ndarray) -> Scores:
+  def __call__(self, prompt: str, frames: Frames) -> Scores:
     features, batch, scores = self.prompt(prompt), self.options.batch, []
     for start in range(0, len(frames), batch):
       some = frames[start : start + batch]
@@ -113,23 +118,22 @@ class WindowScorer:
   def columns(self) -> tuple[str, ...]:
     return (self.name,)
 
-  def look_at(self, num_frames: int, fps: float) -> np.ndarray:
+  def look_at(self, num_frames: int, fps: float) -> Int[np.ndarray, " N"]:
     return np.arange(num_frames)
 
-  def __call__(self, prompt: str, frames: np.ndarray) -> Scores:
+  def __call__(self, prompt: str, frames: Frames) -> Scores:
     score = _window_score(self.reward, self.params, self.prompt(prompt), frames)
     return require_finite(self.name, {self.name: float(score)})
 
 
 @functools.partial(jax.jit, static_argnames="reward")
-def _frame_scores(reward: ImageReward, params: Params, features: Any, frames: jax.Array) -> jax.Array:
-  """float32 [N] of frames [N, H, W, 3]."""
+def _frame_scores(reward: ImageReward, params: Params, features: Any, frames: Frames) -> Float32[Array, " Q"]:
   condition = reward.init(params, features)
   return jax.vmap(lambda frame: reward(params, condition, frame[None], _ONLY_CANDIDATE))(frames)
 
 
 @functools.partial(jax.jit, static_argnames="reward")
-def _window_score(reward: VideoReward, params: Params, features: Any, frames: jax.Array) -> jax.Array:
+def _window_score(reward: VideoReward, params: Params, features: Any, frames: Frames) -> FloatScalar:
   return reward(params, reward.init(params, features), FrameWindow(frames[:0], 0, frames), _ONLY_CANDIDATE)
 
 

@@ -10,15 +10,17 @@ checkpoint has in `rewards/`; the others are always there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards import folder as reward_folder
@@ -26,7 +28,7 @@ from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 from streamt1_jax.rewards.spec import KINDS, RewardSpec, RewardTable
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.typing import Decoded, FloatScalar, Params
 
 
 class Term(NamedTuple):
@@ -46,12 +48,12 @@ class _WeightedSum:
   def init(self, params: Params, prompt_features: Mapping[str, Any]) -> dict[str, Any]:
     return {term.name: term.reward.init(params[term.name], prompt_features[term.name]) for term in self.terms}
 
-  def _sum(self, params: Params, condition: Mapping[str, Any], frames: Any, info: CandidateInfo) -> jax.Array:
+  def _sum(self, params: Params, condition: Mapping[str, Any], frames: Any, info: CandidateInfo) -> FloatScalar:
     scores = [
       term.weight * term.reward(params[term.name], condition[term.name], frames, info).astype(jnp.float32)
       for term in self.terms
     ]
-    return sum(scores[1:], scores[0])
+    return functools.reduce(operator.add, scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class WeightedImageReward(_WeightedSum):
 
   num_frames: int | None = None
 
-  def __call__(self, params: Params, condition: Mapping[str, Any], chunk: Frames, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Mapping[str, Any], chunk: Decoded, info: CandidateInfo) -> FloatScalar:
     if self.num_frames is not None:
       chunk = chunk[spread(chunk.shape[0], self.num_frames)]
     return self._sum(params, condition, chunk, info)
@@ -79,12 +81,14 @@ class WeightedVideoReward(_WeightedSum):
     terms: the rewards.
   """
 
-  def __call__(self, params: Params, condition: Mapping[str, Any], window: FrameWindow, info: CandidateInfo):
+  def __call__(
+    self, params: Params, condition: Mapping[str, Any], window: FrameWindow, info: CandidateInfo
+  ) -> FloatScalar:
     return self._sum(params, condition, window, info)
 
 
-def spread(length: int, count: int) -> np.ndarray:
-  """The middles of `count` equal parts of `length` frames, int [min(count, length)]: 12 to 3 are 2, 6, 10."""
+def spread(length: int, count: int) -> Int[np.ndarray, " spread"]:
+  """The middles of `count` equal parts of `length` frames, or all of fewer: 12 to 3 are 2, 6, 10."""
   count = min(count, length)
   return ((np.arange(count) + 0.5) * length / count).astype(int)
 

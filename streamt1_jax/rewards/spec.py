@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from etils import epath
 from flax import nnx
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, required
 from streamt1_jax.parallel.sharding import Layout
 from streamt1_jax.rewards.base import ImageReward, LoadedReward, PromptReader, VideoReward
 from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
@@ -116,6 +116,28 @@ class RewardSpec:
   @property
   def reads_prompt(self) -> bool:
     return self.read_prompt is not None
+
+  def make_config(self, *args: Any, **fields: Any) -> Any:
+    """An instance of `config_type`. Raises ConfigError for a reward without weights."""
+    return required(self.config_type, f"the configuration of {self.name}")(*args, **fields)
+
+  def weight_shapes(self, config: Any, dtype: Any) -> Params:
+    """What `abstract_params` gives. Raises ConfigError for a reward without weights."""
+    return required(self.abstract_params, f"the weights of {self.name}")(config, dtype)
+
+  def flop(self, reward: Any, frames: int, size: tuple[int, int], text_tokens: int) -> int:
+    """What `candidate_flop` counts. Raises ConfigError for a reward whose FLOP are not counted."""
+    return required(self.candidate_flop, f"the FLOP of {self.name}")(reward, frames, size, text_tokens)
+
+  @property
+  def required_text(self) -> PublishedText:
+    """`text`. Raises ConfigError for a reward without one."""
+    return required(self.text, f"the instruction text of {self.name}")
+
+  @property
+  def required_training(self) -> Training:
+    """`training`. Raises ConfigError for a reward that is not trained here."""
+    return required(self.training, f"the training of {self.name}")
 
 
 RewardTable = Mapping[str, RewardSpec]

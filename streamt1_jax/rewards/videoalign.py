@@ -70,7 +70,8 @@ class VideoAlignConfig:
 def shapes_config() -> VideoAlignConfig:
   """A million parameters, for 64 x 64 frames of the shapes world; scores are not normalised before training ends."""
   backbone = qwen2_vl_preset("qwen2_vl_shapes")
-  return VideoAlignConfig(backbone, min_pixels=64 * 64, max_pixels=64 * 64, mean=(0.0,) * 3, std=(1.0,) * 3)
+  pixels = 64 * 64
+  return VideoAlignConfig(backbone, min_pixels=pixels, max_pixels=pixels, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 class VideoAlignModel(nnx.Module):
@@ -172,7 +173,7 @@ class VideoAlign:
     """(raw - mean) / std of raw scores in the order VQ, MQ, TA."""
     lead = (1,) * (raw.ndim - 1)
     mean, std = (jnp.asarray(x, jnp.float32).reshape(*lead, 3) for x in (self.config.mean, self.config.std))
-    return (raw - mean) / std
+    return (jnp.asarray(raw) - mean) / std
 
   def overall(self, raw: Float32[HostArray, "*axes 3"]) -> Float32[Array, "*axes"]:
     """Sum over VQ, MQ, TA of raw scores, which are normalised first if the reward is."""
@@ -222,7 +223,6 @@ def _all_scores(reward: VideoAlign, params: Params, tokens: PromptTokens, frames
 
 def make_scorer(name: str, loaded: LoadedReward, options: ScoringOptions) -> VideoAlignScorer:
   """`RewardSpec.scorer`; the options are about image rewards."""
-  assert isinstance(loaded.reward, VideoAlign)
   return VideoAlignScorer(name, loaded.reward, loaded.params, loaded.prompt)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from streamt1_jax.data import shapes
 from streamt1_jax.data.shapes import FRAME_SIZE, Scene
+from streamt1_jax.typing import IntLike
 
 _RANDOM_FRAMES = 512  # randomness per frame repeats after so long
 _TILE = 3 * FRAME_SIZE  # noise is cut out of a fixed tile: drawing it for every frame costs more than all else
@@ -134,7 +135,7 @@ def _like(mask: jax.Array, field: jax.Array) -> jax.Array:
   return mask.reshape(-1, *(1,) * field.ndim)
 
 
-def _mix(palette: jax.Array, index: jax.Array, other: jax.Array, weight: jax.Array) -> jax.Array:
+def _mix(palette: jax.Array, index: jax.Array, other: IntLike, weight: jax.Array) -> jax.Array:
   """Colours `[T, 1, 1, 3]` of indices `[T]`, mixed with the colour of `other`."""
   return ((1.0 - weight) * palette[index] + weight * palette[other][None])[:, None, None]
 
@@ -174,7 +175,7 @@ def _outline_tile() -> np.ndarray:
   return (smooth / smooth.std()).astype(np.float32)[..., None]
 
 
-def _cut_out(tile: np.ndarray, key: jax.Array, times: jax.Array) -> jax.Array:
+def _cut_out(tile: np.ndarray | jax.Array, key: jax.Array, times: jax.Array) -> jax.Array:
   """`[T, 64, 64, channels]` from random places of a tile, another one for every frame."""
   corners = jax.random.randint(key, (_RANDOM_FRAMES, 2), 0, _TILE - FRAME_SIZE)[times % _RANDOM_FRAMES]
   size = (FRAME_SIZE, FRAME_SIZE, tile.shape[-1])

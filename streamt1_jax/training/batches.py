@@ -157,9 +157,9 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   before = data.first[scene[:, None], start]
   noise = jax.random.normal(next(keys), before.shape)
   plain = _mix(before, noise, sigmas[step])
-  attributes = shapes.Attributes(*data.attributes[scene].T)
+  shown = dict(zip(shapes.Attributes._fields, data.attributes[scene].T, strict=True))
   couple = jax.vmap(jax.vmap(noise_coupling.couple, in_axes=(0, None, None, None, None)))
-  coupled = couple(plain, attributes.size, attributes.speed, omit_size, omit_speed)
+  coupled = couple(plain, shown["size"], shown["speed"], omit_size, omit_speed)
   is_coupled = step < COUPLED_STEPS
   noisy = jnp.where(_like_chunks(is_coupled), coupled, plain)
   chosen = jax.vmap(jax.vmap(noise_coupling.start_index))(noisy)

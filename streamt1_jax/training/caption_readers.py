@@ -8,6 +8,9 @@ The readers alone are not enough. Heads that begin with equal attention to all w
 bag of words after 1500 steps; heads that begin with attention to their neighbours name all within 150.
 """
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -67,4 +70,4 @@ def naming_loss(
     embedding = jnp.where(is_read[:, :, None], embeddings, 0.0).sum(axis=1)
     label = attributes[:, shapes.Attributes._fields.index(name)]
     losses.append(optax.softmax_cross_entropy_with_integer_labels(embedding @ reader, label).mean())
-  return sum(losses) / len(losses)
+  return functools.reduce(operator.add, losses) / len(losses)

@@ -66,7 +66,10 @@ def init_modules(model: ModelConfig, seed: int, neighbour_bias: float) -> tuple[
     seed: draws the weights.
     neighbour_bias: how much the text encoder's heads begin with looking at the next words.
   """
-  modules = {"backbone": CausalWanDiT(model, nnx.Rngs(seed)), "text": UMT5Encoder(model.text, nnx.Rngs(seed + 1))}
+  modules = {
+    "backbone": CausalWanDiT(model, nnx.Rngs(seed)),
+    "text": UMT5Encoder(model.required_text, nnx.Rngs(seed + 1)),
+  }
   # The published initialisation: a head of zeros predicts zero velocity at first.
   modules["backbone"].head.kernel[...] *= 0.0
   caption_readers.look_at_neighbours(modules["text"], neighbour_bias)

@@ -8,17 +8,17 @@ Batches of clips and captions at once; in a search a reward is called through it
 """
 
 import functools
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards.qwen2_vl import preprocess
-from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens, Qwen2VL
 from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.rewards.videoalign import DIMENSIONS
 from streamt1_jax.training import preferences
@@ -26,12 +26,22 @@ from streamt1_jax.training.preferences import Pairs
 from streamt1_jax.training.reward_text import CaptionTokens
 
 
-def media_tokens(model: nnx.Module, reward: RewardSpec, clips: jax.Array) -> jax.Array:
+@runtime_checkable
+class RewardModel(Protocol):
+  """The model of a learned reward."""
+
+  backbone: Qwen2VL
+  head: Any
+
+
+def media_tokens(model: RewardModel, reward: RewardSpec, clips: jax.Array) -> jax.Array:
   """[N, T, dim] of clips [N, n, 64, 64, 3]: single pictures for an image reward, windows for a video reward."""
   vision = model.backbone.vision.config
   to_patches = preprocess.pictures_to_patches if reward.kind == "image" else preprocess.to_patches
   patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
-  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), preprocess.grid_of(clips.shape[2:4], vision))
+  _, _, height, width, _ = clips.shape
+  grid = preprocess.grid_of((height, width), vision)
+  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), grid)
   return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
 
 
@@ -55,7 +65,7 @@ class Reading(NamedTuple):
   compared: jax.Array
 
 
-def read_pairs(model: nnx.Module, reward: RewardSpec, captions: CaptionTokens, pairs: Pairs) -> Reading:
+def read_pairs(model: RewardModel, reward: RewardSpec, captions: CaptionTokens, pairs: Pairs) -> Reading:
   """Reads both clips of every pair with both captions."""
   backbone, count = model.backbone, pairs.kind.shape[0]
   media = media_tokens(model, reward, jnp.concatenate([pairs.better, pairs.worse]))
@@ -73,11 +83,11 @@ def read_pairs(model: nnx.Module, reward: RewardSpec, captions: CaptionTokens, p
     outputs = outputs[:, -len(positions) :]
     return backbone.decoder.final_norm(outputs[-1]), outputs[:, place]
 
-  hidden, compared = jax.vmap(read)(jnp.concatenate([media, media]), tokens.after, jnp.tile(place, 4))
+  hidden, compared = jax.vmap(read)(jnp.concatenate([media, media]), jnp.asarray(tokens.after), jnp.tile(place, 4))
   scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, tokens.reward_index)
-  first = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
+  media, hidden, tokens = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
   compared = compared.reshape(2, 2, count, *compared.shape[1:])
-  return Reading(scores.reshape(2, 2, count, -1), *first, differing, compared)
+  return Reading(scores.reshape(2, 2, count, -1), media, hidden, tokens, differing, compared)
 
 
 def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
@@ -162,7 +172,8 @@ def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) 
     logits, label = pooled @ readers[field], getattr(attributes, field)
     losses.append(_cross_entropy(logits, label).mean())
     right.append((logits.argmax(axis=1) == label).mean())
-  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
+  mean = lambda values: functools.reduce(operator.add, values) / len(values)
+  return {"naming": mean(losses), "named_right": mean(right)}
 
 
 def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, jax.Array]:

@@ -15,13 +15,14 @@ window of an image reward is one frame. Everything comes from keys, inside `jit`
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import required
 from streamt1_jax.data import shapes
 from streamt1_jax.training import appearance
 from streamt1_jax.training.appearance import Appearance
@@ -239,7 +240,8 @@ def draw_pairs(
   head, tail = jax.tree.map(lambda x: x[:split], draws), jax.tree.map(lambda x: x[split:], draws)
   parts = []
   if split:
-    parts.append(_pair_frames(head, times, lambda look, t: _frames_through_codec(look, t, codec)))
+    through = required(codec, "the codec")
+    parts.append(_pair_frames(head, times, lambda look, t: _frames_through_codec(look, t, through)))
   if split < config.count:
     parts.append(_pair_frames(tail, times, lambda look, t: _to_bytes(appearance.draw(look, t))))
   better, worse = (jnp.concatenate(clips) for clips in zip(*parts))
@@ -290,7 +292,8 @@ def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: j
     better=better,
     worse=worse,
     since=jnp.where(late, length - _LAST_CHUNK, -_LONG_AGO),
-    pair=Pairs(None, None, kind, late, row, other_row, omit_size=omitted("size"), omit_speed=omitted("speed")),
+    # The frames are not drawn yet.
+    pair=cast(Any, Pairs)(None, None, kind, late, row, other_row, omitted("size"), omitted("speed")),
   )
 
 

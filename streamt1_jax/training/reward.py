@@ -204,13 +204,13 @@ def init_params(reward: RewardSpec, config: Any, seed: int, init_from: str | Non
 
   Raises ConfigError if that is no reward, or has a backbone of other sizes.
   """
-  other, given = (None, None) if init_from is None else folder.load_config(init_from)
-  if given is not None and given.backbone != config.backbone:
-    raise ConfigError(f"--init_from={init_from}: its backbone has other sizes than {reward.name}'s")
-  params = reward.training.initial_params(config, seed)
-  if given is None:
+  params = reward.required_training.initial_params(config, seed)
+  if init_from is None:
     return params
-  loaded = load_params(init_from, other.abstract_params(given, jnp.float32))
+  other, given = folder.load_config(init_from)
+  if given.backbone != config.backbone:
+    raise ConfigError(f"--init_from={init_from}: its backbone has other sizes than {reward.name}'s")
+  loaded = load_params(init_from, other.weight_shapes(given, jnp.float32))
   return params | (loaded if other.name == reward.name else {"backbone": loaded["backbone"]})
 
 

@@ -6,6 +6,7 @@ The tokenizer is of Qwen2's kind, so any prompt can be read; words of the world 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,11 +18,11 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
-from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
 from streamt1_jax.rewards.table import REWARDS
 
 TEMPLATES = {
-  name: PromptTemplate(f"shapes_{name}", spec.training.text, spec.text.reward_tokens)
+  name: PromptTemplate(f"shapes_{name}", spec.training.text, spec.required_text.reward_tokens)
   for name, spec in REWARDS.items()
   if spec.training is not None
 }
@@ -75,7 +76,7 @@ def make_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def caption_tokens(prompt: RewardPrompt) -> CaptionTokens:
+def caption_tokens(prompt: Callable[[str], PromptTokens]) -> CaptionTokens:
   """Tokens of every caption of the world; padded no further than the longest."""
   omissions = [(size, speed) for speed in (False, True) for size in (False, True)]
   encoded = [[prompt(shapes.caption(*scene, *omit)) for omit in omissions] for scene in shapes.all_scenes()]

@@ -14,6 +14,7 @@ backend then transposes both operands, and training takes 1.8 times as long.
 G: prompts of a batch; R: chunks of one prompt.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -59,7 +60,7 @@ def clip_velocity(
   context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
   both = lambda clean, noisy: jnp.concatenate([clean, noisy], axis=1)
   tables = model.rotary_tables()
-  attend = jax.vmap(lambda q, k, v, *seen: _attend_clip(q, k, v, *seen, tables))
+  attend = jax.vmap(functools.partial(_attend_clip, tables=tables))
   flow = _velocity(
     model,
     both(clean, noisy),
@@ -91,8 +92,8 @@ def _attend_clip(q, k, v, visible, valid, moved, tables: rotary.RotaryTables) ->
   """Attention of a clip's 2 N chunks [2 N, T, A, D], clean ones first: each to itself and to clean ones it sees."""
   num_chunks = visible.shape[0]
   attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0, None))
-  seen = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
-  return attend(q, k, v, k[:num_chunks], v[:num_chunks], *seen, tables)
+  visible, valid, moved = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
+  return attend(q, k, v, k[:num_chunks], v[:num_chunks], visible, valid, moved, tables)
 
 
 def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, moved, tables: rotary.RotaryTables):

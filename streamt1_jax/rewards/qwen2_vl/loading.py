@@ -5,6 +5,7 @@ takes 1.1 GB.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from etils import epath
+from jaxtyping import Float
 
+from streamt1_jax.config import required
 from streamt1_jax.io import checkpoint
 from streamt1_jax.rewards.base import PromptReader
 from streamt1_jax.rewards.qwen2_vl import prompts
-from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding
+from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens
 from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate, RewardPrompt
 from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import Params
@@ -30,11 +33,11 @@ class EmbeddedPrompt:
 
   Attributes:
     prompt: turns it into tokens.
-    table: [vocab_size, dim], a row for each token.
+    table: a row for each token.
   """
 
-  prompt: RewardPrompt
-  table: np.ndarray
+  prompt: Callable[[str], PromptTokens]
+  table: Float[np.ndarray, "vocab_size M"]
 
   def __call__(self, caption: str) -> PromptEmbedding:
     """Raises ConfigError as `RewardPrompt` does."""
@@ -58,7 +61,7 @@ def load(
   spec: RewardSpec, folder: epath.Path, config: Any, abstract: Params, embed_on_host: bool
 ) -> tuple[Params, PromptReader]:
   """`RewardSpec.load`: as `folder.load_weights`, but `embed_on_host` leaves the table of embeddings on the host."""
-  prompt = spec.read_prompt(folder, config)
+  prompt = required(spec.read_prompt, f"the prompt reader of {spec.name}")(folder, config)
   if not embed_on_host:
     return checkpoint.load_params(folder, abstract), prompt
   params = checkpoint.load_params(folder, abstract, on_host=[_TABLE])
@@ -73,7 +76,7 @@ def files(spec: RewardSpec, config: Any, template: PromptTemplate, tokenizer: to
 
   Raises ConfigError if text, tokenizer and sizes do not fit each other.
   """
-  prompts.require_fit(template, spec.name, spec.text)
+  prompts.require_fit(template, spec.name, spec.required_text)
   RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)
   return {
     prompts.TEMPLATE_FILE: prompts.template_json(template),

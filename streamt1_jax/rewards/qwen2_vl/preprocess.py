@@ -143,7 +143,7 @@ def normalise(frames: Frames) -> Float32[Array, "Q height width 3"]:
   return (frames.astype(jnp.float32) / levels - as_frames(_MEAN)) / std
 
 
-def to_patches(pixels: Float[HostArray, "Q height width 3"], config: VisionConfig) -> Float[HostArray, "S N V"]:
+def to_patches(pixels: Float[Array, "Q height width 3"], config: VisionConfig) -> Float[Array, "S N V"]:
   """Pixels of a video to patches; a slice is `temporal_patch` frames.
 
   Patches of one token follow each other (token row, token column, row and column inside the token); the numbers of a
