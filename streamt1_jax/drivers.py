@@ -284,10 +284,12 @@ def lineage(survivors: Sequence[Int[HostArray, " K"]], beam_size: int) -> Int[np
   return np.stack(path[::-1])
 
 
-@functools.partial(jax.jit, static_argnames=("models",))
-def _whole_video_scores(params, condition, frames, models):
+@functools.partial(jax.jit, static_argnames=("models", "last"))
+def _whole_video_scores(params, condition, frames, models, last):
+  """The video reward of every video, as a window that ends with its last chunk of `last` frames."""
+
   def score(frames):
-    window = FrameWindow(frames[:-1], frames.shape[0] - 1, frames[-1:])
+    window = FrameWindow(frames[:-last], frames.shape[0] - last, frames[-last:])
     info = CandidateInfo(condition.num_chunks - 1, jnp.int32(0))
     return models.video_reward(params["video_reward"], condition.video_reward, window, info)
 
@@ -329,7 +331,8 @@ def final_beams(
   path = lineage([t.survivor for t in traces], search.beam_size)
   join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
   latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
-  judge = lambda: hosts.to_host(_whole_video_scores(params, condition, frames, models))
+  last = traces[-1].frames.shape[1]
+  judge = lambda: hosts.to_host(_whole_video_scores(params, condition, frames, models, last))
   known = judge() if scores is None else scores
   ranked = np.where(np.isfinite(known), known, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=known, best=int(np.argmax(ranked)))

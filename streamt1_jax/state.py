@@ -22,8 +22,8 @@ class Beam(NamedTuple):
     noise: the fused noise the last chunk started from.
     seed: the seed of that chunk.
     history: scores so far.
-    past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has no
-      past, because orbax saves no empty array.
+    past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has
+      no past, because orbax saves no empty array.
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards
       decode from scratch.
