@@ -16,6 +16,7 @@ from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
 from streamt1_jax.config import CodecConfig, SearchConfig, preset
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import init_state, past_capacity
 from tests import small_search as small
 
@@ -204,7 +205,7 @@ def _poisoned(seeds, part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _DoctoredScore:
+class _DoctoredScore(Promptless):
   """The usual image score, except that one candidate of one chunk gets another: `params` says which."""
 
   def __call__(self, params, condition, chunk, info):
@@ -275,7 +276,7 @@ TINY_CODEC = CodecConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Brightness:
+class _Brightness(Promptless):
   """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
 
   def __call__(self, params, condition, frames, info):

@@ -14,6 +14,7 @@ from streamt1_jax.drivers import SearchError
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, EMA, NOTHING
 from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.rewards.base import Promptless
 from tests import small_search as small
 
 NUM_CHUNKS = 9
@@ -258,7 +259,7 @@ class TestLineage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped:
+class _Mapped(Promptless):
   """Scores a whole video by its first number: by `table[round(number)]`."""
 
   table: tuple[float, ...]

@@ -22,6 +22,7 @@ from streamt1_jax.nn import rotary
 from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import ChunkTrace, Condition
 
 
@@ -94,7 +95,7 @@ def text_memory(graphdef, params, embeds):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentImageReward:
+class LatentImageReward(Promptless):
   """a_s * tanh(g_s * (mean(x * P) - m_s)) of a chunk of latents."""
 
   pattern: np.ndarray
@@ -106,7 +107,7 @@ class LatentImageReward:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentVideoReward:
+class LatentVideoReward(Promptless):
   """a_l * tanh(g_l * (m - m_l)) - b_l * d: a time-weighted match with Q, less the mean change between frames."""
 
   pattern: np.ndarray
@@ -125,7 +126,7 @@ class LatentVideoReward:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScriptedReward:
+class ScriptedReward(Promptless):
   """A table [chunk, candidate]."""
 
   table: np.ndarray
