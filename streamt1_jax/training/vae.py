@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float32
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.data import shapes
@@ -54,8 +55,8 @@ class VAETraining:
   seed: int
 
 
-def render_clips(key: jax.Array, count: int, frames: int, split: str) -> jax.Array:
-  """`[count, frames, 64, 64, 3]` in [-1, 1], each from a random offset."""
+def render_clips(key: jax.Array, count: int, frames: int, split: str) -> Float32[Array, "count T 64 64 3"]:
+  """Clips in [-1, 1], each from a random offset."""
   scene_key, offset_key = jax.random.split(key)
   scenes = shapes.sample_scenes(scene_key, count, split)
   offsets = jax.random.randint(offset_key, (count,), 0, _MAX_OFFSET)
