@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32, Int32, Shaped
 
 from streamt1_jax import noise_propagation, reward_pruning
 from streamt1_jax.config import SearchConfig
@@ -25,67 +26,67 @@ from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, search_policy, selection_key
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
-from streamt1_jax.typing import Latents, Params
+from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
 
 
 class Proposal(NamedTuple):
   """What candidates are made from, [K, B] of each.
 
   Attributes:
-    seed: int32 scalar.
-    noise: [F, C, H, W] float32, the noise that denoising starts from.
-    renoise: [S - 1, F, C, H, W] float32, the noise for what happens between two denoising steps.
+    seed: what its noise was drawn from.
+    noise: the noise that denoising starts from.
+    renoise: the noise for what happens between two denoising steps.
   """
 
-  seed: jax.Array
-  noise: jax.Array
-  renoise: jax.Array
+  seed: IntScalar
+  noise: Latents
+  renoise: Float32[Array, "S-1 F C H W"]
 
 
 class Candidates(NamedTuple):
   """What exploring a chunk found: [K, B] of each, or [K] once only the survivors are left.
 
   Attributes:
-    seed: int32 scalar.
-    noise: [F, C, H, W] float32, the noise that denoising started from.
-    latents: [F, C, H, W] float32.
+    seed: what its noise was drawn from.
+    noise: the noise that denoising started from.
+    latents: the chunk.
     scores: what they are ranked by.
     flags: what becomes of the chunk when it leaves the window.
-    frames: [Q, ...] decoded frames, or None if only winners are decoded for good.
+    frames: decoded frames, or None if only winners are decoded for good.
     codec: decoder state after them; None with `frames`.
   """
 
-  seed: jax.Array
-  noise: jax.Array
-  latents: jax.Array
+  seed: IntScalar
+  noise: Latents
+  latents: Latents
   scores: Scores
   flags: reward_pruning.Flags
-  frames: jax.Array | None
+  frames: Decoded | None
   codec: Any
 
 
 def denoise(
-  params: Params,
+  params: SearchParams,
   models: Models,
   noise: Latents,
-  renoise: jax.Array,
-  chunk_index: jax.Array,
+  renoise: Float32[Array, "S-1 F C H W"],
+  chunk_index: IntScalar,
   text: Any,
   view: Any,
-) -> jax.Array:
+) -> Float32[Array, "S F C H W"]:
   """Denoises one candidate: the generator predicts x0, the sampler makes the next step's input of it, S times.
 
   Args:
     params: weights of all models.
     models: static.
-    noise: [F, C, H, W] starting noise.
-    renoise: [S - 1, F, C, H, W] noise for every step but the last.
-    chunk_index: int32 scalar.
+    noise: starting noise.
+    renoise: noise for every step but the last.
+    chunk_index: counted from 0.
     text: the prompt, as the generator reads it.
     view: what the generator can see of its memory.
 
   Returns:
-    [S, F, C, H, W] float32, the x0 prediction of every step; the last one is the chunk.
+    The x0 prediction of every step; the last one is the chunk.
   """
   generator, sigmas = models.generator, models.generator.sigmas
   renoise = jnp.concatenate([renoise, jnp.zeros_like(noise)[None]])
@@ -100,15 +101,21 @@ def denoise(
   return jax.lax.scan(step, noise, (jnp.arange(len(sigmas)), *levels, renoise))[1]
 
 
-def _append_latents(latents: jax.Array, chunk: Latents, chunk_index: jax.Array) -> jax.Array:
+def _append_latents(
+  latents: Float32[Array, "window F C H W"], chunk: Latents, chunk_index: IntScalar
+) -> Float32[Array, "window F C H W"]:
   """Adds a chunk to the left-aligned window [W, F, C, H, W]; when it is full the oldest chunk leaves."""
   window = latents.shape[0]
   latents = jnp.where(chunk_index < window, latents, jnp.roll(latents, -1, axis=0))
   return jax.lax.dynamic_update_index_in_dim(latents, chunk, jnp.minimum(chunk_index, window - 1), 0)
 
 
-def _append_frames(past: jax.Array, num_past: jax.Array, chunk: jax.Array) -> jax.Array:
+def _append_frames(
+  past: Shaped[Array, "P ..."] | None, num_past: IntLike, chunk: Decoded
+) -> Shaped[Array, "P ..."] | None:
   """Adds a chunk's frames behind the valid ones of the left-aligned window [P, ...]; the surplus leaves in front."""
+  if past is None:
+    return None
   joined = jnp.concatenate([past, jnp.zeros_like(chunk)])
   joined = jax.lax.dynamic_update_slice_in_dim(joined, chunk, num_past, 0)
   surplus = jnp.maximum(num_past + chunk.shape[0] - past.shape[0], 0)
@@ -128,7 +135,7 @@ class Step:
     first: static; whether this is the video's first chunk.
   """
 
-  params: Params
+  params: SearchParams
   state: SearchState
   condition: Condition
   models: Models
@@ -136,11 +143,11 @@ class Step:
   first: bool
 
   @property
-  def chunk_index(self) -> jax.Array:
+  def chunk_index(self) -> IntScalar:
     return self.state.chunk_index
 
   @property
-  def num_past(self) -> jax.Array | int:
+  def num_past(self) -> IntLike:
     """Valid past frames. Static for the first chunk: rewards then compile for a window without a past alone."""
     return 0 if self.first else self.state.num_past
 
@@ -151,8 +158,8 @@ class Step:
     memory, eviction = make_room(self.state.beams.memory)
     return self.state.beams._replace(memory=memory), eviction
 
-  def seeds(self, beams: Beam) -> jax.Array:
-    """The seeds [K, B] of a chunk's candidates."""
+  def seeds(self, beams: Beam) -> Int32[Array, "K B"]:
+    """The seeds of a chunk's candidates."""
     return noise_propagation.candidate_seeds(
       self.state.base_seed,
       beams.seed,
@@ -161,8 +168,8 @@ class Step:
       first_candidate=self.search.first_candidate,
     )
 
-  def explore(self, beams: Beam, seed: jax.Array) -> tuple[Candidates, jax.Array]:
-    """Candidates of opened beams, one for each of the seeds [K, B], and all their x0 [K, B, S, F, C, H, W]."""
+  def explore(self, beams: Beam, seed: Int32[Array, "K B"]) -> tuple[Candidates, Float32[Array, "K B S F C H W"]]:
+    """Candidates of opened beams, one for each of the seeds, and all their x0."""
     with jax.named_scope("propose"):
       proposal = self.propose(beams, seed)
     with jax.named_scope("denoise"):
@@ -171,10 +178,10 @@ class Step:
       candidates = self.judge(beams, proposal, x0[:, :, -1])
     return candidates, x0
 
-  def propose(self, beams: Beam, seed: jax.Array) -> Proposal:
-    """Draws what the candidates with these seeds [K, B] are made from."""
+  def propose(self, beams: Beam, seed: Int32[Array, "K B"]) -> Proposal:
+    """Draws what the candidates with these seeds are made from."""
 
-    def draw(seed: jax.Array, parent_noise: jax.Array) -> Proposal:
+    def draw(seed: IntScalar, parent_noise: Latents) -> Proposal:
       draws, sigma = self.models.draw_noise(seed), self.search.noise_sigma
       noise = draws.fresh if self.first else noise_propagation.fuse_noise(parent_noise, draws.fresh, sigma)
       return Proposal(seed, noise, draws.renoise)
@@ -182,17 +189,17 @@ class Step:
     draw = jax.vmap(jax.vmap(draw, in_axes=(0, None)))
     return self._constrain(draw(self._constrain(seed, "beam", "candidate"), beams.noise), "beam", "candidate")
 
-  def denoise(self, beams: Beam, proposal: Proposal) -> jax.Array:
-    """Every x0 [K, B, S, F, C, H, W] of what was proposed."""
+  def denoise(self, beams: Beam, proposal: Proposal) -> Float32[Array, "K B S F C H W"]:
+    """Every x0 of what was proposed."""
 
-    def one(noise: jax.Array, renoise: jax.Array, view: Any) -> jax.Array:
+    def one(noise: Latents, renoise: jax.Array, view: Any) -> jax.Array:
       return denoise(self.params, self.models, noise, renoise, self.chunk_index, self.condition.text, view)
 
     run = jax.vmap(jax.vmap(one, in_axes=(0, 0, None)))
     return self._constrain(run(proposal.noise, proposal.renoise, self._view(beams)), "beam", "candidate")
 
-  def judge(self, beams: Beam, proposal: Proposal, latents: jax.Array) -> Candidates:
-    """Decodes and scores the latents [K, B, F, C, H, W] of what was proposed."""
+  def judge(self, beams: Beam, proposal: Proposal, latents: Float32[Array, "K B F C H W"]) -> Candidates:
+    """Decodes and scores the latents of what was proposed."""
     short, long, frames, codec = self._score(beams, latents)
     finite = jnp.isfinite(latents).all(axis=(2, 3, 4, 5))
     # Every device ranks all candidates. Left to itself the partitioner gathers their scores and slices them once more,
@@ -212,8 +219,8 @@ class Step:
     key = selection_key(self.state.base_seed, self.chunk_index)
     return search_policy(self.search).select(carry, scores, key, self.chunk_index, self.condition.num_chunks)
 
-  def close(self, beams: Beam, candidates: Candidates, survivor: jax.Array) -> tuple[Beam, Candidates]:
-    """The beams that the survivors [K] begin the next chunk with, and the survivors."""
+  def close(self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"]) -> tuple[Beam, Candidates]:
+    """The beams that the survivors begin the next chunk with, and the survivors."""
     with jax.named_scope("prune"):
       winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
       winners = self._constrain(winners, "beam")
@@ -230,15 +237,15 @@ class Step:
   def _view(self, beams: Beam) -> Any:
     return jax.vmap(self.models.generator.view)(beams.memory)
 
-  def _decode(self, latents: Latents, codec: Any) -> tuple[jax.Array, Any]:
+  def _decode(self, latents: Latents, codec: Any) -> tuple[Decoded, Any]:
     """Frames and decoder state of a stream that goes on with `latents`."""
     return self.models.codec.decode(self.params["codec"], latents, codec, first=self.first)
 
-  def _decode_from_scratch(self, latents: jax.Array) -> jax.Array:
+  def _decode_from_scratch(self, latents: Latents) -> Decoded:
     codec, params = self.models.codec, self.params["codec"]
     return codec.decode(params, latents, codec.init_state(params), first=True)[0]
 
-  def _score(self, beams: Beam, latents: jax.Array):
+  def _score(self, beams: Beam, latents: Float32[Array, "K B F C H W"]):
     """Scores all candidates `latents [K, B, F, C, H, W]`.
 
     Returns:
@@ -256,11 +263,13 @@ class Step:
     """Scores, frames and decoder state of one candidate; its window is made of frames that are decoded already."""
     latents, index = candidate
     frames, codec = self._decode(latents, beam.codec)
-    scores = self._rewards(frames, FrameWindow(beam.past, self.num_past, frames), index)
+    past = frames[:0] if beam.past is None else beam.past
+    scores = self._rewards(frames, FrameWindow(past, self.num_past, frames), index)
     return *scores, *((None, None) if self.models.execution.decoding == "twice" else (frames, codec))
 
   def _score_from_scratch(self, candidate: tuple[Latents, jax.Array], beam: Beam):
     """Scores of one candidate whose chunk and window are decoded anew, each as a video of its own."""
+    assert beam.latents is not None
     latents, index = candidate
     frames = self._decode_from_scratch(latents)
     window = _append_latents(beam.latents, latents, self.chunk_index)
@@ -271,15 +280,15 @@ class Step:
     newest = jax.lax.dynamic_slice_in_dim(decoded, num_past, frames.shape[0])
     return *self._rewards(frames, FrameWindow(decoded, num_past, newest), index), None, None
 
-  def _rewards(self, chunk: jax.Array, window: FrameWindow, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Short-term and long-term score of candidate `index`, float32 scalars."""
+  def _rewards(self, chunk: Decoded, window: FrameWindow, index: IntScalar) -> tuple[FloatScalar, FloatScalar]:
+    """Short-term and long-term score of candidate `index`."""
     models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
     short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
     long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
     return short.astype(jnp.float32), long.astype(jnp.float32)
 
-  def _gather(self, beams: Beam, parents: jax.Array) -> Beam:
-    """The beams at `parents` [K]; the only time that beams move."""
+  def _gather(self, beams: Beam, parents: Int32[Array, " K"]) -> Beam:
+    """The beams at `parents`; the only time that beams move."""
     if parents.shape[0] == 1:
       return beams
     # "clip", because the default mode checks every index against the size and selects over whole arrays.
@@ -288,6 +297,7 @@ class Step:
 
   def _commit(self, beams: Beam, winners: Candidates) -> Beam:
     """Clean pass of the winners [K], and everything that their beams remember of them."""
+    assert winners.frames is not None
     generator, execution, text = self.models.generator, self.models.execution, self.condition.text
 
     def clean_pass(latents, view):
@@ -315,7 +325,7 @@ class Step:
 
 
 def chunk_step(
-  params: Params,
+  params: SearchParams,
   state: SearchState,
   condition: Condition,
   models: Models,
@@ -345,6 +355,7 @@ def chunk_step(
   with jax.named_scope("select"):
     choice = step.select(candidates.scores)
   beams, winners = step.close(beams, candidates, choice.survivor)
+  assert winners.frames is not None
   trace = ChunkTrace(
     candidates=CandidateTrace(candidates.seed, *candidates.scores, candidates.flags),
     eviction=eviction,
@@ -354,7 +365,8 @@ def chunk_step(
     frames=winners.frames,
     steps={"noise": candidates.noise, "x0": x0} if record else None,
   )
-  num_past = jnp.minimum(state.num_past + winners.frames.shape[1], beams.past.shape[1])
+  capacity = 0 if beams.past is None else beams.past.shape[1]
+  num_past = jnp.minimum(state.num_past + winners.frames.shape[1], capacity)
   state = SearchState(state.chunk_index + 1, state.base_seed, num_past, beams, choice.carry)
   # The trace is what a host reads: every device has all of it.
   mesh = models.execution.mesh

@@ -12,7 +12,8 @@ one patch of a latent frame.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import itertools
+from typing import Any, Literal, TypeVar
 
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
@@ -31,6 +32,16 @@ LATER = {"later": True}
 
 class ConfigError(ValueError):
   """A configuration or an input that cannot work; the message is one line that names the field and what is allowed."""
+
+
+T = TypeVar("T")
+
+
+def required(value: T | None, what: str) -> T:
+  """`value`. Raises ConfigError, which names it as `what`, if it is None."""
+  if value is None:
+    raise ConfigError(f"{what} is missing")
+  return value
 
 
 def _require(condition: bool, message: str) -> None:
@@ -182,7 +193,7 @@ class ScheduleConfig:
   def __post_init__(self):
     steps = self.denoising_steps
     _require(
-      len(steps) > 0 and all(a > b for a, b in zip(steps, steps[1:], strict=False)),
+      bool(steps) and all(a > b for a, b in itertools.pairwise(steps)),
       f"denoising_steps must be strictly decreasing and not empty, got {steps}",
     )
     _require(
@@ -238,6 +249,16 @@ class ModelConfig:
       f"local_attention_frames {self.local_attention_frames} leaves no room for a chunk ({chunk}) beside the sinks "
       f"({self.sink_frames})",
     )
+
+  @property
+  def required_codec(self) -> CodecConfig:
+    """`codec`. Raises ConfigError for a model without one."""
+    return required(self.codec, f"the codec of preset {self.name!r}")
+
+  @property
+  def required_text(self) -> TextConfig:
+    """`text`. Raises ConfigError for a model without one."""
+    return required(self.text, f"the text encoder of preset {self.name!r}")
 
   @property
   def frame_tokens(self) -> int:
@@ -351,7 +372,7 @@ class SearchConfig:
   @classmethod
   def paper(cls, **overrides) -> SearchConfig:
     """What the paper's text says, where the released code differs."""
-    corrected = {"first_candidate": "fresh", "short_baseline": "window", "sink_ema_dtype": "float32"}
+    corrected: dict[str, Any] = {"first_candidate": "fresh", "short_baseline": "window", "sink_ema_dtype": "float32"}
     return cls(**(corrected | overrides))
 
   @classmethod
@@ -456,9 +477,11 @@ def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent
 
   Raises ConfigError for a length that is not positive or, in latent frames, no whole number of chunks.
   """
-  _require((seconds is None) != (num_latent_frames is None), "give either seconds or num_latent_frames")
+  if (seconds is None) == (num_latent_frames is None):
+    raise ConfigError("give either seconds or num_latent_frames")
   chunk = model.chunk_frames
-  if num_latent_frames is not None:
+  if seconds is None:
+    assert num_latent_frames is not None
     _require(
       num_latent_frames > 0 and num_latent_frames % chunk == 0,
       f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}",
@@ -466,5 +489,5 @@ def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent
     return num_latent_frames // chunk
   _require(0 < seconds < float("inf"), f"seconds must be positive, got {seconds}")
   # The first latent frame is one frame of the video, every later one is `stride` frames.
-  stride = model.codec.temporal_stride
+  stride = model.required_codec.temporal_stride
   return max(1, round((seconds * model.fps / stride + 1 - 1 / stride) / chunk))

@@ -6,12 +6,13 @@ carries its own past frames, and the state stays the same size however long the 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32, Int, Shaped
 
 from streamt1_jax.chunk_step import chunk_step
 from streamt1_jax.config import ConfigError, SearchConfig
@@ -21,11 +22,11 @@ from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import HostArray, SearchParams
 
 
 class SearchError(RuntimeError):
-  """A search that cannot go on: every candidate of a chunk is NaN or Inf.
+  """A search that cannot go on: every candidate of a chunk is NaN or Inf, or the policy chose one that is.
 
   Attributes:
     prompt: index of the video among those searched together.
@@ -40,29 +41,31 @@ class FinalBeams(NamedTuple):
   """The surviving videos, in the order of the last chunk's survivors.
 
   Attributes:
-    latents: [K, num_chunks * F, C, H, W] float32.
-    frames: [K, num_frames, ...] decoded frames.
-    scores: [K] float32, what the video reward gives each whole video.
+    latents: of the whole videos.
+    frames: their decoded frames.
+    scores: what the video reward gives each whole video.
     best: index of the best whole video; the earliest of equals.
   """
 
-  latents: np.ndarray
-  frames: np.ndarray
-  scores: np.ndarray
+  latents: Float32[np.ndarray, "K frames C H W"]
+  frames: Shaped[np.ndarray, "K num_frames ..."]
+  scores: Float32[np.ndarray, " K"]
   best: int
 
 
 # Prompts of one batch are searched in lockstep: they share the counters, and with them every shape and every branch.
-_STATE_AXES = SearchState(chunk_index=None, base_seed=0, num_past=None, beams=0, policy=0)
-_CONDITION_AXES = Condition(text=0, image_reward=0, video_reward=0, num_chunks=None)
+# Where a state or a condition has arrays, these have the axes that `jax.vmap` takes.
+_STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, num_past=None, beams=0, policy=0)
+_CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None)
 
 
+@runtime_checkable
 class CompiledStep(Protocol):
   """`jitted_chunk_step`, or what does the same."""
 
   def __call__(
     self,
-    params: Params,
+    params: SearchParams,
     state: SearchState,
     condition: Condition,
     models: Models,
@@ -111,9 +114,13 @@ def _chunk_step(params, state, condition, models, search, *, first, record):
   return step(params, state, condition)
 
 
-@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
 def jitted_init_state(params, seed, models, search, num_chunks=None):
-  """`init_state` of one seed, or of a seed per prompt."""
+  """`init_state` of one seed, or of a seed per prompt; compiled once for all videos that fill the sliding window."""
+  return _init_state(params, seed, models, search, min(num_chunks or search.sliding_window, search.sliding_window))
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search", "num_chunks"))
+def _init_state(params, seed, models, search, num_chunks):
   init = lambda seed: init_state(params, models, search, seed, num_chunks)
   mesh = models.execution.mesh
   if jnp.ndim(seed):
@@ -126,13 +133,11 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   models.generator.check(search)
   longest = models.generator.max_chunks
   if not 1 <= num_chunks <= longest:
-    raise ConfigError(
-      f"the number of chunks must be in 1..{longest}, which is the longest video of this model, got {num_chunks}"
-    )
+    raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
 
 
 def stream(
-  params: Params,
+  params: SearchParams,
   condition: Condition,
   models: Models,
   search: SearchConfig,
@@ -157,7 +162,7 @@ def stream(
 
 
 def stream_states(
-  params: Params,
+  params: SearchParams,
   condition: Condition,
   models: Models,
   search: SearchConfig,
@@ -186,10 +191,10 @@ def stream_states(
   """
   check_length(models, search, num_chunks)
   mesh = models.execution.mesh
-  if np.ndim(seed) and mesh is not None and len(seed) % mesh.shape[RULES["prompt"]]:
-    raise ConfigError(f"{len(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
+  if np.ndim(seed) and mesh is not None and np.size(seed) % mesh.shape[RULES["prompt"]]:
+    raise ConfigError(f"{np.size(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
   if state is None:
-    state = jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
+    state = cast(SearchState, jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
   for index in range(int(state.chunk_index), num_chunks):
     state, trace = step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
@@ -197,7 +202,7 @@ def stream_states(
 
 
 def abstract_state(
-  params: Params, models: Models, search: SearchConfig, seed: int | Sequence[int], *, num_chunks: int
+  params: SearchParams, models: Models, search: SearchConfig, seed: int | Sequence[int], *, num_chunks: int
 ) -> SearchState:
   """Shapes, dtypes and shardings of the states that `stream_states` yields for these arguments."""
   init = functools.partial(jitted_init_state, models=models, search=search, num_chunks=num_chunks)
@@ -231,7 +236,7 @@ def _rollout(params, condition, seed, models, search, num_chunks, record):
 
 
 def rollout(
-  params: Params,
+  params: SearchParams,
   condition: Condition,
   models: Models,
   search: SearchConfig,
@@ -250,21 +255,28 @@ def rollout(
 
 
 def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
-  usable = hosts.to_host(trace.candidates.usable).any(axis=(-2, -1))
-  if not usable.all():
-    prompt = int(np.argmin(usable))
-    raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: every candidate is NaN or Inf", prompt)
+  """Raises SearchError if a prompt has no usable candidate, or a policy let one survive that is not usable."""
+  usable, survivor = hosts.to_host((trace.candidates.usable, trace.survivor))
+  usable = usable.reshape(*survivor.shape[:-1], -1)
+  survivors = np.take_along_axis(usable, survivor, axis=-1)
+  for fine, problem in (
+    (usable.any(axis=-1), "every candidate is NaN or Inf"),
+    (survivors.all(axis=-1), "the policy chose a candidate that is NaN or Inf"),
+  ):
+    if not fine.all():
+      prompt = int(np.argmin(fine))
+      raise SearchError(f"chunk {chunk_index}, seed {np.ravel(seed)[prompt]}: {problem}", prompt)
 
 
-def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:
+def lineage(survivors: Sequence[Int[HostArray, " K"]], beam_size: int) -> Int[np.ndarray, "num_chunks K"]:
   """Which survivor of every chunk each final beam descends from.
 
   Args:
-    survivors: per chunk [K] int, surviving candidates n = parent * B + i.
+    survivors: per chunk, surviving candidates n = parent * B + i.
     beam_size: B.
 
   Returns:
-    [num_chunks, K] int; column k names, chunk by chunk, the survivor on final beam k's lineage.
+    Column k names, chunk by chunk, the survivor on final beam k's lineage.
   """
   path = [np.arange(len(survivors[-1]))]
   for survivor in reversed(survivors[1:]):
@@ -272,18 +284,20 @@ def lineage(survivors: list[np.ndarray], beam_size: int) -> np.ndarray:
   return np.stack(path[::-1])
 
 
-@functools.partial(jax.jit, static_argnames=("models",))
-def _whole_video_scores(params, condition, frames, models):
+@functools.partial(jax.jit, static_argnames=("models", "last"))
+def _whole_video_scores(params, condition, frames, models, last):
+  """The video reward of every video, as a window that ends with its last chunk of `last` frames."""
+
   def score(frames):
-    window = FrameWindow(frames[:-1], frames.shape[0] - 1, frames[-1:])
+    window = FrameWindow(frames[:-last], frames.shape[0] - last, frames[-last:])
     info = CandidateInfo(condition.num_chunks - 1, jnp.int32(0))
     return models.video_reward(params["video_reward"], condition.video_reward, window, info)
 
   return jax.lax.map(score, frames)
 
 
-def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> np.ndarray | None:
-  """Long-term scores [K] of the finished videos, if the last sliding window was the whole video; None otherwise.
+def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> Float32[np.ndarray, " K"] | None:
+  """Long-term scores of the finished videos, if the last sliding window was the whole video; None otherwise.
 
   They are what `final_beams` would compute, up to the rounding of another program (2e-7 of scores around 1).
   """
@@ -294,13 +308,13 @@ def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> np.nda
 
 
 def final_beams(
-  params: Params,
+  params: SearchParams,
   condition: Condition,
   models: Models,
   search: SearchConfig,
   traces: list[ChunkTrace],
   *,
-  scores: np.ndarray | None = None,
+  scores: Float32[np.ndarray, " K"] | None = None,
 ) -> FinalBeams:
   """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does.
 
@@ -310,14 +324,15 @@ def final_beams(
     models: static half of the chunk step.
     search: how they were searched.
     traces: of all chunks, in order.
-    scores: [K] whole-video scores where they are known, as `last_window_scores` may know them; by default the video
+    scores: whole-video scores where they are known, as `last_window_scores` may know them; by default the video
       reward judges every video.
   """
   traces = [hosts.to_host(trace._replace(steps=None)) for trace in traces]
   path = lineage([t.survivor for t in traces], search.beam_size)
   join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
   latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
-  if scores is None:
-    scores = hosts.to_host(_whole_video_scores(params, condition, frames, models))
-  ranked = np.where(np.isfinite(scores), scores, -np.inf)
-  return FinalBeams(latents=latents, frames=frames, scores=scores, best=int(np.argmax(ranked)))
+  last = traces[-1].frames.shape[1]
+  judge = lambda: hosts.to_host(_whole_video_scores(params, condition, frames, models, last))
+  known = judge() if scores is None else scores
+  ranked = np.where(np.isfinite(known), known, -np.inf)
+  return FinalBeams(latents=latents, frames=frames, scores=known, best=int(np.argmax(ranked)))

@@ -12,10 +12,10 @@ nothing else of it:
 """
 
 import dataclasses
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float, Int32
 
 from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import SearchConfig
@@ -24,23 +24,24 @@ from streamt1_jax.noise_propagation import DrawNoise
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.rewards.base import ImageReward, VideoReward
 from streamt1_jax.sampling import Sampler
-from streamt1_jax.typing import Latents, Params
+from streamt1_jax.typing import IntScalar, Latents, Params
 
 
 class Eviction(NamedTuple):
   """What happened to one beam's memory before a chunk was generated.
 
   Attributes:
-    route: int32 scalar, one of the routes that `memory_sinking` numbers; 0 says that nothing left the memory.
-    frame: int32 scalar, first latent frame of the chunk that left the window; -1 if none did.
-    sink_frame: int32 scalar, first latent frame of the sink that took it in; -1 if none did.
+    route: one of the routes that `memory_sinking` numbers; 0 says that nothing left the memory.
+    frame: first latent frame of the chunk that left the window; -1 if none did.
+    sink_frame: first latent frame of the sink that took it in; -1 if none did.
   """
 
-  route: jax.Array
-  frame: jax.Array
-  sink_frame: jax.Array
+  route: IntScalar
+  frame: IntScalar
+  sink_frame: IntScalar
 
 
+@runtime_checkable
 class Generator(Protocol):
   """A causal generator of latents. Pure and hashable: it is static under `jit`.
 
@@ -52,33 +53,39 @@ class Generator(Protocol):
   @property
   def latent_shape(self) -> tuple[int, int, int, int]:
     """Shape [F, C, H, W] of a chunk of latents."""
+    ...
 
   @property
   def max_chunks(self) -> int:
     """Chunks of the longest video."""
+    ...
 
   @property
-  def sigmas(self) -> np.ndarray:
-    """[S] noise level before every denoising step, in (0, 1], largest first; after the last step it is 0."""
+  def sigmas(self) -> Float[np.ndarray, " S"]:
+    """Noise level before every denoising step, in (0, 1], largest first; after the last step it is 0."""
+    ...
 
   def check(self, search: SearchConfig) -> None:
     """Raises ConfigError unless `search` can run."""
 
   def init_memory(self, params: Params, search: SearchConfig) -> Any:
     """Memory of a beam that has no chunk yet."""
+    ...
 
   def open(self, memory: Any, search: SearchConfig) -> tuple[Any, Eviction]:
     """Makes room for the next chunk, and tells what left the memory."""
+    ...
 
   def view(self, memory: Any) -> Any:
     """What candidates read of an opened memory. They share it: it is never copied for one of them."""
+    ...
 
   def denoise(
     self,
     params: Params,
     x: Latents,
-    step: jax.Array,
-    chunk_index: jax.Array,
+    step: IntScalar,
+    chunk_index: IntScalar,
     text: Any,
     view: Any,
     execution: Execution,
@@ -87,27 +94,31 @@ class Generator(Protocol):
 
     Args:
       params: weights.
-      x: [F, C, H, W] float32, noisy at level `sigmas[step]`.
-      step: int32 scalar in 0..S - 1.
-      chunk_index: int32 scalar.
+      x: noisy at level `sigmas[step]`.
+      step: in 0..S - 1.
+      chunk_index: counted from 0.
       text: the prompt, as `Condition.text` has it.
       view: of the beam's opened memory.
       execution: on which devices, and how.
 
     Returns:
-      [F, C, H, W] float32, the noiseless chunk x0 as this step predicts it.
+      The noiseless chunk x0 as this step predicts it.
     """
+    ...
 
   def clean_pass(
-    self, params: Params, latents: Latents, chunk_index: jax.Array, text: Any, view: Any, execution: Execution
+    self, params: Params, latents: Latents, chunk_index: IntScalar, text: Any, view: Any, execution: Execution
   ) -> Any:
-    """What a finished chunk [F, C, H, W] leaves in the memory; arguments as in `denoise`."""
+    """What a finished chunk leaves in the memory; arguments as in `denoise`."""
+    ...
 
-  def commit(self, memory: Any, chunk: Any, flags: Flags, chunk_index: jax.Array) -> Any:
+  def commit(self, memory: Any, chunk: Any, flags: Flags, chunk_index: IntScalar) -> Any:
     """The opened memory with what `clean_pass` gave; `flags` say what becomes of the chunk when it has to leave."""
+    ...
 
-  def gather(self, memories: Any, parents: jax.Array) -> Any:
-    """The memories [K, ...] of the beams at `parents` [K] int32: the only time that memories move."""
+  def gather(self, memories: Any, parents: Int32[Array, " K"]) -> Any:
+    """The memories [K, ...] of the beams at `parents`: the only time that memories move."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

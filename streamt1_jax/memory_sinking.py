@@ -5,15 +5,17 @@
   append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
 
 A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not
-care, keys were rotated at their absolute frame when they were written, and the table says which slot is which. So an
-append moves no data (the slot is relabelled), a commit writes one slot, and a slot that is freed is filled by the last
-one.
+care, keys are rotated at their absolute frame when they are written, and the table says which slot is which. So an
+append moves no data (it labels the slot anew), a commit writes one slot, and the last slot moves into one that becomes
+free.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from streamt1_jax.backbone.attention import MemoryView
 from streamt1_jax.backbone.dit import ChunkMemory
@@ -21,6 +23,7 @@ from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.generator import Eviction
 from streamt1_jax.nn.rotary import RotaryTables, shift_frames
 from streamt1_jax.reward_pruning import Flags
+from streamt1_jax.typing import IntLike, IntScalar
 
 NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)
 """Routes of an `Eviction`."""
@@ -28,31 +31,31 @@ _NO_FRAME = jnp.iinfo(jnp.int32).max
 
 
 class SinkAccumulator(NamedTuple):
-  """The last sink in float32, [L, A, T, D] each. A narrower memory needs it: there `0.999 * x` rounds to `x`."""
+  """The last sink in float32. A narrower memory needs it: `0.999 * x` rounds to `x` in bfloat16."""
 
-  k: jax.Array
-  v: jax.Array
+  k: Float32[Array, "L A T D"]
+  v: Float32[Array, "L A T D"]
 
 
 class Memory(NamedTuple):
   """One beam's attention memory; R slots of one chunk each.
 
   Attributes:
-    k: [L, R, A, T, D] rotated keys.
-    v: [L, R, A, T, D] values.
-    frame: [R] int32, absolute index of the first latent frame in the slot.
-    is_sink: [R] bool.
+    k: rotated keys.
+    v: values.
+    frame: absolute index of the first latent frame in the slot.
+    is_sink: whether the slot is a sink.
     flags: bool [R] each, how the chunk in the slot will be routed when it leaves the window.
-    count: int32 scalar, valid slots.
-    accumulator: the last sink in float32, or None where the memory's own dtype serves.
+    count: valid slots.
+    accumulator: the last sink in float32, or None if the memory's own dtype serves.
   """
 
-  k: jax.Array
-  v: jax.Array
-  frame: jax.Array
-  is_sink: jax.Array
+  k: Float[Array, "L R A T D"]
+  v: Float[Array, "L R A T D"]
+  frame: Int32[Array, " R"]
+  is_sink: Bool[Array, " R"]
   flags: Flags
-  count: jax.Array
+  count: IntScalar
   accumulator: SinkAccumulator | None
 
 
@@ -61,25 +64,27 @@ def memory_slots(model: ModelConfig, search: SearchConfig) -> int:
   return search.max_sink_frames // model.chunk_frames + model.window_chunks
 
 
-def empty_memory(model: ModelConfig, search: SearchConfig, dtype: jnp.dtype) -> Memory:
+def empty_memory(model: ModelConfig, search: SearchConfig, dtype: DTypeLike) -> Memory:
+  """Memory of one beam in `dtype`, without a chunk."""
   c, slots = model.backbone, memory_slots(model, search)
   chunk = (c.num_heads, model.chunk_tokens, c.head_dim)
   cache = jnp.zeros((c.num_layers, slots, *chunk), dtype)
-  none = jnp.zeros(slots, bool)
+  no_slot = jnp.zeros(slots, bool)
   narrow = search.sink_ema_dtype == "float32" and dtype != jnp.float32
   accumulator = jnp.zeros((c.num_layers, *chunk), jnp.float32)
   return Memory(
     k=cache,
     v=jnp.zeros_like(cache),
     frame=jnp.full(slots, -1, jnp.int32),
-    is_sink=none,
-    flags=Flags(none, none),
+    is_sink=no_slot,
+    flags=Flags(no_slot, no_slot),
     count=jnp.int32(0),
     accumulator=SinkAccumulator(accumulator, jnp.zeros_like(accumulator)) if narrow else None,
   )
 
 
 def view(memory: Memory) -> MemoryView:
+  """What attention reads."""
   return MemoryView(memory.k, memory.v, memory.count)
 
 
@@ -103,8 +108,8 @@ def _slot(cache: jax.Array, slot: jax.Array) -> jax.Array:
 
 @_slot.def_vmap
 def _slot_of_every_beam(size, batched, cache, slot):
-  # Beam by beam: for a gather or a scatter over beams a TPU copies all memories into another layout and back. The
-  # barrier keeps the compiler from reading slots again while others are being written, out of a copy of all of them.
+  # Beam by beam: a TPU would copy all memories into another layout and back to gather or scatter over beams. The
+  # barrier keeps the compiler from reading slots again, out of a copy of all of them, while others are being written.
   assert all(batched)
   shape = (1, cache.shape[1], 1, *cache.shape[3:])
   slots = [jax.lax.dynamic_slice(cache, _start(cache, beam, slot[beam]), shape) for beam in range(size)]
@@ -138,7 +143,7 @@ def _choose_route(memory: Memory, leaving: jax.Array, model: ModelConfig, search
   return jnp.where(window < model.window_chunks, NOTHING, route).astype(jnp.int32)
 
 
-def mix(sink: jax.Array, chunk: jax.Array, decay: float) -> jax.Array:
+def mix(sink: Float[Array, "*axes"], chunk: Float[Array, "*axes"], decay: float) -> Float[Array, "*axes"]:
   """decay * sink + (1 - decay) * chunk, every product rounded to the sink's dtype as in the released code."""
   product = lambda x, weight: (x.astype(jnp.float32) * weight).astype(sink.dtype)
   return product(sink, decay) + product(chunk, 1.0 - decay)
@@ -206,8 +211,8 @@ def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: Sear
   return _free(memory, leaving, merge | (route == DISCARD)), eviction
 
 
-def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: jax.Array, model: ModelConfig) -> Memory:
-  """Writes a chunk's keys and values `[L, A, T, D]` into the first empty slot; the first `sink_frames` are sinks."""
+def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: IntLike, model: ModelConfig) -> Memory:
+  """Writes a chunk's keys and values into the first empty slot; the first `sink_frames` are sinks."""
   slot = memory.count
   put = lambda entries, value: entries.at[slot].set(value)
   memory = memory._replace(
@@ -218,11 +223,11 @@ def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: jax.Ar
     flags=Flags(put(memory.flags.ema, flags.ema), put(memory.flags.append, flags.append)),
     count=memory.count + 1,
   )
-  return _label_sink(memory, slot, first_frame < model.sink_frames)
+  return _label_sink(memory, slot, jnp.asarray(first_frame < model.sink_frames))
 
 
-def gather(memories: Memory, parents: jax.Array) -> Memory:
-  """The memories [K, ...] of the beams at `parents` [K] int32, moved block by block and within their own space."""
+def gather(memories: Memory, parents: Int32[Array, " K"]) -> Memory:
+  """The memories [K, ...] of the beams at `parents`, moved block by block and within their own space."""
   # "clip", because the default mode checks every index against the size and selects over whole memories.
   take = lambda x: jnp.take(x, parents, axis=0, mode="clip")
 

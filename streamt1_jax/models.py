@@ -9,8 +9,8 @@ ModelConfig ── abstract_params ─────── shapes of the weights, 
 import functools
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.codec.base import Codec, LatentCodec
@@ -84,8 +84,8 @@ def _abstract(build) -> tuple[nnx.GraphDef, Params]:
   return graphdef, nnx.to_pure_dict(state)
 
 
-def abstract_params(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Params]:
+def abstract_params(config: ModelConfig, dtype: DTypeLike) -> dict[str, Params]:
   """Shapes of the weights of backbone and codec in `dtype`, by the names that a search's `params` have."""
-  codec = {} if config.codec is None else abstract_decoder(config.codec)[1]
+  codec: Params = {} if config.codec is None else abstract_decoder(config.codec)[1]
   cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)
   return jax.tree.map(cast, {"backbone": abstract_backbone(config)[1], "codec": codec})

@@ -7,10 +7,13 @@ parent's fresh noise again, so its two terms are correlated and its variance is 
 `SearchConfig.first_candidate` chooses.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Int32
+
+from streamt1_jax.typing import IntLike, IntScalar, Latents
 
 # Released seed rule: distinct for up to 10 beams of 100 candidates.
 _SEED_PER_CHUNK = 1000
@@ -21,24 +24,25 @@ class NoiseDraws(NamedTuple):
   """All random numbers of one candidate.
 
   Attributes:
-    fresh: [F, C, H, W] noise before fusion.
-    renoise: [S - 1, F, C, H, W] noise added back between denoising steps.
+    fresh: noise before fusion.
+    renoise: noise added back between denoising steps.
   """
 
-  fresh: jax.Array
-  renoise: jax.Array
+  fresh: Latents
+  renoise: Float32[Array, "S-1 F C H W"]
 
 
+@runtime_checkable
 class DrawNoise(Protocol):
-  """Draws a candidate's noise from its seed (int32 scalar); pure, so that equal seeds give equal noise."""
+  """Draws a candidate's noise from its seed; pure, so that equal seeds give equal noise."""
 
-  def __call__(self, seed: jax.Array) -> NoiseDraws: ...
+  def __call__(self, seed: IntScalar) -> NoiseDraws: ...
 
 
 def gaussian_noise(latent_shape: tuple[int, ...], num_steps: int) -> DrawNoise:
   """Standard normal draws from `jax.random.key(seed)`."""
 
-  def draw(seed: jax.Array) -> NoiseDraws:
+  def draw(seed: IntLike) -> NoiseDraws:
     noise = jax.random.normal(jax.random.key(seed), (num_steps, *latent_shape))
     return NoiseDraws(fresh=noise[0], renoise=noise[1:])
 
@@ -46,13 +50,13 @@ def gaussian_noise(latent_shape: tuple[int, ...], num_steps: int) -> DrawNoise:
 
 
 def candidate_seeds(
-  base_seed: jax.Array,
-  parent_seed: jax.Array,
-  chunk_index: jax.Array,
+  base_seed: IntLike,
+  parent_seed: Int32[Array, " K"],
+  chunk_index: IntLike,
   *,
   beam_size: int,
   first_candidate: str,
-) -> jax.Array:
+) -> Int32[Array, "K {beam_size}"]:
   """Seeds of all candidates of one chunk.
 
   The first chunk numbers its candidates from the base seed. Later, candidate i of beam k gets
@@ -60,14 +64,11 @@ def candidate_seeds(
   "reuse".
 
   Args:
-    base_seed: int32 scalar.
-    parent_seed: [K] int32, the seed each beam's last chunk was drawn from.
-    chunk_index: int32 scalar.
+    base_seed: seed of the video.
+    parent_seed: the seed each beam's last chunk was drawn from.
+    chunk_index: counted from 0.
     beam_size: candidates per beam, B.
     first_candidate: "reuse" or "fresh".
-
-  Returns:
-    [K, B] int32.
   """
   beams = jnp.arange(parent_seed.shape[0])[:, None]
   candidates = jnp.arange(beam_size)[None]
@@ -78,6 +79,8 @@ def candidate_seeds(
   return jnp.where(chunk_index == 0, first_chunk, later).astype(jnp.int32)
 
 
-def fuse_noise(parent: jax.Array, fresh: jax.Array, sigma: float) -> jax.Array:
-  """sigma * parent + sqrt(1 - sigma^2) * fresh, for `[F, C, H, W]` noises and sigma in (-1, 1)."""
+def fuse_noise(
+  parent: Float32[Array, "*shape"], fresh: Float32[Array, "*shape"], sigma: float
+) -> Float32[Array, "*shape"]:
+  """sigma * parent + sqrt(1 - sigma^2) * fresh, for sigma in (-1, 1)."""
   return sigma * parent + (1.0 - sigma**2) ** 0.5 * fresh

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from streamt1_jax import drivers, shipped
 from streamt1_jax.backbone.dit import TextMemory
@@ -31,6 +32,8 @@ from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_s
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
+from streamt1_jax.rewards.spec import RewardTable
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -93,12 +96,13 @@ class Pipeline:
     cls,
     directory: epath.PathLike | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     latent_size: tuple[int, int] | None = None,
     reward: str | None = None,
     reward_weights: Mapping[str, float] | None = None,
     short_frames: int | None = None,
-    reward_dtype: jnp.dtype | None = None,
+    reward_dtype: DTypeLike | None = None,
+    reward_table: RewardTable = REWARDS,
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
     attention: Implementation | None = None,
@@ -115,11 +119,12 @@ class Pipeline:
       reward_weights: factors of their scores.
       short_frames: frames of a chunk that image rewards see; all by default.
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
+      reward_table: the rewards there are; `{**REWARDS, "mine": SPEC}` adds one.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
-      decoding: how much memory decoding may take, see `parallel.execution.Execution`; candidates of more than 256x256
+      decoding: how much memory decoding may take, see `execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
-      step: the compiled chunk step; `executables.StoredSteps` keeps it for the next start.
+      step: the compiled chunk step.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
@@ -128,23 +133,27 @@ class Pipeline:
     directory = shipped.checkpoint() if directory is None else epath.Path(directory)
     config = load_config(directory)
     require_video_model(config, str(directory))
+    codec, encoder = config.required_codec, config.required_text
     choice = selection.choose(
       directory,
       reward,
       reward_weights,
       short_frames=short_frames,
-      chunk_frames=config.codec.temporal_stride * config.chunk_frames,
+      chunk_frames=codec.temporal_stride * config.chunk_frames,
+      table=reward_table,
     )
-    tokenizer = Tokenizer(directory / TOKENIZER_FILE, config.text.max_len)
-    text = PromptEncoder(directory / "text", config.text, tokenizer, config.backbone.text_len, dtype)
+    tokenizer = Tokenizer(directory / TOKENIZER_FILE, encoder.max_len)
+    text = PromptEncoder(directory / "text", encoder, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
     backbone_params = restore("backbone", abstract_backbone(config)[1])
-    codec_params = restore("codec", _abstract_codec(config.codec))
-    rewards = selection.load(directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh)
+    codec_params = restore("codec", _abstract_codec(codec))
+    rewards = selection.load(
+      directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
+    )
     if decoding is None:
-      pixels = config.latent_height * config.latent_width * config.codec.spatial_stride**2
+      pixels = config.latent_height * config.latent_width * codec.spatial_stride**2
       decoding = "in_turn" if pixels > _LARGE_FRAME else "together"
     execution = Execution(mesh=mesh, attention=attention, decoding=decoding)
     models = make_models(config, rewards.image.reward, rewards.video.reward, execution=execution)
@@ -180,7 +189,9 @@ class Pipeline:
 
   @property
   def config(self) -> ModelConfig:
-    return self.models.generator.config
+    generator = self.models.generator
+    assert isinstance(generator, WanGenerator)
+    return generator.config
 
   def num_chunks(self, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
     """Chunks of a video of a given length; `seconds` is rounded to the nearest whole chunk (5 s are 21 latent frames).
@@ -230,8 +241,8 @@ class Pipeline:
   @property
   def prompts_together(self) -> int:
     """How many prompts the devices search at the same time."""
-    sizes = self.mesh_sizes
-    return 1 if sizes is None else sizes[RULES["prompt"]]
+    mesh = self.models.execution.mesh
+    return 1 if mesh is None else mesh.shape[RULES["prompt"]]
 
   def stream_states(
     self,
@@ -331,7 +342,7 @@ class Pipeline:
     return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
 
 
-def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: jnp.dtype, mesh: Mesh | None) -> Params:
+def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: DTypeLike, mesh: Mesh | None) -> Params:
   """The weights of one part of a checkpoint; nothing else is allocated."""
   return load_params(directory / part, placed(mesh, part, shapes), dtype)
 

@@ -4,32 +4,34 @@ Another sampler is a function with this signature and a line in `SAMPLERS`; `Sch
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import jax
-
-from streamt1_jax.typing import Latents
+from streamt1_jax.typing import FloatScalar, Latents
 
 
+@runtime_checkable
 class Sampler(Protocol):
   """From one denoising step to the next. Pure and hashable: it is static under `jit`."""
 
-  def __call__(self, x: Latents, x0: Latents, noise: Latents, sigma: jax.Array, next_sigma: jax.Array) -> Latents:
+  def __call__(self, x: Latents, x0: Latents, noise: Latents, sigma: FloatScalar, next_sigma: FloatScalar) -> Latents:
     """The next step's input.
 
     Args:
-      x: [F, C, H, W] input of this step, at noise level `sigma`.
-      x0: [F, C, H, W] what this step predicted.
-      noise: [F, C, H, W] fresh standard normal noise; zeros after the last step.
-      sigma: float32 scalar, noise level of this step.
-      next_sigma: float32 scalar, noise level of the next step; 0 after the last step, whose result nobody reads.
+      x: input of this step, at noise level `sigma`.
+      x0: what this step predicted.
+      noise: fresh standard normal noise; zeros after the last step.
+      sigma: noise level of this step.
+      next_sigma: noise level of the next step; 0 after the last step, whose result nobody reads.
 
     Returns:
-      [F, C, H, W] at noise level `next_sigma`.
+      A chunk at noise level `next_sigma`.
     """
+    ...
 
 
-def renoise(x: Latents, x0: Latents, noise: Latents, sigma: jax.Array, next_sigma: jax.Array) -> Latents:
+def renoise(
+  x: Latents, x0: Latents, noise: Latents, sigma: float | FloatScalar, next_sigma: float | FloatScalar
+) -> Latents:
   """x' = (1 - sigma') x0 + sigma' noise: the few-step sampler of the released model, which forgets `x`."""
   del x, sigma
   return (1.0 - next_sigma) * x0 + next_sigma * noise

@@ -207,6 +207,7 @@ class SavedSearch:
 
   def _seal(self) -> None:
     """Adds checksums and removes old states. Orbax calls this in the first process, before the save gets its name."""
+    assert self._pending is not None
     (written,) = self.folder.glob(self._save_folder(self._pending).name + "*")
     for name, leaves in self._stored.items():
       part_files.write_part_file(written / name, leaves)

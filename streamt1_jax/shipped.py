@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import os
 
 from etils import epath
 
@@ -19,4 +18,4 @@ def flagfiles() -> epath.Path:
 
 
 def _folder() -> epath.Path:
-  return epath.Path(os.fspath(importlib.resources.files("streamt1_jax")))
+  return epath.Path(str(importlib.resources.files("streamt1_jax")))

@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
 from streamt1_jax import reward_pruning
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.policies import search_policy
 from streamt1_jax.reward_pruning import Flags, ScoreHistory
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import HostArray, IntLike, IntScalar, Latents, SearchParams
 
 
 class Beam(NamedTuple):
@@ -18,38 +19,39 @@ class Beam(NamedTuple):
 
   Attributes:
     memory: what the generator remembers.
-    noise: [F, C, H, W] float32, the fused noise the last chunk started from.
-    seed: int32 scalar, the seed of that chunk.
+    noise: the fused noise the last chunk started from.
+    seed: the seed of that chunk.
     history: scores so far.
-    past: [P, ...] decoded frames of the sliding window, oldest first, left-aligned; P is 0 if nothing is judged.
+    past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has
+      no past, because orbax saves no empty array.
     codec: decoder state.
-    latents: [W, F, C, H, W] latents of the sliding window's W chunks, oldest first, left-aligned; None unless rewards
+    latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards
       decode from scratch.
   """
 
   memory: Any
-  noise: jax.Array
-  seed: jax.Array
+  noise: Latents
+  seed: IntScalar
   history: ScoreHistory
-  past: jax.Array
+  past: Shaped[Array, "P ..."] | None
   codec: Any
-  latents: jax.Array | None
+  latents: Float32[Array, "window F C H W"] | None
 
 
 class SearchState(NamedTuple):
   """State of a search between two chunks. Its size does not depend on the video's length.
 
   Attributes:
-    chunk_index: int32 scalar, the chunk to be generated next.
-    base_seed: int32 scalar.
-    num_past: int32 scalar, valid frames in every beam's `past`.
+    chunk_index: the chunk to be generated next.
+    base_seed: seed of the video.
+    num_past: valid frames in every beam's `past`.
     beams: all beams, [K, ...] each.
     policy: the policy's carry, arrays [K, ...]; None for a policy without one.
   """
 
-  chunk_index: jax.Array
-  base_seed: jax.Array
-  num_past: jax.Array
+  chunk_index: IntScalar
+  base_seed: IntScalar
+  num_past: IntScalar
   beams: Beam
   policy: Any
 
@@ -61,32 +63,32 @@ class Condition(NamedTuple):
     text: what the generator reads of the prompt.
     image_reward: what the image reward made of the prompt.
     video_reward: what the video reward made of the prompt.
-    num_chunks: int32 scalar, chunks of the whole video.
+    num_chunks: chunks of the whole video.
   """
 
   text: Any
   image_reward: Any
   video_reward: Any
-  num_chunks: jax.Array
+  num_chunks: IntScalar
 
 
 class CandidateTrace(NamedTuple):
-  """Per candidate, each [K, B].
+  """Per candidate.
 
   Attributes:
-    seed: int32.
-    short: float32, short-term score.
-    long: float32, long-term score.
-    hybrid: float32, what the candidates are ranked by.
-    usable: bool, latents and scores are all finite.
+    seed: what its noise was drawn from.
+    short: short-term score.
+    long: long-term score.
+    hybrid: what the candidates are ranked by.
+    usable: latents and scores are all finite.
     flags: how the chunk would be routed if it survived.
   """
 
-  seed: jax.Array
-  short: jax.Array
-  long: jax.Array
-  hybrid: jax.Array
-  usable: jax.Array
+  seed: Int32[Array, "K B"]
+  short: Float32[Array, "K B"]
+  long: Float32[Array, "K B"]
+  hybrid: Float32[Array, "K B"]
+  usable: Bool[Array, "K B"]
   flags: Flags
 
 
@@ -96,19 +98,19 @@ class ChunkTrace(NamedTuple):
   Attributes:
     candidates: scores of all candidates.
     eviction: what left each parent's window before this chunk, [K] each.
-    survivor: [K] int32, surviving candidates n = parent * B + i; best first, unless the policy has another order.
-    score: [K] float32, what they survived with: by default their hybrid scores.
-    latents: [K, F, C, H, W] float32, their chunks.
-    frames: [K, Q, ...] their decoded frames.
+    survivor: surviving candidates n = parent * B + i; best first, unless the policy has another order.
+    score: what they survived with: by default their hybrid scores.
+    latents: their chunks.
+    frames: their decoded frames.
     steps: recorded intermediate arrays, or None: `noise` [K, B, F, C, H, W] fused, and `x0` [K, B, S, F, C, H, W].
   """
 
   candidates: CandidateTrace
   eviction: Eviction
-  survivor: jax.Array
-  score: jax.Array
-  latents: jax.Array
-  frames: jax.Array
+  survivor: Int32[Array, " K"]
+  score: Float32[Array, " K"]
+  latents: Float32[Array, "K F C H W"]
+  frames: Shaped[HostArray, "K Q ..."]
   steps: Any
 
 
@@ -127,7 +129,7 @@ def _window_chunks(search: SearchConfig, num_chunks: int | None) -> int:
 
 
 def init_state(
-  params: Params, models: Models, search: SearchConfig, seed: int | jax.Array, num_chunks: int | None = None
+  params: SearchParams, models: Models, search: SearchConfig, seed: IntLike, num_chunks: int | None = None
 ) -> SearchState:
   """State before the first chunk: `top_k` equal, empty beams.
 
@@ -141,7 +143,7 @@ def init_state(
   """
   generator, codec = models.generator, models.codec
   window = (_window_chunks(search, num_chunks), *generator.latent_shape)
-  past = (past_capacity(models, search, num_chunks), *codec.frame_shape())
+  past = past_capacity(models, search, num_chunks)
 
   def empty_beam() -> Beam:
     return Beam(
@@ -149,7 +151,7 @@ def init_state(
       noise=jnp.zeros(generator.latent_shape),
       seed=jnp.int32(0),
       history=reward_pruning.empty_history(search),
-      past=jnp.zeros(past, codec.frame_dtype()),
+      past=jnp.zeros((past, *codec.frame_shape()), codec.frame_dtype()) if past else None,
       codec=codec.init_state(params["codec"]),
       latents=jnp.zeros(window) if search.reward_decode == "scratch" else None,
     )

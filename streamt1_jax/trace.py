@@ -30,7 +30,7 @@ def describe_trace(traces: Sequence[ChunkTrace], beams: FinalBeams | None, searc
 
   Args:
     traces: the chunks in order; a search that failed has fewer than the video.
-    beams: the finished videos, or None where there are none.
+    beams: the finished videos; None if the search failed.
     search: the configuration they were searched with.
 
   Returns:

@@ -8,21 +8,56 @@
   P  decoded past frames kept for the video reward                 Q  pixel frames of a chunk
 
 An unbatched function is written for one candidate or one beam; `vmap` adds B and K in front.
+
+Types are jaxtyping's: a dtype, and a shape of space-separated names. One name stands for one size within one call. The
+tests check every call with beartype (`tests/conftest.py`); nothing is checked outside them, where types cost nothing.
+A shape of one name begins with a space, or else linters take the name for a variable.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, PyTree, Shaped, UInt8
 
-Params: TypeAlias = Any  # nested dict of arrays
+if TYPE_CHECKING:
+  Device: TypeAlias = Any  # pyright takes `jax.Device` of jax 0.10 for a variable
+else:
+  Device = jax.Device
 
-Latents: TypeAlias = jax.Array  # [F, C, H, W] float32, normalised latent space
-Frames: TypeAlias = jax.Array  # [Q, height, width, 3] uint8
-Queries: TypeAlias = jax.Array  # [T, A, D]
-Keys: TypeAlias = jax.Array  # [T, A, D], rotated; in memories [A, T, D]
-Values: TypeAlias = jax.Array  # [T, A, D]; in memories [A, T, D]
-Tokens: TypeAlias = jax.Array  # [F, T / F, M]
-TimeFeatures: TypeAlias = jax.Array  # [F, freq_dim] sinusoids of a timestep per latent frame
-Scalar: TypeAlias = jax.Array  # []
+HostArray: TypeAlias = np.ndarray | jax.Array
+"""On the host or on a device."""
 
-Implementation: TypeAlias = Literal["fold", "flash", "triton"]  # of attention over memory slots
+Weight: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""A weight on a device or on the host, or its shape alone."""
+
+if TYPE_CHECKING:
+  Params: TypeAlias = dict[str, Any]
+  """The weights of one model: names to weights and to further such dicts."""
+else:
+  # What the tests check: every leaf is a weight.
+  Params = PyTree[Weight]
+
+SearchParams: TypeAlias = dict[str, Params]
+"""The weights of a search: "backbone" (of the generator), "codec", "image_reward" and "video_reward"."""
+
+Latents: TypeAlias = Float32[Array, "F C H W"]
+"""Of a chunk, in the normalised latent space."""
+Frames: TypeAlias = UInt8[HostArray, "Q height width 3"]
+"""Pixels in RGB."""
+Decoded: TypeAlias = Shaped[HostArray, "Q ..."]
+"""Frames as a codec returns them: pixels, or something else that its rewards can read."""
+Queries: TypeAlias = Float[Array, "T A D"]
+"""Of a chunk, rotated."""
+Tokens: TypeAlias = Float[Array, "F frame_tokens M"]
+"""Hidden states of a chunk; a frame has T / F tokens."""
+TimeFeatures: TypeAlias = Float32[Array, "F freq_dim"]
+"""Sinusoids of a timestep per latent frame."""
+
+FloatScalar: TypeAlias = Float32[Array, ""]
+IntScalar: TypeAlias = Int32[Array, ""]
+IntLike: TypeAlias = int | np.integer | IntScalar
+"""A number that may be known while tracing."""
+
+Implementation: TypeAlias = Literal["fold", "flash", "triton"]
+"""Of attention over memory slots."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Float32, Float64, Int32
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.backbone import attention
@@ -18,7 +19,7 @@ from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import Memory
 from streamt1_jax.nn.rotary import RotaryTables, rotary_tables
 from streamt1_jax.reward_pruning import Flags
-from streamt1_jax.typing import Latents, Params
+from streamt1_jax.typing import IntScalar, Latents, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class WanGenerator:
     return self.config.max_chunks
 
   @property
-  def sigmas(self) -> np.ndarray:
+  def sigmas(self) -> Float64[np.ndarray, " S"]:
     return self.schedule.sigmas
 
   def check(self, search: SearchConfig) -> None:
@@ -71,8 +72,8 @@ class WanGenerator:
     self,
     params: Params,
     x: Latents,
-    step: jax.Array,
-    chunk_index: jax.Array,
+    step: IntScalar,
+    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
@@ -86,7 +87,7 @@ class WanGenerator:
     self,
     params: Params,
     latents: Latents,
-    chunk_index: jax.Array,
+    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
@@ -95,25 +96,25 @@ class WanGenerator:
     features = jnp.asarray(self.schedule.context_features)
     return self.velocity(params, latents, features, chunk_index, text, view, execution)[1]
 
-  def commit(self, memory: Memory, chunk: ChunkMemory, flags: Flags, chunk_index: jax.Array) -> Memory:
+  def commit(self, memory: Memory, chunk: ChunkMemory, flags: Flags, chunk_index: IntScalar) -> Memory:
     return memory_sinking.commit(memory, chunk, flags, self._first_frame(chunk_index), self.config)
 
-  def gather(self, memories: Memory, parents: jax.Array) -> Memory:
+  def gather(self, memories: Memory, parents: Int32[Array, " K"]) -> Memory:
     return memory_sinking.gather(memories, parents)
 
   def velocity(
     self,
     params: Params,
     latents: Latents,
-    features: jax.Array,
-    chunk_index: jax.Array,
+    features: Float32[Array, " freq_dim"],
+    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
   ) -> tuple[Latents, ChunkMemory]:
     """Velocity of one chunk at one timestep, and the keys and values it would commit.
 
-    `features` [freq_dim] float32 are the timestep's sinusoids; the other arguments are those of `denoise`.
+    `features` are the timestep's sinusoids; the other arguments are those of `denoise`.
     """
     features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
     options = execution.attention, execution.divide_attention
@@ -121,11 +122,11 @@ class WanGenerator:
     backbone = nnx.merge(self.graphdef, params)
     return backbone(latents, features, self._first_frame(chunk_index), text, attend, _placement(execution))
 
-  def text_memory(self, params: Params, embeddings: jax.Array) -> TextMemory:
+  def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""
     return nnx.merge(self.graphdef, params).text_memory(embeddings.astype(_dtype(params)))
 
-  def _first_frame(self, chunk_index: jax.Array) -> jax.Array:
+  def _first_frame(self, chunk_index: IntScalar) -> IntScalar:
     return chunk_index * self.config.chunk_frames
 
 

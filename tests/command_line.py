@@ -86,7 +86,7 @@ def generate(
     process = start(folder, *arguments, jax_settings=jax_settings)
     process.join()
     return result_of(process.exitcode, folder)
-  # This process has several devices, of which a search takes all by default.
+  # This process has several devices, and a search takes all of them by default.
   return call("generate", folder, *(["--mesh=data:1"] if one_device else []), *arguments)
 
 
@@ -134,7 +134,7 @@ def start(
 
 
 def start_function(folder: pathlib.Path, function: Callable, *arguments: Any, jax_settings: Mapping[str, Any]):
-  """As `start`, for a function that can be imported."""
+  """Starts a function that can be imported, as `start` starts a program."""
   process = _PROCESSES.Process(target=_run_function, args=(str(folder), dict(jax_settings), function, *arguments))
   process.start()
   return process
@@ -146,7 +146,7 @@ def run_generate(arguments: Sequence[str]) -> None:
 
 
 def generate_terminated(arguments: Sequence[str]) -> None:
-  """As `run_generate`; SIGTERM comes while a chunk is searched."""
+  """Runs the program in this process; SIGTERM comes while a chunk is searched."""
   from streamt1_jax.cli import stopped_searches
 
   save_if_due = stopped_searches.save_if_due
@@ -190,7 +190,7 @@ def _run_function(folder: str, jax_settings: dict[str, Any], function: Callable,
 
 def _prepare(folder: str, jax_settings: dict[str, Any]) -> None:
   os.chdir(folder)
-  # As from a terminal: a shell's background jobs, these tests perhaps, ignore Ctrl-C and hand that on.
+  # The tests may be a shell's background job, which ignores Ctrl-C and hands that on.
   signal.signal(signal.SIGINT, signal.default_int_handler)
   # One device, as on most machines, unless the settings ask for several.
   for name, value in ({"jax_num_cpu_devices": 1} | jax_settings).items():

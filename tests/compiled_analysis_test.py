@@ -156,6 +156,7 @@ def _compile(folder, *arguments):
 
 
 @_needs_compiler
+@pytest.mark.slow
 def test_compiles_for_a_slice_that_is_not_there(tmp_path):
   arguments = ["--checkpoint_preset=golden", "--topology=v5e:2x4", "--mesh=data:2,candidate:2,model:2"]
   result = _compile(tmp_path, *arguments)
@@ -177,6 +178,7 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
 
 
 @_needs_compiler
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("topology", "mesh", "data"), [("v6e:2x2", "candidate:4", 1), ("v5e:2x4", "data:2,candidate:4", 2)]
 )

@@ -14,6 +14,8 @@ from streamt1_jax.config import (
   SearchConfig,
   preset,
 )
+from streamt1_jax.io.config_json import from_json_value, to_json_value
+from streamt1_jax.models import make_models
 
 BACKBONE = BackboneConfig(dim=24, ffn_dim=32, num_heads=2, num_layers=2, freq_dim=8, text_dim=6, text_len=5)
 MODEL = preset("golden")
@@ -57,8 +59,11 @@ CODEC = CodecConfig()
     (SearchConfig(), "short_baseline", "mean"),
     (SearchConfig(), "sink_ema_dtype", "bfloat16"),
     (SearchConfig(), "reward_decode", ""),
+    (SearchConfig(), "judges", False),  # two candidates per beam and nothing to choose by
+    (SearchConfig(), "policy", "top_k"),
   ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_refusal_names_the_field(config, field, value):
   """One line that names the field and what was found, or what it should have been."""
   named = {"latent_height": "latent 7x", "latent_width": "x9 "}.get(field, field)
@@ -140,3 +145,28 @@ class TestSearchPresets:
   def test_streaming_is_one_candidate_without_growth(self):
     search = SearchConfig.streaming(MODEL)
     assert (search.num_candidates, search.noise_sigma, search.max_sink_frames) == (1, 0.0, MODEL.sink_frames)
+    assert not search.judges
+
+
+class TestFieldsThatCameLater:
+  """Files that were written before a field existed read as they always did."""
+
+  def test_stored_only_where_they_say_something(self):
+    assert "sampler" not in to_json_value(ScheduleConfig())
+    assert to_json_value(ScheduleConfig(sampler="other"))["sampler"] == "other"
+    assert to_json_value(SearchConfig.streaming(MODEL))["judges"] is False
+
+  @pytest.mark.parametrize("schedule", [ScheduleConfig(), ScheduleConfig(shift=3.0, sampler="other")], ids=str)
+  def test_there_and_back(self, schedule):
+    assert from_json_value(ScheduleConfig, to_json_value(schedule), "schedule") == schedule
+
+  def test_other_fields_must_be_there(self):
+    stored = to_json_value(ScheduleConfig())
+    del stored["shift"]
+    with pytest.raises(ConfigError, match="schedule lacks shift"):
+      from_json_value(ScheduleConfig, stored, "schedule")
+
+
+def test_unknown_sampler():
+  with pytest.raises(ConfigError, match="sampler must be one of renoise, got 'euler'"):
+    make_models(dataclasses.replace(MODEL, schedule=ScheduleConfig(sampler="euler")), None, None)

@@ -5,6 +5,7 @@ what they compiled in one folder that is removed at the end.
 """
 
 import os
+import pathlib
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,7 +21,15 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
+import jaxtyping
 import pytest
+from jaxtyping import install_import_hook
+
+_PACKAGE = pathlib.Path(__file__).parents[1] / "streamt1_jax"
+# Before the package is imported: from now on every call to it checks the types and shapes that its signature gives. Not
+# to `cli`: a module that defines flags is known to absl by the caller, which would be the check.
+_ROOMS = [f"streamt1_jax.{room.stem}" for room in _PACKAGE.iterdir() if room.stem != "cli"]
+install_import_hook(_ROOMS, "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -37,6 +46,14 @@ def pytest_addoption(parser):
     help="Folder with qwen.tiktoken, the hpsv3 wheel and VideoAlign's prompt_template.py; tests that need it are "
     "skipped without it.",
   )
+
+
+@pytest.fixture
+def unchecked_types():
+  """For tests that give a wrong type on purpose, to see what the package itself says of it."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -130,6 +130,7 @@ def _run_until_it_writes(folder: pathlib.Path, published: pathlib.Path, part: st
   return process
 
 
+@pytest.mark.slow
 def test_killed_while_any_part_is_written(tmp_path, published):
   for part in PARTS:
     process = _run_until_it_writes(tmp_path, published, part)

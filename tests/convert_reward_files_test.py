@@ -18,9 +18,9 @@ from streamt1_jax.convert import reward_part
 from streamt1_jax.convert.tables import hpsv3, videoalign
 from streamt1_jax.io import config_json
 from streamt1_jax.measuring import random_rewards
-from streamt1_jax.rewards import prompts
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.videoalign import VideoAlign
 from tests import small_rewards
 from tests.command_line import REPOSITORY, convert
@@ -81,7 +81,7 @@ def converted(tmp_path_factory, published) -> pathlib.Path:
 @pytest.mark.parametrize("model", ["hpsv3", "videoalign"])
 def test_loaded_rewards_are_the_published_ones(converted, model):
   loaded = load_reward(converted / "out/rewards" / model, fps=16.0, dtype=jnp.float32)
-  expected = TABLES[model].convert(tensors(model), small_rewards.CONFIGS[model])
+  expected = small_rewards.convert(tensors(model), small_rewards.CONFIGS[model])
   jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
   config = small_rewards.CONFIGS[model]
   assert loaded.reward == {"hpsv3": HPSv3(config), "videoalign": VideoAlign(16.0, config)}[model]
@@ -96,14 +96,14 @@ def test_half_precision_keeps_the_head(tmp_path, published):
   part = json.loads((tmp_path / "out/rewards/hpsv3/part.json").read_text())
   assert part["dtype"] == "bfloat16+float32"
   loaded = load_reward(tmp_path / "out/rewards/hpsv3", fps=16.0, dtype=jnp.float32)
-  expected = hpsv3.convert(tensors("hpsv3"), small_rewards.CONFIGS["hpsv3"])
+  expected = small_rewards.convert(tensors("hpsv3"), small_rewards.CONFIGS["hpsv3"])
   jax.tree.map(np.testing.assert_array_equal, loaded.params["head"], expected["head"])
 
 
 def test_provenance(converted, published):
   source = json.loads((converted / "out/rewards/videoalign/source.json").read_text())
   assert source["sources"][0]["file"] == "model.pth"
-  assert source["lora"]["rank"] == videoalign.LORA_RANK
+  assert source["lora"]["rank"] == videoalign.CONVERSION.lora[0]
   assert source["lora"]["scale"] == 2.0
   assert source["lora"]["layers"] == 7 * 2
   assert source["skipped"] == ["base_model.model.lm_head.weight (no reward reads it)"]
@@ -148,7 +148,7 @@ def test_dry_run(tmp_path, published):
   for fragment in (
     "rewards/hpsv3/ from --hpsv3, transformers 4.45 names",
     "rewards/videoalign/ from --videoalign",
-    f"merges a LoRA into 14 layers: rank {videoalign.LORA_RANK}, alpha 128",
+    f"merges a LoRA into 14 layers: rank {videoalign.CONVERSION.lora[0]}, alpha 128",
     "VideoReward/checkpoint-11352/model.pth",
     "skips lm_head.weight",
     f"instruction text of toy, sha256 {template(published, 'hpsv3').sha256}",
@@ -181,7 +181,10 @@ def test_refused_by_the_command(tmp_path, published, changes, fragments):
     ({"tokenizer": "nowhere"}, "--reward_tokenizer: .*nowhere is not a readable tokenizer.json"),
     ({"tokenizer": "hpsv3.json"}, "--reward_tokenizer: .*hpsv3.json is not a readable tokenizer.json"),
     ({"weights": "nowhere"}, "nowhere does not exist"),
-    ({"weights": "VideoReward"}, r"--hpsv3 .*model.pth as hpsv3(.|\n)*missing: rm_head.0.weight"),
+    (
+      {"weights": "VideoReward"},
+      "--hpsv3 .*model.pth as hpsv3: it holds adapters of peft, and the published file holds none",
+    ),
     ({"config": "nowhere.json"}, "--hpsv3_config .*nowhere.json cannot be read"),
     ({"config": "videoalign.json"}, "--hpsv3_config .*lacks head_dims"),
     ({"prompt": "videoalign_prompt.json"}, "--hpsv3_prompt: .* has 3 reward tokens, hpsv3 reads 1"),

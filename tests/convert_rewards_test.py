@@ -16,13 +16,14 @@ from streamt1_jax.rewards import videoalign as rewards_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.qwen2_vl.config import qwen2_vl_preset
 from streamt1_jax.rewards.videoalign import VideoAlignConfig
+from tests import small_rewards
 
 _TINY = HPSv3Config(qwen2_vl_preset("qwen2_vl_tiny"), head_dims=(12, 6))
 _BLOCK_LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
 
 
 def _published_vision(dim: int, out: int) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of the vision tower (rewards spec, section 3.6), 32 blocks."""
+  """Names and shapes of the vision tower (docs/reference/rewards.md), 32 blocks."""
   shapes = {"visual.patch_embed.proj.weight": (dim, 3, 2, 14, 14)}
   merged = 4 * dim
   for name, rows, columns in (("mlp.0", merged, merged), ("mlp.2", out, merged)):
@@ -114,7 +115,7 @@ class TestFullSize:
     assert len(published) == 1123
     assert sum(2 * math.prod(tensor.shape) for tensor in published.values()) == 5_030_744_064
     config = VideoAlignConfig()
-    merged = peft_merge.merged(published, videoalign.LORA_RANK, videoalign.LORA_ALPHA)
+    merged = peft_merge.merged(published, *videoalign.CONVERSION.lora)
     params = rewards_videoalign.abstract_params(config, jnp.bfloat16)
     engine.check(merged, videoalign.rules(config), params, ignore=qwen2_vl.UNUSED)
     assert _count(params["backbone"]["vision"]) == 665_271_296
@@ -125,21 +126,21 @@ class TestRoundTrip:
   @pytest.mark.parametrize("new_names", [False, True])
   def test_is_bitwise(self, new_names):
     rules = hpsv3.rules(_TINY, new_names)
-    specs = engine.source_specs(rules, rewards_hpsv3.abstract_params(_TINY))
+    specs = engine.source_specs(rules, small_rewards.abstract_params(_TINY))
     generator = np.random.default_rng(0)
     tensors = {name: generator.normal(size=spec.shape).astype(np.float32) for name, spec in specs.items()}
-    params = hpsv3.convert(tensors | {"lm_head.weight": np.zeros((256, 128), np.float32)}, _TINY)
+    params = small_rewards.convert(tensors | {"lm_head.weight": np.zeros((256, 128), np.float32)}, _TINY)
     back = engine.invert(params, rules)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
       np.testing.assert_array_equal(back[name], tensor)
 
   def test_mixed_names_are_refused(self):
-    specs = engine.source_specs(hpsv3.rules(_TINY), rewards_hpsv3.abstract_params(_TINY))
+    specs = engine.source_specs(hpsv3.rules(_TINY), small_rewards.abstract_params(_TINY))
     tensors = {name: np.zeros(spec.shape, np.float32) for name, spec in specs.items()}
     tensors["model.language_model.norm.weight"] = tensors.pop("model.norm.weight")
     with pytest.raises(ConfigError, match="unknown"):
-      hpsv3.convert(tensors, _TINY)
+      small_rewards.convert(tensors, _TINY)
 
 
 def _adapted(generator=None, out: int = 5, inputs: int = 4, rank: int = 2) -> dict[str, np.ndarray]:

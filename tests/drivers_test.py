@@ -74,7 +74,7 @@ class TestTwoDrivers:
     assert next(_stream(2)).steps is None
 
   def test_single_chunk_video(self):
-    """No later chunk, no past, and no 0 / 0 in the weight of the image score."""
+    """No later chunk, no past, and no 0 / 0 in the weight of the short-term score."""
     (streamed,), (rolled,) = list(_stream(1)), _rollout(1)
     _assert_same_search([streamed], [rolled])
     np.testing.assert_array_equal(streamed.candidates.hybrid, streamed.candidates.long)
@@ -83,13 +83,36 @@ class TestTwoDrivers:
     assert final.frames.shape == final.latents.shape
 
   def test_one_beam_one_candidate(self):
-    """A search of one candidate is plain streaming: no choice."""
+    """A search of one candidate is plain streaming: no choice, and nothing to judge."""
     search = SearchConfig.streaming(small.MODEL)
     streamed = list(_stream(6, search))
+    for trace in streamed:
+      for score in (trace.candidates.short, trace.candidates.long, trace.candidates.hybrid, trace.score):
+        np.testing.assert_array_equal(score, np.zeros_like(score))
+      assert trace.candidates.usable.all()
     assert [trace.survivor.tolist() for trace in streamed] == [[0]] * 6
     assert [int(trace.candidates.seed[0, 0]) for trace in streamed] == [0, 1000, 2000, 3000, 4000, 5000]
     final = _final(streamed, search)
     np.testing.assert_array_equal(final.latents[0], np.concatenate([trace.latents[0] for trace in streamed]))
+
+  def test_judges_change_nothing_but_scores(self):
+    """Of plain streaming: latents and frames are the same, and without judges no past frames are kept."""
+    search = SearchConfig.streaming(small.MODEL)
+    judged = dataclasses.replace(search, judges=True)
+    for trace, other in zip(_stream(6, search), _stream(6, judged), strict=True):
+      np.testing.assert_allclose(trace.latents, other.latents, rtol=0, atol=1e-6)
+      np.testing.assert_allclose(trace.frames, other.frames, rtol=0, atol=1e-6)
+      assert other.candidates.long.all()
+    past = lambda search: drivers.abstract_state(small.params(), small.models(), search, 0, num_chunks=6).beams.past
+    assert past(search) is None
+    assert past(judged).shape[1] == 15
+
+  def test_rewards_are_not_called_without_judges(self):
+    def refuse(*arguments):
+      raise AssertionError("a reward was called")
+
+    models = dataclasses.replace(small.models(), image_reward=refuse, video_reward=refuse)
+    assert len(list(_stream(2, SearchConfig.streaming(small.MODEL), models=models))) == 2
 
   def test_plain_streaming_does_not_depend_on_scores(self):
     """Every chunk worth remembering, or none: the sink stays the first chunk, unlike under a search's decay."""
@@ -111,15 +134,31 @@ class TestTwoDrivers:
     np.testing.assert_array_equal(_final(traces, search).latents[0], expected)
 
 
+@pytest.mark.parametrize(
+  ("search", "num_chunks"),
+  [
+    (SearchConfig.streaming(small.MODEL), 4),
+    (small.SEARCH, 1),
+    (dataclasses.replace(small.SEARCH, sliding_window=1), 4),
+  ],
+  ids=["plain", "one_chunk", "window_of_one"],
+)
+def test_no_array_of_a_state_is_empty(search, num_chunks):
+  """Orbax refuses to save one, so a search could not be saved."""
+  state = drivers.abstract_state(small.params(), small.models(), search, 0, num_chunks=num_chunks)
+  assert all(leaf.size for leaf in jax.tree.leaves(state))
+
+
 class TestCompilation:
   def test_two_programs_for_any_video(self):
-    """Chunk 4 and chunk 40, longer videos, other prompts and other seeds run what the first two chunks compiled."""
-    list(_stream(2))
+    """Chunk 4 and chunk 40, longer videos, other prompts and other seeds run what the first two chunks compiled, from
+    the length of the sliding window on."""
+    list(_stream(small.SEARCH.sliding_window))
     with CompileCounter() as compiles:
       for trace in _stream(45):
         jax.block_until_ready(trace)
       list(_stream(12, seed=5, prompt=1))
-      list(_stream(2, seed=123456, prompt=2))
+      list(_stream(3, seed=123456, prompt=2))
     assert compiles.count == 0
 
   def test_another_search_is_noticed(self):
@@ -251,6 +290,24 @@ class TestFinalBeams:
 
   def test_nan_never_wins(self):
     assert self._best((np.nan, -5.0, -4.0)).best == 2
+
+  def test_scores_that_are_known(self):
+    """A window of three chunks is a whole video of three: the last long-term scores judge what the final ones judge."""
+    for num_chunks in (1, 2, 3):
+      traces = list(_stream(num_chunks))
+      known = drivers.last_window_scores(small.SEARCH, traces)
+      np.testing.assert_allclose(known, _final(traces).scores, rtol=0, atol=1e-5)
+      arguments = small.params(), small.condition(num_chunks), small.models(), small.SEARCH, traces
+      final = drivers.final_beams(*arguments, scores=known)
+      assert final.best == int(np.argmax(known))
+      assert final.scores is known
+
+  @pytest.mark.parametrize("changes", [{}, {"reward_decode": "scratch", "sliding_window": 9}], ids=str)
+  def test_scores_that_are_not_known(self, changes):
+    """Four chunks do not fit into a window of three; and a window decoded from scratch is not the video's frames."""
+    search = dataclasses.replace(small.SEARCH, **changes)
+    assert drivers.last_window_scores(search, list(_stream(4, search))) is None
+    assert drivers.last_window_scores(SearchConfig.streaming(small.MODEL), []) is None
 
   def test_scores_judge_all_frames(self):
     """The window of the final score is the whole video, however small the sliding window is."""

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.command_line import REPOSITORY, call
 
 FINAL = ["training_backbone_lora", "wan_vae", "wan_umt5"]
@@ -16,6 +18,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_from_files_to_a_searched_chunk(tmp_path):
   done = run(
     f"--work_dir={tmp_path / 'check'}",
@@ -46,7 +49,7 @@ def test_a_folder_in_use_and_unknown_files_are_refused(tmp_path):
   (tmp_path / "thesis.txt").write_text("ten years")
   for arguments, message in (
     (["--work_dir=."], "--work_dir=. is not empty"),
-    (["--work_dir=new", "--sources=wan_vae,wan_clip"], "'wan_clip' is none of wan_backbone"),
+    (["--work_dir=new", "--sources=wan_vae,wan_clip"], "'wan_clip' is not one of wan_backbone"),
     (["--work_dir=new", "--check=taste"], "--check=taste"),
   ):
     result = call("measure.full_size_check", tmp_path, "--model=tiny", *arguments)

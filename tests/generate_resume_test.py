@@ -24,7 +24,7 @@ from tests.command_line import (
 PROMPT = "a red circle moves left over a dark blue background"
 FOLDER = results.result_folder("outputs", PROMPT).name
 NUM_CHUNKS = 4
-# Of a search on one device.
+# Flags that a search on one device cannot go on with, and what is told.
 OTHER_FLAGS = [
   (("--mesh=data:1", "--seed=8", "--noise_sigma=0.5"), "seed 0, not 8"),
   (("--mesh=data:1", "--decoding=in_turn"), "decoding together, not in_turn"),
@@ -172,12 +172,13 @@ class _Saves:
   [(None, 59.0, 5, 0), (None, 61.0, 3, 1), (None, 61.0, 9, 0), (3, 1.0, 6, 1), (3, 99.0, 5, 0), (0, 99.0, 3, 0)],
 )
 def test_when_a_search_is_saved(every, seconds, chunks, saves):
-  """Of 9 chunks, the last of which the video follows: by number, or once a minute."""
+  """A video of 9 chunks is saved by number, or once a minute, and never after the last chunk."""
   saved = _Saves(seconds)
   stopped_searches.save_if_due(saved, None, [[None] * chunks], 9, manifest.PhaseTimer(), every)
   assert saved.count == saves
 
 
+@pytest.mark.slow
 def test_killed_between_two_results(tmp_path, checkpoint):
   """The one that is there stays; the other is what it would have been, made from the last save of both."""
   prompts, outputs = (PROMPT, "a blue square stays"), tmp_path / "outputs"

@@ -16,11 +16,11 @@ from PIL import Image
 from streamt1_jax.cli import results
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.drivers import FinalBeams
-from streamt1_jax.io import video
 from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
 from streamt1_jax.trace import describe_trace
+from tests import videos
 from tests.command_line import (
   HOST_DEVICES,
   REPOSITORY,
@@ -83,7 +83,7 @@ def test_every_file_is_there_and_nothing_else(finished):
 
 
 def test_video_has_the_length_and_size_it_should(finished):
-  frames, fps = video.read_video(finished.outputs[0] / "video.mp4")
+  frames, fps = videos.read_video(finished.outputs[0] / "video.mp4")
   assert frames.shape == (NUM_FRAMES, 256, 256, 3)
   assert fps == 16
 

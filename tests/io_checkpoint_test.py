@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved is what is loaded, and every way a folder can be wrong is one clear line."""
+"""Checkpoints load as they were saved, and every way a folder can be wrong is one clear line."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Parts written piece by piece: what arrives is what orbax and `load_params` read, and nothing half-done stays."""
+"""Parts written piece by piece: orbax and `load_params` read what was written, and nothing half-done stays."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Videos on disk: what is written is what is seen, and a failed write leaves nothing."""
+"""Videos on disk look as they were written, and a failed write leaves nothing."""
 
 import fractions
 import struct
@@ -10,6 +10,7 @@ from PIL import Image
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, video
+from tests import videos
 
 
 def _moving_disc(frames=24, height=64, width=64):
@@ -29,7 +30,7 @@ def _psnr(a, b):
 def test_round_trip(tmp_path, scale, least):
   frames = _moving_disc()
   video.write_video(tmp_path / "clips" / "disc.mp4", frames, 16, scale=scale)
-  loaded, fps = video.read_video(tmp_path / "clips" / "disc.mp4")
+  loaded, fps = videos.read_video(tmp_path / "clips" / "disc.mp4")
   enlarged = np.kron(frames, np.ones((1, scale, scale, 1), np.uint8))
   assert loaded.dtype == np.uint8
   assert loaded.shape == enlarged.shape
@@ -42,7 +43,7 @@ def test_round_trip(tmp_path, scale, least):
 def test_colors_survive(tmp_path, color):
   frames = np.full((3, 32, 32, 3), color, np.uint8)
   video.write_video(tmp_path / "flat.mp4", frames, 8)
-  loaded, _ = video.read_video(tmp_path / "flat.mp4")
+  loaded, _ = videos.read_video(tmp_path / "flat.mp4")
   # Eight-bit YCbCr in the range 16..235 is coarser than RGB: two neighbouring levels may share a code.
   assert np.abs(loaded.astype(int) - frames).max() <= 3
 
@@ -50,21 +51,21 @@ def test_colors_survive(tmp_path, color):
 @pytest.mark.parametrize("fps", [1, 23.976, 29.97, 60])
 def test_frame_rate(tmp_path, fps):
   video.write_video(tmp_path / "clip.mp4", _moving_disc(5), fps)
-  loaded, found = video.read_video(tmp_path / "clip.mp4")
+  loaded, found = videos.read_video(tmp_path / "clip.mp4")
   assert len(loaded) == 5
   assert found == pytest.approx(fps, abs=1e-3)
 
 
 def test_one_frame(tmp_path):
   video.write_video(tmp_path / "clip.mp4", _moving_disc(1), 16)
-  assert len(video.read_video(tmp_path / "clip.mp4")[0]) == 1
+  assert len(videos.read_video(tmp_path / "clip.mp4")[0]) == 1
 
 
 def test_odd_sizes_repeat_the_last_row_and_column(tmp_path):
   # Grey, so that halved colour resolution costs nothing and the position of every pixel is what is measured.
   frames = _moving_disc(4, height=33, width=47)[..., :1].repeat(3, axis=-1)
   video.write_video(tmp_path / "odd.mp4", frames, 16)
-  loaded, _ = video.read_video(tmp_path / "odd.mp4")
+  loaded, _ = videos.read_video(tmp_path / "odd.mp4")
   assert loaded.shape == (4, 34, 48, 3)
   assert _psnr(loaded, np.pad(frames, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")) > 38
 
@@ -113,14 +114,14 @@ def test_truncated_videos_are_refused(tmp_path, keep):
   content = path.read_bytes()
   path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
   with pytest.raises(ConfigError, match="clip.mp4"):
-    video.read_video(path)
+    videos.read_video(path)
 
 
 def test_a_missing_or_foreign_file_is_no_video(tmp_path):
   (tmp_path / "notes.mp4").write_text("these are notes " * 100)
   for name in ("absent.mp4", "notes.mp4"):
     with pytest.raises(ConfigError, match=name):
-      video.read_video(tmp_path / name)
+      videos.read_video(tmp_path / name)
 
 
 def _patched(content: bytes, box: bytes, offset: int, value: bytes) -> bytes:
@@ -138,17 +139,17 @@ def test_frames_are_turned_as_the_file_asks(tmp_path, matrix, turns):
   """The track header's matrix takes (x, y), y downwards, to (a x + c y, b x + d y); (0, 1, -1, 0) turns clockwise."""
   path = tmp_path / "clip.mp4"
   video.write_video(path, _moving_disc(3, width=48), 16)
-  stored, _ = video.read_video(path)
+  stored, _ = videos.read_video(path)
   a, b, c, d = (number << 16 for number in matrix)
   path.write_bytes(_patched(path.read_bytes(), b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)))
-  turned, _ = video.read_video(path)
+  turned, _ = videos.read_video(path)
   np.testing.assert_array_equal(turned, np.rot90(stored, turns, axes=(1, 2)))
 
 
 def test_some_frames(tmp_path):
   path = tmp_path / "clip.mp4"
   video.write_video(path, _moving_disc(9), 16)
-  every, _ = video.read_video(path)
+  every, _ = videos.read_video(path)
   assert video.probe_video(path) == (9, 16.0, 64, 64)
   np.testing.assert_array_equal(video.read_frames(path, [8, 0, 3, 3], 9), every[[8, 0, 3, 3]])
   with pytest.raises(ConfigError, match="clip.mp4 is incomplete: 9 frames of 10"):
@@ -171,7 +172,7 @@ def test_frames_are_counted_where_the_file_does_not_say(tmp_path):
 
 
 def _trimmed(path, first: int, frames: int = 20) -> None:
-  """An mp4 that holds `frames` frames and shows those from `first` on; what is before has negative times."""
+  """An mp4 that holds `frames` frames and shows those from `first` on. Those before have negative times."""
   with av.open(path, "w", options={"movflags": "faststart"}) as container:
     stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
     stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
@@ -188,25 +189,25 @@ def test_trimmed_videos_have_the_frames_they_show(tmp_path):
   with av.open(tmp_path / "trimmed.mp4") as container:
     assert container.streams.video[0].frames == 20
   assert video.probe_video(tmp_path / "trimmed.mp4") == (15, 30.0, 64, 64)
-  (shown, _), (every, _) = (video.read_video(tmp_path / name) for name in ("trimmed.mp4", "whole.mp4"))
+  (shown, _), (every, _) = (videos.read_video(tmp_path / name) for name in ("trimmed.mp4", "whole.mp4"))
   np.testing.assert_array_equal(shown, every[5:])
   # A cut at the end: 200 of a second's 1000 parts.
   content = (tmp_path / "trimmed.mp4").read_bytes()
   (tmp_path / "trimmed.mp4").write_bytes(_patched(content, b"elst", 8, struct.pack(">I", 200)))
   assert video.probe_video(tmp_path / "trimmed.mp4").num_frames == 6
-  np.testing.assert_array_equal(video.read_video(tmp_path / "trimmed.mp4")[0], shown[:6])
+  np.testing.assert_array_equal(videos.read_video(tmp_path / "trimmed.mp4")[0], shown[:6])
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.95])
 def test_trimmed_videos_that_are_cut_off_are_refused(tmp_path, keep):
-  """What says how many frames there are is at the beginning, and whole."""
+  """The beginning, which says how many frames there are, is whole."""
   path = tmp_path / "clip.mp4"
   _trimmed(path, 5)
   content = path.read_bytes()
   assert content.index(b"moov") < content.index(b"mdat") < 0.3 * len(content)
   path.write_bytes(content[: int(keep * len(content))])
   with pytest.raises(ConfigError, match="clip.mp4 is (incomplete|damaged|not a readable video)"):
-    video.read_video(path)
+    videos.read_video(path)
 
 
 def test_files_without_a_frame_rate_are_refused(tmp_path):
@@ -216,7 +217,7 @@ def test_files_without_a_frame_rate_are_refused(tmp_path):
   content = _encode_as(tmp_path / "instant.mp4", "mpeg4", 7)
   content = _patched(_patched(content, b"stts", 12, bytes(4)), b"mdhd", 16, bytes(4))
   (tmp_path / "instant.mp4").write_bytes(content)
-  # Without its default duration a track of one frame has no rate; 0xEC makes the entry a void one.
+  # Without its default duration a track of one frame has no rate. 0xEC makes the entry a void one.
   content = _encode_as(tmp_path / "frame.mkv", "mpeg4", 1)
   place = content.index(bytes.fromhex("23e38384"))
   (tmp_path / "frame.mkv").write_bytes(content[:place] + bytes.fromhex("ec86") + content[place + 2 :])
@@ -230,7 +231,7 @@ def test_unknown_codecs_are_refused(tmp_path):
   video.write_video(path, _moving_disc(3), 16)
   path.write_bytes(_patched(path.read_bytes(), b"avc1", -4, b"zzzz"))
   with pytest.raises(ConfigError, match="clip.mp4 is not readable: FFmpeg knows no decoder"):
-    video.read_video(path)
+    videos.read_video(path)
 
 
 def test_damaged_frames_are_refused(tmp_path):
@@ -243,7 +244,7 @@ def test_damaged_frames_are_refused(tmp_path):
   path.write_bytes(content)
   assert video.probe_video(path).num_frames == 12
   with pytest.raises(ConfigError, match="clip.mp4 is damaged: frame"):
-    video.read_video(path)
+    videos.read_video(path)
 
 
 def test_contact_sheet_shows_evenly_spaced_frames():

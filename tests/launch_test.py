@@ -20,13 +20,16 @@ LAUNCH = REPOSITORY / "experiments/launch"
 FLAGS = ["--flagfile=experiments/flagfiles/paper_5s.flags", '--prompt=a cat\'s $HOME, "quoted" & more']
 
 # Writes its name, arguments and XLA's variables as a line of JSON, and does what the fake needs.
-_NOTE = """#!/usr/bin/env python3
+_NOTE = (
+  f"#!{sys.executable} -IS"
+  + """
 import json, os, subprocess, sys
 entry = dict(name=os.path.basename(sys.argv[0]), args=sys.argv[1:])
 entry |= {key: os.environ[key] for key in ("LIBTPU_INIT_ARGS", "XLA_FLAGS") if key in os.environ}
 with open(os.environ["NOTES"], "a") as notes:
   notes.write(json.dumps(entry) + "\\n")
 """
+)
 _GCLOUD = """
 action = sys.argv[4]
 states = os.environ["STATES"].split() if "STATES" in os.environ else []
@@ -139,7 +142,7 @@ def test_the_program_has_the_flags_that_the_scripts_give_it():
     "output_dir": "a", "compilation_cache_dir": "b", "save_every": "5", "process_id": "1", "num_processes": "2",
     "coordinator_address": "node7:20041",
   }  # fmt: skip
-  values = command.parse(generate.define_flags, [f"--{name}={value}" for name, value in given.items()] + FLAGS)
+  values = command.parse(generate.define_flags, FLAGS + [f"--{name}={value}" for name, value in given.items()])
   assert {name: str(values[name].value) for name in given} == given
 
 

@@ -192,6 +192,7 @@ def test_evaluate_judges_true_clips(tmp_path):
   assert report["whole_video"]["color"] == report["whole_video"]["background"] == 1.0
 
 
+@pytest.mark.slow
 def test_save_cost_reports(tmp_path):
   small = save_model(tmp_path / "small")
   arguments = [f"--checkpoint={small}", "--chunks=3", "--save_every=1", "--repeats=1"]

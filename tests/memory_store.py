@@ -1,4 +1,4 @@
-"""A bucket in memory behind gs://, for the libraries that a run reads and writes through.
+"""A bucket in memory behind gs://. The libraries that a run reads and writes through find it there.
 
   etils.epath ── fsspec ── MemoryBucket ──┐
                                           ├── one dict of objects
@@ -22,7 +22,7 @@ from fsspec.implementations import memory
 
 
 class MemoryBucket(memory.MemoryFileSystem):
-  """fsspec's file system in memory, less its folders."""
+  """fsspec's file system in memory, without folders."""
 
   protocol = ("gcs", "gs")
   root_marker = ""
@@ -77,7 +77,7 @@ def moved_to_bucket(folder: pathlib.Path, bucket: str = "bucket"):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-  """As much of Google's JSON interface as TensorStore uses."""
+  """The part of Google's JSON interface that TensorStore uses."""
 
   protocol_version = "HTTP/1.1"
 

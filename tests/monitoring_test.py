@@ -31,7 +31,7 @@ def _scalars(path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _events(path) -> Iterator[event_pb2.Event]:
-  """Of a file of records: length, checksum, event, checksum."""
+  """The events of a file, whose records are length, checksum, event, checksum."""
   content = path.read_bytes()
   while content:
     (length,) = struct.unpack("<Q", content[:8])
@@ -130,5 +130,5 @@ def test_bad_flags(given, fragment):
 def test_missing_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
   monitoring.check_flags(_flags(), 7)
-  with pytest.raises(ConfigError, match=r"pip install 'streamt1_jax\[tensorboard\]'"):
+  with pytest.raises(ConfigError, match=r"pip install tensorboardX"):
     monitoring.check_flags(_flags(tensorboard_dir="metrics"), 7)

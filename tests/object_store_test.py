@@ -151,7 +151,7 @@ def test_absolute_paths(tmp_path, monkeypatch):
   ("program", "flag", "fragment"),
   [
     ("generate", "--checkpoint=s3://bucket/tiny", "gs://bucket/name"),
-    ("generate", "--output_dir=gs://bucket", "pip install 'streamt1_jax[gcs]'"),
+    ("generate", "--output_dir=gs://bucket", "pip install gcsfs"),
     ("convert", "--output=gs://bucket/model", "a path of this machine"),
   ],
 )

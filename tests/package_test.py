@@ -53,19 +53,20 @@ def test_front_door(imported):
   assert imported["names"] == sorted(imported["names"], key=lambda name: (name[0].islower(), name))
 
 
-class TestWheel:
-  @pytest.fixture(scope="class")
-  def names(self, tmp_path_factory):
-    """Names of the files that setuptools copies into the wheel."""
-    folder = tmp_path_factory.mktemp("build")
-    copy = shutil.copytree(REPOSITORY, folder / "source", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    code = "from setuptools import setup; setup()"
-    command = [sys.executable, "-c", code, "-q", "build_py", f"--build-lib={folder / 'built'}"]
-    subprocess.run(command, cwd=copy, check=True, capture_output=True)
-    built = folder / "built"
-    assert [path for path in built.rglob("*") if path.is_symlink()] == []
-    return {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()}
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+  """Names of the files that setuptools copies into the wheel."""
+  folder = tmp_path_factory.mktemp("build")
+  copy = shutil.copytree(REPOSITORY, folder / "source", symlinks=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+  code = "from setuptools import setup; setup()"
+  command = [sys.executable, "-c", code, "-q", "build_py", f"--build-lib={folder / 'built'}"]
+  subprocess.run(command, cwd=copy, check=True, capture_output=True)
+  built = folder / "built"
+  assert [path for path in built.rglob("*") if path.is_symlink()] == []
+  return {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()}
 
+
+class TestWheel:
   def test_holds_the_small_model_and_the_flagfiles(self, names):
     for folder in ("checkpoints", "experiments/flagfiles"):
       files = [path for path in (REPOSITORY / folder).rglob("*") if path.is_file()]

@@ -12,9 +12,11 @@ from flax import nnx
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
-from streamt1_jax.rewards import folder, hpsv3, prompts, videoalign
-from streamt1_jax.rewards.prompts import RewardPrompt
+from streamt1_jax.rewards import folder, hpsv3, videoalign
+from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.training import preference_loss, preferences, reward_text
 from streamt1_jax.training.preferences import NAMES, Pairs
 from tests import small_rewards
@@ -75,8 +77,8 @@ class TestText:
 
   def test_the_texts_are_not_passed_off_as_the_published_ones(self):
     for template in reward_text.TEMPLATES.values():
-      assert template.model not in prompts.PUBLISHED_SHA256
-      assert template.sha256 not in prompts.PUBLISHED_SHA256.values()
+      assert template.model not in REWARDS
+      assert template.sha256 not in [spec.text.sha256 for spec in REWARDS.values() if spec.text is not None]
 
 
 @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
@@ -88,14 +90,14 @@ def test_batches_score_as_the_search_does(name):
   pairs = _pairs(["color", "blur"], [False, False], frames=1 if name == "hpsv3" else 4)
   module = hpsv3 if name == "hpsv3" else videoalign
   model = nnx.merge(module.graphdef(config), params)
-  reading = jax.jit(lambda pairs: preference_loss.read_pairs(model, config, captions, pairs))(pairs)
+  reading = jax.jit(lambda pairs: preference_loss.read_pairs(model, REWARDS[name], captions, pairs))(pairs)
   tokens = 16 if name == "hpsv3" else 2 * 16
   assert reading.media.shape == (2, tokens, config.backbone.decoder.dim)
 
   differing = [[_tokenizer().decode([int(token)]) for token in tokens] for tokens in reading.differing]
   assert differing == [[" red"] * 2, [" magenta"] * 2]
   # The other caption with the better clip of the second pair, by itself.
-  media = preference_loss.media_tokens(model, config, pairs.better)[1]
+  media = preference_loss.media_tokens(model, REWARDS[name], pairs.better)[1]
   text = captions.of(pairs.other[1], pairs.omit_size[1], pairs.omit_speed[1])
   embedding = model.backbone.embed_prompt(text)
   outputs = model.backbone.decoder.block_outputs(jnp.concatenate([embedding.before, media, embedding.after]))
@@ -157,7 +159,7 @@ class TestLoss:
         assert corruption.falls == ("TA",)
 
   def test_readers_start_knowing_nothing_and_read_the_right_things(self):
-    readers = preference_loss.init_readers("hpsv3", 8, 5)
+    readers = preference_loss.init_readers(REWARDS["hpsv3"], 8, 5)
     pairs = _pairs(["color"] * 3, [False] * 3)
     media, hidden = jnp.ones((3, 16, 8)), jnp.zeros((3, 4, 8)).at[:, 0, 0].set(1.0)
     after = jnp.array([[4, 1, 2, 0]] * 3)
@@ -194,7 +196,7 @@ class TestLoss:
   @pytest.mark.parametrize("name", ["hpsv3", "videoalign"])
   def test_names_of_all_terms(self, name):
     pairs, scores = _pairs(["color"], [False]), jnp.zeros((2, 2, 1, 1 if name == "hpsv3" else 3))
-    readers = preference_loss.init_readers(name, 8, 5)
+    readers = preference_loss.init_readers(REWARDS[name], 8, 5)
     tokens = PromptTokens(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int), jnp.full((1, 1), 2))
     differing, compared = jnp.zeros((2, 1), int), jnp.ones((2, 2, 1, 3, 8))
     reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens, differing, compared)
@@ -202,7 +204,7 @@ class TestLoss:
     terms |= preference_loss.seeing_terms(readers, reading.media, pairs)
     terms |= preference_loss.telling_terms(readers, reading)
     terms |= preference_loss.comparing_terms(readers, reading, pairs)
-    assert set(terms) == set(preference_loss.term_names(name))
+    assert set(terms) == set(preference_loss.term_names(REWARDS[name]))
     assert ("speed" in readers) == (name == "videoalign")
 
 
@@ -212,7 +214,7 @@ class TestUnitScores:
   def test_of_mu(self):
     config = _config("hpsv3")
     params = jax.tree.map(jnp.asarray, small_rewards.random_params(config))
-    same, scaled = preference_loss.with_unit_scores(config, params, np.array([4.0]), np.array([2.5]))
+    same, scaled = hpsv3.with_unit_scores(config, params, np.array([4.0]), np.array([2.5]))
     assert same == config
     condition = hpsv3.HPSv3(config).init(params, PromptTokens(jnp.zeros(2, int), jnp.arange(4), jnp.array([3])))
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)), jnp.uint8)
@@ -225,7 +227,7 @@ class TestUnitScores:
   def test_of_vq_mq_and_ta(self):
     config = _config("videoalign")
     mean, std = np.array([4.0, -1.0, 0.12345]), np.array([2.0, 0.5, 4.0])
-    scaled, params = preference_loss.with_unit_scores(config, {"head": 0}, mean, std)
+    scaled, params = videoalign.with_unit_scores(config, {"head": 0}, mean, std)
     assert params == {"head": 0}
     assert dataclasses.replace(scaled, mean=config.mean, std=config.std) == config
     raw = jnp.array([[4.0, -1.0, 0.1235], [6.0, -0.5, 4.1235], [2.0, -2.0, -7.8765]])
@@ -239,7 +241,8 @@ class TestFolder:
     config, template = _config(name), reward_text.TEMPLATES[name]
     params = jax.tree.map(jnp.asarray, small_rewards.random_params(config))
     for _ in range(2):  # The second time it is replaced.
-      folder.save_reward(tmp_path / name, config, params, template, _tokenizer())
+      files = loading.files(REWARDS[name], config, template, _tokenizer())
+      folder.save_reward(tmp_path / name, REWARDS[name], config, loading.with_backbone_in(params, jnp.float16), files)
     loaded = folder.load_reward(tmp_path / name, fps=16.0, dtype=jnp.float32)
     assert loaded.reward.config == config
     assert loaded.prompt.template == template
@@ -248,11 +251,9 @@ class TestFolder:
     for stored, given in zip(jax.tree.leaves(loaded.params["backbone"]), jax.tree.leaves(params["backbone"])):
       np.testing.assert_array_equal(stored, given.astype(jnp.float16).astype(jnp.float32))
 
-  def test_a_tokenizer_with_more_tokens_than_the_model_embeds(self, tmp_path):
+  def test_a_tokenizer_with_more_tokens_than_the_model_embeds(self):
     config = _config("hpsv3")
     decoder = dataclasses.replace(config.backbone.decoder, vocab_size=100)
     small = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, decoder=decoder))
-    params = small_rewards.random_params(small)
     with pytest.raises(ConfigError, match="embeds only 100"):
-      folder.save_reward(tmp_path / "r", small, params, reward_text.TEMPLATES["hpsv3"], _tokenizer())
-    assert not (tmp_path / "r").exists()
+      loading.files(REWARDS["hpsv3"], small, reward_text.TEMPLATES["hpsv3"], _tokenizer())

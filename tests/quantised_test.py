@@ -18,6 +18,7 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from tests import small_rewards
 
@@ -48,7 +49,7 @@ def folders(tmp_path_factory):
 
 @each_reward
 def test_what_is_loaded(folders, name):
-  """Integers and scales are those of the stored kernels, to the last bit; all else is what bfloat16 loads."""
+  """Integers and scales are those of the stored kernels, to the last bit. All else is what bfloat16 loads."""
   stored = _by_path(small_rewards.random_params(small_rewards.CONFIGS[name]))
   in_bfloat16 = _by_path(folder.load_reward(folders[name], fps=8.0, dtype=jnp.bfloat16).params)
   params = _by_path(folder.load_reward(folders[name], fps=8.0, dtype=jnp.int8).params, is_quantised)
@@ -85,7 +86,7 @@ def test_products_see_the_quantised_kernel(dtype):
 
 
 def _scores(loaded: folder.LoadedReward, params) -> np.ndarray:
-  """Of two videos."""
+  """Scores of two videos."""
   videos = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 4, 20, 30, 3)), jnp.uint8)
   tokens = loaded.prompt("a red circle moves left")
 
@@ -102,7 +103,7 @@ def _scores(loaded: folder.LoadedReward, params) -> np.ndarray:
 def test_models_compute_with_the_quantised_kernels(folders, name):
   """The whole model in float32 scores as one whose kernels numpy quantised and widened: no kernel is left out."""
   loaded = folder.load_reward(folders[name], fps=8.0, dtype=jnp.float32)
-  wanted = folder.abstract_params(small_rewards.CONFIGS[name], jnp.int8)
+  wanted = small_rewards.abstract_params(small_rewards.CONFIGS[name], jnp.int8)
 
   def convert(make):
     each = lambda leaf, weights: make(*_by_hand(np.asarray(weights))) if is_quantised(leaf) else weights
@@ -125,7 +126,7 @@ def test_on_a_mesh(folders):
   divided = folder.load_reward(folders["hpsv3"], fps=8.0, dtype=jnp.int8, mesh=mesh, embed_on_host=True)
   decoder = divided.params["backbone"]["decoder"]
   assert decoder["token_embedding"].shape == (0, 16)
-  expected = folder.with_table(alone.params, decoder["token_embedding"])
+  expected = loading.with_table(alone.params, decoder["token_embedding"])
   jax.tree.map(np.testing.assert_array_equal, expected, divided.params)
   blocks = decoder["blocks"]
   assert blocks["gate"]["kernel"].values.sharding.spec == PartitionSpec(None, None, "model")
@@ -149,7 +150,7 @@ def test_one_layer_at_a_time_is_widened():
     )
     deep = HPSv3(dataclasses.replace(reward, backbone=backbone))
     judge = lambda params, tokens, frames: deep(params, deep.init(params, tokens), frames, _INFO)
-    compiled = jax.jit(judge).lower(folder.abstract_params(deep.config, jnp.int8), tokens, frames).compile()
+    compiled = jax.jit(judge).lower(small_rewards.abstract_params(deep.config, jnp.int8), tokens, frames).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
   few, many = map(temporary_bytes, layers)

@@ -1,4 +1,4 @@
-"""Restoring a part takes host memory for one weight, not for the model: peak resident memory of a process of its own.
+"""Restoring a part takes host memory for one weight, not for the model. A process of its own measures its peak.
 
 On the CPU the arrays themselves lie in host memory, so what counts is the peak over what was there before, less the
 size of the arrays returned; on an accelerator that difference is all of the host's share.
@@ -19,7 +19,7 @@ from streamt1_jax.io import checkpoint, part_writer
 
 LAYERS, ROWS, COLUMNS = 24, 1024, 2048  # 96 MiB in bfloat16
 SHAPES = {"first": (LAYERS, ROWS, COLUMNS), "large": (LAYERS, ROWS, COLUMNS), "small": (COLUMNS,)}
-# Quantising reads every layer in float32; all of them at once, and the quotients, would be 4.
+# Quantising reads one layer at a time in float32. Reading all at once, with the quotients, would take 4.
 LIMITS = {"whole": 1.2, "sharded": 1.2, "int8": 2.0}
 
 PROGRAM = """
@@ -68,7 +68,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 @pytest.mark.parametrize(("part", "how"), [("saved", "whole"), ("converted", "sharded"), ("converted", "int8")])
 def test_peak_stays_within_one_weight(folder, part, how):
   arguments = [str(folder / part), str(folder / "warm_up"), how, json.dumps(SHAPES)]
-  # Freed memory goes back to the system at once; else what the allocator keeps for later would count.
+  # Freed memory goes back to the system at once. Otherwise what the allocator keeps for later would count.
   variables = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
   done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], env=variables, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

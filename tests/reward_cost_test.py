@@ -2,13 +2,11 @@
 
 import pytest
 
-from streamt1_jax.rewards import flop
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.rewards.table import REWARDS
 from tests.command_line import call
 
-_REWARDS = {"hpsv3": (HPSv3(), 656), "videoalign": (VideoAlign(16.0), 947)}
-"""With the tokens of their texts around a prompt of 127 tokens."""
+_TEXT_TOKENS = {"hpsv3": 656, "videoalign": 947}
+"""Tokens of their texts around a prompt of 127 tokens."""
 
 
 @pytest.mark.parametrize(
@@ -26,9 +24,10 @@ _REWARDS = {"hpsv3": (HPSv3(), 656), "videoalign": (VideoAlign(16.0), 947)}
   ],
 )
 def test_published_sizes(name, frames, tflop):
-  """Worked out by hand from the published sizes, to three digits."""
-  reward, text_tokens = _REWARDS[name]
-  found = flop.candidate_flop(reward, frames, (480, 832), text_tokens) / 1e12
+  """The costs in docs/reference/rewards.md, which gives three digits."""
+  spec = REWARDS[name]
+  reward = spec.make(spec.config_type(), 16.0)
+  found = spec.candidate_flop(reward, frames, (480, 832), _TEXT_TOKENS[name]) / 1e12
   assert found == pytest.approx(tflop, rel=0.01)
 
 

@@ -116,6 +116,24 @@ class TestVideoAlign:
         sampled = preprocess.sample_frames(len(video), 8.0)
         np.testing.assert_allclose(found[beam, 1], alone(videoalign_params, video[sampled]), atol=1e-4)
 
+  @pytest.mark.parametrize("patches_at_once", [24, 1000])
+  def test_one_program_for_every_count(self, monkeypatch, videoalign_params, patches_at_once):
+    """Frames after the first `count` change nothing, not one bit, and the scores are those of the shorter video."""
+    monkeypatch.setattr(qwen2_vl, "_PATCHES_AT_ONCE", patches_at_once)  # slices one by one, or all together
+    tokens = _tokens([5, 9, 2, 7, 11, 4], [1, 3, 5])
+    first, second = _frames(8, 1), _frames(8, 2)
+
+    @jax.jit
+    def scores(params, frames, count=None):
+      return _VIDEOALIGN.raw_scores(params, _VIDEOALIGN.init(params, tokens), frames, count)
+
+    for count in (2, 4, 6, 8):
+      found = scores(videoalign_params, first, jnp.int32(count))
+      other = jnp.concatenate([first[:count], second[count:]])
+      np.testing.assert_array_equal(found, scores(videoalign_params, other, jnp.int32(count)))
+      # Sums over a longer, partly hidden sequence are rounded in another order.
+      np.testing.assert_allclose(found, scores(videoalign_params, first[:count]), rtol=1e-5, atol=1e-6)
+
   def test_only_text_alignment_reads_the_prompt(self, videoalign_params):
     @jax.jit
     def score(params, tokens):
@@ -165,7 +183,7 @@ class TestPreprocess:
     ],
   )
   def test_published_sizes(self, size, of_hpsv3, of_videoalign):
-    """Rewards spec, section 1.9."""
+    """The table in docs/reference/rewards.md."""
     assert preprocess.smart_resize(*size, 28, HPSv3Config().min_pixels, HPSv3Config().max_pixels) == of_hpsv3
     config = VideoAlignConfig()
     assert preprocess.smart_resize(*size, 28, config.min_pixels, config.max_pixels) == of_videoalign

@@ -4,6 +4,7 @@
 """
 
 import base64
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -16,8 +17,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert import reward_prompts
-from streamt1_jax.rewards import prompts
-from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.qwen2_vl import prompts
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.table import REWARDS
 
 _BASE_SPECIAL = (
   *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>"),
@@ -141,9 +143,10 @@ class TestTemplate:
 
   @pytest.mark.parametrize("model", ["hpsv3", "videoalign"])
   def test_published_names_need_the_published_text(self, model):
-    tokens = prompts.REWARD_TOKENS[model]
+    published = REWARDS[model].text
+    template = PromptTemplate(model, " ".join(("{text_prompt}", *published.reward_tokens)), published.reward_tokens)
     with pytest.raises(ConfigError, match="is not the published one: sha256"):
-      PromptTemplate(model, " ".join(("{text_prompt}", *tokens)), tokens)
+      prompts.require_fit(template, model, published)
 
   def test_round_trip_keeps_trailing_spaces(self, tmp_path):
     (tmp_path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(_TEMPLATE))
@@ -173,7 +176,9 @@ class TestPublishedSources:
   @pytest.fixture
   def as_published(self, monkeypatch):
     digest = hashlib.sha256(_HPSV3_TEXT.encode()).hexdigest()
-    monkeypatch.setitem(prompts.PUBLISHED_SHA256, "hpsv3", digest)
+    spec = REWARDS["hpsv3"]
+    spec = dataclasses.replace(spec, text=spec.text._replace(sha256=digest))
+    monkeypatch.setattr(reward_prompts, "REWARDS", {**REWARDS, "hpsv3": spec})
 
   def test_wheel_and_module(self, tmp_path, as_published):
     wheel, module = tmp_path / "hpsv3.whl", tmp_path / "data_collator_qwen.py"
@@ -181,12 +186,12 @@ class TestPublishedSources:
       archive.writestr("hpsv3/dataset/data_collator_qwen.py", _MODULE)
     module.write_text(_MODULE)
     for path in (wheel, module):
-      assert reward_prompts.read_hpsv3(path).text == _HPSV3_TEXT
+      assert reward_prompts.read("hpsv3", path).text == _HPSV3_TEXT
 
   def test_stripped_spaces_are_noticed(self, tmp_path, as_published):
     (tmp_path / "m.py").write_text(_MODULE.replace("Judge:  ", "Judge:"))
     with pytest.raises(ConfigError, match="m.py: the prompt template of hpsv3 is not the published one"):
-      reward_prompts.read_hpsv3(tmp_path / "m.py")
+      reward_prompts.read("hpsv3", tmp_path / "m.py")
 
   @pytest.mark.parametrize(
     ("content", "message"),
@@ -199,19 +204,19 @@ class TestPublishedSources:
   def test_other_files(self, tmp_path, content, message):
     (tmp_path / "p.py").write_text(content)
     with pytest.raises(ConfigError, match=message):
-      reward_prompts.read_videoalign(tmp_path / "p.py")
+      reward_prompts.read("videoalign", tmp_path / "p.py")
 
   def test_other_wheel(self, tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as archive:
       archive.writestr("other.py", "")
     with pytest.raises(ConfigError, match="is not a wheel of hpsv3"):
-      reward_prompts.read_hpsv3(tmp_path / "w.whl")
+      reward_prompts.read("hpsv3", tmp_path / "w.whl")
     with pytest.raises(ConfigError, match="cannot be read"):
-      reward_prompts.read_videoalign(tmp_path / "absent.py")
+      reward_prompts.read("videoalign", tmp_path / "absent.py")
 
 
-# Rewards spec, section 5.3: ids of the whole conversation with one media token; length, sha256 of the comma-joined ids,
-# positions of the reward tokens.
+# From docs/reference/rewards.md: ids of the whole conversation with one media token; length, sha256 of the comma-joined
+# ids, positions of the reward tokens.
 _VECTORS = {
   ("hpsv3", ""): (531, "9a77128b437d795a790deb1a272f6e455f9a1818dd38bdec67fb9e530264fd57", [522]),
   ("hpsv3", "a cat"): (533, "a73ae9f38d614ec07046d0fefe548705e0d574d6cfd9557a5f75a3e4d2466a1f", [524]),
@@ -255,9 +260,9 @@ class TestPublishedTokens:
   @pytest.mark.parametrize(("model", "caption"), list(_VECTORS))
   def test_vectors(self, sources, model, caption):
     if model == "hpsv3":
-      template = reward_prompts.read_hpsv3(next(sources.glob("hpsv3*.whl")))
+      template = reward_prompts.read("hpsv3", next(sources.glob("hpsv3*.whl")))
     else:
-      template = reward_prompts.read_videoalign(sources / "prompt_template.py")
+      template = reward_prompts.read("videoalign", sources / "prompt_template.py")
     tokenizer = prompts.with_reward_tokens(_qwen_tokenizer(sources / "qwen.tiktoken"), template)
     assert tokenizer.get_vocab_size() == 151657 + len(template.reward_tokens)
     tokens = RewardPrompt(tokenizer, template, tokenizer.get_vocab_size())(caption)

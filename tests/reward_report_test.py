@@ -101,6 +101,6 @@ def test_scores_of_pairs_are_the_rewards_own(tmp_path):
   rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
   pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
   captions = reward_text.caption_tokens(loaded.prompt)
-  found = jax.jit(lambda params: reward_pairs.pair_scores(params, loaded, pairs, captions))(loaded.params)
+  found = jax.jit(lambda params: reward_pairs.pair_scores(params, "image", loaded, pairs, captions))(loaded.params)
   # Two programs: one takes all clips at once.
   np.testing.assert_allclose(found[..., 0], expected, rtol=2e-4, atol=2e-4)

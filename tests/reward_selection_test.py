@@ -38,7 +38,7 @@ class TestChoose:
     assert choice.stored == ["hpsv3", "videoalign"]
     choice = _choose(tmp_path)
     assert (choice.image, choice.video, choice.stored) == ({"quality": 1.0}, {"coherence": 1.0}, [])
-    # One alone would be mixed with a score of another scale: only both, or whoever asks for it.
+    # One alone would be mixed with a score of another scale: only both, or by name.
     (tmp_path / "rewards/hpsv3").mkdir(parents=True)
     assert _choose(tmp_path).stored == []
 
@@ -50,14 +50,14 @@ class TestChoose:
   @pytest.mark.parametrize(
     ("reward", "weights", "message"),
     [
-      ("clip+coherence", {}, "reward: 'clip' is none of quality, hpsv3, coherence, videoalign"),
-      ("", {}, "reward: '' is none of"),
+      ("clip+coherence", {}, "reward: 'clip' is not one of quality, hpsv3, coherence, videoalign"),
+      ("", {}, "reward: '' is not one of"),
       ("hpsv3", {}, "reward: hpsv3 has no video reward; add one of coherence, videoalign"),
       ("coherence+videoalign", {}, "has no image reward; add one of quality, hpsv3"),
       ("hpsv3+hpsv3+coherence", {}, "reward: hpsv3 is named twice"),
       ("hpsv3+quality+coherence", {}, "hpsv3 and quality are all image rewards; reward_weights .* hpsv3:1,quality:1"),
       ("hpsv3+quality+coherence", {"hpsv3": 1.0}, "reward_weights must say"),
-      ("hpsv3+coherence", {"quality": 1.0}, "reward_weights: 'quality' is none of the rewards hpsv3, coherence"),
+      ("hpsv3+coherence", {"quality": 1.0}, "reward_weights: 'quality' is not one of the rewards hpsv3, coherence"),
       ("hpsv3+coherence", {"hpsv3": 0.0}, "weight of hpsv3 must be positive and finite, got 0.0"),
       ("hpsv3+coherence", {"hpsv3": float("nan")}, "weight of hpsv3 must be positive"),
     ],
@@ -67,7 +67,7 @@ class TestChoose:
       _choose(checkpoint, reward, weights)
 
   def test_missing_reward(self, tmp_path):
-    with pytest.raises(ConfigError, match="there is no .*rewards/hpsv3, which experiments.convert --hpsv3 makes"):
+    with pytest.raises(ConfigError, match="there is no .*rewards/hpsv3, which streamt1 convert --hpsv3 makes"):
       _choose(tmp_path, "hpsv3+coherence")
 
   @pytest.mark.parametrize("count", [0, 13])
@@ -185,7 +185,8 @@ class TestOneCall:
 
     assert products(1, 1) == products(2, 4) > 0
 
-  def test_a_known_length_compiles_one_branch(self, checkpoint):
+  def test_products_do_not_grow_with_the_window(self, checkpoint):
+    """One program serves windows of every length; it has the products of the program for a single length."""
     loaded = load_reward(checkpoint / "rewards/videoalign", fps=8.0, dtype=jnp.float32)
     features = jax.tree.map(jnp.asarray, loaded.prompt("a red circle"))
 
@@ -195,7 +196,6 @@ class TestOneCall:
     frames = lambda count: jax.ShapeDtypeStruct((count, 32, 32, 3), jnp.uint8)
     known = jax.jit(judge, static_argnums=3).lower(loaded.params, frames(40), frames(6), 40).as_text()
     unknown = jax.jit(judge).lower(loaded.params, frames(40), frames(6), jax.ShapeDtypeStruct((), jnp.int32)).as_text()
-    branches = len({len(loaded.reward.sample(total)) for total in range(6, 47)})
-    assert branches > 2
+    assert len({len(loaded.reward.sample(total)) for total in range(6, 47)}) > 2
     count = lambda text: text.count("stablehlo.dot_general")
-    assert count(unknown) == branches * count(known)
+    assert count(unknown) == count(known) > 0

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.train import reward
-from streamt1_jax.rewards import folder, hpsv3, videoalign
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.table import REWARDS
 from tests import small_rewards
-
-_MODULES = {"hpsv3": hpsv3, "videoalign": videoalign}
 
 
 def _narrow(config):
@@ -32,8 +31,9 @@ def _narrow(config):
 )
 def test_two_steps(tmp_path, monkeypatch, capsys, name, options, learns_to_compare):
   # The program trains the one size of the shapes world, which takes minutes.
-  narrow = _narrow(_MODULES[name].shapes_config())
-  monkeypatch.setattr(_MODULES[name], "shapes_config", lambda: narrow)
+  spec = REWARDS[name]
+  training = spec.training._replace(config=lambda: _narrow(spec.training.config()))
+  monkeypatch.setattr(reward, "REWARDS", {**REWARDS, name: dataclasses.replace(spec, training=training)})
   code = reward.main(
     [
       f"--reward={name}", f"--run_dir={tmp_path / 'run'}", "--steps=2", "--pairs=4", "--through_codec=0",

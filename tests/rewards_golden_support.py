@@ -10,18 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from streamt1_jax.convert.tables import hpsv3 as convert_hpsv3
-from streamt1_jax.convert.tables import videoalign as convert_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3, HPSv3Config
 from streamt1_jax.rewards.qwen2_vl import preprocess
 from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.videoalign import DIMENSIONS, VideoAlign, VideoAlignConfig
+from tests import small_rewards
 
 MEDIA = {"hpsv3": "image", "videoalign": "video"}
-_TEXT_TOKENS = 48  # one length for all rows: fewer shapes to compile
-
-
 NUMERICS = {
   "fp32": ("float32", jnp.float32),
   "control_mrope": ("float32", jnp.float32),
@@ -102,7 +98,7 @@ def load_model(recording: Recording, numerics: tuple) -> tuple[HPSv3Config | Vid
   budget = {"min_pixels": recorded["min_pixels"], "max_pixels": recorded["max_pixels"]}
   if recording.model == "hpsv3":
     config = HPSv3Config(backbone, tuple(recorded["reward_head"]["sizes"][1:-1]), **budget)
-    params = convert_hpsv3.convert(recording.weights, config, dtype)
+    params = small_rewards.convert(recording.weights, config, dtype)
   else:
     constants = recorded["inference_config"]
     config = VideoAlignConfig(
@@ -115,29 +111,53 @@ def load_model(recording: Recording, numerics: tuple) -> tuple[HPSv3Config | Vid
       std=tuple(constants[f"{name}_std"] for name in DIMENSIONS),
     )
     lora = recorded["lora"]
-    params = convert_videoalign.convert(recording.weights, config, dtype, lora_rank=lora["r"], lora_alpha=lora["alpha"])
+    params = small_rewards.convert(recording.weights, config, dtype, (lora["r"], lora["alpha"]))
   return config, jax.tree.map(jnp.asarray, params)
 
 
+def resized(recording: Recording, size: tuple[int, int]) -> tuple[int, int]:
+  """Size in which the model looks at frames of `size`."""
+  vision = recording.config["vision_config"]
+  factor = vision["patch_size"] * vision["spatial_merge_size"]
+  return preprocess.smart_resize(*size, factor, recording.config["min_pixels"], recording.config["max_pixels"])
+
+
 def prompt_tokens(recording: Recording, batch: str, row: int) -> PromptTokens:
-  """The row's text around its media tokens; what follows the last reward token is dropped, and junk takes its place."""
+  """The row's text around its media tokens; what follows the last reward token is dropped, and junk takes its place.
+
+  All rows of a batch get one length, so that they share compilations.
+  """
   ids, z = recording.inputs[f"{batch}/input_ids"][row], recording.inputs
   places = np.flatnonzero(ids == recording.config["special_token_ids"][f"{MEDIA[recording.model]}_pad"])
   assert places[-1] - places[0] + 1 == len(places)
   read_at = z[f"{batch}/reward_position"][row]
   after = places[-1] + 1
-  padded = np.full(_TEXT_TOKENS, 7, np.int32)
+  padded = np.full(ids.shape, 7, np.int32)
   padded[: read_at[-1] + 1 - after] = ids[after : read_at[-1] + 1]
   return PromptTokens(*(jnp.asarray(x) for x in (ids[: places[0]], padded, read_at - after)))
 
 
 def media_frames(recording: Recording, batch: str, row: int, kind: str) -> np.ndarray:
-  """Frames [n, H, W, 3] uint8 of a row's media; `kind` is "resized", or "raw" for every frame as it was recorded."""
+  """Frames [n, H, W, 3] uint8 of a row's media.
+
+  `kind` is "resized" for those the model sees, "sampled" for the same before they were resized, or "raw" for all.
+  """
   media = MEDIA[recording.model]
-  index = recording.inputs[f"{batch}/{media}_index"][row]
-  raw = "raw_u8" if media == "image" else "frames_u8"
-  frames = recording.inputs[f"{media}_{index}/{raw if kind == 'raw' else 'resized_u8'}"]
-  return frames[None] if media == "image" else frames
+  source = f"{media}_{recording.inputs[f'{batch}/{media}_index'][row]}"
+  if kind == "resized":
+    frames = recording.inputs[f"{source}/resized_u8"]
+  else:
+    frames = recording.inputs[f"{source}/{'raw_u8' if media == 'image' else 'frames_u8'}"]
+  if media == "image":
+    return frames[None]
+  return frames[recording.inputs[f"{source}/sample_index"]] if kind == "sampled" else frames
+
+
+def resized_exactly(recording: Recording, batch: str, row: int) -> bool:
+  """Whether a video's frames are resized to the recorded bytes: one on a rounding tie may be a level off."""
+  expected = media_frames(recording, batch, row, "resized")
+  found = preprocess.resize(jnp.asarray(media_frames(recording, batch, row, "sampled")), expected.shape[1:3])
+  return np.array_equal(found, expected)
 
 
 def reward_of(recording: Recording, config: HPSv3Config | VideoAlignConfig, fps: float = 16.0) -> HPSv3 | VideoAlign:
@@ -185,7 +205,7 @@ def _vision(graphdef, params, patches: jax.Array, grid: tuple[int, int]) -> dict
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _decoder(graphdef, params, embeddings: jax.Array) -> dict[str, jax.Array]:
-  """Of a batch [B, L, M]; rows past a sequence's end hold padding, which no valid row sees."""
+  """The decoder on a batch [B, L, M]; rows past a sequence's end hold padding, which no valid row sees."""
   decoder = nnx.merge(graphdef, params).backbone.decoder
   cos, sin = decoder.rotation(embeddings.shape[1], embeddings.dtype)
 
@@ -200,7 +220,7 @@ def _decoder(graphdef, params, embeddings: jax.Array) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _head(graphdef, params, hidden: jax.Array) -> dict[str, jax.Array]:
-  """Of hidden states [B, R, M] of the reward tokens."""
+  """The head on hidden states [B, R, M] of the reward tokens."""
   head = nnx.merge(graphdef, params).head
   if isinstance(head, nnx.Linear):
     logits = head(hidden)[..., 0]
@@ -239,10 +259,9 @@ def _score(reward: HPSv3 | VideoAlign, params, tokens: PromptTokens, frames: jax
 
 @functools.cache
 def final_scores(recording: Recording, batch: str, numerics: tuple) -> np.ndarray:
-  """Raw results [B, 2] or [B, 3] of the reward itself, from raw pictures or sampled and resized frames."""
+  """Raw results [B, 2] or [B, 3] of the reward itself, from pictures or sampled frames before they are resized."""
   config, params = load_model(recording, numerics)
   reward = reward_of(recording, config)
   rows = range(len(recording.inputs[f"{batch}/length"]))
-  kind = "raw" if recording.model == "hpsv3" else "resized"
-  frames = [media_frames(recording, batch, row, kind) for row in rows]
+  frames = [media_frames(recording, batch, row, "sampled") for row in rows]
   return np.stack([_score(reward, params, prompt_tokens(recording, batch, row), frames[row]) for row in rows])

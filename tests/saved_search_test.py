@@ -15,7 +15,7 @@ from etils import epath
 from streamt1_jax import drivers, saved_search
 from streamt1_jax.config import ConfigError
 from streamt1_jax.execution import Execution
-from streamt1_jax.io import part_files, paths
+from streamt1_jax.io import checkpoint, part_files, paths
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.sharding import tree_shardings
 from streamt1_jax.saved_search import SavedSearch, SaveError
@@ -37,7 +37,7 @@ def _quick_compilation():
 
 @functools.cache
 def _inputs(sizes=()):
-  """Params, condition and models; of two prompts if the mesh divides them."""
+  """Params, condition and models. There are two prompts if the mesh divides them."""
   mesh = device_mesh.make_mesh(dict(sizes), small.MODEL, SEARCH) if sizes else None
   models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
   params, condition = small.params(), small.condition(NUM_CHUNKS)
@@ -67,7 +67,7 @@ def _undisturbed(sizes=()):
 
 
 def _run(folder, *, until, save_at, sizes=(), warn=pytest.fail):
-  """Goes on from the newest save, up to `until`, and leaves as a kill would; returns where it began, and all chunks."""
+  """Goes on from the newest save, up to `until`, and stops as if killed. Returns where it began, and all chunks."""
   params, _, models = _inputs(sizes)
   with SavedSearch(folder, SETTINGS) as saved:
     progress = saved.restore(drivers.abstract_state(params, models, SEARCH, _seed(sizes), num_chunks=NUM_CHUNKS), warn)
@@ -87,7 +87,7 @@ def _assert_same(traces, sizes=()):
 
 @pytest.fixture(params=["disk", "bucket"])
 def folder(request, tmp_path):
-  """Where saves go; in a bucket nothing is renamed, so a save has its name while it is written."""
+  """Where saves go. In a bucket nothing is renamed, so a save has its name while it is written."""
   if request.param == "disk":
     yield epath.Path(tmp_path)
     return
@@ -120,7 +120,7 @@ def test_only_two_states_are_kept_and_every_trace_once(folder):
 
 
 def test_on_a_mesh(tmp_path):
-  """Two prompts in lockstep; the state goes back to the shards it came from."""
+  """Two prompts are searched in lockstep, and the state goes back to the shards it came from."""
   sizes = (("data", 2), ("candidate", 2), ("model", 2))
   _run(tmp_path, until=5, save_at=(4,), sizes=sizes)
   first, traces = _run(tmp_path, until=8, save_at=(), sizes=sizes)
@@ -174,7 +174,7 @@ def test_damaged_newest_save_falls_back(folder, damage, item, message):
 
 
 def test_unfinished_and_wholly_damaged_saves(tmp_path):
-  """A save that was being written has no name yet; with no whole one left the search begins anew."""
+  """A save that was being written has no name yet. If no whole save is left, the search begins anew."""
   _run(tmp_path, until=3, save_at=(2,))
   (tmp_path / "000002").rename(tmp_path / "000002.orbax-checkpoint-tmp")
   first, traces = _run(tmp_path, until=8, save_at=(2, 4))
@@ -182,14 +182,14 @@ def test_unfinished_and_wholly_damaged_saves(tmp_path):
   _assert_same(traces)
   assert not list(tmp_path.glob("*tmp*"))
   warnings = []
-  # All states stand on the first chunks.
+  # Every save needs the traces of the first chunks.
   _flip(_largest_file(tmp_path / "000002/trace"))
   assert _run(tmp_path, until=1, save_at=(), warn=warnings.append)[0] == 0
   assert len(warnings) == 2
 
 
 def test_save_that_cannot_be_read_is_kept(tmp_path, monkeypatch):
-  """It may be whole, so nothing is lost to a file system that refuses for a while."""
+  """It may be whole, and a file system may refuse only for a while."""
   _run(tmp_path, until=6, save_at=(3, 5))
   verify_files, before = part_files.verify_files, sorted(tmp_path.rglob("*"))
 
@@ -253,3 +253,13 @@ def test_descriptions(tmp_path):
   (tmp_path / "search.json").write_text('{"format_version": 1}')
   with pytest.raises(ConfigError, match=r"search\.json is corrupt"):
     saved_search.read_description(tmp_path)
+
+
+def test_traces_of_other_fields_are_refused(tmp_path):
+  """As a later version of the program would find them, whose format version is the same by mistake."""
+  (tmp_path / "search.json").write_text('{"format_version": 1, "settings": {}, "resumed_at": []}')
+  (tmp_path / "000001/state").mkdir(parents=True)
+  checkpoint.save_params(tmp_path / "000001/trace", {"000000": {"0": {"score": np.ones(2, np.float32)}}})
+  with SavedSearch(tmp_path, SETTINGS) as saved, pytest.raises(ConfigError, match="its traces have other fields"):
+    saved.restore(None, pytest.fail)
+  assert (tmp_path / "000001/trace").exists()

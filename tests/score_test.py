@@ -21,6 +21,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import video
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.quality import ImageQuality
+from tests import videos
 from tests.command_line import Result, result_of, score, start
 from tests.small_rewards import resize, save_reward
 
@@ -128,7 +129,7 @@ class TestScores:
 
   def test_built_in_rewards_see_all_frames(self, scored):
     scores = read_rows(scored.folder)["a.mp4"]["scores"]
-    frames, _ = video.read_video(scored.folder / "clips/a.mp4")
+    frames, _ = videos.read_video(scored.folder / "clips/a.mp4")
     quality = jax.jit(lambda frames: ImageQuality()({}, {}, frames, None))
     np.testing.assert_allclose(scores["quality"], quality(frames), atol=1e-4)
     np.testing.assert_allclose(scores["quality_frames"][8], quality(frames[8:]), atol=1e-4)
@@ -187,7 +188,7 @@ class TestGeneratedVideos:
     assert [one["prompt"], one["error"], two["prompt"], three["prompt"]] == ["a red circle", None, None, None]
     assert "manifest.json is not valid JSON" in two["error"]
     assert r"three\udcff/manifest.json holds half a character, '\ud83d'" in three["error"]
-    # The files are the same, and what needs no prompt is scored all the same.
+    # The files are the same, and rewards that need no prompt score them.
     for row in (two, three):
       assert row["scores"] == {name: one["scores"][name] for name in ("quality", "quality_frames")}
 
@@ -278,8 +279,8 @@ class TestResuming:
     [
       ("scores.csv", "my,own,table\n", "scores.csv exists and scores.json does not"),
       ("scores.json", "[1, 2]", "scores.json must hold a JSON object"),
-      ("scores.json", '{"rows": []}', "scores.json is not a file of scores"),
-      (".scores.partial.jsonl", "", ".scores.partial.jsonl is damaged"),
+      ("scores.json", '{"rows": []}', "scores.json does not say which settings it was made with"),
+      (".scores.partial.jsonl", "", ".scores.partial.jsonl does not hold the rows of a run"),
       (".scores.partial.jsonl", '{"settings": {}}\nnone\n', ".scores.partial.jsonl, line 2"),
     ],
   )
@@ -419,7 +420,7 @@ class TestBadInput:
     (line,) = result.stderr.splitlines()
     for fragment in fragments:
       assert fragment in line
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "two.txt", ".stdout", ".stderr"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "two.txt"}
 
   @pytest.mark.parametrize(
     ("damage", "message"),

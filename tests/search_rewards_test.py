@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from streamt1_jax.cli import results
-from streamt1_jax.rewards import prompts
+from streamt1_jax.rewards.qwen2_vl import prompts
 from tests import small_rewards
 from tests.command_line import Result, generate, quick_compilation, save_model
 
 PROMPT = "a red circle moves left"
-# A short window, for the video reward compiles once for every number of frames that it may look at.
 _SEARCHED = ("--num_latent_frames=9", "--short_frames=3", "--reward_dtype=bfloat16", "--sliding_window=2")
 
 
@@ -129,7 +128,7 @@ def _refused(folder: pathlib.Path, checkpoint: pathlib.Path, *arguments: str) ->
 @pytest.mark.parametrize(
   ("arguments", "fragments"),
   [
-    (["--reward=clip"], ["reward: 'clip' is none of quality, hpsv3"]),
+    (["--reward=clip"], ["reward: 'clip' is not one of quality, hpsv3"]),
     (["--reward=hpsv3+quality+coherence"], ["hpsv3 and quality are all image rewards", "reward_weights"]),
     (["--reward=hpsv3"], ["no video reward", "coherence, videoalign"]),
     (["--reward_weights=hpsv3"], ["--reward_weights: 'hpsv3' is not name:number"]),

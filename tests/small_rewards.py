@@ -3,16 +3,23 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 import tokenizers
 
+from streamt1_jax.convert import engine, peft_merge
+from streamt1_jax.convert.tables import qwen2_vl
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io.part_files import PART_FILE
-from streamt1_jax.rewards import folder, prompts
+from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
-from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
+from streamt1_jax.rewards.qwen2_vl import loading, prompts
 from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
+from streamt1_jax.rewards.spec import spec_of
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.rewards.videoalign import VideoAlignConfig
 
 BACKBONE = Qwen2VLConfig(
@@ -40,19 +47,35 @@ def _tokenizer() -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def random_params(config: folder.RewardConfig):
+def abstract_params(config, dtype=np.float32):
+  """Shapes of the parameters of the reward that `config` belongs to."""
+  return spec_of(config, REWARDS).abstract_params(config, dtype)
+
+
+def convert(tensors: Mapping[str, np.ndarray], config, dtype=np.float32, lora: tuple[int, int] | None = None):
+  """Parameters in memory from the tensors of a published checkpoint; `lora` is another rank and alpha."""
+  conversion = CONVERSIONS[spec_of(config, REWARDS).name]
+  if peft_merge.is_peft(tensors):
+    tensors = peft_merge.merged(tensors, *(lora or conversion.lora))
+  rules = conversion.rules(config, qwen2_vl.has_new_names(tensors))
+  return engine.convert(tensors, rules, abstract_params(config, dtype), ignore=qwen2_vl.UNUSED)
+
+
+def random_params(config):
   """Every parameter filled; scales differ from 1 and biases from 0."""
   generator = np.random.default_rng(0)
   scale = lambda leaf: leaf.shape[-2] ** -0.5 if len(leaf.shape) > 1 else 0.5
   fill = lambda leaf: (generator.normal(size=leaf.shape) * scale(leaf) + 0.1).astype(np.float32)
-  return jax.tree.map(fill, folder.abstract_params(config))
+  return jax.tree.map(fill, abstract_params(config))
 
 
 def save_reward(path: pathlib.Path, model: str) -> pathlib.Path:
   """A folder that `load_reward` reads; `model` is "hpsv3" or "videoalign"."""
-  config, template = CONFIGS[model], PromptTemplate("toy", _TEXTS[model], REWARD_TOKENS[model])
+  spec, config = REWARDS[model], CONFIGS[model]
+  template = PromptTemplate("toy", _TEXTS[model], spec.text.reward_tokens)
   tokenizer = prompts.with_reward_tokens(_tokenizer(), template)
-  folder.save_reward(path, config, random_params(config), template, tokenizer, np.float32)
+  files = loading.files(spec, config, template, tokenizer)
+  folder.save_reward(path, spec, config, random_params(config), files)
   return path
 
 

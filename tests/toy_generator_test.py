@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.execution import Execution
+from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.policies import KeepBeams
 from streamt1_jax.state import Condition
 from tests import toy_generator as toy
@@ -28,7 +31,20 @@ def _by_rollout(num_chunks, search):
   return [jax.device_get(trace) for trace in traces]
 
 
-drivers_of_a_search = pytest.mark.parametrize("run", [_by_stream, _by_rollout], ids=["stream", "rollout"])
+def _on_devices(num_chunks, search):
+  """By stream, every beam on a device of its own."""
+  mesh = jax.make_mesh(
+    (1, search.top_k, 1, 1, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[: search.top_k]
+  )
+  models = dataclasses.replace(toy.MODELS, execution=Execution(mesh=mesh))
+  condition = Condition((), (), (), jnp.int32(num_chunks))
+  traces = drivers.stream(toy.PARAMS, condition, models, search, num_chunks=num_chunks, seed=0)
+  return [jax.device_get(trace) for trace in traces]
+
+
+drivers_of_a_search = pytest.mark.parametrize(
+  "run", [_by_stream, _by_rollout, _on_devices], ids=["stream", "rollout", "devices"]
+)
 
 
 @drivers_of_a_search

@@ -1,5 +1,6 @@
 """The training loop: an interrupted run, resumed, is the run that was not interrupted. And what the programs refuse."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from flax import nnx
 
 from experiments.evaluate import compare_search, compare_short_frames
 from experiments.evaluate import reward as evaluate_reward
 from experiments.train import dit, export_checkpoint, reward, tokenizer, vae
 from streamt1_jax import shipped
-from streamt1_jax.config import ConfigError
+from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.training import loop
 from streamt1_jax.training import tokenizer as tokenizer_training
+from streamt1_jax.training import vae as vae_training
 from streamt1_jax.training.loop import Run
 
 
@@ -83,6 +87,21 @@ def test_a_run_is_not_resumed_as_another(tmp_path):
   loop.run_steps({"x": jnp.ones(4)}, update, 2, _run(tmp_path))
   with pytest.raises(ConfigError, match=f"--run_dir={tmp_path} was made with seed 0, not 7; give the same flags"):
     _run(tmp_path, seed=7).curve()
+
+
+def test_unit_latents_leave_reconstructions_as_they_are():
+  config = dataclasses.replace(preset("tiny").codec, base_dim=4)
+  graphdef, params = nnx.split(VideoCodec(config, rngs=nnx.Rngs(0)), nnx.Param)
+  clips = vae_training.render_clips(jax.random.key(1), 2, 5, "test")
+  before = vae_training.latent_statistics(params, graphdef, clips)
+  assert all(np.abs(statistic - wanted).max() > 0.1 for statistic, wanted in zip(before, (0.0, 1.0), strict=True))
+  scaled = vae_training.with_unit_latents(params, graphdef, *before)
+  mean, std = vae_training.latent_statistics(scaled, graphdef, clips)
+  np.testing.assert_allclose(mean, 0.0, atol=1e-5)
+  np.testing.assert_allclose(std, 1.0, atol=1e-5)
+  (_, frames), (_, same) = (vae_training.evaluate(weights, graphdef, clips) for weights in (params, scaled))
+  assert np.ptp(frames) > 0.1
+  np.testing.assert_allclose(same, frames, atol=1e-5)
 
 
 def test_tokenizer(tmp_path, capsys):

@@ -57,7 +57,7 @@ def run(values: flags.FlagValues) -> None:
   search = search_flags.search_config(values, model)
   if search.num_candidates == 1:
     raise ConfigError("a search with a single candidate has nothing to choose; compare another")
-  frames = read_frames(values, model.codec.temporal_stride * model.chunk_frames)
+  frames = read_frames(values, model.required_codec.temporal_stride * model.chunk_frames)
   chunks = search_flags.video_chunks(model, seconds=values.seconds)
   choice = search_flags.reward_choice(values, checkpoint, model)
   pipeline = search_flags.load_pipeline(values, checkpoint)

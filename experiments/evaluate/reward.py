@@ -18,14 +18,13 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from absl import flags
-from etils import epath
 
 from streamt1_jax.cli import command, files, flag_types
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_pairs, reward_report
 from streamt1_jax.io.checkpoint import load_config
-from streamt1_jax.rewards.folder import load_reward
+from streamt1_jax.rewards import folder
 from streamt1_jax.training import preferences
 from streamt1_jax.training.codec import load_codec
 
@@ -47,9 +46,10 @@ def run(values: flags.FlagValues) -> None:
   config = load_config(checkpoint)
   if config.codec is None:
     raise ConfigError(f"--checkpoint={checkpoint} has no codec")
-  loaded = load_reward(epath.Path(values.reward_dir), fps=shapes.FPS, dtype=jnp.dtype(values.dtype))
+  spec, _ = folder.load_config(values.reward_dir)
+  loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=jnp.dtype(values.dtype))
   codec = preferences.through_codec(load_codec(checkpoint / "codec", config))
-  report = reward_pairs.judge(loaded, codec, values.split, values.seed, values.pairs)
+  report = reward_pairs.judge(spec.kind, loaded, codec, values.split, values.seed, values.pairs)
   print(reward_report.table(report))
   print(json.dumps({"split": values.split, **reward_report.summary(report), "corruptions": report}), flush=True)
 

@@ -1,7 +1,7 @@
 # Flags of XLA for each kind of chip, and why. To be sourced: `export_xla_flags v6e-8` or `export_xla_flags gpu`.
 #
-# Few on purpose: XLA's defaults are good, and change with every release. Flags that are set already win, for of a flag
-# that is given twice the later one counts.
+# There are few on purpose: XLA's defaults are good, and change with every release. Flags that are set already win:
+# where a flag is given twice the later one counts.
 # shellcheck shell=bash
 
 # On a `model` axis every sub-layer ends with an all-reduce of its activations (about 14 MB a candidate at 832x480 in

@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from absl import flags
-from etils import epath
 
 from streamt1_jax.cli import command, device_flags, flag_types
 from streamt1_jax.config import ConfigError, SearchConfig, preset
@@ -80,8 +79,9 @@ def run(values: flags.FlagValues) -> None:
   refuse_ignored_flags(values)
   dtype = jnp.dtype(values.dtype)
   if values.reward_dir is not None:
-    loaded = folder.load_reward(epath.Path(values.reward_dir), fps=shapes.FPS, dtype=dtype)
-    print_table(reward_speed.measure(loaded, dtype, values.top_k, values.beam_size, values.repeats))
+    spec, _ = folder.load_config(values.reward_dir)
+    loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=dtype)
+    print_table(reward_speed.measure(spec, loaded, dtype, values.top_k, values.beam_size, values.repeats))
     return
   model = preset(values.preset)
   sizes = {name: values[name].value for name in ("beam_size", "top_k", "max_sink_frames")}

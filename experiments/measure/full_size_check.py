@@ -119,7 +119,7 @@ def choose_sources(values: flags.FlagValues, model: ModelConfig) -> list[Source]
   known = published_sources.sources(model)
   unknown = sorted(set(values.sources or ()) - {source.name for source in known})
   if unknown:
-    raise ConfigError(f"--sources: {unknown[0]!r} is none of {', '.join(source.name for source in known)}")
+    raise ConfigError(f"--sources: {unknown[0]!r} is not one of {', '.join(source.name for source in known)}")
   return [source for source in known if not values.sources or source.name in values.sources]
 
 

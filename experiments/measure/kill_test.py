@@ -31,6 +31,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import jax
 from absl import flags
@@ -94,7 +96,7 @@ class Trial:
     """The same in another folder beside this one."""
     return Trial(self.folder.parent / name, self._model, self._cache, self._length, self._quick)
 
-  def start(self, cold: bool = False) -> multiprocessing.Process:
+  def start(self, cold: bool = False) -> BaseProcess:
     """Starts the program; `cold` without anything compiled before."""
     self.marks.unlink(missing_ok=True)
     cache = self.folder / "cold"
@@ -172,8 +174,8 @@ def run_undisturbed(reference: Trial) -> tuple[dict[str, float], float]:
   return lengths["warm"] | {"compile": lengths["cold"]["compile"]}, marks.median_chunk(made)
 
 
-def kill_often(kills: int, reference: Trial, shares: kill_moments.Shares) -> dict[str, object]:
-  """Kills and compares until there were so many kills and the last trial has ended; what happened, as JSON values."""
+def kill_often(kills: int, reference: Trial, shares: kill_moments.Shares) -> dict[str, Any]:
+  """Kills `kills` times, compares, and lets the last trial end; returns what happened, as JSON values."""
   lengths, chunk = run_undisturbed(reference)
   print(f"undisturbed: {lengths['run']:.1f} s when compiled before, a chunk {chunk:.3f} s", flush=True)
   counts, beside, problems, ends, starts = collections.Counter(), collections.Counter(), [], 0, 0

@@ -7,7 +7,7 @@ It needs the compiler for TPUs (`pip install -e '.[tpu]'`), but no TPU and no we
 search on one chip: all candidates, frames of 832x480, an instruction text with a prompt of 127 tokens, bfloat16.
 HPSv3 sees frames of a chunk, VideoAlign some of the frames of a window.
 
-TFLOP are counted from shapes (see `streamt1_jax.rewards.flop`), tokens that fill up a prompt included.
+TFLOP are counted from shapes (see `streamt1_jax.rewards.qwen2_vl.flop`), tokens that fill up a prompt included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """The calls, and what they are compiled for."""
   which = "Only this reward; both by default."
   flag_types.define_choice(values, "reward", None, list(full_size_rewards.FRAMES), which)
-  chips = "Chips to compile for, one of which is used; v6e has 32 GB."
+  chips = "Chips to compile for; the program uses one of them. A v6e has 32 GB."
   flag_types.define_string(values, "topology", "v6e:1x1", chips)
   flag_types.define_integer(values, "top_k", 2, "Beams.", 1)
   flag_types.define_integer(values, "beam_size", 2, "Candidates per beam.", 1)

@@ -17,7 +17,6 @@ Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (fina
 then a row every few steps), `loss.png`, `latents.npz` (the encoded clips, made once).
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -67,7 +66,7 @@ def _define_batches(values: flags.FlagValues) -> None:
   integer(values, "first_scenes", 8, "Scenes of a batch whose first chunks are drawn.", 1)
   integer(values, "first_copies", 8, "First chunks of each of them.", 1)
   number(values, "context_noise", 0.1, "Largest noise added to clean context, in standard deviations.", 0.0)
-  omitted = "How often a caption leaves out the size, and likewise the speed."
+  omitted = "How often a caption leaves out the size, and how often the speed."
   number(values, "omit_probability", 0.2, omitted, 0.0, 1.0)
   number(values, "ambiguous_weight", 1.0, "Weight of scenes of blue or green over dark blue or green.", 0.0)
   older = "How often a chunk sees an older chunk besides sink and window."
@@ -80,22 +79,24 @@ def _define_batches(values: flags.FlagValues) -> None:
 
 def batch_config(values: flags.FlagValues, model: ModelConfig) -> BatchConfig:
   """The batches of the flags. Raises ConfigError for weights that are no odds."""
-  given = {field.name: values[field.name].value for field in dataclasses.fields(BatchConfig)}
+  given = training_flags.fields_of(values, BatchConfig)
   weights, timesteps = tuple(values.step_weights), len(model.schedule.denoising_steps)
   if len(weights) != timesteps or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
     raise ConfigError(f"--step_weights must be {timesteps} numbers of at least 0, not all 0, got {weights}")
-  return BatchConfig(**given | {"step_weights": weights})
+  given["step_weights"] = weights
+  return BatchConfig(**given)
 
 
 def run(values: flags.FlagValues) -> None:
   """Trains and stores the averages."""
   model = training_flags.trainable_preset(values.preset)
   batch = batch_config(values, model)
-  training = DiTTraining(**{field.name: values[field.name].value for field in dataclasses.fields(DiTTraining)})
-  tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.text.max_len)
+  training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
+  tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.required_text.max_len)
   for flag in ("codec_dir", "init_from"):
-    if values[flag].value is not None:
-      training_flags.require_folder(flag, values[flag].value)
+    given = values[flag].value
+    if given is not None:
+      training_flags.require_folder(flag, given)
   this = training_flags.start_run(values)
   graphdefs, params = dit.init_modules(model, training.seed, values.neighbour_bias)
   if values.init_from is not None:
@@ -106,7 +107,7 @@ def run(values: flags.FlagValues) -> None:
   cache = this.folder / "latents.npz"
   data = dataset.read_or_encode(encode, model, tokenizer, values.starts_per_scene, training.seed, cache)
   optimizer = dit.make_optimizer(training)
-  params["readers"] = caption_readers.init_readers(model.text.dim)
+  params["readers"] = caption_readers.init_readers(model.required_text.dim)
   read = caption_readers.tokens_read(tokenizer)
   update = dit.make_update(graphdefs, optimizer, data, training, model, batch, read)
   trained = loop.run_steps(trainer.begin(params, optimizer), update, training.steps, this)

@@ -40,10 +40,10 @@ def run(values: flags.FlagValues) -> None:
   tokenizer = epath.Path(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE)
   if not tokenizer.is_file():
     raise ConfigError(f"--tokenizer={tokenizer} is not a file")
-  dit, codec = epath.Path(values.dit_dir), lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))
+  dit, codec = epath.Path(values.dit_dir), lambda: VideoCodec(model.required_codec, rngs=nnx.Rngs(0))
   parts = {"codec": load_params(values.codec_dir, abstract_params(codec))}
   parts["backbone"] = load_params(dit / "backbone", abstract_params(lambda: CausalWanDiT(model, nnx.Rngs(0))))
-  parts["text"] = load_params(dit / "text", abstract_params(lambda: UMT5Encoder(model.text, nnx.Rngs(0))))
+  parts["text"] = load_params(dit / "text", abstract_params(lambda: UMT5Encoder(model.required_text, nnx.Rngs(0))))
   for name, params in parts.items():
     save_params(output / name, params, dtype=values.dtype)
     print(f"{name}: {count_parameters(params)} parameters")

@@ -29,10 +29,11 @@ Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `re
 final averages in float16, the head in float32), `loss.jsonl` (the flags, then a row every few steps), `loss.png`.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 from absl import flags
 from flax import nnx
 
@@ -40,10 +41,11 @@ from streamt1_jax import shipped
 from streamt1_jax.cli import command, flag_types, training_flags
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
-from streamt1_jax.rewards import folder, hpsv3, videoalign
-from streamt1_jax.rewards.folder import RewardConfig
-from streamt1_jax.rewards.prompts import RewardPrompt
-from streamt1_jax.training import loop, preference_loss, preferences, reward, reward_text
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
+from streamt1_jax.rewards.table import REWARDS
+from streamt1_jax.training import loop, preferences, reward, reward_text
 from streamt1_jax.training.codec import load_codec
 from streamt1_jax.training.reward import WINDOWS, Objective, RewardTraining
 from streamt1_jax.training.trainer import count_parameters
@@ -52,7 +54,8 @@ from streamt1_jax.training.trainer import count_parameters
 def define_flags(values: flags.FlagValues) -> None:
   """Those of all trainings, and the fields of `RewardTraining`."""
   training_flags.define(values)
-  flags.DEFINE_enum("reward", None, ["hpsv3", "videoalign"], "Which reward.", flag_values=values, required=True)
+  trainable = [name for name, spec in REWARDS.items() if spec.training]
+  flags.DEFINE_enum("reward", None, trainable, "Which reward.", flag_values=values, required=True)
   codec = "Trained codec parameters: some pairs go through it. The small model's by default."
   flag_types.define_path(values, "codec_dir", None, codec)
   backbone = "Folder of a reward whose backbone to go on from, of either kind."
@@ -80,26 +83,28 @@ def define_flags(values: flags.FlagValues) -> None:
   integer(values, "score_batches", 45, batches, 1)
 
 
-def read_windows(values: flags.FlagValues, config: RewardConfig) -> tuple[tuple[int, int], ...]:
-  """The lengths of `--windows`, and how many frames of each are looked at: of HPSv3's it is always a single one.
+def read_windows(values: flags.FlagValues) -> tuple[tuple[int, int], ...]:
+  """The lengths of `--windows`, and how many frames of each are looked at; an image reward looks at single frames.
 
-  Raises ConfigError for lengths outside 9..477, and for any length where the reward is HPSv3.
+  Raises ConfigError for lengths outside 9..477, and for any length where the reward judges images.
   """
-  lengths = values.windows
-  if values.reward == "hpsv3":
+  spec, lengths = REWARDS[values.reward], values.windows
+  if spec.kind == "image":
     if lengths:
-      raise ConfigError(f"--windows={','.join(lengths)}: hpsv3 looks at single frames; windows are for videoalign")
+      raise ConfigError(
+        f"--windows={','.join(lengths)}: {spec.name} looks at single frames; windows are for videoalign"
+      )
     return ((1, 1),)
   for item in lengths:
     if not (item.isdecimal() and min(WINDOWS) <= int(item) <= max(WINDOWS)):
       raise ConfigError(f"--windows: {item!r} must be a number of frames in {min(WINDOWS)}..{max(WINDOWS)}")
-  sample = videoalign.VideoAlign(float(shapes.FPS), config).sample
-  return tuple((length, len(sample(length))) for length in map(int, lengths or WINDOWS))
+  judge: Any = spec.make(spec.required_training.config(), float(shapes.FPS))
+  return tuple((length, len(judge.sample(length))) for length in map(int, lengths or WINDOWS))
 
 
 def read_emphasis(values: flags.FlagValues) -> tuple[tuple[str, float], ...]:
   """The factors of `--emphasis`. Raises ConfigError unless they are positive, of corruptions that the reward sees."""
-  on_frames = values.reward == "hpsv3"
+  on_frames = REWARDS[values.reward].kind == "image"
   seen = [kind for kind, corruption in preferences.CORRUPTIONS.items() if corruption.on_frames or not on_frames]
   factors = []
   for item in values.emphasis:
@@ -115,23 +120,23 @@ def read_emphasis(values: flags.FlagValues) -> tuple[tuple[str, float], ...]:
 
 def run(values: flags.FlagValues) -> None:
   """Trains, gives the scores unit statistics and stores the reward."""
-  model, name = training_flags.trainable_preset(values.preset), values.reward
-  training = RewardTraining(**{field.name: values[field.name].value for field in dataclasses.fields(RewardTraining)})
-  module = hpsv3 if name == "hpsv3" else videoalign
-  config, template = module.shapes_config(), reward_text.TEMPLATES[name]
-  emphasis, windows = read_emphasis(values), read_windows(values, config)
+  model, spec = training_flags.trainable_preset(values.preset), REWARDS[values.reward]
+  training = RewardTraining(**training_flags.fields_of(values, RewardTraining))
+  small = spec.required_training
+  config, template = small.config(), reward_text.TEMPLATES[spec.name]
+  emphasis, windows = read_emphasis(values), read_windows(values)
   codec_dir = values.codec_dir or shipped.checkpoint() / "codec"
   training_flags.require_folder("codec_dir", codec_dir)
-  params = reward.init_params(name, config, training.seed, values.init_from)
+  params = reward.init_params(spec, config, training.seed, values.init_from)
   codec, codec_params = nnx.split(load_codec(codec_dir, model), nnx.Param)
   this = training_flags.start_run(values)
   print(f"{count_parameters(params)} parameters", flush=True)
   vocab_size = config.backbone.decoder.vocab_size
   tokenizer = reward_text.make_tokenizer(vocab_size)
   objective = Objective(
-    name=name,
+    reward=spec,
     config=config,
-    graphdef=module.graphdef(config),
+    graphdef=small.graphdef(config),
     captions=reward_text.caption_tokens(RewardPrompt(tokenizer, template, vocab_size)),
     scenes=preferences.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(codec_params), codec),
@@ -144,9 +149,10 @@ def run(values: flags.FlagValues) -> None:
   average = trained.state.average["reward"]
   mean, std = reward.score_statistics(average, objective, training, values.score_batches)
   print(f"scores: mean {mean}, standard deviation {std}", flush=True)
-  config, final = preference_loss.with_unit_scores(config, average, mean, std)
-  folder.save_reward(this.folder / "reward", config, final, template, tokenizer)
-  loop.plot_curve(this, ["clip", "caption", "naming", "words"], f"small {name}", ylabel="loss", yscale="log")
+  config, final = small.with_unit_scores(config, average, mean, std)
+  stored, texts = loading.with_backbone_in(final, jnp.float16), loading.files(spec, config, template, tokenizer)
+  folder.save_reward(this.folder / "reward", spec, config, stored, texts)
+  loop.plot_curve(this, ["clip", "caption", "naming", "words"], f"small {spec.name}", ylabel="loss", yscale="log")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

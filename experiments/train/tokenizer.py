@@ -30,7 +30,7 @@ def run(values: flags.FlagValues) -> None:
   texts = training.captions()
   model = training.train(texts)
   atomic.replace_bytes(epath.Path(values.output), model)
-  tokenizer = Tokenizer(model, preset("tiny").text.max_len)
+  tokenizer = Tokenizer(model, preset("tiny").required_text.max_len)
   longest = max(tokenizer(text).length for text in texts)
   print(f"{values.output}: {len(model)} bytes, {tokenizer.vocab_size} pieces, longest caption {longest}", flush=True)
 

@@ -20,7 +20,6 @@ Written to `run_dir`: `checkpoints/` (to resume), `params/` (the final weights),
 `reconstructions.png`.
 """
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,6 @@ from streamt1_jax.io.checkpoint import load_params, save_params
 from streamt1_jax.training import loop, vae
 from streamt1_jax.training.trainer import count_parameters
 from streamt1_jax.training.vae import EVALUATION_FRAMES, VAETraining
-from streamt1_jax.typing import Params
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -69,11 +67,12 @@ def read_training(values: flags.FlagValues, stride: int) -> VAETraining:
       raise ConfigError(
         f"--clip_frames must be 1 and a multiple of {stride} more, at most {EVALUATION_FRAMES}, got {frames}"
       )
-  given = {field.name: values[field.name].value for field in dataclasses.fields(VAETraining)}
-  return VAETraining(**given | {"clip_frames": tuple(values.clip_frames)})
+  given = training_flags.fields_of(values, VAETraining)
+  given["clip_frames"] = tuple(values.clip_frames)
+  return VAETraining(**given)
 
 
-def finish(params: Params, graphdef: nnx.GraphDef, training: VAETraining, folder: epath.Path) -> None:
+def finish(params: nnx.State, graphdef: nnx.GraphDef, training: VAETraining, folder: epath.Path) -> None:
   """Gives the latents mean 0 and standard deviation 1, evaluates on held-out clips and writes the results."""
   train_key, test_key = jax.random.split(jax.random.key(training.seed + 1))
   if not training.freeze_encoder:
@@ -93,11 +92,11 @@ def finish(params: Params, graphdef: nnx.GraphDef, training: VAETraining, folder
 def run(values: flags.FlagValues) -> None:
   """Trains and evaluates."""
   model = training_flags.trainable_preset(values.preset)
-  training = read_training(values, model.codec.temporal_stride)
+  training = read_training(values, model.required_codec.temporal_stride)
   if values.init_from is not None:
     training_flags.require_folder("init_from", values.init_from)
   this = training_flags.start_run(values)
-  graphdef, params = nnx.split(VideoCodec(model.codec, rngs=nnx.Rngs(training.seed)), nnx.Param)
+  graphdef, params = nnx.split(VideoCodec(model.required_codec, rngs=nnx.Rngs(training.seed)), nnx.Param)
   if values.init_from is not None:
     params = load_params(values.init_from, params)
   print(f"{count_parameters(params)} parameters", flush=True)

@@ -27,9 +27,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from streamt1_jax.backbone import flash_attention, triton_attention
-from streamt1_jax.typing import Implementation, Keys, Queries, Values
+from streamt1_jax.typing import Implementation, IntScalar, Queries
 
 Divide = Callable[[Callable], Callable]
 """Makes of attention over all prompts (`_all_prompts`) the same on several devices, such as
@@ -45,9 +46,9 @@ class MemoryView(NamedTuple):
     count: int32 scalar; slots 0..count-1 are valid.
   """
 
-  k: jax.Array
-  v: jax.Array
-  count: jax.Array
+  k: Float[Array, "L R A T D"]
+  v: Float[Array, "L R A T D"]
+  count: IntScalar
 
 
 class _Partial(NamedTuple):
@@ -58,35 +59,35 @@ class _Partial(NamedTuple):
   total: jax.Array
 
 
-def attend(q: Queries, k: Keys, v: Values) -> jax.Array:
-  """softmax(q k^T / sqrt(D)) v, [T, A, D] in q's dtype, of queries [T, A, D] and keys and values [A, X, D]."""
+def attend(q: Queries, k: Float[Array, "A X D"], v: Float[Array, "A X D"]) -> Queries:
+  """softmax(q k^T / sqrt(D)) v, in q's dtype."""
   partial = _begin(_logits("qad,akd->aqk", q * q.shape[-1] ** -0.5, k), functools.partial(_weigh, "aqk,akd->aqd", v=v))
   return (partial.acc / partial.total).swapaxes(0, 1).astype(q.dtype)
 
 
 def attend_with_memory(
   q: Queries,
-  k: Keys,
-  v: Values,
+  k: Queries,
+  v: Queries,
   memory: MemoryView,
-  layer: jax.Array,
+  layer: IntScalar,
   implementation: Implementation | None = None,
   divide: Divide | None = None,
-) -> jax.Array:
+) -> Queries:
   """Attention of a chunk to itself (no mask inside it) and to every valid slot of `memory` at block `layer`.
 
   Args:
-    q: [T, A, D] rotated queries.
-    k: [T, A, D] rotated keys of the chunk itself.
-    v: [T, A, D] values of the chunk itself.
+    q: rotated queries.
+    k: rotated keys of the chunk itself.
+    v: values of the chunk itself.
     memory: slots of the beam.
-    layer: int32 scalar.
+    layer: block.
     implementation: one of the above; None chooses by platform.
     divide: divides heads, and the candidates, beams and prompts of a `vmap`, among devices; None is one device.
       Hashable; equal for equal devices.
 
   Returns:
-    [T, A, D] in q's dtype.
+    The mixed values, in q's dtype.
   """
   call = _one_candidate(implementation, divide)
   return call(q * q.shape[-1] ** -0.5, k, v, memory.k, memory.v, memory.count, layer).astype(q.dtype)
@@ -133,7 +134,7 @@ def _one_beam(implementation: Implementation | None, divide: Divide | None) -> C
 def _one_prompt(implementation: Implementation | None, divide: Divide | None) -> Callable:
   """Attention of a prompt's beams [K, B, T, A, D], each with its memory; batched over prompts."""
   all_beams = functools.partial(_all_beams, implementation)
-  all_prompts = functools.partial(_all_prompts, all_beams)
+  all_prompts = lambda *arguments: _all_prompts(all_beams, *arguments)
   if divide is not None:
     all_prompts = divide(all_prompts)
 

@@ -7,41 +7,43 @@
      memory [L, R, A, T, D] ── self-attention (read only)
 
 Everything is unbatched: one candidate, one chunk; `vmap` over candidates shares the memory. Blocks are stacked
-`[L, ...]` and scanned. Source: Wan spec, section 1.3.
+`[L, ...]` and scanned. Source: docs/reference/wan_dit.md.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from streamt1_jax.backbone import attention
 from streamt1_jax.config import BackboneConfig, ModelConfig
 from streamt1_jax.nn import rotary
 from streamt1_jax.nn.norms import RMSNorm, layer_norm
-from streamt1_jax.typing import Latents, TimeFeatures, Tokens
+from streamt1_jax.typing import IntScalar, Latents, Queries, TimeFeatures, Tokens
 
 
 class TextMemory(NamedTuple):
-  """Cross-attention keys and values of one prompt, each [L, A, X, D]."""
+  """Cross-attention keys and values of one prompt."""
 
-  k: jax.Array
-  v: jax.Array
+  k: Float[Array, "L A X D"]
+  v: Float[Array, "L A X D"]
 
 
 class ChunkMemory(NamedTuple):
-  """Self-attention keys (rotated) and values of one chunk, each [L, A, T, D]."""
+  """Self-attention keys (rotated) and values of one chunk."""
 
-  k: jax.Array
-  v: jax.Array
+  k: Float[Array, "L A T D"]
+  v: Float[Array, "L A T D"]
 
 
+@runtime_checkable
 class Attend(Protocol):
-  """Self-attention of one block, with whatever it can see: `(q, k, v, layer) -> out`, all [T, A, D]."""
+  """Self-attention of one block, with whatever it can see."""
 
-  def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, layer: jax.Array) -> jax.Array: ...
+  def __call__(self, q: Queries, k: Queries, v: Queries, layer: IntScalar) -> Queries: ...
 
 
 _as_it_is = lambda x: x
@@ -51,9 +53,9 @@ class Placement(NamedTuple):
   """Where the tokens of a chunk lie on several devices: constraints on traced arrays, which change no values.
 
   Attributes:
-    tokens: of [F, T/F, M], everywhere but in self-attention.
-    to_heads: of queries, keys and values [F, T/F, A, D] on their way into self-attention.
-    to_tokens: of its result [F, T/F, A, D].
+    tokens: places tokens [F, T/F, M], everywhere but in self-attention.
+    to_heads: places queries, keys and values [F, T/F, A, D] on their way into self-attention.
+    to_tokens: places its result [F, T/F, A, D].
   """
 
   tokens: Callable[[jax.Array], jax.Array] = _as_it_is
@@ -62,7 +64,7 @@ class Placement(NamedTuple):
 
 
 ANYWHERE = Placement()
-"""Of one device, or as the compiler likes."""
+"""On one device, or as the compiler likes."""
 
 
 class Projections(nnx.Module):
@@ -77,12 +79,12 @@ class Projections(nnx.Module):
     self.key_norm = RMSNorm(config.dim, config.eps)
     self.num_heads = config.num_heads
 
-  def queries(self, x: jax.Array) -> jax.Array:
-    """[..., M] -> [..., A, D], normalised, not rotated."""
+  def queries(self, x: Float[Array, "*axes M"]) -> Float[Array, "*axes A D"]:
+    """Normalised, not rotated."""
     return self._split_heads(self.query_norm(self.query(x)))
 
-  def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., M] -> two [..., A, D]; keys normalised, not rotated."""
+  def keys_values(self, x: Float[Array, "*axes M"]) -> tuple[Float[Array, "*axes A D"], Float[Array, "*axes A D"]]:
+    """Keys are normalised, not rotated."""
     return self._split_heads(self.key_norm(self.key(x))), self._split_heads(self.value(x))
 
   def _split_heads(self, x: jax.Array) -> jax.Array:
@@ -103,23 +105,41 @@ class Block(nnx.Module):
     self.ffn_out = nnx.Linear(config.ffn_dim, dim, rngs=rngs)
     self.eps = config.eps
 
-  def modulation_rows(self, time: jax.Array) -> list[jax.Array]:
-    """Six arrays [F, 1, M] from the projected time embedding [F, 6, M]."""
+  def modulation_rows(self, time: Float[Array, "F 6 M"]) -> list[Float[Array, "F 1 M"]]:
+    """Six arrays from the projected time embedding."""
     return jnp.split(self.modulation[...][None] + time, 6, axis=1)
 
-  def qkv(self, x: Tokens, rows: list[jax.Array], cos: jax.Array, sin: jax.Array):
-    """Rotated queries and keys, and values, each [F, T/F, A, D]; `cos, sin` are [F, T/F, D/2]."""
+  def qkv(
+    self,
+    x: Tokens,
+    rows: list[Float[Array, "F 1 M"]],
+    cos: Float[Array, "F frame_tokens pairs"],
+    sin: Float[Array, "F frame_tokens pairs"],
+  ) -> tuple[
+    Float[Array, "F frame_tokens A D"], Float[Array, "F frame_tokens A D"], Float[Array, "F frame_tokens A D"]
+  ]:
+    """Rotated queries and keys, and values."""
     y = layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]
     k, v = self.self_attention.keys_values(y)
     return rotary.rotate(self.self_attention.queries(y), cos, sin), rotary.rotate(k, cos, sin), v
 
-  def after_attention(self, x: Tokens, attended: jax.Array, rows: list[jax.Array], text: TextMemory) -> Tokens:
-    """Residual of self-attention `[F, T/F, A, D]`, cross-attention to the text `[A, X, D]`, feed-forward."""
+  def after_attention(
+    self,
+    x: Tokens,
+    attended: Float[Array, "F frame_tokens A D"],
+    rows: list[Float[Array, "F 1 M"]],
+    text: TextMemory,
+  ) -> Tokens:
+    """Residual of self-attention, cross-attention to one block's text memory `[A, X, D]`, feed-forward."""
     cross_attend = jax.vmap(attention.attend, in_axes=(0, None, None))
     return self.with_cross_attention(x, attended, rows, lambda q: cross_attend(q, text.k, text.v))
 
   def with_cross_attention(
-    self, x: Tokens, attended: jax.Array, rows: list[jax.Array], cross_attend: Callable[[jax.Array], jax.Array]
+    self,
+    x: Tokens,
+    attended: Float[Array, "F frame_tokens A D"],
+    rows: list[Float[Array, "F 1 M"]],
+    cross_attend: Callable[[jax.Array], jax.Array],
   ) -> Tokens:
     """`after_attention` with `cross_attend`, queries to results [F, T/F, A, D]: tokens may be of several prompts."""
     x = x + self.self_attention.out(attended.reshape(x.shape)) * rows[2]
@@ -147,32 +167,32 @@ class CausalWanDiT(nnx.Module):
     self.config = c
     self.grid = (config.latent_height // c.patch_size, config.latent_width // c.patch_size)
 
-  def embed_text(self, embeddings: jax.Array) -> jax.Array:
-    """Text encoder output `[X, E]` to `[X, M]`; zero rows after the prompt become what the biases make of zero."""
+  def embed_text(self, embeddings: Float[Array, "X E"]) -> Float[Array, "X M"]:
+    """From text encoder output; zero rows after the prompt become what the biases make of zero."""
     return self.text_out(jax.nn.gelu(self.text_in(embeddings), approximate=True))
 
-  def text_memory(self, embeddings: jax.Array) -> TextMemory:
-    """Cross-attention keys and values of all blocks for text encoder output `[X, E]`; once per prompt."""
+  def text_memory(self, embeddings: Float[Array, "X E"]) -> TextMemory:
+    """Cross-attention keys and values of all blocks for text encoder output; once per prompt."""
     text = self.embed_text(embeddings)
     graphdef, blocks = nnx.split(self.blocks)
     project = lambda block: nnx.merge(graphdef, block).cross_attention.keys_values(text)
     return TextMemory(*(x.swapaxes(1, 2) for x in jax.lax.map(project, blocks)))
 
-  def embed_time(self, features: TimeFeatures) -> tuple[jax.Array, jax.Array]:
-    """Time embedding `[F, M]` and its projection `[F, 6, M]` from sinusoids `[F, freq_dim]`."""
+  def embed_time(self, features: TimeFeatures) -> tuple[Float[Array, "F M"], Float[Array, "F 6 M"]]:
+    """Time embedding and its projection."""
     features = features.astype(self.time_in.kernel.dtype)
     embedding = self.time_out(jax.nn.silu(self.time_in(features)))
     return embedding, self.time_projection(jax.nn.silu(embedding)).reshape(features.shape[0], 6, -1)
 
-  def patchify(self, latents: Latents) -> Tokens:
-    """[F, C, H, W] -> [F, T / F, M]; a patch is flattened (row, column, channel), channel fastest."""
+  def patchify(self, latents: Float[Array, "F C H W"]) -> Tokens:
+    """A patch is flattened (row, column, channel), channel fastest."""
     frames, channels = latents.shape[:2]
     (rows, columns), p = self.grid, self.config.patch_size
     patches = latents.reshape(frames, channels, rows, p, columns, p).transpose(0, 2, 4, 3, 5, 1)
     return self.patch_embedding(patches.reshape(frames, rows * columns, -1))
 
-  def unpatchify(self, x: Tokens, time: jax.Array) -> Latents:
-    """Head: tokens and time embedding [F, M] -> [F, C, H, W]."""
+  def unpatchify(self, x: Tokens, time: Float[Array, "F M"]) -> Float[Array, "F C H W"]:
+    """Head: from tokens and time embedding."""
     shift, scale = jnp.split(self.head_modulation[...][None] + time[:, None], 2, axis=1)
     x = self.head(layer_norm(x, self.config.eps) * (1 + scale) + shift)
     (rows, columns), p = self.grid, self.config.patch_size
@@ -186,7 +206,7 @@ class CausalWanDiT(nnx.Module):
     self,
     latents: Latents,
     features: TimeFeatures,
-    first_frame: jax.Array,
+    first_frame: IntScalar,
     text: TextMemory,
     attend: Attend,
     placement: Placement = ANYWHERE,
@@ -194,15 +214,15 @@ class CausalWanDiT(nnx.Module):
     """Velocity of one chunk, and the keys and values it would leave in memory.
 
     Args:
-      latents: [F, C, H, W] noisy chunk.
-      features: [F, freq_dim] sinusoids of the timestep of each latent frame.
-      first_frame: int32 scalar, absolute index of the chunk's first latent frame.
+      latents: noisy chunk.
+      features: sinusoids of the timestep of each latent frame.
+      first_frame: absolute index of the chunk's first latent frame.
       text: the prompt's cross-attention memory.
-      attend: self-attention, for example `attention.attend_with_memory` bound to a memory.
+      attend: self-attention, such as `attention.attend_with_memory` bound to a memory.
       placement: where tokens lie on several devices.
 
     Returns:
-      velocity [F, C, H, W] float32, and the chunk's rotated keys and its values [L, A, T, D].
+      The velocity, and the chunk's rotated keys and its values.
     """
     x = placement.tokens(self.patchify(latents.astype(self.patch_embedding.kernel.dtype)))
     embedding, projected = self.embed_time(features)

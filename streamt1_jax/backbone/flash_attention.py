@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int32
+
+from streamt1_jax.typing import IntScalar
 
 _LANES = 128
-_MAX_QUERIES = 1024  # rows of a block: each visible slot is read once for so many queries
+_MAX_QUERIES = 1024  # rows of a block: a visible slot is read once for each block
 _MAX_KEYS = 1536  # keys scored at once; with _MAX_QUERIES it bounds the scores, 6 MiB in float32
 _VMEM_BYTES = 48 << 20  # of 64 MiB on the smallest core (TPU7x); compilers assume 16 or 32 unless told
 
@@ -24,21 +27,28 @@ def supports(width: int) -> bool:
   return width % _LANES == 0
 
 
-def attend_slots(q, k, v, mk, mv, count, layer, *, interpret: bool = False) -> jax.Array:
+def attend_slots(
+  q: Float[Array, "K B T A D"],
+  k: Float[Array, "K B T A D"],
+  v: Float[Array, "K B T A D"],
+  mk: Float[Array, "K L R A T D"],
+  mv: Float[Array, "K L R A T D"],
+  count: Int32[Array, " K"],
+  layer: IntScalar,
+  *,
+  interpret: bool = False,
+) -> Float32[Array, "K B T A D"]:
   """Attention of all candidates of all beams to themselves and to the valid slots of their beam.
 
   Args:
-    q: [K, B, T, A, D] rotated and scaled queries.
-    k: [K, B, T, A, D] rotated keys of the chunk itself.
-    v: [K, B, T, A, D] its values.
-    mk: [K, L, R, A, T, D] rotated keys of the slots.
-    mv: [K, L, R, A, T, D] their values.
-    count: [K] int32, valid slots.
-    layer: int32 scalar, block.
+    q: rotated and scaled queries.
+    k: rotated keys of the chunk itself.
+    v: its values.
+    mk: rotated keys of the slots.
+    mv: their values.
+    count: valid slots.
+    layer: block.
     interpret: runs on any platform, by emulating a TPU core.
-
-  Returns:
-    [K, B, T, A, D] float32.
   """
   beams, candidates, tokens, heads, width = q.shape
   rows = min(tokens, _round_up(pl.cdiv(tokens, pl.cdiv(tokens, _MAX_QUERIES)), 16))

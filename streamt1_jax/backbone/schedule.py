@@ -1,12 +1,13 @@
 """Few-step flow-matching schedule and the sinusoidal timestep features.
 
 All tables are built with numpy in float64 and cast once: computed in float32 the angles `t * w` are off by up to 4e-5.
-Source: Wan spec, section 1.3 (schedule, time embedding).
+Source: docs/reference/wan_dit.md (schedule, time embedding).
 """
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float, Float32, Float64
 
 from streamt1_jax.config import ScheduleConfig
 
@@ -16,22 +17,22 @@ class DenoisingSchedule:
   """Static tables of one schedule; S is the number of denoising steps.
 
   Attributes:
-    timesteps: [S] float64, on the 0..1000 scale, largest first.
-    sigmas: [S] float64 noise levels in (0, 1] of the same entries.
-    next_sigmas: [S] float64 noise level after each step; the last is 0.
-    features: [S, freq_dim] float32 sinusoids of `timesteps`.
-    context_features: [freq_dim] float32 sinusoids of the clean pass's timestep.
+    timesteps: on the 0..1000 scale, largest first.
+    sigmas: noise levels in (0, 1] of the same entries.
+    next_sigmas: noise level after each step; the last is 0.
+    features: sinusoids of `timesteps`.
+    context_features: sinusoids of the clean pass's timestep.
   """
 
-  timesteps: np.ndarray
-  sigmas: np.ndarray
-  next_sigmas: np.ndarray
-  features: np.ndarray
-  context_features: np.ndarray
+  timesteps: Float64[np.ndarray, " S"]
+  sigmas: Float64[np.ndarray, " S"]
+  next_sigmas: Float64[np.ndarray, " S"]
+  features: Float32[np.ndarray, "S freq_dim"]
+  context_features: Float32[np.ndarray, " freq_dim"]
 
 
-def sigma_table(config: ScheduleConfig) -> np.ndarray:
-  """Noise levels of the training timesteps, `[num_train_timesteps]` float64, descending.
+def sigma_table(config: ScheduleConfig) -> Float64[np.ndarray, " num_train_timesteps"]:
+  """Noise levels of the training timesteps, descending.
 
   s_i = 1 - i / n,   sigma_i = shift * s_i / (1 + (shift - 1) * s_i),   t_i = n * sigma_i
   """
@@ -39,7 +40,7 @@ def sigma_table(config: ScheduleConfig) -> np.ndarray:
   return config.shift * s / (1.0 + (config.shift - 1.0) * s)
 
 
-def sigma_of(timesteps: np.ndarray, config: ScheduleConfig) -> np.ndarray:
+def sigma_of(timesteps: Float[np.ndarray, "*axes"], config: ScheduleConfig) -> Float64[np.ndarray, "*axes"]:
   """Noise level of the table entry nearest to each timestep; so t = 0 maps to the last, non-zero entry."""
   sigmas = sigma_table(config)
   table = config.num_train_timesteps * sigmas
@@ -47,8 +48,8 @@ def sigma_of(timesteps: np.ndarray, config: ScheduleConfig) -> np.ndarray:
   return sigmas[np.argmin(distance, axis=-1)]
 
 
-def time_features(timesteps: np.ndarray, freq_dim: int) -> np.ndarray:
-  """Sinusoids `[..., freq_dim]` float32, `[cos(t w) | sin(t w)]` with w_i = 10000^(-2 i / freq_dim)."""
+def time_features(timesteps: Float[np.ndarray, "*axes"], freq_dim: int) -> Float32[np.ndarray, "*axes {freq_dim}"]:
+  """Sinusoids `[cos(t w) | sin(t w)]` with w_i = 10000^(-2 i / freq_dim)."""
   half = freq_dim // 2
   w = 10000.0 ** (-np.arange(half) / half)
   angles = np.asarray(timesteps, np.float64)[..., None] * w

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float, Float32, Int32
+
+from streamt1_jax.typing import IntScalar
 
 _LEAST_WIDTH = 16  # channels of the smallest product of a tensor core
 _QUERIES = 128
@@ -24,7 +27,17 @@ def supports(width: int) -> bool:
   return width >= _LEAST_WIDTH and width & (width - 1) == 0
 
 
-def attend_slots(q, k, v, mk, mv, count, layer, *, interpret: bool = False) -> jax.Array:
+def attend_slots(
+  q: Float[Array, "K B T A D"],
+  k: Float[Array, "K B T A D"],
+  v: Float[Array, "K B T A D"],
+  mk: Float[Array, "K L R A T D"],
+  mv: Float[Array, "K L R A T D"],
+  count: Int32[Array, " K"],
+  layer: IntScalar,
+  *,
+  interpret: bool = False,
+) -> Float32[Array, "K B T A D"]:
   """As `flash_attention.attend_slots`, with `interpret` on any platform."""
   beams, candidates, tokens, heads, width = q.shape
   # Triton counts elements in 32 bits, which the slots of all layers exceed.
@@ -77,7 +90,7 @@ def _kernel(q, k, v, mk, mv, count, out, *, candidates: int):
   plgpu.store(out.at[beam, candidate, rows, head], acc / total[:, None], mask=in_chunk)
 
 
-def _divide(number: jax.Array, by: int) -> tuple[jax.Array, jax.Array]:
+def _divide(number: int | jax.Array, by: int | jax.Array) -> tuple[jax.Array, jax.Array]:
   """Quotient and remainder of numbers that are not negative; Python's own, which round down, do not lower."""
   by = jnp.int32(by)
   return jax.lax.div(number, by), jax.lax.rem(number, by)

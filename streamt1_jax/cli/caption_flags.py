@@ -10,7 +10,7 @@ from streamt1_jax.config import ConfigError, ModelConfig, require_video_model
 from streamt1_jax.data import shapes
 from streamt1_jax.io.checkpoint import load_config
 
-# Seeds grow by 1000 a chunk: captions with videos of up to 100 chunks share none.
+# Seeds grow by 1000 a chunk, so that videos of up to 100 chunks have different seeds.
 _SEED_STEP = 100_000
 
 
@@ -28,7 +28,7 @@ def require_shapes_world(values: flags.FlagValues) -> tuple[epath.Path, ModelCon
   checkpoint = files.find_checkpoint(values.checkpoint)
   model = load_config(checkpoint)
   require_video_model(model, f"--checkpoint={checkpoint}")
-  size = tuple(model.codec.spatial_stride * cells for cells in (model.latent_height, model.latent_width))
+  size = tuple(model.required_codec.spatial_stride * cells for cells in (model.latent_height, model.latent_width))
   if size != (shapes.FRAME_SIZE, shapes.FRAME_SIZE):
     raise ConfigError(f"--checkpoint={checkpoint}: its frames are {size[0]}x{size[1]}, the shapes world's are 64x64")
   return checkpoint, model

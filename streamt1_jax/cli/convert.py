@@ -29,6 +29,7 @@ from absl import flags
 from streamt1_jax.cli import command, flag_types
 from streamt1_jax.config import PRESETS, ConfigError, ModelConfig, preset
 from streamt1_jax.convert import engine, execute, plan, reward_part
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io import checkpoint, config_json
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 
@@ -39,8 +40,6 @@ _PUBLISHED = {
   "text": "models_t5_umt5-xxl-enc-bf16.pth or text_encoder/",
   TOKENIZER_FILE: "spiece.model",
 }
-
-_REWARD_WEIGHTS = {"hpsv3": "HPSv3.safetensors", "videoalign": "model.pth, or the folder of its checkpoint"}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -56,9 +55,9 @@ def define_flags(values: flags.FlagValues) -> None:
   path("vae", "Weights of the video VAE.")
   path("text_encoder", "Weights of the UMT5 encoder.")
   path("tokenizer", "Sentencepiece model, or the folder of spiece.model.")
-  for name, published in _REWARD_WEIGHTS.items():
-    path(name, f"Weights of this reward model: {published}.")
-    path(f"{name}_prompt", f"Its text: {reward_part.PUBLISHED_TEXT[name]}.")
+  for name, conversion in CONVERSIONS.items():
+    path(name, f"Weights of this reward model: {conversion.weights}.")
+    path(f"{name}_prompt", f"Its text: {conversion.text}.")
     path(f"{name}_config", "Other sizes: a JSON file like `config` in a reward.json.")
   path("reward_tokenizer", "tokenizer.json of Qwen2-VL or its folder.")
   path("output", "The checkpoint folder.")
@@ -86,7 +85,7 @@ def read_model(name: str) -> ModelConfig:
 def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:
   """The reward models of the flags."""
   given = []
-  for name in _REWARD_WEIGHTS:
+  for name in CONVERSIONS:
     weights, prompt, config = (values[f"{name}{end}"].value for end in ("", "_prompt", "_config"))
     if weights is None:
       stray = [flag for flag, value in ((f"{name}_prompt", prompt), (f"{name}_config", config)) if value is not None]
@@ -96,7 +95,7 @@ def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:
     paths = map(_path, (weights, prompt, values.reward_tokenizer, config))
     given.append(reward_part.RewardSources(name, *paths))
   if not given and values.reward_tokenizer is not None:
-    raise ConfigError("--reward_tokenizer needs --hpsv3 or --videoalign, the weights it belongs to")
+    raise ConfigError(f"--reward_tokenizer needs --{' or --'.join(CONVERSIONS)}, the weights it belongs to")
   return given
 
 
@@ -131,10 +130,10 @@ def run(values: flags.FlagValues) -> None:
   rewards = reward_sources(values)
   parts = (sources.backbone, sources.vae, sources.text_encoder, values.tokenizer, sources.lora, *rewards)
   if not any((*parts, values.dry_run)):
-    raise ConfigError(
-      "nothing to convert; give --backbone, --vae, --text_encoder, --tokenizer, --hpsv3 or --videoalign"
-    )
-  if values.output is None and not values.dry_run:
+    names = ", --".join(("backbone", "vae", "text_encoder", "tokenizer", *CONVERSIONS))
+    raise ConfigError(f"nothing to convert; give one of --{names}")
+  output = _path(values.output)
+  if output is None and not values.dry_run:
     raise ConfigError("--output is missing; give the folder of the checkpoint, or --dry_run")
   try:
     plans = [*plan.make_plans(model, sources), *map(reward_part.make_plan, rewards)]
@@ -142,11 +141,11 @@ def run(values: flags.FlagValues) -> None:
     if values.dry_run:
       print(error)
     raise ConfigError(error.line) from error
-  if values.dry_run:
+  if output is None or values.dry_run:
     dry_run(values, model, plans)
     return
   start = time.perf_counter()
-  lacking = execute.execute(model, plans, _path(values.tokenizer), _path(values.output), values.dtype)
+  lacking = execute.execute(model, plans, _path(values.tokenizer), output, values.dtype)
   print_missing(lacking)
   state = "is not complete yet" if lacking else "is a checkpoint"
   print(f"{values.output} {state} ({time.perf_counter() - start:.0f} s)")

@@ -20,7 +20,7 @@ from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
 from streamt1_jax.execution import Decoding
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.typing import Implementation
+from streamt1_jax.typing import Device, Implementation
 
 
 def define(values: flags.FlagValues) -> None:
@@ -67,7 +67,11 @@ def use_compilation_cache(values: flags.FlagValues) -> None:
   folder = values.compilation_cache_dir
   if folder is None:
     # The environment or the program that calls this command has chosen one.
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+      return
+    # Process 0 alone writes the cache. On CPUs the others have other keys, so they would still compile while process 0
+    # waits for them, and Gloo waits for 30 seconds only.
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
       return
     folder = _user_cache()
     if folder is None:
@@ -77,7 +81,7 @@ def use_compilation_cache(values: flags.FlagValues) -> None:
   if folder:
     # A start is many small programs: one after the other they take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  if jax.config.jax_compilation_cache_dir != (folder or None):
+  if jax.config.values["jax_compilation_cache_dir"] != (folder or None):
     jax.config.update("jax_compilation_cache_dir", folder or None)
     # JAX keeps the cache it opened first.
     compilation_cache.reset_cache()
@@ -118,7 +122,7 @@ def make_mesh(
   model: ModelConfig,
   search: SearchConfig,
   num_prompts: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Device] | None = None,
 ) -> Mesh | None:
   """The mesh that the flag asks for, or None for one device; of all devices by default.
 

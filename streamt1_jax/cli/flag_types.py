@@ -52,7 +52,7 @@ class _Path(flags.ArgumentParser):
     try:
       fsspec.get_filesystem_class("gcs")
     except ImportError as error:
-      raise ValueError("gs:// needs the package gcsfs: pip install 'streamt1_jax[gcs]'") from error
+      raise ValueError("gs:// needs the package gcsfs: pip install gcsfs") from error
     return argument
 
 

@@ -14,10 +14,10 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
 one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
 
-Prompts whose folder is finished are skipped, so an interrupted list goes on where it stopped. Once a minute, or every
-`save_every` chunks, the search is saved, in a hidden folder beside the result's that goes when the result is there: the
-same command goes on in the middle of a video, wherever it was killed, and makes the same video. `manifest.json` then
-has the chunks at which it went on; its seconds, memory and compilations are those of the last run.
+A prompt whose folder is finished is skipped, so an interrupted list goes on where it stopped. Once a minute, or every
+`save_every` chunks, the search is saved in a hidden folder, which goes away when the result is there. After a kill the
+same command goes on in the middle of the video and makes the same video. `manifest.json` then has the chunks at which
+it went on; its seconds, memory and compilations are those of the last run.
 
 Exit codes: 0; 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and
 the trace so far), the disk is full, or another process died; 130 when interrupted; 143 by SIGTERM, after the chunk is
@@ -278,7 +278,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
 
 
 def make_plan(values: flags.FlagValues, prompts: list[str]) -> Plan:
-  """Checks whatever can be checked before weights are read. Raises ConfigError, naming the flag."""
+  """Checks everything that needs no weights. Raises ConfigError, naming the flag."""
   checkpoint = find_checkpoint(values.checkpoint)
   model = load_config(checkpoint)
   require_video_model(model, str(checkpoint))
@@ -297,7 +297,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str]) -> Plan:
 
 
 def load(plan: Plan, num_prompts: int) -> Searcher:
-  """Loads the model once, for all prompts."""
+  """Loads the model that all prompts share."""
   timer = manifest.PhaseTimer()
   with timer.phase("load"):
     pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.values.dtype, num_prompts)

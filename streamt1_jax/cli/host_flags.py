@@ -19,8 +19,8 @@ from streamt1_jax.cli.files import checkpoint_sha256
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files
 from streamt1_jax.parallel import hosts
-from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
+from streamt1_jax.rewards.table import REWARDS
 
 _OWN = ("coordinator_address", "num_processes", "process_id")
 _PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "streamt1_jax")
@@ -100,7 +100,7 @@ def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str]) -> None:
     ConfigError: weights or prompts differ. All processes raise it.
   """
   if jax.process_count() > 1:
-    rewards = [name for name in selection.LEARNED if (checkpoint / REWARDS_FOLDER / name).exists()]
+    rewards = [name for name in REWARDS if (checkpoint / REWARDS_FOLDER / name).exists()]
     listed = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
     hosts.require_same(
       {

@@ -3,9 +3,9 @@
   --profile_chunks=3,4 --profile_dir=profiles    profiles/plugins/profile/PROMPT_chunk_3/HOST.xplane.pb, PROMPT_chunk_4
   --tensorboard_dir=metrics                      metrics/PROMPT/events.out.tfevents...
 
-PROMPT is the name of the result's folder. Chunks count from 0, as in `trace.json`. Before chunks 0 and 1 their programs
-are compiled, of which a trace holds millions of events, and until the memory is full every chunk sees more: trace later
-ones. Traces open with `xprof --logdir=profiles` or TensorBoard.
+PROMPT is the name of the result's folder. Chunks count from 0, as in `trace.json`. Trace late chunks: before chunks 0
+and 1 their programs are compiled, which fills a trace with millions of events, and a chunk is typical only when the
+memory is full. Traces open with `xprof --logdir=profiles` or TensorBoard.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def check_flags(values: flags.FlagValues, num_chunks: int) -> None:
-  """Raises ConfigError, naming the flag, if it cannot be followed in a video of so many chunks."""
+  """Raises ConfigError, naming the flag, if a video of `num_chunks` chunks cannot follow it."""
   _profiled_chunks(values, num_chunks)
   if values.tensorboard_dir is not None:
     _writer_class()
@@ -45,8 +45,9 @@ def check_flags(values: flags.FlagValues, num_chunks: int) -> None:
 def make_folders(values: flags.FlagValues) -> None:
   """Makes the folders of the flags. Raises ConfigError, naming the flag, if one cannot be written."""
   for name in ("profile_dir", "tensorboard_dir"):
-    if values[name].value is not None:
-      make_folder(name, values[name].value, writable=True)
+    folder = values[name].value
+    if folder is not None:
+      make_folder(name, folder, writable=True)
 
 
 def _profiled_chunks(values: flags.FlagValues, num_chunks: int) -> set[int]:
@@ -64,9 +65,7 @@ def _writer_class() -> type:
   try:
     from tensorboardX import SummaryWriter
   except ImportError as error:
-    raise ConfigError(
-      "--tensorboard_dir needs the package tensorboardX: pip install 'streamt1_jax[tensorboard]'"
-    ) from error
+    raise ConfigError("--tensorboard_dir needs the package tensorboardX: pip install tensorboardX") from error
   return SummaryWriter
 
 

@@ -143,7 +143,7 @@ def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, A
     },
     "score": made.score,
     "sha256": {
-      name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+      name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
       for name, array in (("latents", made.latents), ("frames", made.frames))
     },
     "seeds": {

@@ -46,10 +46,12 @@ from streamt1_jax.cli.score_rows import Output, Row, to_table
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, video
 from streamt1_jax.rewards import folder as reward_folder
-from streamt1_jax.rewards import scoring, selection
-from streamt1_jax.rewards.scoring import VideoScorer
+from streamt1_jax.rewards import scoring
+from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 
 _MOST_BYTES = 8 << 30
+_BUILT_IN = [name for name, spec in REWARDS.items() if not spec.is_stored]
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -69,7 +71,7 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flag_types.define_integer(values, "image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
   flag_types.define_integer(values, "batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
-  flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, whatever they are of.")
+  flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, also those of other videos.")
   device_flags.define_compilation_cache(values)
 
 
@@ -77,18 +79,24 @@ def find_rewards(values: flags.FlagValues) -> dict[str, epath.Path]:
   """Folders of the rewards of the flags, by name; those of built-in ones do not exist."""
   rewards = find_checkpoint(values.checkpoint) / reward_folder.REWARDS_FOLDER
   present = sorted(path.name for path in rewards.iterdir() if path.is_dir()) if rewards.is_dir() else []
-  names = values.reward.split("+") if values.reward is not None else present or list(selection.PROMPT_FREE)
+  names = values.reward.split("+") if values.reward is not None else present or list(DEFAULT_REWARDS)
   for name in names:
     if not re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9]", name) or names.count(name) > 1:
       raise ConfigError(f"--reward={values.reward} must be different names joined by '+', such as quality+coherence")
-    if name not in (*selection.BUILT_IN, *present):
-      found = ", ".join((*selection.BUILT_IN, *present))
+    if name not in (*_BUILT_IN, *present):
+      found = ", ".join((*_BUILT_IN, *present))
       raise ConfigError(f"--reward={values.reward}: {rewards} has no {name}; there are: {found}")
   return {name: rewards / name for name in names}
 
 
+def needs_prompt(folder: epath.Path) -> bool:
+  """Whether the reward in `folder` reads a prompt. Raises ConfigError if there is no reward."""
+  spec, _ = reward_folder.load_config(folder)
+  return spec.reads_prompt
+
+
 def reward_sha256(folder: epath.Path) -> str:
-  """Identifies a reward wherever its folder is. Raises ConfigError if it is none."""
+  """Identifies a reward wherever its folder is. Raises ConfigError if the folder holds no reward."""
   reward_folder.load_config(folder)
   # It has the checksums of all other files.
   return hashlib.sha256((folder / part_files.PART_FILE).read_bytes()).hexdigest()
@@ -96,7 +104,7 @@ def reward_sha256(folder: epath.Path) -> str:
 
 def run_settings(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> dict[str, Any]:
   """Everything but the videos and prompts that decides the scores."""
-  weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in selection.BUILT_IN}
+  weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in _BUILT_IN}
   return {"reward": "+".join(rewards), "dtype": values.dtype, "image_frames": values.image_frames, **weights}
 
 
@@ -106,7 +114,7 @@ def read_tasks(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> list
   if values.prompts_file is not None:
     return score_inputs.with_given_prompts(videos, values.prompts_file)
   tasks = score_inputs.with_own_prompts(videos)
-  needy = [name for name in rewards if name not in selection.BUILT_IN]
+  needy = [name for name, path in rewards.items() if name not in _BUILT_IN and needs_prompt(path)]
   if not needy:
     return [Task(task.video, task.prompt) for task in tasks]
   without = [task for task in tasks if task.prompt is None and task.fault is None]
@@ -229,9 +237,9 @@ def run(values: flags.FlagValues) -> None:
   rows = earlier_rows(values, output, tasks, settings)
   require_writable("output", values.output)
   device_flags.use_compilation_cache(values)
+  options = ScoringOptions(values.image_frames, values.batch)
   scorers = [
-    scoring.make_scorer(name, path, dtype=jnp.dtype(values.dtype), most_frames=values.image_frames, batch=values.batch)
-    for name, path in rewards.items()
+    scoring.make_scorer(name, path, dtype=jnp.dtype(values.dtype), options=options) for name, path in rewards.items()
   ]
   device_flags.tell_devices()
   columns = [column for scorer in scorers for column in scorer.columns]

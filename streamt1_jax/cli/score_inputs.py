@@ -18,7 +18,7 @@ from streamt1_jax.io import config_json, part_files, paths
 from streamt1_jax.text.prompts import load_prompts, require_whole_characters
 
 SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-"""Of the videos in a folder; a file that is named or matched itself may have any."""
+"""How names of videos in a folder end. A file that is named, or matched by a glob, may end in any way."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def find_videos(pattern: str) -> list[epath.Path]:
   Args:
     pattern: a file, a folder (searched with all its subfolders, but for hidden ones), or a glob of those.
 
-  Raises ConfigError if there is none.
+  Raises ConfigError if no video is there.
   """
   source = epath.Path(pattern)
   places = [source] if source.exists() else _matches(source)
@@ -96,11 +96,11 @@ def with_given_prompts(videos: list[epath.Path], prompts_file: str) -> list[Task
 
 def _parse_json_line(line: str, flag: str) -> tuple[str, str]:
   entry = config_json.parse_strict_json(line, f"{flag}: the line {line!r:.60}")
-  values = (entry.get("video"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
-  if not all(isinstance(value, str) and value.strip() for value in values):
+  video, prompt = (entry.get("video"), entry.get("prompt")) if isinstance(entry, dict) else (None, None)
+  if not (isinstance(video, str) and isinstance(prompt, str) and video.strip() and prompt.strip()):
     raise ConfigError(f"{flag}: the line {line!r:.60} needs a video and a prompt, both text")
-  require_whole_characters(values[1], f"{flag}: the prompt in the line {line!r:.60}")
-  return values
+  require_whole_characters(prompt, f"{flag}: the prompt in the line {line!r:.60}")
+  return video, prompt
 
 
 def _parse_tabbed_line(line: str, flag: str) -> tuple[str, str]:
@@ -130,7 +130,7 @@ def _match(videos: list[epath.Path], prompts: Mapping[str, str], flag: str) -> l
 
 
 def with_own_prompts(videos: list[epath.Path]) -> list[Task]:
-  """Videos of `experiments.generate` with the prompts in the manifests beside them, where there is one."""
+  """Videos of `streamt1 generate` with the prompts in the manifests beside them, where there is one."""
   return [_with_own_prompt(video) for video in videos]
 
 

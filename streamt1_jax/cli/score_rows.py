@@ -6,16 +6,16 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import atomic, config_json, manifest, part_files
+from streamt1_jax.io import atomic, manifest, part_files, rows
 
 _NAME_WIDTH = 48
+_REMEDY = "use --overwrite or another --output"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,56 +87,45 @@ class Output:
     Raises ConfigError if the files are of other settings, or are not scores.
     """
     if self.partial.exists():
-      found, stored, rows = self.partial, *_read_partial(self.partial)
-    elif self.json.exists():
+      return _by_video(rows.read(self.partial, settings, remedy=_REMEDY), self.partial)
+    if self.json.exists():
       document = part_files.read_json_object(self.json.parent, self.json.name, "scores")
-      found, stored, rows = self.json, document.get("settings"), _parse_rows(document.get("rows"), self.json)
-    elif self.csv.exists():
-      raise ConfigError(f"{self.csv} exists and {self.json} does not; use --overwrite or another --output")
-    else:
-      return {}
-    if not isinstance(stored, dict):
-      raise ConfigError(f"{found} is not a file of scores: it has no settings; use --overwrite or another --output")
-    for name in dict.fromkeys([*settings, *stored]):
-      if stored.get(name) != settings.get(name):
-        raise ConfigError(
-          f"{found} was made with {name} {stored.get(name)}, not {settings.get(name)}; "
-          "use --overwrite or another --output"
-        )
-    return {row.video: row for row in rows}
+      rows.require_same(str(self.json), document.get("settings"), settings, _REMEDY)
+      return _by_video(document.get("rows"), self.json)
+    if self.csv.exists():
+      raise ConfigError(f"{self.csv} exists and {self.json} does not; {_REMEDY}")
+    return {}
 
-  def start(self, settings: Mapping[str, Any], rows: Sequence[Row]) -> RowFile:
-    """A file that holds `rows` and takes more, each of them safe once it is written."""
-    lines = [json.dumps({"settings": settings}), *(_to_line(row) for row in rows)]
+  def start(self, settings: Mapping[str, Any], kept: Sequence[Row]) -> RowFile:
+    """A file that holds the rows `kept` and takes more, each of them safe once it is written."""
     with _writing(self.partial):
-      atomic.replace_bytes(self.partial, "".join(f"{line}\n" for line in lines).encode())
-    return RowFile(self.partial)
+      return RowFile(self.partial, rows.Writer(self.partial, settings, map(_to_json, kept)))
 
-  def write(self, document: Mapping[str, Any], rows: Sequence[Row], columns: Sequence[str]) -> None:
+  def write(self, document: Mapping[str, Any], finished: Sequence[Row], columns: Sequence[str]) -> None:
     """Writes both files, whole or not at all, and forgets the partial one.
 
     Args:
       document: what the JSON file says besides the rows.
-      rows: the rows in order.
+      finished: the rows in order.
       columns: names of all scores.
     """
     with _writing(self.json):
-      manifest.write_json(self.json, {**document, "rows": [_to_json(row) for row in rows]})
+      manifest.write_json(self.json, {**document, "rows": list(map(_to_json, finished))})
     with _writing(self.csv):
-      atomic.replace_bytes(self.csv, to_csv(rows, columns).encode())
+      atomic.replace_bytes(self.csv, to_csv(finished, columns).encode())
     self.partial.unlink(missing_ok=True)
 
 
 class RowFile:
-  """Takes rows, one line of JSON each."""
+  """Takes rows."""
 
-  def __init__(self, path: epath.Path):
-    self._path = path
+  def __init__(self, path: epath.Path, writer: rows.Writer):
+    self._path, self._writer = path, writer
 
   def append(self, row: Row) -> None:
     """Raises ConfigError if the file system refuses; the rows before it are safe."""
     with _writing(self._path):
-      atomic.append_text(self._path, _to_line(row) + "\n")
+      self._writer.append(_to_json(row))
 
 
 @contextlib.contextmanager
@@ -151,26 +140,12 @@ def _to_json(row: Row) -> dict[str, Any]:
   return {name: getattr(row, name) for name in _FIELDS}
 
 
-def _to_line(row: Row) -> str:
-  return json.dumps(_to_json(row), allow_nan=False)
-
-
-def _read_partial(path: epath.Path) -> tuple[Any, list[Row]]:
-  """Settings and rows. A last line that was cut off while it was written does not count."""
-  try:
-    first, *lines = path.read_text().split("\n")[:-1]
-  except (UnicodeDecodeError, ValueError) as error:
-    raise ConfigError(f"{path} is damaged; use --overwrite or another --output") from error
-  head = config_json.parse_strict_json(first, f"{path}, line 1")
-  values = [config_json.parse_strict_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 2)]
-  return head.get("settings") if isinstance(head, dict) else None, _parse_rows(values, path)
-
-
-def _parse_rows(values: Any, path: epath.Path) -> list[Row]:
+def _by_video(values: Any, path: epath.Path) -> dict[str, Row]:
+  """Rows as a file holds them. Raises ConfigError if they are no rows of scores."""
   is_row = lambda value: isinstance(value, dict) and set(value) == set(_FIELDS) and isinstance(value["scores"], dict)
   if not isinstance(values, list) or not all(map(is_row, values)):
-    raise ConfigError(f"{path} is not a file of scores; use --overwrite or another --output")
-  return [Row(**value) for value in values]
+    raise ConfigError(f"{path} is not a file of scores; {_REMEDY}")
+  return {value["video"]: Row(**value) for value in values}
 
 
 def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -205,13 +180,13 @@ def to_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
       _shorten(row.video),
       "" if row.num_frames is None else str(row.num_frames),
       "" if row.fps is None else f"{row.fps:.5g}",
-      *(_decimal(row.scores.get(column)) for column in shown),
+      *(_decimal([row.scores[column]] if column in row.scores else []) for column in shown),
     ]
     for row in rows
   ]
   if len(rows) > 1:
     known = [[row.scores[column] for row in rows if column in row.scores] for column in shown]
-    body.append(["mean", "", "", *(_decimal(sum(scores) / len(scores) if scores else None) for scores in known)])
+    body.append(["mean", "", "", *map(_decimal, known)])
   widths = [max(map(len, cells)) for cells in zip(header, *body, strict=True)]
   lines = [
     "  ".join([cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))])
@@ -225,5 +200,6 @@ def _shorten(name: str) -> str:
   return name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
 
 
-def _decimal(score: float | None) -> str:
-  return "" if score is None else f"{score:.3f}"
+def _decimal(scores: Sequence[Any]) -> str:
+  """The mean."""
+  return f"{sum(scores) / len(scores):.3f}" if scores else ""

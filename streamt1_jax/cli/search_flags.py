@@ -20,6 +20,7 @@ from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.selection import RewardChoice
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
 
 # Name and meaning of the flags that are fields of `SearchConfig`.
 _INTEGERS = {
@@ -48,13 +49,12 @@ def define(values: flags.FlagValues) -> None:
     flag_types.define_integer(values, name, getattr(released, name), meaning)
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
-  known = ", ".join((*selection.IMAGE_REWARDS, *selection.VIDEO_REWARDS))
   flag_types.define_string(
     values,
     "reward",
     None,
-    f"Rewards joined by '+'; known are {known}. By default videoalign+hpsv3 if the checkpoint has both and there is a "
-    "search, else quality+coherence.",
+    f"Rewards joined by '+'; known are {', '.join(REWARDS)}. By default {'+'.join(LEARNED_REWARDS)} if the checkpoint "
+    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}.",
   )
   flag_types.define_list(
     values, "reward_weights", None, "Factors of their scores, 1 by default: hpsv3:0.5,videoalign:1."
@@ -97,7 +97,7 @@ def reward_choice(values: flags.FlagValues, checkpoint: epath.Path, model: Model
     _reward_names(values),
     _reward_weights(values),
     short_frames=values.short_frames,
-    chunk_frames=model.codec.temporal_stride * model.chunk_frames,
+    chunk_frames=model.required_codec.temporal_stride * model.chunk_frames,
   )
 
 
@@ -133,7 +133,7 @@ def load_pipeline(
 
 def _reward_names(values: flags.FlagValues) -> str | None:
   # Plain streaming chooses nothing, so nothing large is loaded to judge it.
-  default = "+".join(selection.PROMPT_FREE) if values.search == "none" else None
+  default = "+".join(DEFAULT_REWARDS) if values.search == "none" else None
   return default if values.reward is None else values.reward
 
 

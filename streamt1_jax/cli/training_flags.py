@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from absl import flags
 from etils import epath
 
@@ -29,6 +32,11 @@ def trainable_preset(name: str) -> ModelConfig:
   if model.codec is None or model.text is None:
     raise ConfigError(f"--preset={name} is a backbone alone; codec and text encoder are needed, as in: tiny")
   return model
+
+
+def fields_of(values: flags.FlagValues, config_type: type) -> dict[str, Any]:
+  """The values of the flags that are named like the fields of a dataclass."""
+  return {field.name: values[field.name].value for field in dataclasses.fields(config_type)}
 
 
 def require_folder(flag: str, path: epath.PathLike) -> None:

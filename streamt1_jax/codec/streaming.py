@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
+from streamt1_jax.codec.base import Count
 from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import CodecConfig
 from streamt1_jax.typing import Frames, Latents, Params
@@ -40,11 +42,15 @@ class StreamingDecoder:
     if first:
       start, state = self._step(params, latents[:1], state, first)
       frames, latents = [start], latents[1:]
-    step = lambda state, latent: self._step(params, latent[None], state, False)[::-1]
+
+    def step(state, latent):
+      frames, state = self._step(params, latent[None], state, False)
+      return state, frames
+
     state, rest = jax.lax.scan(step, state, latents)
     return jnp.concatenate([*frames, rest.reshape(-1, *rest.shape[2:])]), state
 
-  def _step(self, params: Params, latents: Latents, state: Any, first: bool) -> tuple[Frames, Any]:
+  def _step(self, params: Params, latents: Float[Array, "F C H W"], state: Any, first: bool) -> tuple[Frames, Any]:
     frames, state = nnx.merge(self.graphdef, params).decode_step(latents, state, first)
     return quantize_frames(frames), state
 
@@ -52,7 +58,7 @@ class StreamingDecoder:
     height, width = self.latent_size
     return (height * self.config.spatial_stride, width * self.config.spatial_stride, 3)
 
-  def num_frames(self, latent_frames: int, *, first: bool) -> int:
+  def num_frames(self, latent_frames: Count, *, first: bool) -> Count:
     stride = self.config.temporal_stride
     return 1 + stride * (latent_frames - 1) if first else stride * latent_frames
 

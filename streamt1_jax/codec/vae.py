@@ -9,8 +9,8 @@ Wan 2.1), every later step r F frames into F. Streaming is exact: however a vide
 result is that of a single first step with all of it. A stream state is a PyTree of arrays whose shapes never
 change; streams cannot disturb one another.
 
-Everything is unbatched: `vmap` for a batch. Computation is in the dtype of parameters and inputs. Source: Wan
-VAE spec, section 2; `patch_size` as in Wan 2.2.
+Everything is unbatched: `vmap` for a batch. Computation is in the dtype of parameters and inputs. Source:
+docs/reference/wan_vae.md; `patch_size` as in Wan 2.2.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
 
 from streamt1_jax.codec.layers import (
   CausalConv,
@@ -28,19 +30,20 @@ from streamt1_jax.codec.layers import (
   Upsample,
 )
 from streamt1_jax.config import CodecConfig, ConfigError
-from streamt1_jax.typing import Latents
 
+Pixels: TypeAlias = Float[Array, "T height width 3"]
+Latents: TypeAlias = Float[Array, "F C H W"]
 StreamState: TypeAlias = Any  # nested tuples of [2 or 1, h, w, C] histories, in the order of the layers
 
 
 class Moments(NamedTuple):
-  """The posterior of the latent, before normalisation; each [F, C, h, w]."""
+  """The posterior of the latent, before normalisation."""
 
-  mean: jax.Array
-  logvar: jax.Array
+  mean: Latents
+  logvar: Latents
 
 
-def patchify(frames: jax.Array, patch: int) -> jax.Array:
+def patchify(frames: Float[Array, "T height width colors"], patch: int) -> Float[Array, "T rows columns channels"]:
   """Space to depth, `[T, height, width, 3]` to `[T, height / p, width / p, 3 p p]`.
 
   Rows run fastest among the channels, then columns, then colours.
@@ -50,14 +53,14 @@ def patchify(frames: jax.Array, patch: int) -> jax.Array:
   return x.transpose(0, 1, 3, 5, 4, 2).reshape(count, height // patch, width // patch, -1)
 
 
-def unpatchify(x: jax.Array, patch: int) -> jax.Array:
+def unpatchify(x: Float[Array, "T rows columns channels"], patch: int) -> Float[Array, "T height width colors"]:
   """Inverse of `patchify`."""
   count, height, width, channels = x.shape
   x = x.reshape(count, height, width, channels // patch**2, patch, patch)
   return x.transpose(0, 1, 5, 2, 4, 3).reshape(count, height * patch, width * patch, -1)
 
 
-def quantize_frames(frames: jax.Array) -> jax.Array:
+def quantize_frames(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
   """Frames in [-1, 1] to uint8 by truncation, as the released code does; values outside are clipped."""
   scaled = 255.0 * jnp.clip(frames.astype(jnp.float32) * 0.5 + 0.5, 0.0, 1.0)
   return scaled.astype(jnp.uint8)
@@ -66,7 +69,9 @@ def quantize_frames(frames: jax.Array) -> jax.Array:
 class Stage(nnx.Module):
   """Residual blocks at one resolution, then the transition to the next, where there is one."""
 
-  def __init__(self, in_dim: int, out_dim: int, num_blocks: int, resample: nnx.Module | None, *, rngs: nnx.Rngs):
+  def __init__(
+    self, in_dim: int, out_dim: int, num_blocks: int, resample: Downsample | Upsample | None, *, rngs: nnx.Rngs
+  ):
     widths = [in_dim] + [out_dim] * num_blocks
     self.blocks = nnx.List([ResidualBlock(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
     self.resample = resample
@@ -100,7 +105,7 @@ class VideoEncoder(nnx.Module):
     self.conv_out = CausalConv(widths[-1], 2 * config.latent_channels, rngs=rngs)
     self.quant = nnx.Linear(2 * config.latent_channels, 2 * config.latent_channels, rngs=rngs)
 
-  def init_state(self, height: int, width: int, dtype: jnp.dtype = jnp.float32) -> StreamState:
+  def init_state(self, height: int, width: int, dtype: DTypeLike = jnp.float32) -> StreamState:
     """State before the first frame; `height` and `width` in pixels.
 
     Raises ConfigError unless they are multiples of the spatial stride.
@@ -118,16 +123,16 @@ class VideoEncoder(nnx.Module):
     middle = self.middle.init_history(h, w, dtype)
     return conv_in, tuple(stages), middle, self.conv_out.init_history(h, w, dtype)
 
-  def moments_step(self, frames: jax.Array, state: StreamState, first: bool) -> tuple[Moments, StreamState]:
+  def moments_step(self, frames: Pixels, state: StreamState, first: bool) -> tuple[Moments, StreamState]:
     """Posterior of the latents of the next frames.
 
     Args:
-      frames: `[T, height, width, 3]` in [-1, 1]; T is 1 + r (F - 1) in the first step, r F after.
+      frames: in [-1, 1]; T is 1 + r (F - 1) in the first step, r F after.
       state: the stream so far.
       first: static; whether this is the first step of the stream.
 
     Returns:
-      Moments `[F, C, h, w]`, not normalised, and the new state.
+      Moments, not normalised, and the new state.
 
     Raises:
       ConfigError: the number of frames does not fit.
@@ -141,19 +146,21 @@ class VideoEncoder(nnx.Module):
     mean, logvar = jnp.split(self.quant(x).transpose(0, 3, 1, 2), 2, axis=1)
     return Moments(mean, logvar), (conv_in, stages, middle, conv_out)
 
-  def encode_step(self, frames: jax.Array, state: StreamState, first: bool) -> tuple[Latents, StreamState]:
+  def encode_step(self, frames: Pixels, state: StreamState, first: bool) -> tuple[Latents, StreamState]:
     """Normalised latents (the posterior's mean) of the next frames; arguments as in `moments_step`."""
     moments, state = self.moments_step(frames, state, first)
     mean, std = _latent_statistics(self.config, moments.mean.dtype)
     return (moments.mean - mean) / std, state
 
-  def moments(self, frames: jax.Array) -> Moments:
+  def moments(self, frames: Pixels) -> Moments:
     """Posterior of a whole video, `[T, height, width, 3]` in [-1, 1] with T = 1 + r (F - 1)."""
-    return self.moments_step(frames, self.init_state(*frames.shape[1:3], frames.dtype), first=True)[0]
+    _, height, width, _ = frames.shape
+    return self.moments_step(frames, self.init_state(height, width, frames.dtype), first=True)[0]
 
-  def encode(self, frames: jax.Array) -> Latents:
+  def encode(self, frames: Pixels) -> Latents:
     """Normalised latents of a whole video, `[T, height, width, 3]` in [-1, 1] with T = 1 + r (F - 1)."""
-    return self.encode_step(frames, self.init_state(*frames.shape[1:3], frames.dtype), first=True)[0]
+    _, height, width, _ = frames.shape
+    return self.encode_step(frames, self.init_state(height, width, frames.dtype), first=True)[0]
 
 
 class VideoDecoder(nnx.Module):
@@ -176,7 +183,7 @@ class VideoDecoder(nnx.Module):
     self.norm_out = ChannelNorm(widths[-1])
     self.conv_out = CausalConv(widths[-1], 3 * config.patch_size**2, rngs=rngs)
 
-  def init_state(self, latent_height: int, latent_width: int, dtype: jnp.dtype = jnp.float32) -> StreamState:
+  def init_state(self, latent_height: int, latent_width: int, dtype: DTypeLike = jnp.float32) -> StreamState:
     """State before the first latent frame."""
     h, w = latent_height, latent_width
     conv_in, middle = self.conv_in.init_history(h, w, dtype), self.middle.init_history(h, w, dtype)
@@ -187,7 +194,7 @@ class VideoDecoder(nnx.Module):
       h, w = (2 * h, 2 * w) if spatial else (h, w)
     return conv_in, middle, tuple(stages), self.conv_out.init_history(h, w, dtype)
 
-  def raw_step(self, latents: jax.Array, state: StreamState, first: bool) -> tuple[jax.Array, StreamState]:
+  def raw_step(self, latents: Latents, state: StreamState, first: bool) -> tuple[Pixels, StreamState]:
     """As `decode_step`, but of latents before normalisation, and the frames are not clipped."""
     conv_in, middle, stages, conv_out = state
     x, conv_in = self.conv_in(self.post_quant(latents.transpose(0, 2, 3, 1)), conv_in)
@@ -196,25 +203,26 @@ class VideoDecoder(nnx.Module):
     x, conv_out = self.conv_out(jax.nn.silu(self.norm_out(x)), conv_out)
     return unpatchify(x, self.config.patch_size), (conv_in, middle, stages, conv_out)
 
-  def decode_step(self, latents: Latents, state: StreamState, first: bool) -> tuple[jax.Array, StreamState]:
+  def decode_step(self, latents: Latents, state: StreamState, first: bool) -> tuple[Pixels, StreamState]:
     """Frames of the next latent frames.
 
     Args:
-      latents: `[F, C, h, w]` normalised latents.
+      latents: normalised.
       state: the stream so far.
       first: static; whether this is the first step of the stream.
 
     Returns:
-      Frames `[T, height, width, 3]` in [-1, 1], T = 1 + r (F - 1) in the first step and r F after; the new
+      Frames in [-1, 1], T = 1 + r (F - 1) in the first step and r F after; the new
       state.
     """
     mean, std = _latent_statistics(self.config, latents.dtype)
     frames, state = self.raw_step(latents * std + mean, state, first)
     return jnp.clip(frames, -1.0, 1.0), state
 
-  def decode(self, latents: Latents) -> jax.Array:
+  def decode(self, latents: Latents) -> Pixels:
     """Frames `[1 + r (F - 1), height, width, 3]` in [-1, 1] of a whole video `[F, C, h, w]`."""
-    return self.decode_step(latents, self.init_state(*latents.shape[2:], latents.dtype), first=True)[0]
+    _, _, height, width = latents.shape
+    return self.decode_step(latents, self.init_state(height, width, latents.dtype), first=True)[0]
 
 
 class VideoCodec(nnx.Module):
@@ -225,7 +233,7 @@ class VideoCodec(nnx.Module):
     self.decoder = VideoDecoder(config, rngs=rngs)
 
 
-def _run_stages(stages, x: jax.Array, histories, first: bool):
+def _run_stages(stages: nnx.List, x: jax.Array, histories, first: bool) -> tuple[jax.Array, tuple]:
   updated = []
   for stage, history in zip(stages, histories, strict=True):
     x, history = stage(x, history, first)
@@ -233,7 +241,7 @@ def _run_stages(stages, x: jax.Array, histories, first: bool):
   return x, tuple(updated)
 
 
-def _latent_statistics(config: CodecConfig, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+def _latent_statistics(config: CodecConfig, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
   mean, std = jnp.asarray(config.latent_mean, dtype), jnp.asarray(config.latent_std, dtype)
   return mean.reshape(1, -1, 1, 1), std.reshape(1, -1, 1, 1)
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, required
 from streamt1_jax.convert import engine, state_dicts
 from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
-from streamt1_jax.convert.peft_merge import PREFIX, MergedWeight
+from streamt1_jax.convert.peft_merge import PREFIX, MergedWeight, Tensor
 from streamt1_jax.io import config_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -167,7 +167,7 @@ def _joined(matrices: Mapping[Rule, Mapping[str, Any]]) -> dict[str, Any]:
   return {name: spec for of_rule in matrices.values() for name, spec in of_rule.items()}
 
 
-def merged(tensors: Mapping[str, LazyTensor], adapter: Adapter) -> dict[str, LazyTensor | MergedWeight]:
+def merged(tensors: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
   """`tensors` with the adapted weights as W + scale B A, float32, computed when they are read."""
   return {
     name: MergedWeight(tensor, *adapter.layers[name], adapter.scale) if name in adapter.layers else tensor
@@ -201,4 +201,4 @@ def _alpha(given: float | None, settings: Mapping[str, Any], where: str) -> floa
       raise ConfigError(f"{where}: lora_alpha must be a positive number, got {alpha!r:.60}")
   if given is not None and stored is not None and given != stored:
     raise ConfigError(f"{where}: --lora_alpha={given:g}, but {CONFIG_FILE} says {stored:g}")
-  return float(stored if given is None else given)
+  return float(required(stored if given is None else given, f"{where}: alpha"))

@@ -54,8 +54,9 @@ def execute(
       full. What was there before stays, and nothing half-written is left.
   """
   _require_usable(output, model)
-  tokenizer_content = None if tokenizer is None else read_tokenizer(tokenizer, model)
-  if tokenizer_content is not None:
+  tokenizer_content = None
+  if tokenizer is not None:
+    tokenizer_content = read_tokenizer(tokenizer, model)
     _require_same_tokenizer(output / TOKENIZER_FILE, tokenizer_content, tokenizer)
   # All that exists is compared before anything is written.
   provenance = {plan.part: _provenance(plan, dtype) for plan in plans}

@@ -11,11 +11,12 @@ whole. Mapping tables and the engine see an ordinary checkpoint.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.convert.formats.lazy import LazyTensor
 
 PREFIX = "base_model.model."
 _BASE = ".base_layer"
@@ -51,6 +52,10 @@ class MergedWeight:
     base, down, up = (np.asarray(x).astype(np.float32) for x in (self.base, self.down, self.up))
     merged = base + np.float32(self.scale) * (up @ down)
     return merged if dtype is None else merged.astype(dtype)
+
+
+Tensor: TypeAlias = LazyTensor | MergedWeight | np.ndarray
+"""What is converted: in a file, computed from files, or in memory."""
 
 
 def is_peft(names: Mapping[str, Any]) -> bool:

@@ -20,8 +20,7 @@ from streamt1_jax.convert import adapters, engine, state_dicts
 from streamt1_jax.convert.base import Flavour, FlavourTable
 from streamt1_jax.convert.flavours import FLAVOURS, detect, of_model
 from streamt1_jax.convert.formats import weight_files
-from streamt1_jax.convert.formats.lazy import LazyTensor
-from streamt1_jax.convert.peft_merge import MergedWeight
+from streamt1_jax.convert.peft_merge import Tensor
 
 FLAGS = {"backbone": "--backbone", "codec": "--vae", "text": "--text_encoder"}
 """Folder of a part of the model to the flag that names its source."""
@@ -71,7 +70,7 @@ class PartPlan:
   part: str
   flavour: Flavour
   config: Any
-  tensors: Mapping[str, LazyTensor | MergedWeight] = dataclasses.field(repr=False)
+  tensors: Mapping[str, Tensor] = dataclasses.field(repr=False)
   files: list[pathlib.Path]
   entry: str | None
   adapter: adapters.Adapter | None

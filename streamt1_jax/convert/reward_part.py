@@ -17,26 +17,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, required
 from streamt1_jax.convert import adapters, engine, peft_merge, reward_prompts
-from streamt1_jax.convert.flavours import Flavour
+from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import MergedWeight
 from streamt1_jax.convert.plan import PartPlan
-from streamt1_jax.convert.tables import hpsv3, qwen2_vl, videoalign
+from streamt1_jax.convert.tables import qwen2_vl
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io import config_json
 from streamt1_jax.rewards import folder as reward_folder
-from streamt1_jax.rewards import prompts
-from streamt1_jax.rewards.folder import REWARD_CONFIGS, REWARDS_FOLDER, RewardConfig
-from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.folder import REWARDS_FOLDER
+from streamt1_jax.rewards.qwen2_vl import prompts
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.rewards.table import REWARDS
 
-PUBLISHED_TEXT = {
-  "hpsv3": "the wheel of hpsv3 1.0.0, or its data_collator_qwen.py",
-  "videoalign": "prompt_template.py of its repository",
-}
-_TABLES = {"hpsv3": hpsv3, "videoalign": videoalign}
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _TORCH_FILE = "model.pth"
 
@@ -46,7 +45,7 @@ class RewardSources:
   """The published files of one reward.
 
   Attributes:
-    name: "hpsv3" or "videoalign".
+    name: a reward of `CONVERSIONS`.
     weights: HPSv3.safetensors, VideoAlign's model.pth, or what transformers or peft saved; a file, index or folder.
     prompt: where the instruction text is published, or a `prompt_template.json`.
     tokenizer: `tokenizer.json` of Qwen2-VL, or the folder it is in.
@@ -65,20 +64,22 @@ class RewardPlan(PartPlan):
   """A reward whose sources fit each other.
 
   Attributes:
+    reward: what is known about it.
     template: its instruction text.
     tokenizer: content of its `tokenizer.json`, reward tokens included.
   """
 
+  reward: RewardSpec
   template: PromptTemplate
   tokenizer: bytes = dataclasses.field(repr=False)
 
   def leaves(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """As of every part, but the head stays float32."""
-    return engine.stored_leaves(reward_folder.abstract_params(self.config, dtype), None)
+    """Shapes and dtypes of what is stored; the head stays float32."""
+    return engine.stored_leaves(self.reward.weight_shapes(self.config, dtype), None)
 
   def extra_files(self) -> dict[str, bytes]:
     return {
-      reward_folder.REWARD_FILE: reward_folder.config_json_bytes(self.config),
+      reward_folder.REWARD_FILE: reward_folder.config_json_bytes(self.reward, self.config),
       prompts.TEMPLATE_FILE: prompts.template_json(self.template),
       prompts.TOKENIZER_FILE: self.tokenizer,
     }
@@ -101,34 +102,37 @@ def make_plan(sources: RewardSources) -> RewardPlan:
     ConfigError: a file is not given, missing, damaged or another model's; the message names flag and file. It is an
       `engine.FitError`, which lists every tensor, where names or shapes differ.
   """
-  flag = f"--{sources.name}"
+  flag, reward, conversion = f"--{sources.name}", REWARDS[sources.name], CONVERSIONS[sources.name]
   if sources.prompt is None:
-    raise ConfigError(f"{flag} needs {flag}_prompt, its instruction text: {PUBLISHED_TEXT[sources.name]}")
+    raise ConfigError(f"{flag} needs {flag}_prompt, its instruction text: {conversion.text}")
   if sources.tokenizer is None:
     raise ConfigError(f"{flag} needs --reward_tokenizer, the {prompts.TOKENIZER_FILE} of Qwen2-VL")
   config = _read_config(sources)
   with _prefixed(f"{flag}_prompt"):
     template = reward_prompts.read(sources.name, sources.prompt)
-    reward_folder.require_template(config, template)
   tokenizer = _read_tokenizer(sources.tokenizer, template, config)
-  path = _find_weights(sources.weights)
+  path = _find_weights(required(sources.weights, f"the file of {flag}"))
   where = f"{flag} {path}"
   file = weight_files.load(path)
   tensors, skipped = _plain_tensors(file.content, where)
   adapter = None
   if peft_merge.is_peft(tensors):
+    if conversion.lora is None:
+      raise ConfigError(f"{where} as {sources.name}: it holds adapters of peft, and the published file holds none")
     with _prefixed(where):
-      tensors = peft_merge.merged(tensors, videoalign.LORA_RANK, videoalign.LORA_ALPHA)
-    adapter = _adapter(tensors)
+      tensors = peft_merge.merged(tensors, *conversion.lora)
+    adapter = _adapter(tensors, *conversion.lora)
   new_names = qwen2_vl.has_new_names(tensors)
   names = "transformers 4.52" if new_names else "transformers 4.45"
-  rules = tuple(_TABLES[sources.name].rules(config, new_names))
-  flavour = Flavour(f"{REWARDS_FOLDER}/{sources.name}", names, rules, reward_folder.abstract_params(config))
+  rules = tuple(conversion.rules(config, new_names))
+  flavour = Flavour(f"{REWARDS_FOLDER}/{sources.name}", names, rules, reward.weight_shapes(config, jnp.float32))
   try:
     engine.check(tensors, flavour.rules, flavour.abstract_params)
   except engine.FitError as error:
     raise error.prefixed(f"{where}{weight_files.shard_advice(path)} as {sources.name}") from error
-  return RewardPlan(flavour.part, flavour, config, tensors, file.files, None, adapter, skipped, template, tokenizer)
+  return RewardPlan(
+    flavour.part, flavour, config, tensors, file.files, None, adapter, skipped, reward, template, tokenizer
+  )
 
 
 @contextlib.contextmanager
@@ -140,19 +144,20 @@ def _prefixed(where: str) -> Iterator[None]:
     raise ConfigError(f"{where}: {error}") from error
 
 
-def _read_config(sources: RewardSources) -> RewardConfig:
-  config_type = REWARD_CONFIGS[sources.name]
+def _read_config(sources: RewardSources) -> Any:
+  spec = REWARDS[sources.name]
   if sources.config is None:
-    return config_type()
+    return spec.make_config()
   where = f"--{sources.name}_config {sources.config}"
   try:
     text = sources.config.read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise ConfigError(f"{where} cannot be read: {error}") from error
+  config_type = required(spec.config_type, f"the configuration of {spec.name}")
   return config_json.from_json_value(config_type, config_json.parse_strict_json(text, where), where)
 
 
-def _read_tokenizer(path: pathlib.Path, template: PromptTemplate, config: RewardConfig) -> bytes:
+def _read_tokenizer(path: pathlib.Path, template: PromptTemplate, config: Any) -> bytes:
   path = path / prompts.TOKENIZER_FILE if path.is_dir() else path
   with _prefixed("--reward_tokenizer"):
     tokenizer = prompts.with_reward_tokens(prompts.read_tokenizer(path), template)
@@ -181,7 +186,6 @@ def _plain_tensors(content: Mapping[str, Any], where: str) -> tuple[dict[str, La
   )
 
 
-def _adapter(tensors: Mapping[str, LazyTensor | MergedWeight]) -> adapters.Adapter:
+def _adapter(tensors: Mapping[str, LazyTensor | MergedWeight], rank: int, alpha: int) -> adapters.Adapter:
   layers = {name: (x.down, x.up) for name, x in tensors.items() if isinstance(x, MergedWeight)}
-  rank, alpha = videoalign.LORA_RANK, float(videoalign.LORA_ALPHA)
-  return adapters.Adapter(layers, rank, alpha, alpha / rank, [], [])
+  return adapters.Adapter(layers, rank, float(alpha), alpha / rank, [], [])

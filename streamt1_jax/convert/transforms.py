@@ -4,11 +4,12 @@ They use only methods that numpy arrays share with traced arrays, so that `jax.e
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Transform(Protocol):
   """`inverse(forward(x)) == x`, bit for bit."""
 

@@ -17,13 +17,15 @@ import functools
 import hashlib
 import itertools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, required
+from streamt1_jax.typing import FloatScalar, HostArray, IntLike
 
 FRAME_SIZE = 64
 """Height and width of a frame in pixels."""
@@ -73,7 +75,7 @@ class Attributes(NamedTuple):
 
 
 def attribute_names() -> dict[str, tuple[str, ...]]:
-  """For every field of `Attributes` the names its indices stand for."""
+  """The names that the indices in every field of `Attributes` stand for."""
   tables = (SIZES, COLORS, SHAPES, SPEEDS, DIRECTIONS, BACKGROUNDS)
   return {field: tuple(table) for field, table in zip(Attributes._fields, tables, strict=True)}
 
@@ -81,28 +83,28 @@ def attribute_names() -> dict[str, tuple[str, ...]]:
 class Scene(NamedTuple):
   """Everything a clip depends on. All int32; a batch of scenes has leading axes on every field."""
 
-  size: jax.Array  # []
-  color: jax.Array  # []
-  shape: jax.Array  # []
-  speed: jax.Array  # []
-  direction: jax.Array  # []
-  background: jax.Array  # []
-  start: jax.Array  # [2] (x, y) centre in pixels at frame 0
+  size: IntLike
+  color: IntLike
+  shape: IntLike
+  speed: IntLike
+  direction: IntLike
+  background: IntLike
+  start: Int[HostArray, 2]  # (x, y) centre in pixels at frame 0
 
 
-def render(scene: Scene, frame_indices: jax.Array) -> jax.Array:
+def render(scene: Scene, frame_indices: Int[HostArray, " T"]) -> Float32[Array, "T 64 64 3"]:
   """Draws frames of an unbatched scene.
 
   Args:
     scene: unbatched; `jax.vmap` over it for a batch.
-    frame_indices: `[T]` int32, 0 .. 10**5; they need be neither contiguous nor sorted.
+    frame_indices: `[T]` int32, 0 .. 10**5; in any order, with or without gaps.
 
   Returns:
     `[T, 64, 64, 3]` float32 RGB in [0, 1]. An edge pixel is mixed by how far it reaches into the shape.
   """
   direction = jnp.asarray(list(DIRECTIONS.values()), jnp.int32)[scene.direction]
   velocity = direction * jnp.asarray(list(SPEEDS.values()), jnp.int32)[scene.speed]
-  centers = scene.start[None, :] + velocity[None, :] * frame_indices[:, None]
+  centers = jnp.asarray(scene.start)[None, :] + velocity[None, :] * frame_indices[:, None]
   offsets = _torus_offsets(centers)
   radius = jnp.asarray(list(SIZES.values()), jnp.float32)[scene.size]
   distance = signed_distance(scene.shape, radius, offsets[:, None, :, 0], offsets[:, :, None, 1])
@@ -112,7 +114,9 @@ def render(scene: Scene, frame_indices: jax.Array) -> jax.Array:
   return background + coverage * (color - background)
 
 
-def signed_distance(shape: jax.Array, radius: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def signed_distance(
+  shape: IntLike, radius: float | FloatScalar, x: Float[HostArray, ...], y: Float[HostArray, ...]
+) -> Float[Array, ...]:
   """Distance in pixels to the outline of a shape at the origin, negative inside.
 
   All shapes of one radius have the area of the circle of that radius, and their centroid at the origin, so
@@ -159,9 +163,9 @@ def parse_caption(text: str) -> Attributes:
     example = caption(0, 0, 0, 1, 0, 1)
     raise ConfigError(f"not a caption of the shapes world: {text!r}; expected for example {example!r}")
   words = match.groupdict()
-  return Attributes(
-    *(None if words[field] is None else names.index(words[field]) for field, names in attribute_names().items())
-  )
+  index_of = lambda names, word: None if word is None else names.index(word)
+  indices: dict[str, Any] = {field: index_of(names, words[field]) for field, names in attribute_names().items()}
+  return Attributes(**indices)
 
 
 @functools.cache
@@ -173,7 +177,9 @@ def all_scenes() -> tuple[Attributes, ...]:
 
 def split_of(attributes: Attributes) -> str:
   """The split of complete attributes, one of `SPLITS`: a hash of their names, so it never changes."""
-  words = " ".join(names[index] for names, index in zip(attribute_names().values(), attributes, strict=True))
+  words = " ".join(
+    names[required(index, "an attribute")] for names, index in zip(attribute_names().values(), attributes, strict=True)
+  )
   bucket = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % _HASH_BUCKETS
   return {0: "tune", 1: "test"}.get(bucket, "train")
 
@@ -207,7 +213,7 @@ def held_out_captions(split: str, n: int, seed: int) -> list[str]:
   return [caption(*scenes[index]) for index in order[:n]]
 
 
-def _torus_offsets(centers: jax.Array) -> jax.Array:
+def _torus_offsets(centers: Float[Array, "T 2"] | Int[Array, "T 2"]) -> Float32[Array, "T 64 2"]:
   """`[T, 64, 2]` shortest offsets (x, y) from the centres `[T, 2]` to the middle of every column and row."""
   half = FRAME_SIZE // 2
   # Integers until the end: the remainder of a large float would lose the sub-pixel part.
@@ -215,7 +221,7 @@ def _torus_offsets(centers: jax.Array) -> jax.Array:
   return (jnp.mod(steps + half, FRAME_SIZE) - half).astype(jnp.float32) + 0.5
 
 
-def palette(table: dict[str, tuple[int, int, int]]) -> jax.Array:
+def palette(table: dict[str, tuple[int, int, int]]) -> Float32[Array, "colors 3"]:
   return jnp.asarray(list(table.values()), jnp.float32) / 255.0
 
 

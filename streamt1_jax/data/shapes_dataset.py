@@ -25,7 +25,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
   Attributes:
     num_frames: frames per clip, at `shapes.FPS`.
     num_clips: clips of each split.
-    seed: of the drawn scenes. Clips depend on it, on the split and on the split's number of clips alone.
+    seed: seed of the drawn scenes. Clips depend on it, on the split and on the split's number of clips.
   """
 
   num_frames: int
@@ -36,7 +36,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class ShapesVideos(tfds.core.GeneratorBasedBuilder):
   """Captioned clips of a coloured shape that moves over a plain background: `streamt1_jax.data.shapes`."""
 
-  # tfds 4.9.10 would look for it with `importlib_resources`, which it does not depend on.
+  # tfds 4.9.10 would use `importlib_resources` to find it, and does not depend on that package.
   code_path = epath.Path(__file__)
 
   VERSION = tfds.core.Version("1.0.0")
@@ -60,8 +60,13 @@ class ShapesVideos(tfds.core.GeneratorBasedBuilder):
     # The default of tfds is TFRecord, which only TensorFlow can read.
     super().__init__(file_format=file_format, **kwargs)
 
+  @property
+  def _config(self) -> ShapesConfig:
+    assert isinstance(self.builder_config, ShapesConfig)
+    return self.builder_config
+
   def _info(self) -> tfds.core.DatasetInfo:
-    frames = (self.builder_config.num_frames, shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3)
+    frames = (self._config.num_frames, shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3)
     return self.dataset_info_from_configs(
       features=tfds.features.FeaturesDict(
         {
@@ -79,10 +84,10 @@ class ShapesVideos(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     del dl_manager  # nothing is downloaded
-    return {split: self._generate_examples(split) for split in self.builder_config.num_clips}
+    return {split: self._generate_examples(split) for split in self._config.num_clips}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    config = self.builder_config
+    config = self._config
     key = jax.random.fold_in(jax.random.key(config.seed), shapes.SPLITS.index(split))
     scenes = jax.device_get(shapes.sample_scenes(key, config.num_clips[split], split))
     render = jax.jit(shapes.render)

@@ -1,9 +1,8 @@
 """Does a video of the shapes world show what its caption says?
 
-Every verdict is measured from the frames alone and compared with the caption's attributes. All of them hold
-for any temporal window of a long video, because objects move for ever on a torus. The thresholds lie between
-correct clips blurred and made noisy to about 28 dB, which must pass, and clips with one defect, which must
-fail.
+Every verdict is measured from the frames alone and compared with the caption's attributes. All verdicts hold in any
+temporal window of a long video, because objects move for ever on a torus. The thresholds lie between two kinds of
+clips: correct ones, blurred and made noisy to about 28 dB, must pass, and clips with one defect must fail.
 
   frames ── background (median) ── object colour ── coverage [T, 64, 64] ──┬─ centroid track ── motion
                                                                           ├─ area ── size, permanence
@@ -42,7 +41,7 @@ _VELOCITY_TOLERANCE = 0.25  # pixels per frame, on each axis; speeds are 1 apart
 _TRACK_TOLERANCE = 3.0  # pixels, root mean square distance from a straight line
 _AREA_BOUNDS = (0.75, 1.3)  # of the nominal area; small and large differ by 2.47
 _STRAY_SHARE = 0.1  # foreground pixels away from the object, of the object's area
-# Right shapes reach 0.97 at 30 dB. The best of the three decides; this rejects what is none of them.
+# Right shapes reach 0.97 at 30 dB. The best of the three decides, and this bound rejects all other shapes.
 _MIN_CORRELATION = 0.9
 
 
@@ -50,7 +49,7 @@ class _Measurement(NamedTuple):
   """What a clip shows, whatever its caption says."""
 
   background: np.ndarray  # [T, 3] RGB in 0..255
-  color: np.ndarray  # [T, 3] RGB in 0..255, NaN where there is no object
+  color: np.ndarray  # [T, 3] RGB in 0..255, NaN without an object
   present: np.ndarray  # [T] bool
   size: int  # index into `shapes.SIZES`
   coverage: np.ndarray  # [T, 64, 64] in [0, 1]
@@ -64,7 +63,7 @@ def verify(frames: np.ndarray, attributes: shapes.Attributes) -> dict[str, bool]
 
   Args:
     frames: `[T, 64, 64, 3]` uint8 RGB, T >= 2, consecutive.
-    attributes: of the caption; see `shapes.parse_caption`. Where `size` or `speed` is `None`, any will do.
+    attributes: what the caption says; see `shapes.parse_caption`. Where `size` or `speed` is `None`, any will do.
 
   Returns:
     One bool for each of `VERDICTS`.
@@ -93,7 +92,7 @@ def verify_windows(
 
   Args:
     frames: `[T, 64, 64, 3]` uint8 RGB.
-    attributes: of the caption.
+    attributes: what the caption says.
     windows: (begin, end) in seconds.
   """
   spans = [(begin * shapes.FPS, end * shapes.FPS) for begin, end in windows]
@@ -145,7 +144,7 @@ def _measure(frames: np.ndarray) -> _Measurement:
 
 
 def _object_colors(frames: np.ndarray, distance: np.ndarray) -> np.ndarray:
-  """`[T, 3]` median colour of the half of the object farthest from the background, NaN if there is none.
+  """`[T, 3]` median colour of the half of the object farthest from the background, NaN without an object.
 
   That half excludes the rim, where blur mixes object and background.
   """
@@ -172,7 +171,7 @@ def _nearest_size(pixels: np.ndarray) -> int:
 
 
 def _circular_centers(mask: np.ndarray) -> np.ndarray:
-  """`[T, 2]` (x, y) circular mean of the positions of mask pixels, in [0, 64); NaN where there are none."""
+  """`[T, 2]` (x, y) circular mean of the positions of mask pixels, in [0, 64); NaN where the mask is empty."""
   phase = np.exp(2j * np.pi * (np.arange(_SIZE) + 0.5) / _SIZE)
   count = np.sum(mask, axis=(1, 2))
   moments = np.stack([mask.sum(axis=1) @ phase, mask.sum(axis=2) @ phase], axis=-1)
@@ -181,7 +180,7 @@ def _circular_centers(mask: np.ndarray) -> np.ndarray:
 
 
 def _distance_from(centers: np.ndarray) -> np.ndarray:
-  """`[T, 64, 64]` distance on the torus of every pixel to the centre of its frame; NaN if there is none."""
+  """`[T, 64, 64]` distance on the torus of every pixel to the centre of its frame; NaN without a centre."""
   offsets = np.arange(_SIZE)[None, :, None] + 0.5 - centers[:, None, :]
   squared = (np.mod(offsets + _SIZE / 2, _SIZE) - _SIZE / 2) ** 2
   return np.sqrt(squared[:, None, :, 0] + squared[:, :, None, 1])

@@ -1,1 +1,1 @@
-"""What evaluations of videos and rewards share."""
+"""What evaluates videos and rewards. The programs are in `experiments.evaluate`."""

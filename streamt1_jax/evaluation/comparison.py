@@ -65,7 +65,7 @@ def interval(values: np.ndarray, captions: Sequence[str], seed: int = 0) -> dict
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-  """By method or difference, then by verdict: mean and interval."""
+  """Mean and interval, by method or difference and then by verdict."""
   captions = [row["caption"] for row in rows]
   values = {
     method: {name: np.array([row["verdicts"][method][name] for row in rows], float) for name in verify.VERDICTS}

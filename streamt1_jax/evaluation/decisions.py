@@ -11,6 +11,7 @@ from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.io import markdown
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.rewards import selection
 from streamt1_jax.state import ChunkTrace
 
 
@@ -36,6 +37,7 @@ def decide(
   """[chunks][numbers of frames] decisions; the search goes on with the first number's winners."""
   condition = pipeline.condition(caption, chunks)
   image = pipeline.models.image_reward
+  assert isinstance(image, selection.WeightedImageReward)
   choices = [
     dataclasses.replace(pipeline.models, image_reward=dataclasses.replace(image, num_frames=n)) for n in frames
   ]

@@ -10,8 +10,7 @@ import tqdm
 
 from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_report
-from streamt1_jax.rewards.folder import LoadedReward
-from streamt1_jax.rewards.hpsv3 import HPSv3
+from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.training import preferences, reward_text
 from streamt1_jax.training.preferences import CORRUPTIONS, PairConfig, Pairs
@@ -32,13 +31,15 @@ def held_out_pairs(count: int, on_frames: bool) -> PairConfig:
   return PairConfig(count, on_frames, through_codec=count // 2, omit_probability=0.0, milder_probability=0.0)
 
 
-def pair_scores(params: Params, loaded: LoadedReward, pairs: Pairs, captions: reward_text.CaptionTokens) -> jax.Array:
+def pair_scores(
+  params: Params, kind: str, loaded: LoadedReward, pairs: Pairs, captions: reward_text.CaptionTokens
+) -> jax.Array:
   """Scores [B, 2 captions, 2 clips, R] (right, other) by (better, worse), through the reward's own interface."""
   reward = loaded.reward
 
   def score(tokens: PromptTokens, clip: jax.Array) -> jax.Array:
     condition = reward.init(params, tokens)
-    if isinstance(reward, HPSv3):
+    if kind == "image":
       return reward.frame_scores(params, condition, clip)[:, 0]
     return reward.normalise(reward.raw_scores(params, condition, clip))
 
@@ -49,17 +50,20 @@ def pair_scores(params: Params, loaded: LoadedReward, pairs: Pairs, captions: re
   return jax.lax.map(one, pairs, batch_size=8)
 
 
-def judge(loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int, count: int) -> dict[str, dict]:
+def judge(
+  kind: str, loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int, count: int
+) -> dict[str, dict]:
   """What `reward_report.describe` says of each corruption.
 
   Args:
+    kind: "image" or "video".
     loaded: the reward.
     codec: what half of the pairs go through.
     split: whose captions.
-    seed: of the pairs.
+    seed: draws the pairs.
     count: pairs of each corruption and length of the window.
   """
-  on_frames = isinstance(loaded.reward, HPSv3)
+  on_frames = kind == "image"
   captions = reward_text.caption_tokens(loaded.prompt)
   scenes = preferences.neighbours(split, shapes.SPLITS)
   windows = [(count * len(WINDOWS), 1, np.zeros(1, np.int32))] if on_frames else []
@@ -67,18 +71,18 @@ def judge(loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int,
     windows = [(count, length, loaded.reward.sample(length)) for length in WINDOWS]
 
   @functools.partial(jax.jit, static_argnames="number")
-  def scores_of(params, key, times, length, kind, number):
-    pairs = preferences.draw_pairs(key, scenes, held_out_pairs(number, on_frames), times, length, codec, kind)
-    return pair_scores(params, loaded, pairs, captions), pairs.late
+  def scores_of(params, key, times, length, corruption, number):
+    pairs = preferences.draw_pairs(key, scenes, held_out_pairs(number, on_frames), times, length, codec, corruption)
+    return pair_scores(params, kind, loaded, pairs, captions), pairs.late
 
   report = {}
-  kinds = [name for name, corruption in CORRUPTIONS.items() if corruption.on_frames or not on_frames]
-  for index, kind in enumerate(tqdm.tqdm(kinds, desc="corruptions", file=sys.stderr)):
+  names = [name for name, corruption in CORRUPTIONS.items() if corruption.on_frames or not on_frames]
+  for index, name in enumerate(tqdm.tqdm(names, desc="corruptions", file=sys.stderr)):
     found = []
     for number, length, times in windows:
       key = jax.random.fold_in(jax.random.key(seed), 1000 * index + length)
-      which = jnp.int32(preferences.NAMES.index(kind))
+      which = jnp.int32(preferences.NAMES.index(name))
       found.append(scores_of(loaded.params, key, jnp.asarray(times), jnp.int32(length), which, number))
     scores, late = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*found))
-    report[kind] = reward_report.describe(scores, late, kind)
+    report[name] = reward_report.describe(scores, late, name)
   return report

@@ -34,7 +34,7 @@ def reconstructed_videos(
 ) -> Iterator[np.ndarray]:
   """True clips of the captions, encoded and decoded; `seed` draws where their objects start."""
   codec = load_codec(checkpoint / "codec", model)
-  indices = jnp.arange(1 + model.codec.temporal_stride * (chunks * model.chunk_frames - 1))
+  indices = jnp.arange(1 + model.required_codec.temporal_stride * (chunks * model.chunk_frames - 1))
   through = jax.jit(
     lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1)))
   )

@@ -10,8 +10,8 @@ from streamt1_jax.io import paths
 def replace_bytes(path: epath.PathLike, content: bytes) -> None:
   """Writes `content` beside `path`, then renames it: a reader sees the old file or the new, never half.
 
-  On an object store a rename is a copy, which is as whole, and a deletion; a kill between the two leaves the file
-  beside `path` behind, which nobody reads and the next writer replaces.
+  On an object store a rename is a copy, which appears whole as well, and a deletion. A kill between the two leaves the
+  file beside `path`: nobody reads it, and the next writer replaces it.
 
   Args:
     path: the file; its parent folders are made.
@@ -31,7 +31,7 @@ def replace_bytes(path: epath.PathLike, content: bytes) -> None:
 
 
 def append_text(path: epath.Path, text: str) -> None:
-  """Adds `text` to a file, which is made if it is missing. On an object store, where nothing grows, it is replaced."""
+  """Adds `text` to a file, or makes the file. On an object store, where no file grows, it is written anew."""
   if paths.is_object_store(path):
     path.write_text((path.read_text() if path.exists() else "") + text)
     return
@@ -42,9 +42,9 @@ def append_text(path: epath.Path, text: str) -> None:
 def replace_folder(target: epath.Path, staging: epath.Path, marker: str) -> None:
   """Puts the folder `staging` in the place of `target`.
 
-  Locally by renaming, so that `target` is the old folder, for a moment missing, or the new one. On an object store file
-  by file: first the old `marker` goes, then the old files, then the new files come, `marker` last. Between these
-  `target` has no marker, and is nothing.
+  On a file system both are renamed: `target` is the old folder, then missing for a moment, then the new one. On an
+  object store files are copied: the old `marker` goes first, then the old files go, then the new files come, and
+  `marker` comes last. In between `target` has no marker, so no reader takes it for a result.
 
   Args:
     target: an earlier folder is replaced.

@@ -7,8 +7,8 @@
     codec/
     text/
 
-Orbax stores weights without a checksum over the values, and a flipped byte would load as a wrong weight. So
-every file is checked against part.json before orbax opens any of them.
+Orbax stores no checksums of values, so a flipped byte would load as a wrong weight. Therefore every file is checked
+against part.json before any of them is opened.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.io import config_json, manifest, part_files, paths, stored_part
+from streamt1_jax.io import atomic, config_json, manifest, part_files, paths, stored_part
 from streamt1_jax.io.finite import is_finite, refuse
 from streamt1_jax.io.quiet import quiet_orbax
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
@@ -69,14 +69,14 @@ class CheckpointInfo:
 def save_params(
   directory: epath.PathLike, params: Any, *, dtype: Any = None, files: Mapping[str, bytes] | None = None
 ) -> None:
-  """Writes one part of a model, replacing an earlier version of it; on failure the earlier version stays.
+  """Writes one part of a model, in the place of an earlier version. If it fails, the earlier version stays.
 
-  With several processes every one must call this, on a file system they share.
+  With several processes all of them must call this, on a file system they share.
 
   Args:
     directory: folder of the part, such as `tiny/backbone`; its parents are made.
     params: nested dict of arrays, or an `nnx.State`.
-    dtype: dtype to store floating weights in; None keeps each as it is.
+    dtype: dtype in which floating weights are stored; None keeps each as it is.
     files: further files of the folder, name to content.
 
   Raises:
@@ -108,10 +108,9 @@ def load_params(
   Args:
     directory: folder of the part.
     abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s. A leaf with a sharding
-      is restored to it, each process reading its own shards; one without becomes an uncommitted array on the
-      default device. Where it has a `QuantisedKernel`, what is stored is a kernel, which is quantised as it is read.
-    dtype: dtype of the floating leaves returned; None gives each the dtype of its abstract leaf, whatever was
-      stored.
+      is restored to it, and each process reads its own shards. One without becomes an uncommitted array on the
+      default device. Where it has a `QuantisedKernel`, a plain kernel is stored, and is quantised as it is read.
+    dtype: dtype of the floating leaves returned. None gives each the dtype of its abstract leaf.
     on_host: names of weights that stay in host memory, as numpy arrays.
 
   Returns:
@@ -119,7 +118,7 @@ def load_params(
 
   Raises:
     ConfigError: the folder is missing or not a part; a file is missing, truncated or corrupt; the stored
-      leaves differ from `abstract_params` in name, shape or kind; a weight is not finite.
+      leaves differ from `abstract_params` in name, shape or kind; a weight that this process reads is not finite.
   """
   part, params = _load(directory, abstract_params, dtype, on_host)
   part.require_finite()
@@ -149,17 +148,17 @@ def check_finite(params: Any, source: str) -> None:
 
 
 def model_config_to_dict(model: ModelConfig) -> dict[str, Any]:
-  """`model` as JSON values; every field is written, defaults included."""
+  """`model` as JSON values, with every field that has its default."""
   return config_json.to_json_value(model)
 
 
 def model_config_from_dict(data: Any, where: str = "model") -> ModelConfig:
-  """The inverse of `model_config_to_dict`. Raises ConfigError for whatever does not fit."""
+  """The inverse of `model_config_to_dict`. Raises ConfigError, naming the field, if something does not fit."""
   return config_json.from_json_value(ModelConfig, data, where)
 
 
 def save_config(directory: epath.PathLike, model: ModelConfig, provenance: Mapping[str, Any] | None = None) -> None:
-  """Writes `config.json`; call it after `save_params`, for it lists the parts that are in `directory`.
+  """Writes `config.json`. Call it after `save_params`, because it lists the parts that are in `directory`.
 
   Args:
     directory: folder of the model; made if missing.
@@ -211,7 +210,7 @@ def load_config(directory: epath.PathLike) -> ModelConfig:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-  """Leaves by path as the nested dict orbax stores; list indices become string keys."""
+  """Leaves by path as the nested dict that orbax stores. Indices of lists become string keys."""
   tree: dict[str, Any] = {}
   for name, leaf in leaves.items():
     *parents, last = name.split("/")
@@ -231,7 +230,7 @@ def _held_here(leaf: Any) -> list[Any]:
 def _to_storage(leaf: Any, dtype: Any) -> Any:
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     return leaf.astype(target_dtype(leaf.dtype, dtype))
-  # Host copies keep device names out of the checkpoint. Overflow becomes Inf, which check_finite reports.
+  # Copies on the host keep device names out of the checkpoint. Overflow becomes Inf, and check_finite reports it.
   array = np.asarray(leaf)
   with np.errstate(over="ignore"):
     return array.astype(target_dtype(array.dtype, dtype))
@@ -239,7 +238,7 @@ def _to_storage(leaf: Any, dtype: Any) -> Any:
 
 def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
   _on_first_process(lambda: _make_empty(staging))
-  # Chunks of whole layers, so that a reader needs no more memory than it asks for weights.
+  # Chunks are whole layers, so that reading a few layers needs no memory for the others.
   chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,))
   save_args = nested({name: chunked if leaf.ndim else ocp.SaveArgs() for name, leaf in leaves.items()})
   with quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -251,32 +250,30 @@ def _write_part(target: epath.Path, staging: epath.Path, leaves: Mapping[str, An
     written = staging / target.name
     marker = written / _COMMIT_MARKER
     if marker.exists():
-      marker.write_text("committed\n")  # Orbax writes the path of this machine into it; only its presence counts.
+      marker.write_text("committed\n")  # Orbax writes a path of this machine into it. Only its presence counts.
     for name, content in files.items():
       (written / name).write_bytes(content)
     part_files.write_part_file(written, leaves)
-    if target.exists():
-      target.rename(staging / "replaced")
-    written.rename(target)
+    atomic.replace_folder(target, written, part_files.PART_FILE)
 
   _on_first_process(publish)
 
 
 def _place(part: stored_part.StoredPart, name: str, leaf: Any) -> jax.Array | QuantisedKernel:
-  """One weight on its devices; host memory holds what this process needs of it, and only until it is there."""
+  """One weight on its devices. Host memory holds what this process needs of it, until the devices have it."""
   sharding, shape = getattr(leaf, "sharding", None), part.stores[name].shape
   if is_quantised(leaf):
     array = _place_quantised(part, name, leaf)
   elif sharding is None:
     array = jax.device_put(part.read(name))
   else:
-    # One read of all that the local devices share: a read for each would decode every chunk that many times.
+    # Everything that the local devices need is read once. A read for each would decode the same chunks again.
     box = stored_part.bounding_box(list(sharding.addressable_devices_indices_map(shape).values()), shape)
     values = part.read(name, box)
-    array = jax.make_array_from_callback(shape, sharding, lambda index: values[_inside(index, box, shape)])
+    array = jax.make_array_from_callback(shape, sharding, lambda index: values[_inside(index or (), box, shape)])
     del values
   jax.block_until_ready(array)
-  # JAX drops its references to host memory at a collection; without one, two weights would be in memory.
+  # JAX drops its references to host memory at a collection. Without one, two weights would be in memory.
   gc.collect(0)
   return array
 
@@ -286,7 +283,7 @@ def _as_stored(leaf: Any) -> Any:
 
 
 def _place_quantised(part: stored_part.StoredPart, name: str, leaf: QuantisedKernel) -> QuantisedKernel:
-  """A kernel, or a stack of kernels, on its devices; host memory holds all of it in int8, and one as it is stored."""
+  """A kernel, or a stack of kernels, on its devices. Host memory holds all of it in int8, and one as it is stored."""
   shape = leaf.values.shape
   values = stored_part.aligned_empty(shape, np.dtype(np.int8))
   scale = np.empty(leaf.scale.shape, np.float32)

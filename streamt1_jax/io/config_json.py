@@ -1,4 +1,4 @@
-"""Configuration dataclasses to and from JSON values, strictly: nothing missing, unknown or mistyped."""
+"""Configuration dataclasses as JSON values and back. A missing, unknown or mistyped field is an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from streamt1_jax.config import LATER, ConfigError
 
@@ -16,7 +16,7 @@ _SCALAR_NAMES = {int: "an integer", float: "a number", bool: "true or false", st
 
 
 def to_json_value(value: Any) -> Any:
-  """A dataclass as a dict, a tuple as a list; other values unchanged. `from_json_value` is the inverse.
+  """A dataclass as a dict and a tuple as a list. Other values stay. `from_json_value` is the inverse.
 
   A field that older files lack (`config.LATER`) is left out at its default. A dataclass in a field of type Any, such as
   `SearchConfig.policy`, has the name of its class under "type": what reads it must know which classes it may be.
@@ -46,10 +46,10 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
   """The instance of the dataclass `config_type` that `value` describes.
 
   Args:
-    config_type: a dataclass whose fields are int, float, bool, str, Literal, tuples of those, other
-      dataclasses, or one of these or None.
+    config_type: a dataclass whose fields are int, float, bool, str, Literal, tuples of those, other dataclasses, or
+      optional ones of these.
     value: what `to_json_value` gave, or what JSON made of it.
-    where: file and field that `value` came from; begins every message.
+    where: file and field that `value` came from. Every message begins with it.
 
   Raises:
     ConfigError: a field is missing, unknown or of another type, or the dataclass refuses the values.
@@ -57,8 +57,9 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
   if not isinstance(value, dict):
     raise ConfigError(f"{where} must be an object, got {_shorten(value)}")
   hints = typing.get_type_hints(config_type)
-  known = [field.name for field in dataclasses.fields(config_type)]
-  missing = [f.name for f in dataclasses.fields(config_type) if f.name not in value and not _is_later(f)]
+  fields = dataclasses.fields(cast(Any, config_type))
+  known = [field.name for field in fields]
+  missing = [f.name for f in fields if f.name not in value and not _is_later(f)]
   unknown = sorted(set(value) - set(known))
   if missing:
     raise ConfigError(f"{where} lacks {', '.join(missing)}")
@@ -81,7 +82,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
   if origin is tuple:
     return _parse_tuple(typing.get_args(hint), value, where)
   if dataclasses.is_dataclass(hint):
-    return from_json_value(hint, value, where)
+    return from_json_value(cast(type, hint), value, where)
   return _parse_scalar(hint, value, where)
 
 
@@ -98,7 +99,7 @@ def _parse_tuple(item_types: tuple, value: Any, where: str) -> tuple:
 
 
 def _parse_scalar(scalar_type: type, value: Any, where: str) -> Any:
-  # JSON writes 5.0 as 5 in many tools, so an integer is a float here; True is never a number.
+  # Many tools write 5.0 as 5 in JSON, so an integer is a float here. True is never a number.
   accepted = (int, float) if scalar_type is float else (scalar_type,)
   if type(value) not in accepted:
     raise ConfigError(f"{where} must be {_SCALAR_NAMES[scalar_type]}, got {_shorten(value)}")
@@ -106,7 +107,7 @@ def _parse_scalar(scalar_type: type, value: Any, where: str) -> Any:
 
 
 def parse_strict_json(text: str, where: str) -> Any:
-  """`text` as JSON values. Raises ConfigError, naming `where`, for anything but strict JSON (NaN is not)."""
+  """`text` as JSON values. Raises ConfigError, naming `where`, if it is not strict JSON, which has no NaN."""
 
   def refuse(constant: str):
     raise ValueError(f"{constant} is not JSON")

@@ -1,4 +1,4 @@
-"""What a run was: versions, devices, peak memory, seconds per phase, compilations; written as strict JSON."""
+"""What a run was: versions, devices, peak memory, seconds per phase, compilations. It is written as strict JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import resource
 import sys
@@ -54,13 +55,13 @@ def _plain(value: Any, where: str) -> Any:
     return value if math.isfinite(value) else None
   if value is None or isinstance(value, (str, bool, int)):
     return value
-  if hasattr(value, "__fspath__"):
-    return value.__fspath__()
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
   raise ConfigError(f"{where} cannot be written as JSON: it is a {type(value).__name__}")
 
 
 def _array_to_list(array: np.ndarray) -> Any:
-  # ml_dtypes scalars (bfloat16) are no Python numbers; float64 holds every narrower float exactly.
+  # Scalars of ml_dtypes (bfloat16) are no Python numbers. float64 holds every narrower float exactly.
   is_float = jax.numpy.issubdtype(array.dtype, np.floating)
   return (array.astype(np.float64) if is_float else array).tolist()
 
@@ -75,8 +76,8 @@ def environment() -> dict[str, Any]:
   """Versions and devices of this process.
 
   Returns:
-    `versions` (name to version, of what decides the numbers), `platform` ("cpu", "gpu" or
-    "tpu"), `device_kind`, `device_count` and `process_count` (whole run), `machine` (system, architecture).
+    `versions` (name to version of the packages that decide the numbers), `platform` ("cpu", "gpu" or "tpu"),
+    `device_kind`, `device_count` and `process_count` (of the whole run), `machine` (system and architecture).
   """
   versions = {"python": platform.python_version()}
   versions |= {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -98,7 +99,7 @@ def peak_rss_bytes() -> int:
 
 
 def peak_device_bytes() -> int | None:
-  """Largest memory in use so far on one local device, in bytes; None where the backend keeps no count."""
+  """Largest memory in use so far on one local device, in bytes. None if the backend keeps no count."""
   statistics = [device.memory_stats() or {} for device in jax.local_devices()]
   peaks = [entry["peak_bytes_in_use"] for entry in statistics if "peak_bytes_in_use" in entry]
   return max(peaks, default=None)
@@ -110,7 +111,7 @@ class PhaseTimer:
   JAX returns before the device is done, so a phase with device work must end with `jax.block_until_ready`.
 
   Attributes:
-    seconds: phase to seconds, in the order first entered; a phase entered again adds to its seconds.
+    seconds: phase to seconds, in the order in which phases were first entered. Entering one again adds to its seconds.
   """
 
   def __init__(self):
@@ -118,7 +119,7 @@ class PhaseTimer:
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
-    """Times the body; also when it raises."""
+    """Times the body, also if it raises."""
     self.seconds.setdefault(name, 0.0)
     start = time.perf_counter()
     try:
@@ -128,9 +129,9 @@ class PhaseTimer:
 
 
 class CompileCounter:
-  """Counts the XLA programs built while it is open, whole process, operations outside `jit` included.
+  """Counts the XLA programs that the process builds while this is open, also those of operations outside `jit`.
 
-  A program fetched from the persistent compilation cache counts too: this process did not have it yet.
+  A program from the persistent compilation cache counts as well, because this process did not have it yet.
 
     with CompileCounter() as compiles:
       first_chunk()
@@ -154,7 +155,7 @@ class CompileCounter:
   def __exit__(self, *exception) -> None:
     jax.monitoring.unregister_event_duration_listener(self._listen)
 
-  def _listen(self, event: str, duration: float, **unused) -> None:
+  def _listen(self, event: str, duration_secs: float, **unused) -> None:
     if event == COMPILE_EVENT:
       self.count += 1
-      self.seconds += duration
+      self.seconds += duration_secs

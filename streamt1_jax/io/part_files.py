@@ -1,11 +1,12 @@
-"""The files of a saved model part: sizes and checksums in part.json, checked before anything is restored."""
+"""The files of a saved model part. `part.json` holds their sizes and checksums, which are checked before reading."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
@@ -19,11 +20,11 @@ _HASH_THREADS = 8
 
 
 class Damaged(ConfigError):
-  """Files are not what was written: one is missing, cut off or altered. Unlike a refusal to read them it will last."""
+  """Files are not what was written: one is missing, cut off or altered. Trying again does not help."""
 
 
 def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
-  """Records in part.json what `leaves` are and which files (all those in `folder`) orbax made of them."""
+  """Writes part.json: what `leaves` are, and size and SHA-256 of every file in `folder`, which holds them."""
   part = {
     "format_version": FORMAT_VERSION,
     "parameters": sum(leaf.size for leaf in leaves.values()),
@@ -38,13 +39,16 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
 
 def _sha256(path: epath.Path) -> str:
   with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(cast(io.BufferedIOBase, file), "sha256").hexdigest()
 
 
 def verify_files(folder: epath.Path) -> None:
-  """Raises Damaged naming the first file that is missing or has not the size and checksum recorded.
+  """Compares the files with part.json. Sizes come first: they show most damage, and nothing has to be read.
 
-  Sizes are compared first: most damage is found without reading anything. What a file system refuses is raised on.
+  Raises:
+    Damaged: a file, which the message names, is missing or has another size or checksum.
+    ConfigError: part.json cannot be read.
+    OSError: the file system refuses.
   """
   files = read_part_file(folder)["files"]
   for name, expected in files.items():
@@ -55,7 +59,7 @@ def verify_files(folder: epath.Path) -> None:
       raise Damaged(f"{folder} is incomplete: {name} is missing") from error
     if size != expected["bytes"]:
       raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
-  # Threads help: hashing leaves the interpreter lock, and a file is read while another is hashed.
+  # Threads help, because hashing releases the interpreter's lock and one file is read while another is hashed.
   with futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
     checksums = pool.map(_sha256, [folder / name for name in files])
     for (name, expected), checksum in zip(files.items(), checksums, strict=True):
@@ -83,7 +87,7 @@ def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]
   Args:
     folder: where it is.
     name: of the file.
-    kind: of folder expected, for messages.
+    kind: what the folder should be, for messages.
 
   Raises:
     Damaged: there is no such file or it holds something else.

@@ -1,15 +1,14 @@
 """Writes a model part piece by piece, so that a part larger than memory can be made.
 
   backbone/
-    blocks.ffn_in.kernel/0.0.0, 1.0.0, ...   one parameter: a zarr array, raw little-endian values
+    blocks.ffn_in.kernel/0.0.0, 1.0.0, ...   one parameter: a zarr array of raw little-endian values
     _METADATA                                the tree, as orbax describes it
     part.json                                size and SHA-256 of every file
 
-It is an orbax PyTree item, so `checkpoint.load_params` reads it like any other part. Two choices differ from
-what `checkpoint.save_params` writes, both for parts of gigabytes: no OCDBT, whose database would have to be
-rewritten for every piece, and no compression, which saves nothing on weights and costs the loader its time.
-A parameter of more than `CHUNK_BYTES` is cut along its leading axis, the layers of a stacked parameter: that
-is how it is written here, and how it is read by whoever needs a part of it.
+The part is an orbax PyTree item, so `checkpoint.load_params` reads it like any other. Two choices differ from what
+`checkpoint.save_params` writes, because these parts have gigabytes. There is no OCDBT database, which every piece would
+rewrite, and no compression, which makes weights no smaller and reading slower. A parameter of more than `CHUNK_BYTES`
+is cut along its leading axis. That axis counts the layers of a stacked parameter, so layers are written and read alone.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from streamt1_jax.io import part_files
 from streamt1_jax.io.finite import is_finite
 
 CHUNK_BYTES = 64 * 2**20
-"""Size from which a parameter is stored in several files."""
+"""A parameter of more bytes is stored in several files."""
 
 _METADATA_FILE = "_METADATA"
 _DICT_KEY = 2  # Orbax's number for a step of a path that is a key of a dict.
@@ -40,7 +39,7 @@ class Piece(NamedTuple):
   Attributes:
     name: "/"-joined path of the parameter.
     rows: `[n, ...]`, the next n along its leading axis, in any dtype that casts to the stored one. A parameter without
-      axes is one piece without axes.
+      axes comes as one piece without axes.
   """
 
   name: str
@@ -53,14 +52,14 @@ def write_part(
   pieces: Iterable[Piece],
   extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
-  """Writes one part; its folder appears whole or not at all. For one process.
+  """Writes one part, in one process. Its folder appears whole or not at all.
 
-  Memory: one piece and one chunk of every parameter that is begun and not complete.
+  Memory holds one piece, and one chunk of every parameter that is begun and not complete.
 
   Args:
     directory: folder of the part, such as `wan/backbone`; it must not exist. Its parents are made.
     leaves: "/"-joined path to anything with `shape` and `dtype`: what is stored.
-    pieces: every row of every leaf once; those of a leaf in ascending order, leaves in any order.
+    pieces: every row of every leaf once. The rows of a leaf are in ascending order; the leaves may take turns.
     extra_files: further files of the folder, name to content.
 
   Raises:
@@ -91,7 +90,8 @@ def write_part(
 def chunk_rows(shape: tuple[int, ...], dtype: Any) -> int:
   """Rows of the leading axis that are stored in one file: all of them up to `CHUNK_BYTES`, else as many as fit.
 
-  Zarr stores the last chunk at full size, so all get the same number: 30 layers of which 14 fit are 3 files of 10.
+  Zarr stores the last chunk at full size, so all files get the same number. If 14 of 30 layers fit, there are 3 files
+  of 10.
   """
   row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
   most = max(1, CHUNK_BYTES // row_bytes)
@@ -115,7 +115,7 @@ def _write_leaves(folder: epath.Path, leaves: Mapping[str, Any], pieces: Iterabl
 
 
 class _LeafWriter:
-  """One parameter on its way to disk: collects rows until a chunk is full."""
+  """One parameter that is being written. It collects rows until a chunk is full."""
 
   def __init__(self, folder: epath.Path, name: str, leaf: Any):
     self._name, self._shape, self._dtype = name, tuple(leaf.shape), np.dtype(leaf.dtype)
@@ -125,7 +125,7 @@ class _LeafWriter:
     self._filled, self._written = 0, 0
 
   def append(self, rows: np.ndarray) -> bool:
-    """Takes the next rows; whether the parameter is complete."""
+    """Takes the next rows. Returns whether the parameter is complete."""
     rows = rows if self._shape else rows[None]
     total = self._shape[0] if self._shape else 1
     if rows.shape[1:] != self._chunk.shape[1:] or self._written + self._filled + len(rows) > total:
@@ -140,7 +140,7 @@ class _LeafWriter:
 
   def _fill(self, rows: np.ndarray) -> None:
     place = self._chunk[self._filled : self._filled + len(rows)]
-    with np.errstate(over="ignore"):  # Overflow becomes Inf, which is reported.
+    with np.errstate(over="ignore"):  # Overflow becomes Inf, and Inf is reported.
       place[...] = rows
     if not is_finite(place):
       reason = "NaN or Inf" if not is_finite(rows) else f"too large for {self._dtype}"
@@ -161,7 +161,7 @@ def _create(path: epath.Path, shape: tuple[int, ...], dtype: np.dtype, chunks: t
     "driver": "zarr",
     "kvstore": {"driver": "file", "path": f"{path.resolve()}/"},
     "metadata": {"chunks": list(chunks[: len(shape)]), "compressor": None, "order": "C", "dimension_separator": "."},
-    "store_data_equal_to_fill_value": True,  # Else a parameter of zeros would have no file.
+    "store_data_equal_to_fill_value": True,  # Otherwise a parameter of zeros would have no file.
   }
   return ts.open(spec, create=True, dtype=ts.dtype(dtype), shape=shape).result()
 

@@ -1,9 +1,9 @@
-"""Local folders and object stores (`gs://`), where they are not alike.
+"""Where object stores (`gs://`) are not like local folders.
 
-`etils.epath` gives both one interface, but an object store is no file system: a folder is what names have in common,
-so it exists as long as an object is in it; an object appears whole or not at all, and never grows; and nothing can be
-renamed, only copied and deleted, object by object. A folder that has to appear whole therefore gets its marker, the
-one file by which a reader knows it, as the last one.
+`etils.epath` gives both one interface, but an object store is no file system. A folder is only the common beginning of
+names, and exists while an object is in it. An object appears whole or not at all, and never grows. Nothing is renamed:
+objects are copied and deleted one by one. So a folder that has to appear whole has a marker, a file that is written
+last, and readers look for the marker.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from etils import epath
 
 
 def is_object_store(path: epath.PathLike) -> bool:
-  """Whether `path` is a URL such as gs://bucket/folder, and not of a local or mounted file system."""
+  """Whether `path` is a URL such as gs://bucket/folder and not a path of a local or mounted file system."""
   return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """`path` as Orbax and TensorStore want it; URLs are absolute already, and `resolve` would spoil them."""
+  """`path` as orbax and TensorStore want it. URLs are absolute already, and `resolve` would spoil them."""
   path = epath.Path(path)
   return path if is_object_store(path) else path.resolve()
 
 
 def exists(path: epath.PathLike) -> bool:
-  """Whether there is a file or folder. Raises whatever kept that from being told; `epath` takes every error for no."""
+  """Whether there is a file or folder. Raises OSError if that cannot be told, where `epath` would say no."""
   try:
     epath.Path(path).stat() if is_object_store(path) else os.stat(path)
   except (FileNotFoundError, NotADirectoryError):

@@ -32,7 +32,7 @@ def read(path: epath.Path, settings: Mapping[str, Any], *, name: str = "", remed
     remedy: how a message ends.
 
   Raises:
-    ConfigError: the file has rows of other settings, of which the first is named, or it has no rows.
+    ConfigError: the file has rows of other settings, and the first difference is named; or it holds something else.
   """
   name = name or str(path)
   if not path.exists():

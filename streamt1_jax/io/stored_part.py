@@ -1,11 +1,11 @@
-"""A saved model part as it lies on disk: every weight has a name and a shape, and is read only when asked for.
+"""A saved model part on disk, read one weight at a time.
 
   part = open_part("wan/text", abstract_params, jnp.bfloat16)
   part.read("blocks/ffn/down/kernel", (slice(3, 4),))     one layer: 84 MB of 2 GB
 
-The whole of UMT5-XXL is larger than the memory of many machines, so nothing here ever holds more than the weight asked
-for and one slab of chunks. Orbax describes the part (names, shapes, dtypes), TensorStore reads the values; it converts
-them chunk by chunk, so that a weight stored in float32 never exists whole in float32 when bfloat16 is wanted.
+UMT5-XXL is larger than the memory of many machines. So nothing here ever holds more than the weight that is asked for
+and one slab of chunks. Orbax describes the part (names, shapes, dtypes), and TensorStore reads the values. It converts
+them chunk by chunk: a weight stored in float32 never exists whole in float32 when bfloat16 is wanted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from streamt1_jax.io.quiet import quiet_orbax
 Box = tuple[slice, ...]
 
 _OCDBT_MANIFEST = "manifest.ocdbt"
-# Stored and converted chunks in flight. A larger slab reads no faster, and host memory peaks at a weight and two slabs.
+# Chunks that are read and converted at a time. Larger slabs read no faster, and memory peaks at a weight and two slabs.
 _SLAB_BYTES = 16 << 20
 _ALIGNMENT = 64
 
@@ -51,9 +51,14 @@ class StoredPart:
   not_finite: set[str] = dataclasses.field(default_factory=set)
 
   def read(self, name: str, box: Box = ()) -> np.ndarray:
-    """One weight, or the part of it in `box`: a slice with step 1 for each leading axis, missing ones are whole.
+    """One weight, or the part of it in `box`.
 
-    Raises ConfigError if the files cannot be read.
+    Args:
+      name: of the weight.
+      box: a slice with step 1 for each leading axis; the axes that it does not name are read whole.
+
+    Raises:
+      ConfigError: the files cannot be read.
     """
     store = self.stores[name]
     with readable(self.source):
@@ -67,9 +72,14 @@ class StoredPart:
     return values
 
   def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
-    """Rows `[len(rows), ...]` of one weight; `rows` are ascending. Chunks without any of them are not read.
+    """Rows `[len(rows), ...]` of one weight. Chunks that hold none of these rows are not read.
 
-    Raises ConfigError as `read`.
+    Args:
+      name: of the weight.
+      rows: int `[R]`, ascending, along its first axis.
+
+    Raises:
+      ConfigError: the files cannot be read.
     """
     store = self.stores[name]
     values = np.empty((len(rows), *store.shape[1:]), store.dtype.numpy_dtype)
@@ -95,8 +105,8 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
 
   Args:
     directory: folder of the part, in either of orbax's layouts (one OCDBT database, or a folder for every weight).
-    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s; None takes all that is stored.
-    dtype: dtype in which floating weights are read; None gives each the dtype of its leaf in `abstract_params`.
+    abstract_params: nested dict or `nnx.State` of arrays or `jax.ShapeDtypeStruct`s. None opens all that is stored.
+    dtype: dtype in which floating weights are read. None gives each weight the dtype of its leaf in `abstract_params`.
 
   Raises:
     Damaged: the folder is missing or not a part; a file is missing, truncated or corrupt.
@@ -108,7 +118,8 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
     stored = _describe(source)
     wanted = stored if abstract_params is None else named_leaves(abstract_params)
     _require_same_leaves(source, stored, wanted)
-    opened = {name: ts.open(_spec(source, name), open=True, read=True) for name in wanted}
+    kvstore = _kvstore(source)
+    opened = {name: ts.open(_spec(kvstore, name), open=True, read=True) for name in wanted}
     stores = {name: store.result() for name, store in opened.items()}
   return StoredPart(
     source, {name: _converted(stores[name], target_dtype(leaf.dtype, dtype)) for name, leaf in wanted.items()}
@@ -132,7 +143,7 @@ def readable(source: epath.Path) -> Iterator[None]:
 
 
 def named_leaves(params: Any) -> dict[str, Any]:
-  """Leaves by "/"-joined path; the trailing `.value` of an nnx variable is not part of a name."""
+  """Leaves by "/"-joined path. The trailing `.value` of an nnx variable is not part of a name."""
   paths_and_leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   return {
     jax.tree_util.keystr(
@@ -148,7 +159,7 @@ def _describe(source: epath.Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _as_dict(metadata: Any) -> Any:
-  """Orbax describes a leaf by an object that is itself a pytree; only its shape and dtype are of interest."""
+  """Shapes and dtypes. Orbax describes a leaf by an object that is itself a pytree, and says more."""
   if isinstance(metadata, Mapping):
     return {str(name): _as_dict(child) for name, child in metadata.items()}
   return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype)
@@ -167,14 +178,15 @@ def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: 
     raise ConfigError(f"{source} does not fit the model: {part_files.list_some(problems, separator='; ')}")
 
 
-def _spec(source: epath.Path, name: str) -> dict[str, Any]:
-  """TensorStore's description of one weight: zarr, in an OCDBT database or in a folder of its own."""
+def _kvstore(source: epath.Path) -> Any:
+  """TensorStore's description of the folder: an OCDBT database, or plain files."""
   folder = f"{paths.absolute(source)}/"
   base = folder if paths.is_object_store(source) else {"driver": "file", "path": folder}
-  path = f"{name.replace('/', '.')}/"
-  if (source / _OCDBT_MANIFEST).is_file():
-    return {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": path}}
-  return {"driver": "zarr", "kvstore": base, "path": path}
+  return {"driver": "ocdbt", "base": base} if (source / _OCDBT_MANIFEST).is_file() else base
+
+
+def _spec(kvstore: Any, name: str) -> dict[str, Any]:
+  return {"driver": "zarr", "kvstore": kvstore, "path": f"{name.replace('/', '.')}/"}
 
 
 def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
@@ -182,7 +194,7 @@ def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
 
 
 def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-  """An array that JAX takes over on the CPU as it is; one of another alignment it copies."""
+  """An array that JAX on the CPU takes over as it is. JAX copies an array of another alignment."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)
   offset = -memory.ctypes.data % _ALIGNMENT
@@ -190,7 +202,7 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _slabs(store: ts.TensorStore) -> Iterator[slice]:
-  """Ranges of the first axis, cut between chunks, of about `_SLAB_BYTES` each."""
+  """Ranges of the first axis of about `_SLAB_BYTES` each, cut between chunks."""
   chunk = store.chunk_layout.read_chunk_template
   offset, chunk_rows = (chunk.origin[0], chunk.shape[0]) if chunk[0].finite else (0, 1)
   row_bytes = store.dtype.numpy_dtype.itemsize * math.prod(store.shape[1:])

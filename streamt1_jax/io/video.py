@@ -1,6 +1,6 @@
-"""Videos as H.264 in MP4, and contact sheets as PNG: what a person looks at.
+"""Videos as H.264 in MP4, and contact sheets as PNG, for people to look at.
 
-The search's scores never go through these files: its rewards see the frames on the device.
+Rewards in a search see the frames on the device, never these files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.format import Flags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
@@ -27,10 +30,10 @@ _LABEL_COLOR = (220, 220, 220)
 def write_video(
   path: epath.PathLike, frames: np.ndarray, fps: float, *, scale: int = 1, constant_rate_factor: int = 12
 ) -> None:
-  """Writes an H.264 MP4 (yuv420p, BT.709: what every player shows); the file appears whole or not at all.
+  """Writes an H.264 MP4 that every player shows (yuv420p, BT.709). The file appears whole or not at all.
 
-  H.264 stores colour at half resolution: an odd height or width is made even by repeating the last row or
-  column, and small frames keep sharp colours only with a `scale` of 2 or more.
+  H.264 stores colour at half resolution. An odd height or width is made even by repeating the last row or column, and
+  small frames keep sharp colours only with a `scale` of 2 or more.
 
   Args:
     path: the file, ending in ".mp4"; its parent folders are made.
@@ -61,9 +64,9 @@ class VideoInfo(NamedTuple):
   """What a video file says of itself.
 
   Attributes:
-    num_frames: frames it shows; what an editor has cut off may still lie in the file.
-    fps: frames per second, the average where the rate varies.
-    height: rows of a frame as it is stored, in pixels; a rotation that the file asks for comes on top.
+    num_frames: frames it shows. Frames that an editor has cut off may still lie in the file.
+    fps: frames per second; the average if the rate varies.
+    height: rows of a frame as it is stored, in pixels, before a rotation that the file asks for.
     width: columns of a frame as it is stored.
   """
 
@@ -74,10 +77,10 @@ class VideoInfo(NamedTuple):
 
 
 def probe_video(path: epath.PathLike) -> VideoInfo:
-  """Length, speed and size of a video; decodes nothing where the file says how many frames it holds.
+  """Length, speed and size of a video. Nothing is decoded if the file says how many frames it holds.
 
   Raises:
-    ConfigError: the file is missing, empty, not a video, of a codec unknown here, or does not say its frame rate.
+    ConfigError: the file is missing, empty, not a video or of an unknown codec, or does not say its frame rate.
   """
   with _opened(path) as (container, stream):
     num_frames = _shown_frames(container, stream) or sum(1 for _ in container.decode(stream))
@@ -87,7 +90,7 @@ def probe_video(path: epath.PathLike) -> VideoInfo:
 
 
 def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
-  """Some frames of a video file. All of it is decoded, so that damage anywhere is noticed; only these are kept.
+  """Some frames of a video file. The whole file is decoded, so that damage is noticed wherever it is.
 
   Args:
     path: a file of any format FFmpeg reads.
@@ -95,10 +98,10 @@ def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_f
     num_frames: what `probe_video` found.
 
   Returns:
-    uint8 `[len(indices), H, W, 3]`, RGB, turned as the file asks.
+    uint8 `[len(indices), H, W, 3]`, RGB, rotated as the file asks.
 
   Raises:
-    ConfigError: as `probe_video`, or the file is damaged or incomplete.
+    ConfigError: as for `probe_video`, or the file is damaged or incomplete.
   """
   wanted, kept, count = {int(index) for index in indices}, {}, 0
   with _opened(path) as (container, stream):
@@ -115,70 +118,54 @@ def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_f
   return np.stack([kept[int(index)] for index in indices])
 
 
-def read_video(path: epath.PathLike) -> tuple[np.ndarray, float]:
-  """All frames of a video file.
-
-  Args:
-    path: a file of any format FFmpeg reads.
-
-  Returns:
-    Frames, uint8 `[T, H, W, 3]`, RGB; and frames per second.
-
-  Raises:
-    ConfigError: as `read_frames`.
-  """
-  info = probe_video(path)
-  return read_frames(path, range(info.num_frames), info.num_frames), info.fps
-
-
 @contextlib.contextmanager
-def _opened(path: epath.PathLike) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStream]]:
   source = epath.Path(path)
   if not source.is_file():
     raise ConfigError(f"{source} does not exist or is not a file; expected a video")
   try:
-    with av.open(io.BytesIO(source.read_bytes())) as container:
+    with av.open(io.BytesIO(source.read_bytes()), mode="r") as container:
       if not container.streams.video:
         raise ConfigError(f"{source} is not a video: it has no pictures")
       stream = container.streams.video[0]
       if stream.codec_context is None:
         raise ConfigError(f"{source} is not readable: FFmpeg knows no decoder for its codec")
       yield container, stream
-  except av.error.FFmpegError as error:
+  except FFmpegError as error:
     raise ConfigError(f"{source} is not a readable video: {error.strerror}") from error
 
 
-def _shown_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int:
-  """How many frames the file says it shows, whether or not they are all there; 0 if it does not say."""
+def _shown_frames(container: InputContainer, stream: av.VideoStream) -> int:
+  """How many frames the file says it shows, even if some are missing; 0 if it does not say."""
   if not stream.frames or "mp4" not in container.format.name.split(","):
     return stream.frames
-  # An mp4 counts all it holds. Its edit list shows a part: FFmpeg indexes that and what it must decode before.
+  # An mp4 counts all frames it holds, and its edit list says which are shown. FFmpeg marks the others as discarded.
   return sum(not entry.is_discard for entry in stream.index_entries)
 
 
-def _frame_rate(path: epath.PathLike, container: av.container.InputContainer, stream: av.VideoStream) -> float:
-  # For pictures, and for streams without time stamps, FFmpeg makes up 25 frames per second.
-  made_up = container.format.flags & av.format.Flags.no_timestamps.value or container.format.name.endswith("_pipe")
+def _frame_rate(path: epath.PathLike, container: InputContainer, stream: av.VideoStream) -> float:
+  # FFmpeg makes up 25 frames per second for pictures and for streams without time stamps.
+  made_up = container.format.flags & Flags.no_timestamps.value or container.format.name.endswith("_pipe")
   if made_up or not stream.average_rate:
     raise ConfigError(f"{path} does not say its frame rate")
   return float(stream.average_rate)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-  """uint8 `[H, W, 3]`; telephones store pictures as the sensor lies, and how to turn them."""
+  """uint8 `[H, W, 3]`, rotated: telephones store pictures as the sensor sees them, and how to turn them."""
   return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
 def contact_sheet(
   frames: np.ndarray, fps: float, *, columns: int = 4, rows: int = 2, scale: int = 1, gap: int = 4
 ) -> np.ndarray:
-  """Evenly spaced frames, first and last included, in reading order with the time in seconds under each.
+  """Evenly spaced frames in reading order, the first and the last among them, with the time in seconds under each.
 
   Args:
     frames: uint8 `[T, H, W, 3]`, RGB, T at least 1.
     fps: frames per second, positive.
     columns: frames side by side.
-    rows: rows of frames; fewer where the video has not `columns * rows` frames.
+    rows: rows of frames; fewer if the video has less than `columns * rows` frames.
     scale: every pixel becomes a square of this many pixels on a side.
     gap: pixels between frames and around the sheet.
 
@@ -200,7 +187,7 @@ def contact_sheet(
 
 
 def write_png(path: epath.PathLike, image: np.ndarray) -> None:
-  """Writes `image`, uint8 `[H, W, 3]`, RGB; the file appears whole or not at all.
+  """Writes `image`, uint8 `[H, W, 3]`, RGB. The file appears whole or not at all.
 
   Raises:
     ConfigError: `image` is not such an array.
@@ -235,7 +222,7 @@ def _encode(frames: np.ndarray, fps: float, constant_rate_factor: int) -> bytes:
     )
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
-    # Untagged files are shown with another matrix by some players than by others, which shifts every colour.
+    # Players disagree about the colour matrix of files without these tags, and show every colour shifted.
     context = stream.codec_context
     context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
     context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from streamt1_jax.measuring import hlo_collectives
 from streamt1_jax.measuring.compiled_step import Analysis, Program
 from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.parallel.sharding import RULES
+from streamt1_jax.typing import Device
 
 GIB = 1 << 30
-# By the compiler's own message when a program does not fit: what is left of the chip's memory for programs.
+# What is left of the chip's memory for programs, as the compiler says where a program does not fit.
 _DEVICE_GIB = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.73, "TPU v6 lite": 31.24, "TPU7x": 94.74}
 
 
-def describe(program: Program, devices: Sequence[jax.Device], analysis: Analysis, flop: float) -> dict[str, Any]:
+def describe(program: Program, devices: Sequence[Device], analysis: Analysis, flop: float) -> dict[str, Any]:
   """What was found, as JSON values; `flop` is that of one prompt, bytes are per chip."""
   mesh = program.models.execution.mesh
   # Chips with two cores show as two devices of one place.

@@ -8,34 +8,34 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.export
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import TextMemory
 from streamt1_jax.chunk_step import chunk_step
-from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.config import ModelConfig, SearchConfig, required
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
 from streamt1_jax.models import abstract_params, make_models
-from streamt1_jax.parallel.sharding import RULES, placed
-from streamt1_jax.rewards import folder
-from streamt1_jax.rewards.coherence import TemporalCoherence
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.quality import ImageQuality
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.parallel.sharding import LAYOUTS, RULES, placed
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.state import Condition, SearchState, init_state
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import Device, Params
 
 PHASES = ("open", "propose", "denoise", "judge", "select", "prune", "commit")
 """Scopes of the chunk step."""
 _TRITON_CALL = "__gpu$xla.gpu.triton"
+_FULL_SIZE = ("hpsv3", "videoalign")
+_REWARD_LAYOUT = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Program:
     mesh = self.models.execution.mesh
     return 1 if mesh is None else mesh.shape[RULES["prompt"]]
 
-  def placed(self, device: jax.Device) -> Program:
+  def placed(self, device: Device) -> Program:
     """The same with every shape where it belongs on the mesh, or on `device` where there is no mesh."""
     place = self._place_on(device)
     return dataclasses.replace(
@@ -79,22 +79,23 @@ class Program:
       condition=place("condition", self.condition),
     )
 
-  def _place_on(self, device: jax.Device) -> Callable[[str, Any], Any]:
+  def _place_on(self, device: Device) -> Callable[[str, Any], Any]:
     mesh = self.models.execution.mesh
     if mesh is None:
       alone = SingleDeviceSharding(device)
       shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone)
       return lambda name, tree: jax.tree.map(shape, tree)
     of_prompts = lambda name: ("prompt",) if self.num_prompts > 1 and name in ("state", "condition") else ()
-    return lambda name, tree: placed(mesh, name, tree, leading=of_prompts(name))
+    patterns = {name: _REWARD_LAYOUT if name.endswith("_reward") else name for name in LAYOUTS}
+    return lambda name, tree: placed(mesh, patterns[name], tree, leading=of_prompts(name))
 
 
 def build(
   model: ModelConfig,
   search: SearchConfig,
   execution: Execution,
-  dtype: jnp.dtype,
-  reward_dtype: jnp.dtype | None,
+  dtype: DTypeLike,
+  reward_dtype: DTypeLike | None,
 ) -> Program:
   """The program for a mesh, its shapes not yet placed; with a prompt axis if the mesh divides prompts.
 
@@ -102,8 +103,8 @@ def build(
     model: sizes.
     search: the search.
     execution: devices, attention and decoding.
-    dtype: of weights and activations.
-    reward_dtype: of HPSv3 and VideoAlign at full size; None for the built-in rewards.
+    dtype: dtype of weights and activations.
+    reward_dtype: dtype of HPSv3 and VideoAlign at full size; None judges by the built-in rewards.
   """
   rewards, reward_params, reward_conditions = _rewards(model, reward_dtype)
   alone = make_models(model, *rewards)
@@ -111,19 +112,24 @@ def build(
   state = jax.eval_shape(lambda params: init_state(params, alone, search, 0), params)
   b = model.backbone
   text = jax.ShapeDtypeStruct((b.num_layers, b.num_heads, b.text_len, b.head_dim), dtype)
-  condition = Condition(TextMemory(text, text), *reward_conditions, jax.ShapeDtypeStruct((), jnp.int32))
+  # Shapes stand where a search has arrays.
+  condition = cast(Any, Condition)(
+    cast(Any, TextMemory)(text, text), *reward_conditions, jax.ShapeDtypeStruct((), jnp.int32)
+  )
   program = Program(params, state, condition, make_models(model, *rewards, execution=execution), search, model)
   return program if program.num_prompts == 1 else _with_prompts(program)
 
 
-def _rewards(model: ModelConfig, dtype: jnp.dtype | None) -> tuple[list[Any], dict[str, Params], list[Any]]:
+def _rewards(model: ModelConfig, dtype: DTypeLike | None) -> tuple[list[Any], dict[str, Params], list[Any]]:
   """Image and video reward, and the shapes of their weights and conditions."""
   names = ("image_reward", "video_reward")
   if dtype is None:
-    return [ImageQuality(), TemporalCoherence()], {name: {} for name in names}, [{}, {}]
-  rewards = [HPSv3(), VideoAlign(model.fps)]
-  params = [folder.without_table(folder.abstract_params(reward.config, dtype)) for reward in rewards]
-  conditions = [tpu_compiler.prompt_shapes(reward, dtype) for reward in rewards]
+    rewards = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
+    return rewards, {name: {} for name in names}, [{}, {}]
+  specs = [REWARDS[name] for name in _FULL_SIZE]
+  rewards = [spec.make(spec.make_config(), model.fps) for spec in specs]
+  params = [loading.without_table(spec.weight_shapes(spec.make_config(), dtype)) for spec in specs]
+  conditions = [tpu_compiler.prompt_shapes(spec, dtype) for spec in specs]
   return rewards, dict(zip(names, params, strict=True)), conditions
 
 
@@ -174,8 +180,8 @@ class Analysis:
     arguments: bytes of weights, state and prompt.
     outputs: bytes of results that do not take the place of arguments.
     temporaries: bytes needed in between, the code included.
-    collectives: what devices send each other; None too where jaxlib cannot read the compiled program.
-    text: the compiled program; None likewise.
+    collectives: what devices send each other; None also where jaxlib cannot read the compiled program.
+    text: the compiled program; None where jaxlib cannot read it.
     seconds: spent in the compiler.
   """
 
@@ -203,7 +209,7 @@ def compile_and_analyse(program: Program) -> Analysis:
     peak = int(float(needed[1]) * 1024 ** (1 + "KMGT".index(needed[2])))
     return Analysis(peak, None, None, None, None, None, time.perf_counter() - began)
   seconds = time.perf_counter() - began
-  memory = compiled.memory_analysis()
+  memory = required(compiled.memory_analysis(), "the compiler's account of memory")
   outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
   try:

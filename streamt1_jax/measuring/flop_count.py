@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def count(jaxpr: Any) -> float:
@@ -39,5 +39,5 @@ def _equation(equation: Any) -> float:
 def _nested(parameters: dict[str, Any]) -> Iterator[Any]:
   for value in parameters.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(item, (jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr)):
+      if isinstance(item, (Jaxpr, ClosedJaxpr)):
         yield item

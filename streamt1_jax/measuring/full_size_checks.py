@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
@@ -23,7 +24,7 @@ from streamt1_jax.text.tokenizer import Tokenizer
 _PROMPT = "a small red circle moves quickly left over a dark blue background"
 
 
-def restore_backbone(folder: pathlib.Path, model: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
+def restore_backbone(folder: pathlib.Path, model: ModelConfig, dtype: DTypeLike) -> dict[str, Any]:
   """Loads the backbone; what it took beside the weights themselves, in units of the largest of them."""
   abstract = abstract_params(lambda: CausalWanDiT(model, nnx.Rngs(0)))
   jax.block_until_ready(jnp.zeros(1))
@@ -41,18 +42,18 @@ def restore_backbone(folder: pathlib.Path, model: ModelConfig, dtype: jnp.dtype)
   }
 
 
-def encode_prompt(folder: pathlib.Path, model: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
+def encode_prompt(folder: pathlib.Path, model: ModelConfig, dtype: DTypeLike) -> dict[str, Any]:
   """Sends a prompt through the text encoder, layer by layer from disk."""
   start = time.perf_counter()
-  tokenizer = Tokenizer(folder / TOKENIZER_FILE, model.text.max_len)
-  encoder = PromptEncoder(folder / "text", model.text, tokenizer, model.backbone.text_len, dtype)
+  tokenizer = Tokenizer(folder / TOKENIZER_FILE, model.required_text.max_len)
+  encoder = PromptEncoder(folder / "text", model.required_text, tokenizer, model.backbone.text_len, dtype)
   opened = time.perf_counter()
   embeddings = np.asarray(encoder(_PROMPT))
   _require_finite("embeddings", embeddings)
   return {"check_seconds": opened - start, "encode_seconds": time.perf_counter() - opened}
 
 
-def search(folder: pathlib.Path, dtype: jnp.dtype, latent_size: tuple[int, int], num_chunks: int) -> dict[str, Any]:
+def search(folder: pathlib.Path, dtype: DTypeLike, latent_size: tuple[int, int], num_chunks: int) -> dict[str, Any]:
   """Searches a video as the paper does, 2 beams of 2 candidates."""
   timer, settings, traces = manifest.PhaseTimer(), SearchConfig.released(), []
   with manifest.CompileCounter() as compilations:

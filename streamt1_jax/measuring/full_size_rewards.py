@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from streamt1_jax.config import required
 from streamt1_jax.measuring import reward_calls, tpu_compiler
-from streamt1_jax.rewards import flop, folder
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.rewards.qwen2_vl import loading
+from streamt1_jax.rewards.table import REWARDS
+from streamt1_jax.typing import Device
 
 FRAMES = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
-"""By reward, the numbers of frames of a chunk or of a window that are measured."""
+"""The numbers of frames of a chunk or of a window that are measured, by reward."""
 _FRAME = (480, 832, 3)
 _FPS = 16
 
@@ -26,7 +27,7 @@ class Cost:
     arguments: bytes per chip of weights, prompt and frames.
     temporary: bytes per chip that are needed in between.
     peak: bytes per chip, the most at one time.
-    tflop: of one candidate.
+    tflop: TFLOP of one candidate.
   """
 
   arguments: int
@@ -35,19 +36,20 @@ class Cost:
   tflop: float
 
 
-def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: jnp.dtype, device: jax.Device) -> Cost:
+def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: DTypeLike, device: Device) -> Cost:
   """One call of the reward `name` on all candidates, compiled for `device`."""
-  reward = HPSv3() if name == "hpsv3" else VideoAlign(_FPS)
-  prompt = tpu_compiler.prompt_shapes(reward, dtype)
-  past, chunk = reward_calls.clip_shapes(reward, frames, top_k, beam_size, _FRAME)
+  spec = REWARDS[name]
+  reward, prompt = spec.make(spec.make_config(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
+  past, chunk = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)
   # As in a search, prompts are embedded on the host.
-  params = folder.without_table(folder.abstract_params(reward.config, dtype))
-  call = jax.jit(reward_calls.judge(reward), in_shardings=on_device, out_shardings=on_device)
-  memory = call.lower(params, prompt, past, chunk).compile().memory_analysis()
+  params = loading.without_table(spec.weight_shapes(spec.make_config(), dtype))
+  call = jax.jit(reward_calls.judge(spec.kind, reward), in_shardings=on_device, out_shardings=on_device)
+  compiled = call.lower(params, prompt, past, chunk).compile()
+  memory = required(compiled.memory_analysis(), "the compiler's account of memory")
   return Cost(
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
     memory.peak_memory_in_bytes,
-    flop.candidate_flop(reward, frames, _FRAME[:2], tpu_compiler.text_tokens(name)) / 1e12,
+    spec.flop(reward, frames, _FRAME[:2], sum(spec.required_text.length)) / 1e12,
   )

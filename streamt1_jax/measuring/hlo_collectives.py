@@ -30,7 +30,7 @@ class Collective:
   Attributes:
     kind: "all-reduce", "all-gather", ...
     axes: axes of the mesh between whose devices it sends, joined by "+".
-    phase: part of the program it belongs to, "" if it is none of those asked for.
+    phase: part of the program it belongs to; "" outside the parts asked for.
     bytes: size of its result on one device.
     executions: how often it runs.
   """
@@ -105,7 +105,8 @@ def _instructions(lines: list[str]) -> Iterator[tuple[str, str, str]]:
   for line in lines:
     match = _INSTRUCTION.match(line)
     if match:
-      yield match.groups()
+      result, operation, rest = match.groups()
+      yield result, operation, rest
 
 
 def _callees(rest: str) -> list[str]:
@@ -115,7 +116,7 @@ def _callees(rest: str) -> list[str]:
 
 
 def _trips(lines: list[str]) -> int:
-  """Of a loop with this condition."""
+  """How often a loop with this condition runs."""
   constants = {}
   for line in lines:
     constant = re.match(r"^\s+(?:ROOT )?%?([\w.-]+) = [su]32\[\]\S* constant\((\d+)\)", line)
@@ -125,12 +126,6 @@ def _trips(lines: list[str]) -> int:
     if compare:
       return constants.get(compare[1], 1)
   return 1
-
-
-def result_bytes(line: str) -> list[int]:
-  """Sizes of the arrays that the instruction in a line makes; empty for other lines."""
-  match = _INSTRUCTION.match(line)
-  return _sizes(match[1]) if match else []
 
 
 def _sizes(result: str) -> list[int]:

@@ -30,8 +30,8 @@ def save_model(folder: epath.Path, tokenizer: epath.PathLike) -> None:
   model = dataclasses.replace(
     tiny,
     backbone=dataclasses.replace(tiny.backbone, dim=128, ffn_dim=256, num_layers=8, freq_dim=32, text_dim=width),
-    codec=dataclasses.replace(tiny.codec, base_dim=4),
-    text=dataclasses.replace(tiny.text, dim=width, attn_dim=16, ffn_dim=32, num_heads=2, num_layers=1),
+    codec=dataclasses.replace(tiny.required_codec, base_dim=4),
+    text=dataclasses.replace(tiny.required_text, dim=width, attn_dim=16, ffn_dim=32, num_heads=2, num_layers=1),
     latent_height=4,
     latent_width=4,
   )
@@ -103,10 +103,10 @@ def draw_moment(
   """An event, how often it has to come, and the seconds after it at which to kill.
 
   Args:
-    drawn: of `DRAWN`.
+    drawn: one of `DRAWN`.
     lengths: the most seconds of every phase, and of the whole `run`.
-    shares: of a chunk.
-    chunk_seconds: of a chunk.
+    shares: parts of a chunk.
+    chunk_seconds: seconds of a chunk.
     num_videos: that the program makes.
   """
   often = random.randint(1, 3)

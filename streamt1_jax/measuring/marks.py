@@ -14,6 +14,7 @@ import pathlib
 import statistics
 import time
 from collections import defaultdict
+from typing import Any, cast
 
 import jax
 
@@ -56,15 +57,14 @@ def install(path: pathlib.Path) -> None:
     seal(self)
     mark("-save")
 
-  def listen(event, duration, **unused):
+  def listen(event: str, duration_secs: float, **unused):
     if event == _LOWERED:
       mark("+compile")
     elif event == manifest.COMPILE_EVENT:
       mark("-compile")
 
-  manifest.PhaseTimer.phase = marked_phase
-  saved_search.SavedSearch.save = marked_save
-  saved_search.SavedSearch._seal = marked_seal
+  timer, saver = cast(Any, manifest.PhaseTimer), cast(Any, saved_search.SavedSearch)
+  timer.phase, saver.save, saver._seal = marked_phase, marked_save, marked_seal
   jax.monitoring.register_event_duration_secs_listener(listen)
 
 

@@ -15,14 +15,13 @@ from collections.abc import Callable
 from streamt1_jax import shipped
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert import flavours
-from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 from streamt1_jax.measuring import random_rewards, random_weights
 from streamt1_jax.measuring.random_weights import Tensor
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 LORA_RANKS = {"wan_1_3b": 256, "tiny": 4}
-"""By the preset of the model; only these have sources."""
+"""Ranks of the adapter by the preset of the model. Only these models have sources."""
 _SHARD_BYTES = 5 << 30
 
 
@@ -31,9 +30,9 @@ class Source:
   """A published file, or folder of files, that is written and converted.
 
   Attributes:
-    name: of the stage, and of the file.
+    name: names the stage and the file.
     part: folder of the checkpoint its conversion makes.
-    arguments: of `experiments.convert`; `{path}` stands for the file.
+    arguments: flags of the conversion; `{path}` stands for the file.
     final: whether its conversion is the one that is restored.
     write: writes it.
     with_adapter: whether an adapter is merged into it: then it holds other weights than the part's other sources.
@@ -63,14 +62,13 @@ def bytes_at_worst(model: ModelConfig) -> int:
 
 def _lora_tensors(model: ModelConfig, seed: int) -> dict[str, Tensor]:
   """A peft adapter on the ten linear layers of every block."""
-  rank, kernels = LORA_RANKS[model.name], tensors_of(model, "backbone", "Wan", "float32")
-  layers = wan_dit.lora_rules(model.backbone)
-  names = [r.source.replace("{layer}", str(i)) for i in range(model.backbone.num_layers) for r in layers]
-  adapter = {}
-  for offset, name in enumerate(names):
-    module, matrix = name.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
-    outputs, inputs = kernels[f"{module}.weight"].shape
-    adapter[name] = Tensor((rank, inputs) if matrix == "lora_A" else (outputs, rank), "float32", seed + offset)
+  rank, adapter = LORA_RANKS[model.name], {}
+  for name, kernel in tensors_of(model, "backbone", "Wan", "float32").items():
+    if name.startswith("blocks.") and len(kernel.shape) == 2:
+      outputs, inputs = kernel.shape
+      module = "base_model.model." + name.removesuffix(".weight")
+      adapter[f"{module}.lora_A.weight"] = Tensor((rank, inputs), "float32", seed + len(adapter))
+      adapter[f"{module}.lora_B.weight"] = Tensor((outputs, rank), "float32", seed + len(adapter))
   return adapter
 
 

@@ -28,8 +28,8 @@ def save(folder: epath.PathLike, model: ModelConfig, tokenizer: epath.PathLike, 
   folder, random = epath.Path(folder), np.random.default_rng(0)
   parts = {
     "backbone": (backbone_scale, lambda: CausalWanDiT(model, nnx.Rngs(0))),
-    "codec": (0.3, lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))),
-    "text": (0.3, lambda: UMT5Encoder(model.text, nnx.Rngs(0))),
+    "codec": (0.3, lambda: VideoCodec(model.required_codec, rngs=nnx.Rngs(0))),
+    "text": (0.3, lambda: UMT5Encoder(model.required_text, nnx.Rngs(0))),
   }
   for name, (scale, build) in parts.items():
     fill = lambda leaf, scale=scale: np.float32(scale) * random.standard_normal(leaf.shape, np.float32)

@@ -7,68 +7,73 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
+import jax.numpy as jnp
 import tokenizers
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert import engine
-from streamt1_jax.convert.tables import hpsv3, qwen2_vl, videoalign
+from streamt1_jax.convert.tables import qwen2_vl
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io import config_json
 from streamt1_jax.measuring import random_weights
 from streamt1_jax.measuring.random_weights import Tensor
-from streamt1_jax.rewards import folder, prompts
-from streamt1_jax.rewards.folder import RewardConfig
-from streamt1_jax.rewards.hpsv3 import HPSv3Config
-from streamt1_jax.rewards.prompts import REWARD_TOKENS, PromptTemplate
+from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.qwen2_vl.config import qwen2_vl_preset
-from streamt1_jax.rewards.videoalign import VideoAlignConfig
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
+from streamt1_jax.rewards.table import REWARDS
 
 WEIGHTS = {"hpsv3": "HPSv3.safetensors", "videoalign": "model.pth"}
+"""Published files, by reward; the suffix says in which format they are."""
+_TINY_HEADS = {"hpsv3": {"head_dims": (16, 8)}, "videoalign": {}}
 CONFIG_FILE = "config.json"
 _CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<unk>")
 
 
-def reward_config(name: str, model: ModelConfig) -> RewardConfig:
+def reward_config(name: str, model: ModelConfig) -> Any:
   """Published sizes, or tiny ones for the tiny model."""
+  spec = REWARDS[name]
   if model.name != "tiny":
-    return folder.REWARD_CONFIGS[name]()
-  backbone = qwen2_vl_preset("qwen2_vl_tiny")
-  return HPSv3Config(backbone, head_dims=(16, 8)) if name == "hpsv3" else VideoAlignConfig(backbone)
+    return spec.make_config()
+  return spec.make_config(qwen2_vl_preset("qwen2_vl_tiny"), **_TINY_HEADS[name])
 
 
-def reward_tensors(name: str, config: RewardConfig) -> dict[str, Tensor]:
-  """Every tensor of the published file: HPSv3's head in float32; VideoAlign's adapters as peft left them."""
-  table = hpsv3 if name == "hpsv3" else videoalign
-  shapes = {
-    n: spec.shape for n, spec in engine.source_specs(table.rules(config), folder.abstract_params(config)).items()
-  }
+def reward_tensors(name: str, config: Any) -> dict[str, Tensor]:
+  """Every tensor of the published file. HPSv3's head is float32; a file with adapters has them as peft left them."""
+  conversion = CONVERSIONS[name]
+  specs = engine.source_specs(conversion.rules(config, False), REWARDS[name].weight_shapes(config, jnp.float32))
+  shapes = {tensor: spec.shape for tensor, spec in specs.items()}
   decoder = config.backbone.decoder
   shapes |= dict.fromkeys(qwen2_vl.UNUSED, (decoder.vocab_size, decoder.dim))
-  if name == "videoalign":
-    shapes = _with_adapters(shapes)
-  dtype = lambda tensor: "float32" if name == "hpsv3" and tensor.startswith("rm_head.") else "bfloat16"
+  if conversion.lora is not None:
+    shapes = _with_adapters(shapes, conversion.lora[0])
+  # With adapters every name has peft's prefix, and the head is bfloat16 like all else.
+  dtype = lambda tensor: "float32" if tensor.startswith("rm_head.") else "bfloat16"
   return {n: Tensor(tuple(shape), dtype(n), seed) for seed, (n, shape) in enumerate(shapes.items())}
 
 
-def _with_adapters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def _with_adapters(shapes: dict[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
   wrapped = {}
   for name, shape in shapes.items():
     module, _, kind = name.rpartition(".")
     adapted = name.startswith("model.layers.") and module.endswith("_proj")
     wrapped[f"base_model.model.{module}{'.base_layer' if adapted else ''}.{kind}"] = shape
     if adapted and kind == "weight":
-      wrapped[f"base_model.model.{module}.lora_A.default.weight"] = (videoalign.LORA_RANK, shape[1])
-      wrapped[f"base_model.model.{module}.lora_B.default.weight"] = (shape[0], videoalign.LORA_RANK)
+      wrapped[f"base_model.model.{module}.lora_A.default.weight"] = (rank, shape[1])
+      wrapped[f"base_model.model.{module}.lora_B.default.weight"] = (shape[0], rank)
   return wrapped
 
 
 def write(path: pathlib.Path, name: str, model: ModelConfig) -> None:
-  """A folder of all that `convert_arguments` names."""
+  """Writes a folder of all that `convert_arguments` names."""
   path.mkdir()
   config = reward_config(name, model)
-  write_weights = random_weights.write_safetensors if name == "hpsv3" else random_weights.write_torch
+  in_torch_format = WEIGHTS[name].endswith(".pth")
+  write_weights = random_weights.write_torch if in_torch_format else random_weights.write_safetensors
   write_weights(path / WEIGHTS[name], reward_tensors(name, config))
-  template = PromptTemplate("stand-in", f"{prompts.PLACEHOLDER} {' '.join(REWARD_TOKENS[name])}", REWARD_TOKENS[name])
+  tokens = REWARDS[name].required_text.reward_tokens
+  template = PromptTemplate("stand-in", f"{prompts.PLACEHOLDER} {' '.join(tokens)}", tokens)
   (path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(template))
   words = {word: index for index, word in enumerate(_CHAT)}
   tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
@@ -78,7 +83,7 @@ def write(path: pathlib.Path, name: str, model: ModelConfig) -> None:
 
 
 def convert_arguments(name: str) -> tuple[str, ...]:
-  """Of `experiments.convert`; `{path}` stands for the folder."""
+  """Arguments of `experiments.convert`; `{path}` stands for the folder."""
   return (
     f"--{name}={{path}}/{WEIGHTS[name]}",
     f"--{name}_prompt={{path}}/{prompts.TEMPLATE_FILE}",

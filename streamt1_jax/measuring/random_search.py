@@ -1,11 +1,13 @@
 """A search with random weights, latents as frames and rewards that cost nothing: denoising, memory, pruning alone."""
 
 import dataclasses
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
@@ -44,7 +46,7 @@ class RandomSearch:
 
   Attributes:
     params: random weights.
-    condition: a random prompt, or as many as the mesh searches together.
+    condition: a random prompt, or one for each part of a mesh that divides prompts.
     models: static half of the step.
     model: sizes.
   """
@@ -76,20 +78,22 @@ class RandomSearch:
 
 
 def build(
-  model: ModelConfig, execution: Execution, dtype: jnp.dtype, num_chunks: int, append_always: bool
+  model: ModelConfig, execution: Execution, dtype: DTypeLike, num_chunks: int, append_always: bool
 ) -> RandomSearch:
   """A search of `num_chunks` chunks.
 
   Args:
     model: sizes; its codec is left out.
     execution: devices, attention and decoding.
-    dtype: of weights and activations.
+    dtype: dtype of weights and activations.
     num_chunks: length of the video.
     append_always: whether rewards flag every chunk as a new sink, which makes the memory as large as it gets.
   """
-  rewards = (AlternatingReward(1.0), AlternatingReward(-1.0)) if append_always else (ConstantReward(),) * 2
+  image, video = cast(
+    Any, (AlternatingReward(1.0), AlternatingReward(-1.0)) if append_always else (ConstantReward(),) * 2
+  )
   model = dataclasses.replace(model, codec=None)
-  models = make_models(model, *rewards, execution=execution)
+  models = make_models(model, image, video, execution=execution)
   weights = nnx.to_pure_dict(nnx.state(CausalWanDiT(model, nnx.Rngs(0)), nnx.Param))
   backbone = jax.tree.map(lambda x: x.astype(dtype), weights)
   embeddings = jax.random.normal(jax.random.key(1), (model.backbone.text_len, model.backbone.text_dim), dtype)

@@ -113,7 +113,7 @@ def write_torch(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def _opcodes(value: Any, tensors: list[Tensor]) -> bytes:
-  """The pickle of `value`, without beginning and end; by hand, for the standard library imports what it names."""
+  """The pickle of `value`, without beginning and end. It is written by hand: `pickle` would import what it names."""
   if isinstance(value, Tensor):
     tensors.append(value)
     return _tensor_opcodes(value, str(len(tensors) - 1))

@@ -1,41 +1,41 @@
-"""One call of a reward on all candidates of a chunk, as a search makes it: for what weighs and what times it."""
+"""One call of a reward on all candidates of a chunk, as a search makes it, for programs that weigh and time it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
-from streamt1_jax.rewards.hpsv3 import HPSv3
-from streamt1_jax.rewards.videoalign import VideoAlign
 
 _CHUNK = 12
 
 
 def clip_shapes(
-  reward: HPSv3 | VideoAlign, frames: int, top_k: int, beam_size: int, frame: tuple[int, int, int]
+  kind: str, frames: int, top_k: int, beam_size: int, frame: tuple[int, int, int]
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
   """Shapes of the frames, uint8, that `top_k` beams share and that their `beam_size` candidates add.
 
   Args:
-    reward: the reward.
-    frames: of the chunk for HPSv3, of the window for VideoAlign, the newest 12 of which are the candidates' own.
+    kind: "image" or "video".
+    frames: frames of the chunk for an image reward. For a video reward those of the window, whose newest 12 are the
+      candidates' own.
     top_k: beams.
     beam_size: candidates of each.
     frame: [H, W, 3].
   """
-  own = frames if isinstance(reward, HPSv3) else min(frames, _CHUNK)
+  own = frames if kind == "image" else min(frames, _CHUNK)
   past = jax.ShapeDtypeStruct((top_k, frames - own, *frame), jnp.uint8)
   return past, jax.ShapeDtypeStruct((top_k, beam_size, own, *frame), jnp.uint8)
 
 
-def judge(reward: HPSv3 | VideoAlign) -> Callable[..., jax.Array]:
-  """The call: (params, embedded prompt, past, chunk) to scores [top_k, beam_size], float32."""
+def judge(kind: str, reward: Any) -> Callable[..., jax.Array]:
+  """The call: (params, condition, past, chunk) to scores [top_k, beam_size], float32."""
 
-  def scores(params, prompt, past, chunk):
+  def scores(params, condition, past, chunk):
     info = CandidateInfo(jnp.int32(0), jnp.int32(0))
-    shown = lambda past, chunk: chunk if isinstance(reward, HPSv3) else FrameWindow(past, past.shape[0], chunk)
-    score = lambda past, chunk: reward(params, prompt, shown(past, chunk), info)
+    shown = lambda past, chunk: chunk if kind == "image" else FrameWindow(past, past.shape[0], chunk)
+    score = lambda past, chunk: reward(params, condition, shown(past, chunk), info)
     return jax.vmap(jax.vmap(score, in_axes=(None, 0)))(past, chunk)
 
   return scores

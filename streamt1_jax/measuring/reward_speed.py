@@ -5,19 +5,21 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from streamt1_jax.data import shapes
 from streamt1_jax.measuring import reward_calls
 from streamt1_jax.measuring.search_speed import gemm_tflops
-from streamt1_jax.rewards import flop as reward_flop
-from streamt1_jax.rewards import folder
-from streamt1_jax.rewards.folder import LoadedReward
+from streamt1_jax.rewards.base import LoadedReward
+from streamt1_jax.rewards.spec import RewardSpec
 
 # Frames of a chunk, as `--short_frames` leaves them to the image reward, or of a sliding window.
 _FRAMES = {"hpsv3": (12, 6, 3, 1), "videoalign": (117, 57, 9)}
 
 
-def measure(loaded: LoadedReward, dtype: jnp.dtype, top_k: int, beam_size: int, repeats: int) -> list[dict[str, float]]:
+def measure(
+  spec: RewardSpec, loaded: LoadedReward, dtype: DTypeLike, top_k: int, beam_size: int, repeats: int
+) -> list[dict[str, float]]:
   """Seconds of one call on all candidates divided by their number, by the frames that the reward is given.
 
   Frames are noise of the shapes world's size, the prompt is its first caption. FLOP are counted from shapes. The
@@ -26,11 +28,11 @@ def measure(loaded: LoadedReward, dtype: jnp.dtype, top_k: int, beam_size: int, 
   reward, rows = loaded.reward, []
   tokens = loaded.prompt(shapes.caption(*shapes.all_scenes()[0]))
   condition = reward.init(loaded.params, tokens)
-  judge = jax.jit(reward_calls.judge(reward))
+  judge = jax.jit(reward_calls.judge(spec.kind, reward))
   size = (shapes.FRAME_SIZE, shapes.FRAME_SIZE)
   draw = np.random.default_rng(0).integers
-  for frames in _FRAMES[folder.reward_name(reward.config)]:
-    structs = reward_calls.clip_shapes(reward, frames, top_k, beam_size, (*size, 3))
+  for frames in _FRAMES[spec.name]:
+    structs = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, (*size, 3))
     clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
     jax.block_until_ready(judge(loaded.params, condition, *clips))
     times, rates = [], [gemm_tflops(dtype)]
@@ -39,7 +41,7 @@ def measure(loaded: LoadedReward, dtype: jnp.dtype, top_k: int, beam_size: int, 
       jax.block_until_ready(judge(loaded.params, condition, *clips))
       times.append(time.perf_counter() - began)
     rates.append(gemm_tflops(dtype))
-    flop = reward_flop.candidate_flop(reward, frames, size, len(tokens.before) + len(tokens.after))
+    flop = spec.flop(reward, frames, size, len(tokens.before) + len(tokens.after))
     seconds = min(times) / (top_k * beam_size)
     rows.append(
       {

@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,7 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.io import paths
 from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.pipeline import Pipeline
-from streamt1_jax.rewards.coherence import TemporalCoherence
-from streamt1_jax.rewards.quality import ImageQuality
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.saved_search import SavedSearch
 from streamt1_jax.state import Condition, init_state
 
@@ -33,7 +32,8 @@ PRESETS = {"tiny": jnp.float32, "wan_1_3b": jnp.bfloat16}
 def state_bytes(name: str) -> dict[str, int]:
   """Bytes of a state and of a later chunk's trace, by shapes: 2 beams of 2 candidates, all sinks allocated."""
   model, search = preset(name), SearchConfig.released()
-  models = make_models(model, ImageQuality(), TemporalCoherence(), execution=Execution(decoding="in_turn"))
+  image, video = (cast(Any, REWARDS[name].make(None, model.fps)) for name in DEFAULT_REWARDS)
+  models = make_models(model, image, video, execution=Execution(decoding="in_turn"))
   state = jax.eval_shape(lambda params: init_state(params, models, search, 0), abstract_params(model, PRESETS[name]))
   count = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   codec = models.codec
@@ -126,4 +126,5 @@ def _now() -> tuple[float, float]:
 
 
 def _passed(since: tuple[float, float]) -> tuple[float, float]:
-  return tuple(now - then for now, then in zip(_now(), since))
+  now = _now()
+  return now[0] - since[0], now[1] - since[1]

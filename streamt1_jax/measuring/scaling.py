@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from streamt1_jax import drivers
-from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.config import ModelConfig, SearchConfig, required
 from streamt1_jax.execution import Execution
 from streamt1_jax.measuring import random_search
 from streamt1_jax.measuring.random_search import RandomSearch
@@ -28,16 +28,17 @@ Rows = list[dict[str, float]]
 class _Scaled:
   """A search of one video on one device, compiled. The first chunk, which only decoders know, is as all others."""
 
-  def __init__(self, built: RandomSearch, search: SearchConfig, dtype: jnp.dtype):
+  def __init__(self, built: RandomSearch, search: SearchConfig, dtype: DTypeLike):
     self._built, self._search, self._dtype = built, search, dtype
     self._state = drivers.jitted_init_state(built.params, 0, built.models, search)
     inputs = built.params, self._state, built.condition, built.models, search
     self._step = drivers.jitted_chunk_step.lower(*inputs, first=False).compile()
 
   def bytes(self) -> dict[str, int]:
-    """Of the state between two chunks, and of what a chunk needs beside it by XLA's account."""
+    """Bytes of the state between two chunks, and what a chunk needs beside it by XLA's account."""
+    memory = required(self._step.memory_analysis(), "the compiler's account of memory")
     state = sum(array.nbytes for array in jax.tree.leaves(self._state))
-    return {"state": state, "temporary": self._step.memory_analysis().temp_size_in_bytes}
+    return {"state": state, "temporary": memory.temp_size_in_bytes}
 
   def time(self, chunks: Sequence[int]) -> Rows:
     """Searches; for each of `chunks`, counted from 1 and ascending, the seconds of the fastest one around it.
@@ -70,7 +71,7 @@ class _Scaled:
 
 
 def measure(
-  model: ModelConfig, execution: Execution, dtype: jnp.dtype, max_sink_frames: int
+  model: ModelConfig, execution: Execution, dtype: DTypeLike, max_sink_frames: int
 ) -> Iterator[tuple[str, Rows]]:
   """Tables by name. Every chunk is kept as a sink until there is no room, so the memory is as large as it gets.
 

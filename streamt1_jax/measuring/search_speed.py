@@ -2,18 +2,19 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from streamt1_jax import drivers
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import SearchConfig, required
 from streamt1_jax.io.manifest import CompileCounter, peak_rss_bytes
 from streamt1_jax.measuring.random_search import RandomSearch
 from streamt1_jax.measuring.search_flop import search_flop
 
 
-def gemm_tflops(dtype: jnp.dtype, size: int = 2048, seconds: float = 1.0) -> float:
+def gemm_tflops(dtype: DTypeLike, size: int = 2048, seconds: float = 1.0) -> float:
   """Best rate of a square matrix product on one device of this machine, now."""
   a = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(lambda a, b: a @ b)
@@ -27,8 +28,8 @@ def gemm_tflops(dtype: jnp.dtype, size: int = 2048, seconds: float = 1.0) -> flo
 
 
 def measure(
-  built: RandomSearch, search: SearchConfig, dtype: jnp.dtype, num_chunks: int, repeats: int
-) -> dict[str, float]:
+  built: RandomSearch, search: SearchConfig, dtype: DTypeLike, num_chunks: int, repeats: int
+) -> dict[str, Any]:
   """Times whole searches between measurements of the machine's rate; the best of each counts."""
   models, times = built.models, []
   began = time.perf_counter()
@@ -72,7 +73,7 @@ def memory_rows(built: RandomSearch, search: SearchConfig) -> list[dict[str, int
     state = drivers.jitted_init_state(built.params, 0, built.models, search)
     inputs = built.params, state, built.condition
     step = drivers.jitted_chunk_step.lower(*inputs, built.models, search, first=False).compile()
-    temporary = step.memory_analysis().temp_size_in_bytes
+    temporary = required(step.memory_analysis(), "the compiler's account of memory").temp_size_in_bytes
     state = jax.block_until_ready(step(*inputs)[0])
     del inputs
     memory = state.beams.memory.k

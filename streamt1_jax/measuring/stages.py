@@ -37,6 +37,7 @@ def measure(stage: str, command: Sequence[str], output: pathlib.Path | None = No
   with tempfile.TemporaryFile() as errors:
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=errors)
     try:
+      assert process.stdout is not None
       printed = process.stdout.read().decode().splitlines()
       # `wait4` tells the memory of this one process; `getrusage` only of the largest of all so far.
       _, status, usage = os.wait4(process.pid, 0)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from jax.typing import DTypeLike
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards.hpsv3 import HPSv3
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding
-from streamt1_jax.rewards.videoalign import VideoAlign
+from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.typing import Device
 
 _SETTINGS = {
   # The compiler asks the cloud what it runs on, and waits, unless it is told. Any slice will do: it is not used.
@@ -21,12 +23,9 @@ _SETTINGS = {
   # No TPU is opened, so there is nothing to keep for one process.
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Tokens before the frames; after them with a prompt of 127, filled up to a multiple of 64 (641 and 932 are used);
-# and how many are read (rewards spec, section 2).
-_TEXT = {"hpsv3": (15, 704, 1), "videoalign": (15, 960, 3)}
 
 
-def get_devices(topology: str) -> list[jax.Device]:
+def get_devices(topology: str) -> list[Device]:
   """The devices of a slice. Raises ConfigError if there is no such slice, or no compiler."""
   for variable, value in _SETTINGS.items():
     os.environ.setdefault(variable, value)
@@ -52,22 +51,17 @@ def _host_bounds(topology: str) -> dict[str, tuple[int, int, int]]:
   sizes = [int(size) for size in text.split("x") if size.isdecimal()]
   if not text or len(sizes) != text.count("x") + 1 or len(sizes) > 3:
     return {}
-  bounds = tuple(sizes + [1] * (3 - len(sizes)))
-  return {} if all(size % host == 0 for size, host in zip(bounds, (2, 2, 1))) else {"chips_per_host_bounds": bounds}
+  x, y, z = sizes + [1] * (3 - len(sizes))
+  return {} if x % 2 == 0 and y % 2 == 0 else {"chips_per_host_bounds": (x, y, z)}
 
 
-def text_tokens(name: str) -> int:
-  """Length of a sequence of this reward, "hpsv3" or "videoalign", without its pictures."""
-  before, after, _ = _TEXT[name]
-  return before + after
-
-
-def prompt_shapes(reward: HPSv3 | VideoAlign, dtype: jnp.dtype) -> PromptEmbedding:
-  """What `reward.init` makes of the instruction text with a prompt of 127 tokens, as shapes.
+def prompt_shapes(spec: RewardSpec, dtype: DTypeLike) -> PromptEmbedding:
+  """What `init` of a published reward makes of its instruction text with a prompt of 127 tokens, as shapes.
 
   `dtype` is the reward's, as in `load_reward`.
   """
   dtype = jnp.bfloat16 if dtype == jnp.int8 else dtype
-  before, after, read = _TEXT["hpsv3" if isinstance(reward, HPSv3) else "videoalign"]
-  text = lambda length: jax.ShapeDtypeStruct((length, reward.config.backbone.decoder.dim), dtype)
-  return PromptEmbedding(text(before), text(after), jax.ShapeDtypeStruct((read,), jnp.int32))
+  text = lambda length: jax.ShapeDtypeStruct((length, spec.make_config().backbone.decoder.dim), dtype)
+  read = jax.ShapeDtypeStruct((len(spec.required_text.reward_tokens),), jnp.int32)
+  before, after = spec.required_text.length
+  return cast(Any, PromptEmbedding)(text(before), text(after), read)

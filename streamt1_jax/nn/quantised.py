@@ -10,12 +10,13 @@ a time: no more than that is ever in memory in another dtype.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 _LARGEST = 127
 
@@ -33,7 +34,7 @@ class QuantisedKernel:
   values: Any
   scale: Any
 
-  # By hand, for the keys of a dataclass are attributes, which are not part of a weight's name.
+  # By hand, because JAX would name the fields of a dataclass as attributes, and paths to weights are made of keys.
   def tree_flatten_with_keys(self):
     key = jax.tree_util.DictKey
     return ((key("values"), self.values), (key("scale"), self.scale)), None
@@ -43,7 +44,7 @@ class QuantisedKernel:
     return cls(*children)
 
 
-def is_quantised(leaf: Any) -> bool:
+def is_quantised(leaf: Any) -> TypeGuard[QuantisedKernel]:
   """Whether `leaf` is a `QuantisedKernel`: as `is_leaf`, keeps its two arrays together."""
   return isinstance(leaf, QuantisedKernel)
 
@@ -55,7 +56,7 @@ def abstract_kernel(kernel: jax.ShapeDtypeStruct) -> QuantisedKernel:
   return QuantisedKernel(jax.ShapeDtypeStruct(kernel.shape, jnp.int8), scale)
 
 
-def quantise(kernel: np.ndarray) -> QuantisedKernel:
+def quantise(kernel: Float[np.ndarray, "inputs outputs"]) -> QuantisedKernel:
   """A kernel [in, out] in int8; NaN or Inf in it shows in its scale. On the host, hence equal on every platform."""
   kernel = np.asarray(kernel, np.float32)
   scale = np.maximum(kernel.max(axis=0), -kernel.min(axis=0)) / np.float32(_LARGEST)
@@ -69,8 +70,8 @@ def quantise(kernel: np.ndarray) -> QuantisedKernel:
 class Linear(nnx.Linear):
   """`nnx.Linear` whose kernel may be a `QuantisedKernel`; inputs and results [..., features] then share one dtype."""
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel = self.kernel.get_value()
+  def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes outputs"]:
+    kernel: Any = self.kernel.get_value()
     if not is_quantised(kernel):
       return super().__call__(x)
     lead = (1,) * (x.ndim - 1)

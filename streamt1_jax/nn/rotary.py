@@ -1,8 +1,8 @@
 """Three-axis rotary position embedding, in a layout without strided access.
 
 A head's channels form pairs; pair j is a complex number turned by `position * 10000^(-2 j / d_axis)`. The pairs are
-split between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, time takes the rest (Wan spec,
-section 1.3).
+split between time, height and width: `d_height = d_width = 2 * (head_dim // 6)`, and time takes the rest. Source:
+docs/reference/wan_dit.md.
 
 Published weights interleave a pair's two numbers (2j, 2j + 1). Here the first numbers of all pairs come first and the
 second numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the
@@ -15,6 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
+
+from streamt1_jax.typing import IntLike
 
 _BASE = 10000.0
 
@@ -27,8 +30,8 @@ class RotaryTables(NamedTuple):
     space: two arrays [rows * columns, height_pairs + width_pairs], row-major.
   """
 
-  time: tuple[np.ndarray, np.ndarray]
-  space: tuple[np.ndarray, np.ndarray]
+  time: tuple[Float32[np.ndarray, "max_frames time_pairs"], Float32[np.ndarray, "max_frames time_pairs"]]
+  space: tuple[Float32[np.ndarray, "places space_pairs"], Float32[np.ndarray, "places space_pairs"]]
 
 
 def axis_pairs(head_dim: int) -> tuple[int, int, int]:
@@ -55,7 +58,9 @@ def rotary_tables(head_dim: int, max_frames: int, rows: int, columns: int) -> Ro
   return RotaryTables(time=_cos_sin(_angles(max_frames, time)), space=_cos_sin(space))
 
 
-def chunk_rotation(tables: RotaryTables, first_frame: jax.Array, num_frames: int) -> tuple[jax.Array, jax.Array]:
+def chunk_rotation(
+  tables: RotaryTables, first_frame: IntLike, num_frames: int
+) -> tuple[Float32[Array, "tokens pairs"], Float32[Array, "tokens pairs"]]:
   """Cosines and sines of the tokens of consecutive frames, each [num_frames * frame_tokens, head_dim / 2].
 
   `first_frame` is the absolute index of the first frame, an int32 scalar in 0..max_frames - num_frames.
@@ -71,14 +76,16 @@ def chunk_rotation(tables: RotaryTables, first_frame: jax.Array, num_frames: int
   return tokens(tables.time[0], tables.space[0]), tokens(tables.time[1], tables.space[1])
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(
+  x: Float[Array, "*axes A D"], cos: Float[Array, "*axes pairs"], sin: Float[Array, "*axes pairs"]
+) -> Float[Array, "*axes A D"]:
   """Rotates `x [..., A, D]` (pairs as halves) by `cos, sin [..., D / 2]`, in float32; the result has x's dtype."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 
-def shift_frames(keys: jax.Array, tables: RotaryTables, frames: jax.Array) -> jax.Array:
+def shift_frames(keys: Float[Array, "*axes D"], tables: RotaryTables, frames: IntLike) -> Float32[Array, "*axes D"]:
   """Moves rotated keys by a number of frames: rotations compose, so this equals rotating the raw keys anew.
 
   Args:
@@ -101,7 +108,7 @@ def shift_frames(keys: jax.Array, tables: RotaryTables, frames: jax.Array) -> ja
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
-def halves_order(num_heads: int, head_dim: int) -> np.ndarray:
+def halves_order(num_heads: int, head_dim: int) -> Int[np.ndarray, " channels"]:
   """Channel order `[num_heads * head_dim]` that turns interleaved pairs into halves, head by head."""
   head = np.concatenate([np.arange(0, head_dim, 2), np.arange(1, head_dim, 2)])
   return (np.arange(num_heads)[:, None] * head_dim + head[None]).reshape(-1)

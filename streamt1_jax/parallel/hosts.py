@@ -61,45 +61,33 @@ def start(
   Raises:
     ConfigError: an argument is missing or impossible, or process 0 cannot listen at its address.
   """
-  given = (coordinator, num_processes, process_id)
   if num_processes == 1:
     return
   host, _, port = (coordinator or "host:1").rpartition(":")
   if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:
     raise ConfigError(f"coordinator_address must be host:port, got {coordinator!r}")
+  told = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
+  visible, nodes, tasks = map(os.environ.get, ("JAX_LOCAL_DEVICE_IDS", "SLURM_STEP_NUM_NODES", "SLURM_NTASKS"))
   # JAX would take SIGTERM away from the program, which saves the search when it comes.
   jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
-      *given,
-      local_device_ids=_local_devices(),
-      cluster_detection_method=None if None in given else "deactivate",
+      **told,
+      # Under Slurm JAX would take one device for each task. An empty list keeps all devices of a node with one task.
+      local_device_ids=[] if nodes and nodes == tasks and not visible else None,
+      cluster_detection_method=None if None in told.values() else "deactivate",
       initialization_timeout=initialization_timeout_seconds,
       heartbeat_timeout_seconds=heartbeat_timeout_seconds,
       shutdown_timeout_seconds=_PATIENCE_SECONDS,
     )
   except Exception as error:  # The service that knows the cluster raises its own types.
-    if given == (None, None, None) and _is_alone(error):
+    # JAX finds no cluster, or does not look for one: a notebook has used its devices already. Its words alone tell.
+    alone = any(words in str(error) for words in ("coordinator_address should be defined", "must be called before"))
+    if alone and not any(value is not None for value in told.values()):
       return
-    told = {
-      "coordinator_address": coordinator,
-      "num_processes": num_processes,
-      "process_id": process_id,
-      "JAX_LOCAL_DEVICE_IDS": os.environ.get("JAX_LOCAL_DEVICE_IDS"),
-    }
-    text = ", ".join(f"{name}={value}" for name, value in told.items() if value is not None)
+    given = {name: value for name, value in (told | {"JAX_LOCAL_DEVICE_IDS": visible}).items() if value is not None}
+    text = ", ".join(f"{name}={value}" for name, value in given.items())
     raise ConfigError(f"cannot join the other processes ({text}): {str(error).splitlines()[0]}") from error
-
-
-def _local_devices() -> list[int] | None:
-  """All devices of the machine where Slurm runs one task per node; there JAX would take one. Else JAX decides."""
-  nodes, tasks = os.environ.get("SLURM_STEP_NUM_NODES"), os.environ.get("SLURM_NTASKS")
-  return [] if nodes and nodes == tasks and not os.environ.get("JAX_LOCAL_DEVICE_IDS") else None
-
-
-def _is_alone(error: Exception) -> bool:
-  """Whether JAX found no cluster. It says so in words alone; where devices are in use already it does not look."""
-  return any(words in str(error) for words in ("coordinator_address should be defined", "must be called before"))
 
 
 def is_first() -> bool:

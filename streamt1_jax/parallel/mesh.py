@@ -23,6 +23,7 @@ import jax
 from jax.sharding import AxisType, Mesh
 
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.typing import Device
 
 AXES = ("data", "candidate", "model", "seq")
 MESH_AXES = ("data", "beam", "sibling", "model", "seq")
@@ -69,7 +70,7 @@ def default_sizes(
 
 
 def make_mesh(
-  sizes: Mapping[str, int], model: ModelConfig, search: SearchConfig, devices: Sequence[jax.Device] | None = None
+  sizes: Mapping[str, int], model: ModelConfig, search: SearchConfig, devices: Sequence[Device] | None = None
 ) -> Mesh | None:
   """The mesh of these sizes, or None if they are all 1: one device needs none.
 

@@ -42,25 +42,6 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 """Axis of an array to axis or axes of the mesh, None for an axis that every device holds in full."""
 
 _PROJECTIONS = "blocks/(self|cross)_attention"
-# Keys and values of a decoder have few heads. They are small, and no mesh divides all of them, so they stay whole.
-_REWARD_KERNELS = (
-  ("(.*/)?blocks/(qkv|query)/kernel", ("layer", "channel", "head")),
-  ("(.*/)?blocks/out/kernel", ("layer", "head", "channel")),
-  ("(.*/)?blocks/(ffn_in|gate|up)/kernel", ("layer", "channel", "hidden")),
-  ("(.*/)?blocks/(ffn_out|down)/kernel", ("layer", "hidden", "channel")),
-  ("(.*/)?merger/hidden/kernel", ("channel", "hidden")),
-  ("(.*/)?merger/out/kernel", ("hidden", "channel")),
-)
-_REWARD = (
-  *_REWARD_KERNELS,
-  # Kernels in int8 have a scale for each output channel.
-  *((f"{kernel}/values", axes) for kernel, axes in _REWARD_KERNELS),
-  *((f"{kernel}/scale", (*axes[:-2], axes[-1])) for kernel, axes in _REWARD_KERNELS),
-  ("(.*/)?blocks/(qkv|query)/bias", ("layer", "head")),
-  ("(.*/)?blocks/ffn_in/bias", ("layer", "hidden")),
-  ("(.*/)?merger/hidden/bias", ("hidden",)),
-  ("(.*/)?token_embedding", ("word", "channel")),
-)
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
   ("accumulator/(k|v)", ("beam", "layer", "head", "token", "channel")),
@@ -77,14 +58,13 @@ LAYOUTS: Mapping[str, Layout] = {
     ("blocks/ffn_out/kernel", ("layer", "projected", "channel")),
   ),
   "codec": (),
-  # One reward, or several under their names. What calls its layers otherwise brings a layout of its own.
-  "reward": _REWARD,
-  "image_reward": _REWARD,
-  "video_reward": _REWARD,
+  # A reward with weights that are worth dividing brings a layout of its own.
+  "image_reward": (),
+  "video_reward": (),
   "text": (("k|v", ("layer", "projected", "token", "channel")),),
   "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
-  "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")),),
+  "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")), (".*", ("beam",))),
   "per_beam": ((".*", ("beam",)),),
   "shared": (),
   "state": (

@@ -6,46 +6,49 @@ How many beams and candidates there are, what noise they start from and what is 
 (`SearchConfig`). The policy alone says who survives.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from jaxtyping import Array, Bool, Float32, Int32
 
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.typing import IntLike, IntScalar
 
 # Keeps the policy's keys apart from those of a search over several chunks, whose index is added.
 _DOMAIN = 1 << 20
 
 
 class Scores(NamedTuple):
-  """Scores of all candidates of a chunk, [K, B] each.
+  """Scores of all candidates of a chunk.
 
   Attributes:
-    short: float32, short-term score.
-    long: float32, long-term score.
-    hybrid: float32, the two combined.
-    usable: bool, latents and scores are all finite. Others must not survive.
+    short: short-term score.
+    long: long-term score.
+    hybrid: the two combined.
+    usable: latents and scores are all finite. Others must not survive.
   """
 
-  short: jax.Array
-  long: jax.Array
-  hybrid: jax.Array
-  usable: jax.Array
+  short: Float32[Array, "K B"]
+  long: Float32[Array, "K B"]
+  hybrid: Float32[Array, "K B"]
+  usable: Bool[Array, "K B"]
 
 
 class Choice(NamedTuple):
   """What a policy decides.
 
   Attributes:
-    survivor: [K] int32, surviving candidates n = parent * B + i, one per beam of the next chunk.
-    score: [K] float32, what they survived with.
+    survivor: surviving candidates n = parent * B + i, one per beam of the next chunk.
+    score: what they survived with.
     carry: the policy's carry for the next chunk, already in the order of the survivors.
   """
 
-  survivor: jax.Array
-  score: jax.Array
+  survivor: Int32[Array, " K"]
+  score: Float32[Array, " K"]
   carry: Any
 
 
+@runtime_checkable
 class Policy(Protocol):
   """Who survives. A frozen dataclass that holds nothing but its own parameters: it is static under `jit`.
 
@@ -54,24 +57,26 @@ class Policy(Protocol):
 
   def init(self, search: SearchConfig) -> Any:
     """The carry before the first chunk: arrays that lead with [K], or None for a policy that remembers nothing."""
+    ...
 
-  def select(self, carry: Any, scores: Scores, key: jax.Array, chunk_index: jax.Array, num_chunks: jax.Array) -> Choice:
+  def select(self, carry: Any, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar) -> Choice:
     """Chooses K of the K * B candidates.
 
     Args:
       carry: what the beams that were drawn from carry, [K, ...].
       scores: of all candidates.
       key: PRNG key of this selection.
-      chunk_index: int32 scalar.
-      num_chunks: int32 scalar, chunks of the whole video.
+      chunk_index: counted from 0.
+      num_chunks: chunks of the whole video.
 
     Returns:
       The choice. If no candidate at all is usable it means nothing, and the search stops with an error. Otherwise all
       survivors must be usable.
     """
+    ...
 
 
-def selection_key(base_seed: jax.Array, chunk_index: jax.Array, event: int = 0) -> jax.Array:
+def selection_key(base_seed: IntLike, chunk_index: IntLike, event: int = 0) -> jax.Array:
   """PRNG key of a policy: a function of seed, chunk and event alone, so a resumed search draws the same.
 
   Event 0 is the selection at the end of a chunk.

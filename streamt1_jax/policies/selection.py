@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from streamt1_jax import reward_pruning
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.policies.base import Choice, Scores
+from streamt1_jax.typing import IntScalar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TopK:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: jax.Array, num_chunks: jax.Array
+    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del key, chunk_index, num_chunks
     beams = scores.hybrid.shape[0]
@@ -29,15 +30,15 @@ class TopK:
 class KeepBeams:
   """Every beam keeps the best of its own candidates, so beams never mix.
 
-  With one candidate per beam these are K independent videos, of which the best is shown: best-of-K. A beam none of
-  whose candidates is usable takes the best candidate of all beams.
+  With one candidate per beam this is best-of-K: K independent videos, and the best one is shown. A beam without a
+  usable candidate takes the best candidate of all beams.
   """
 
   def init(self, search: SearchConfig) -> None:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: jax.Array, num_chunks: jax.Array
+    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del key, chunk_index, num_chunks
     beams, candidates = scores.hybrid.shape

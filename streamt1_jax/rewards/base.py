@@ -4,17 +4,19 @@
   frames of a candidate ────────────────────────────────────────────── reward ── score
 
 A reward is a frozen dataclass (static under `jit`), its weights come in `params`, and what depends on the prompt
-alone is computed once per video. What a reward reads of a prompt is its own affair: tokens of its own tokenizer, or
-nothing. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
+alone is computed once per video. Each reward reads prompts in its own way, as tokens of its own tokenizer for example,
+or not at all. The chunk step vmaps over candidates and beams; a beam's past frames stay unbatched.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Shaped
 
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.config import ConfigError
+from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntLike, IntScalar, Params
 
 
 class FrameWindow(NamedTuple):
@@ -28,16 +30,16 @@ class FrameWindow(NamedTuple):
     chunk: [Q, H, W, 3] uint8, the candidate's own frames.
   """
 
-  past: jax.Array
-  num_past: jax.Array | int
-  chunk: jax.Array
+  past: Shaped[HostArray, "P ..."]
+  num_past: IntLike
+  chunk: Shaped[HostArray, "Q ..."]
 
   @property
-  def num_frames(self) -> jax.Array | int:
+  def num_frames(self) -> IntLike:
     """Frames in the window; int32 scalar, or int if `num_past` is."""
     return self.num_past + self.chunk.shape[0]
 
-  def take(self, indices: jax.Array) -> jax.Array:
+  def take(self, indices: Int[HostArray, " N"]) -> Shaped[Array, "N ..."]:
     """Frames [N, H, W, 3] at window positions `indices` [N] in 0..num_frames - 1; copies nothing else."""
     own = jnp.take(self.chunk, indices - self.num_past, axis=0, mode="clip")
     if self.past.shape[0] == 0:
@@ -55,40 +57,70 @@ class CandidateInfo(NamedTuple):
     candidate_index: int32 scalar in 0..beam_size * top_k - 1, order of generation.
   """
 
-  chunk_index: jax.Array
-  candidate_index: jax.Array
+  chunk_index: IntScalar | np.int32
+  candidate_index: IntScalar | np.int32
 
 
+@runtime_checkable
 class ImageReward(Protocol):
   """Short-term score: one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
     """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
+    ...
 
-  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> FloatScalar:
     """Score of frames [Q, H, W, 3], float32 scalar, higher is better."""
+    ...
 
 
+@runtime_checkable
 class VideoReward(Protocol):
   """Long-term score: the sliding window that ends with one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
     """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
+    ...
 
-  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> FloatScalar:
     """Score of the window, float32 scalar, higher is better."""
+    ...
+
+
+PromptReader = Callable[[str], Any]
+"""Turns a caption into the `prompt_features` of `init`, a tree of arrays; on the host.
+
+Raises ConfigError for a caption that the reward cannot read.
+"""
+
+
+def read_nothing(caption: str) -> tuple[()]:
+  """The `PromptReader` of a reward that reads no prompt."""
+  return ()
+
+
+def size_of(frames: Frames) -> tuple[int, int]:
+  """Rows and columns of a frame."""
+  _, height, width, _ = frames.shape
+  return height, width
+
+
+def require_frames(name: str, frames: Frames, least: int) -> None:
+  """Raises ConfigError for frames with fewer than `least` pixels on a side."""
+  height, width = size_of(frames)
+  if min(height, width) < least:
+    raise ConfigError(f"{name} needs frames of at least {least}x{least}, got {height}x{width}")
 
 
 class LoadedReward(NamedTuple):
   """A reward ready to judge.
 
   Attributes:
-    reward: an `ImageReward` or a `VideoReward`.
+    reward: an `ImageReward` or a `VideoReward`, as its spec's `kind` says.
     params: its weights.
-    prompt: turns a caption into the `prompt_features` of `reward.init`, a tree of arrays; on the host. Raises
-      ConfigError for a caption that the reward cannot read.
+    prompt: reads captions.
   """
 
-  reward: ImageReward | VideoReward
+  reward: Any
   params: Params
-  prompt: Callable[[str], Any]
+  prompt: PromptReader

@@ -14,10 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32, Shaped
 
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.config import ConfigError
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_frames
+from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.typing import FloatScalar, HostArray, Params
 
+_LEAST_SIDE = 16  # pixels
 _THUMBNAIL = 32  # pixels on the shorter side, at least: blocks of pixels are averaged down to it
 _COLOR_LEVELS = 6  # per channel of the colour histograms
 _VARIANCE_FLOOR = 5e-4  # RGB distance squared: the variance of what a codec's noise leaves in a thumbnail
@@ -40,7 +44,8 @@ class TemporalCoherence:
     drift_weight: weight of the distance of colour signatures between the first half of the window and the end.
     flicker_weight: weight of the root mean square distance between consecutive frames of the chunk.
     stillness_weight: weight of the share of the chunk in which nothing moves, in [0, 1].
-    still_below: change over 4 frames, as 1 - correlation in place, below which a frame counts as (partly) still.
+    still_below: a frame counts as (partly) still if it changes less than this over 4 frames; the change is
+      1 - correlation in place.
   """
 
   surprise_weight: float = 1.3
@@ -53,8 +58,14 @@ class TemporalCoherence:
     """Nothing depends on the prompt."""
     return {}
 
-  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> jax.Array:
-    """Score of a window of uint8 RGB frames, H and W at least 16; float32 scalar, finite, at most 1."""
+  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> FloatScalar:
+    """Score of a window of uint8 RGB frames; float32 scalar, finite, at most 1.
+
+    Raises ConfigError for frames of less than 16 pixels on a side, and for a window that is known to be one frame.
+    """
+    require_frames("coherence", window.chunk, _LEAST_SIDE)
+    if isinstance(window.num_past, int) and window.num_frames < 2:
+      raise ConfigError(f"coherence needs at least 2 frames, got {window.num_frames}")
     length = window.chunk.shape[0]
     positions = window.num_past - _REACH + jnp.arange(_REACH + length)
     exists = positions >= 0
@@ -77,8 +88,8 @@ class TemporalCoherence:
     return jnp.sum(still * exists) / jnp.maximum(jnp.sum(exists), 1)
 
 
-def thumbnails(frames: Frames) -> jax.Array:
-  """Block means [N, h, w, 3] float32 in 0..1 of uint8 frames [N, H, W, 3]; the shorter side has 32 to 63 pixels."""
+def thumbnails(frames: Shaped[HostArray, "N H W 3"]) -> Float32[Array, "N h w 3"]:
+  """Block means in 0..1 of uint8 frames; the shorter side has 32 to 63 pixels."""
   n, height, width, channels = frames.shape
   block = max(1, min(height, width) // _THUMBNAIL)
   h, w = height // block, width // block
@@ -86,8 +97,8 @@ def thumbnails(frames: Frames) -> jax.Array:
   return jnp.mean(blocks.astype(jnp.float32), axis=(2, 4)) / 255.0
 
 
-def color_signature(thumbnail: jax.Array) -> jax.Array:
-  """What a frame [h, w, 3] shows, wherever it is: float32 [2 * 6^3 + 1].
+def color_signature(thumbnail: Float32[Array, "h w 3"]) -> Float32[Array, " signature"]:
+  """What a frame shows, wherever it is: 2 * 6^3 + 1 numbers.
 
   The histogram of its colours, the same weighted by the squared distance from the mean colour (so that a small object
   counts as much as a large background), and the logarithm of its colour variance (area and contrast of the object).
@@ -99,8 +110,8 @@ def color_signature(thumbnail: jax.Array) -> jax.Array:
   return jnp.concatenate([histograms.reshape(-1), jnp.log(variance)[None]])
 
 
-def motion_surprise(frames: jax.Array) -> jax.Array:
-  """1 - correlation [N - 4] of frames t and t + 2 of [N, h, w, 3], displaced as t - 2 and t were; in [0, 1].
+def motion_surprise(frames: Float32[Array, "N h w 3"]) -> Float32[Array, " N-4"]:
+  """1 - correlation of frames t and t + 2, displaced as t - 2 and t were; in [0, 1].
 
   0 for anything that moves on as before, in whatever direction; jumps, turns and changes of shape or colour count.
   """
@@ -111,8 +122,8 @@ def motion_surprise(frames: jax.Array) -> jax.Array:
   return 1.0 - jnp.clip(explained, 0.0, 1.0)
 
 
-def correlation(first: jax.Array, second: jax.Array) -> jax.Array:
-  """Normalised circular cross-correlation [N, h, w] of frames [N, h, w, 3] at every displacement; 0 if flat."""
+def correlation(first: Float32[Array, "N h w 3"], second: Float32[Array, "N h w 3"]) -> Float32[Array, "N h w"]:
+  """Normalised circular cross-correlation of frames at every displacement; 0 if flat."""
   center = lambda x: x - jnp.mean(x, axis=(1, 2), keepdims=True)
   first, second = center(first), center(second)
   spectrum = jnp.sum(jnp.fft.rfft2(first, axes=(1, 2)).conj() * jnp.fft.rfft2(second, axes=(1, 2)), axis=-1)
@@ -144,3 +155,6 @@ def _distance(first: jax.Array, second: jax.Array) -> jax.Array:
 
 def _root_mean_square(values: jax.Array, exists: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.sum(values**2 * exists) / jnp.maximum(jnp.sum(exists), 1))
+
+
+SPEC = RewardSpec("coherence", "video", make=lambda config, fps: TemporalCoherence())

@@ -15,12 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
-from streamt1_jax.rewards.base import CandidateInfo
-from streamt1_jax.typing import Frames, Params
+from streamt1_jax.rewards.base import CandidateInfo, require_frames
+from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.typing import FloatScalar, Frames, Params
 
-_STRENGTH_FLOOR = 0.1  # of RGB distance: below it an edge is as good as none
-_VARIANCE_FLOOR = 0.003  # of RGB distance squared: what a shape of 40 pixels adds to a 64 x 64 frame
+_LEAST_SIDE = 16  # pixels
+_STRENGTH_FLOOR = 0.1  # RGB distance; an edge below it hardly counts
+_VARIANCE_FLOOR = 0.003  # RGB distance squared: what a shape of 40 pixels adds to a 64 x 64 frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class ImageQuality:
 
     concentration_weight * concentration + strength_weight * log(strength) + spread_weight * log(spread).
 
-  Clean frames score about 0.5 to 1. Typical losses: ghosts 0.2 to 1, half-erased shapes 0.1 to 0.6, blur 0.2 to
+  Clean frames score about 0.5 to 1. Typical losses are: ghosts 0.2 to 1, half-erased shapes 0.1 to 0.6, blur 0.2 to
   0.9, noise 0.3 to 2, half the contrast 0.6 to 0.9, an empty frame more than 2. The weights were fitted to pairs of
   a clean and a corrupted frame, then scaled by 0.3. Comparable between candidates of one prompt only: texture and
   small subjects lower it.
@@ -48,9 +51,13 @@ class ImageQuality:
     """Nothing depends on the prompt."""
     return {}
 
-  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> jax.Array:
-    """Score of uint8 RGB frames [Q, H, W, 3], H and W at least 16; float32 scalar, finite."""
-    return jnp.mean(jax.vmap(self._frame_quality)(chunk.astype(jnp.float32) / 255.0))
+  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> FloatScalar:
+    """Score of uint8 RGB frames [Q, H, W, 3]; float32 scalar, finite.
+
+    Raises ConfigError for frames of less than 16 pixels on a side.
+    """
+    require_frames("quality", chunk, _LEAST_SIDE)
+    return jnp.mean(jax.vmap(self._frame_quality)(jnp.asarray(chunk, jnp.float32) / 255.0))
 
   def _frame_quality(self, frame: jax.Array) -> jax.Array:
     edges = local_range(frame)
@@ -62,13 +69,13 @@ class ImageQuality:
     )
 
 
-def local_range(frame: jax.Array) -> jax.Array:
-  """[H - 2, W - 2] largest minus smallest value in every 3 x 3 neighbourhood of [H, W, 3]; norm over channels."""
+def local_range(frame: Float32[Array, "H W 3"]) -> Float32[Array, "H-2 W-2"]:
+  """Largest minus smallest value in every 3 x 3 neighbourhood of [H, W, 3]; norm over channels."""
   difference = _of_neighbours(jnp.maximum, frame) - _of_neighbours(jnp.minimum, frame)
   return jnp.linalg.norm(difference, axis=-1)
 
 
-def concentration(edges: jax.Array) -> jax.Array:
+def concentration(edges: Float32[Array, "..."]) -> FloatScalar:
   """Hoyer's sparseness (sqrt(n) - |x|_1 / |x|_2) / (sqrt(n) - 1) of n values.
 
   0 if all are equal (also if all are zero), 1 if only one is not zero.
@@ -79,7 +86,7 @@ def concentration(edges: jax.Array) -> jax.Array:
   return (root - ratio) / (root - 1.0)
 
 
-def edge_strength(edges: jax.Array) -> jax.Array:
+def edge_strength(edges: Float32[Array, "..."]) -> FloatScalar:
   """Mean of the values, weighted by their squares: the height of the strong edges, however few they are."""
   return jnp.sum(edges**3) / jnp.maximum(jnp.sum(edges**2), 1e-6)
 
@@ -87,3 +94,6 @@ def edge_strength(edges: jax.Array) -> jax.Array:
 def _of_neighbours(reduce, frame: jax.Array) -> jax.Array:
   rows = functools.reduce(reduce, (frame[:-2], frame[1:-1], frame[2:]))
   return functools.reduce(reduce, (rows[:, :-2], rows[:, 1:-1], rows[:, 2:]))
+
+
+SPEC = RewardSpec("quality", "image", make=lambda config, fps: ImageQuality())

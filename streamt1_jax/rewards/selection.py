@@ -3,37 +3,32 @@
   "videoalign+hpsv3" ─┬─ image rewards ── weighted sum ── short-term score
                       └─ video rewards ── weighted sum ── long-term score
 
-`quality` and `coherence` are built in and never read the prompt; `hpsv3` and `videoalign` are what a checkpoint has in
-`rewards/`.
+Which rewards there are is said by a table, `rewards.table.REWARDS` by default. Rewards with weights are what a
+checkpoint has in `rewards/`; the others are always there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward
-from streamt1_jax.rewards.coherence import TemporalCoherence
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
-from streamt1_jax.rewards.quality import ImageQuality
-from streamt1_jax.typing import Frames, Params
-
-BUILT_IN = {"quality": ImageQuality, "coherence": TemporalCoherence}
-IMAGE_REWARDS = ("quality", "hpsv3")
-VIDEO_REWARDS = ("coherence", "videoalign")
-LEARNED = ("videoalign", "hpsv3")
-PROMPT_FREE = ("quality", "coherence")
-_KINDS = {"image": IMAGE_REWARDS, "video": VIDEO_REWARDS}
+from streamt1_jax.rewards.spec import KINDS, RewardSpec, RewardTable
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
+from streamt1_jax.typing import Decoded, FloatScalar, Params
 
 
 class Term(NamedTuple):
@@ -53,12 +48,12 @@ class _WeightedSum:
   def init(self, params: Params, prompt_features: Mapping[str, Any]) -> dict[str, Any]:
     return {term.name: term.reward.init(params[term.name], prompt_features[term.name]) for term in self.terms}
 
-  def _sum(self, params: Params, condition: Mapping[str, Any], frames: Any, info: CandidateInfo) -> jax.Array:
+  def _sum(self, params: Params, condition: Mapping[str, Any], frames: Any, info: CandidateInfo) -> FloatScalar:
     scores = [
       term.weight * term.reward(params[term.name], condition[term.name], frames, info).astype(jnp.float32)
       for term in self.terms
     ]
-    return sum(scores[1:], scores[0])
+    return functools.reduce(operator.add, scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +67,7 @@ class WeightedImageReward(_WeightedSum):
 
   num_frames: int | None = None
 
-  def __call__(self, params: Params, condition: Mapping[str, Any], chunk: Frames, info: CandidateInfo) -> jax.Array:
+  def __call__(self, params: Params, condition: Mapping[str, Any], chunk: Decoded, info: CandidateInfo) -> FloatScalar:
     if self.num_frames is not None:
       chunk = chunk[spread(chunk.shape[0], self.num_frames)]
     return self._sum(params, condition, chunk, info)
@@ -86,12 +81,14 @@ class WeightedVideoReward(_WeightedSum):
     terms: the rewards.
   """
 
-  def __call__(self, params: Params, condition: Mapping[str, Any], window: FrameWindow, info: CandidateInfo):
+  def __call__(
+    self, params: Params, condition: Mapping[str, Any], window: FrameWindow, info: CandidateInfo
+  ) -> FloatScalar:
     return self._sum(params, condition, window, info)
 
 
-def spread(length: int, count: int) -> np.ndarray:
-  """The middles of `count` equal parts of `length` frames, int [min(count, length)]: 12 to 3 are 2, 6, 10."""
+def spread(length: int, count: int) -> Int[np.ndarray, " spread"]:
+  """The middles of `count` equal parts of `length` frames, or all of fewer: 12 to 3 are 2, 6, 10."""
   count = min(count, length)
   return ((np.arange(count) + 0.5) * length / count).astype(int)
 
@@ -104,16 +101,13 @@ class RewardChoice:
     image: names and weights of the image rewards.
     video: names and weights of the video rewards.
     short_frames: frames of a chunk that the image rewards see; None is all of them.
+    stored: names of those that have weights, sorted.
   """
 
   image: dict[str, float]
   video: dict[str, float]
   short_frames: int | None
-
-  @property
-  def stored(self) -> list[str]:
-    """Those that are parts of the checkpoint."""
-    return sorted(name for name in (*self.image, *self.video) if name not in BUILT_IN)
+  stored: list[str]
 
 
 class Rewards(NamedTuple):
@@ -137,67 +131,78 @@ def choose(
   *,
   short_frames: int | None = None,
   chunk_frames: int,
+  table: RewardTable = REWARDS,
 ) -> RewardChoice:
   """Reads a choice of rewards; nothing is loaded.
 
   Args:
     directory: the checkpoint.
-    reward: names joined by "+"; by default what the checkpoint has in `rewards/`, if that is both, else the built-in
-      ones.
+    reward: names joined by "+"; by default `LEARNED_REWARDS` if the checkpoint has them all, else `DEFAULT_REWARDS`.
     weights: factor of each score; 1 by default, but where several of one kind are added each must have its own.
     short_frames: frames of a chunk that the image rewards see; all by default.
     chunk_frames: frames of a chunk; the first one may have fewer.
+    table: the rewards there are.
 
   Raises:
-    ConfigError: a reward is unknown, missing, named twice or one of a kind that has several without weights; a kind
-      has none; a weight is no positive number or of none of the rewards; `short_frames` is more than there are.
+    ConfigError: a reward is unknown, missing or named twice; several of one kind have no weights; a kind has no reward;
+      a weight is no positive number or belongs to no reward; `short_frames` is more than there are.
   """
   parts = epath.Path(directory) / REWARDS_FOLDER
-  present = [name for name in LEARNED if (parts / name).exists()]
+  present = [name for name, spec in table.items() if not spec.is_stored or (parts / name).exists()]
   if reward is None:
-    names = list(LEARNED if len(present) == len(LEARNED) else PROMPT_FREE)
+    names = list(LEARNED_REWARDS if set(LEARNED_REWARDS) <= set(present) else DEFAULT_REWARDS)
   else:
     names = [name.strip() for name in reward.split("+")]
-  known = (*IMAGE_REWARDS, *VIDEO_REWARDS)
-  for name in names:
-    if name not in known:
-      raise ConfigError(f"reward: {name!r} is none of {', '.join(known)}; names are joined by '+'")
-    if names.count(name) > 1:
-      raise ConfigError(f"reward: {name} is named twice")
-    if name not in (*BUILT_IN, *present):
-      there = ", ".join((*BUILT_IN, *present))
-      raise ConfigError(
-        f"reward: there is no {parts / name}, which experiments.convert --{name} makes; there are {there}"
-      )
+  _check_names(names, present, parts, table)
   weights = dict(weights or {})
   _check_weights(weights, names)
-  by_kind = {}
-  for kind, of_kind in _KINDS.items():
-    chosen = [name for name in names if name in of_kind]
-    if not chosen:
-      raise ConfigError(f"reward: {'+'.join(names)} has no {kind} reward; add one of {', '.join(of_kind)}")
-    missing = [name for name in chosen if name not in weights]
-    if len(chosen) > 1 and missing:
-      example = ",".join(f"{name}:1" for name in chosen)
-      raise ConfigError(
-        f"reward: {' and '.join(chosen)} are all {kind} rewards; reward_weights must say how they add up, as {example}"
-      )
-    by_kind[kind] = {name: float(weights.get(name, 1.0)) for name in chosen}
+  by_kind = {kind: _of_kind(kind, names, weights, table) for kind in KINDS}
   if short_frames is not None and not 1 <= short_frames <= chunk_frames:
     raise ConfigError(f"short_frames must be in 1..{chunk_frames}, the frames of a chunk, got {short_frames}")
-  return RewardChoice(**by_kind, short_frames=short_frames)
+  return RewardChoice(**by_kind, short_frames=short_frames, stored=sorted(n for n in names if table[n].is_stored))
+
+
+def _check_names(names: Sequence[str], present: Sequence[str], parts: epath.Path, table: RewardTable) -> None:
+  for name in names:
+    if name not in table:
+      raise ConfigError(f"reward: {name!r} is not one of {', '.join(table)}; names are joined by '+'")
+    if names.count(name) > 1:
+      raise ConfigError(f"reward: {name} is named twice")
+    if name not in present:
+      origin = "" if table[name].text is None else f", which streamt1 convert --{name} makes"
+      raise ConfigError(f"reward: there is no {parts / name}{origin}; there are {', '.join(present)}")
+
+
+def _of_kind(kind: str, names: Sequence[str], weights: Mapping[str, float], table: RewardTable) -> dict[str, float]:
+  """Names and weights of the chosen rewards of one kind."""
+  chosen = [name for name in names if table[name].kind == kind]
+  if not chosen:
+    others = ", ".join(name for name, spec in table.items() if spec.kind == kind)
+    raise ConfigError(f"reward: {'+'.join(names)} has no {kind} reward; add one of {others}")
+  if len(chosen) > 1 and not set(chosen) <= set(weights):
+    example = ",".join(f"{name}:1" for name in chosen)
+    raise ConfigError(
+      f"reward: {' and '.join(chosen)} are all {kind} rewards; reward_weights must say how they add up, as {example}"
+    )
+  return {name: float(weights.get(name, 1.0)) for name in chosen}
 
 
 def _check_weights(weights: Mapping[str, float], names: Iterable[str]) -> None:
   for name, weight in weights.items():
     if name not in names:
-      raise ConfigError(f"reward_weights: {name!r} is none of the rewards {', '.join(names)}")
+      raise ConfigError(f"reward_weights: {name!r} is not one of the rewards {', '.join(names)}")
     if not (math.isfinite(weight) and weight > 0):
       raise ConfigError(f"reward_weights: the weight of {name} must be positive and finite, got {weight}")
 
 
 def load(
-  directory: epath.PathLike, choice: RewardChoice, *, fps: float, dtype: Any, mesh: Mesh | None = None
+  directory: epath.PathLike,
+  choice: RewardChoice,
+  *,
+  fps: float,
+  dtype: Any,
+  mesh: Mesh | None = None,
+  table: RewardTable = REWARDS,
 ) -> Rewards:
   """Loads chosen rewards.
 
@@ -207,11 +212,13 @@ def load(
     fps: frames per second of the videos to be judged.
     dtype: dtype of their backbones.
     mesh: devices that share their weights; None for one.
+    table: the rewards there are.
 
   Raises:
-    ConfigError: a reward's folder is damaged, of another size than it says, or of another reward.
+    ConfigError: a reward's folder is damaged, of another size than it says, or holds another reward.
   """
-  load_one = lambda name: _load_one(epath.Path(directory) / REWARDS_FOLDER / name, name, fps, dtype, mesh)
+  parts = epath.Path(directory) / REWARDS_FOLDER
+  load_one = lambda name: _load_one(parts / name, table[name], fps, dtype, mesh, table)
   image = {name: load_one(name) for name in choice.image}
   video = {name: load_one(name) for name in choice.video}
   terms = lambda loaded, weights: tuple(Term(name, x.reward, weights[name]) for name, x in loaded.items())
@@ -222,13 +229,15 @@ def load(
   )
 
 
-def _load_one(path: epath.Path, name: str, fps: float, dtype: Any, mesh: Mesh | None) -> LoadedReward:
-  if name in BUILT_IN:
-    return LoadedReward(BUILT_IN[name](), {}, lambda caption: ())
-  found = reward_folder.reward_name(reward_folder.load_config(path))
-  if found != name:
-    raise ConfigError(f"{path} holds {found}, not {name}")
-  return reward_folder.load_reward(path, fps=fps, dtype=dtype, mesh=mesh, embed_on_host=True)
+def _load_one(
+  path: epath.Path, spec: RewardSpec, fps: float, dtype: Any, mesh: Mesh | None, table: RewardTable
+) -> LoadedReward:
+  if not spec.is_stored:
+    return reward_folder.without_weights(spec, fps=fps)
+  found, _ = reward_folder.load_config(path, table)
+  if found.name != spec.name:
+    raise ConfigError(f"{path} holds {found.name}, not {spec.name}")
+  return reward_folder.load_reward(path, fps=fps, dtype=dtype, mesh=mesh, embed_on_host=True, table=table)
 
 
 def _join(reward: Any, loaded: Mapping[str, LoadedReward]) -> LoadedReward:

@@ -1,3 +1,3 @@
-"""Text side of the model: tokenizer, UMT5 encoder, and the prompt's embeddings."""
+"""Prompts: files of them, their tokens, and their embeddings by a UMT5 encoder."""
 
 from streamt1_jax.text.encode import PromptEncoder as PromptEncoder

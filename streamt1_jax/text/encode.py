@@ -1,11 +1,11 @@
-"""Prompts to the text embeddings that cross-attention sees, by an encoder whose weights stay on disk.
+"""Prompts to the embeddings that cross-attention sees, by an encoder whose weights stay on disk.
 
   token ids ── rows of the embedding table ── layer 0 ── layer 1 ── ... ── norm ── embeddings
                        read from disk         read, applied to all prompts, dropped
 
-UMT5-XXL is four times the size of the model it feeds (11.4 GB in bfloat16), and a prompt needs it for one pass. So it
-is never loaded: memory holds one layer (0.4 GB) and the prompts' hidden states. The price is that the encoder is read
-from disk again for prompts that were not encoded together with the others.
+UMT5-XXL is four times as large as the model it feeds (11.4 GB in bfloat16), and a prompt needs it for one pass only. So
+it is never loaded: memory holds one layer (0.4 GB) and the prompts' hidden states. The price is that prompts that come
+later need the encoder to be read from disk again.
 """
 
 import functools
@@ -18,16 +18,18 @@ import numpy as np
 from absl import logging
 from etils import epath
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Float32
 
 from streamt1_jax.config import ConfigError, TextConfig
 from streamt1_jax.io import stored_part
 from streamt1_jax.text.tokenizer import Tokenizer, Tokens
 from streamt1_jax.text.umt5 import UMT5Encoder
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import HostArray, Params
 
 
 class PromptEncoder:
-  """A tokenizer and a stored UMT5 encoder; keeps the embeddings of every prompt it has seen, not the weights."""
+  """A tokenizer and a stored UMT5 encoder. It keeps the embeddings of every prompt it has seen, but no weights."""
 
   def __init__(
     self,
@@ -35,9 +37,9 @@ class PromptEncoder:
     config: TextConfig,
     tokenizer: Tokenizer,
     text_len: int,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
   ):
-    """Checks the stored encoder; nothing is read yet.
+    """Checks the stored encoder. No weight is read yet.
 
     Args:
       directory: folder of the encoder's weights, a model part.
@@ -47,7 +49,7 @@ class PromptEncoder:
       dtype: dtype of the computation.
 
     Raises:
-      ConfigError: as `stored_part.open_part`; the tokenizer has more pieces than the encoder embeds, or its
+      ConfigError: as for `stored_part.open_part`, or the tokenizer has more pieces than the encoder embeds, or its
         `max_len` exceeds `text_len`.
     """
     _require_fitting(tokenizer, config.vocab_size, text_len)
@@ -60,8 +62,8 @@ class PromptEncoder:
     self._norm = nnx.graphdef(encoder.final_norm)
     self._embeddings: dict[str, np.ndarray] = {}
 
-  def __call__(self, prompt: str) -> jax.Array:
-    """Embeddings `[text_len, dim]` float32 of one prompt; rows from its end on are exactly zero (Wan spec, 1.3, 3).
+  def __call__(self, prompt: str) -> Float32[Array, "X E"]:
+    """Embeddings of one prompt, X = `text_len`; the rows after its end are zero (docs/reference/umt5.md).
 
     Raises ConfigError if the weights cannot be read or are not finite.
     """
@@ -70,11 +72,10 @@ class PromptEncoder:
     return jnp.asarray(np.pad(embedding, ((0, self._text_len - len(embedding)), (0, 0))))
 
   def prepare(self, prompts: Sequence[str]) -> None:
-    """Encodes several prompts in one pass over the weights. One that is too long is cut, with a warning.
+    """Encodes several prompts in one pass over the weights. A prompt that is too long is cut, with a warning.
 
-    Each prompt is encoded at its own length: padding is masked inside the encoder, so leaving it out changes nothing
-    but the cost (0.6 instead of 4.8 TFLOP for 64 tokens of 512). Lengths are rounded up so that at most eight shapes
-    are ever compiled.
+    Each prompt is encoded at its own length. The encoder masks padding, so leaving it out changes only the cost (0.6
+    instead of 4.8 TFLOP for 64 tokens of 512). Lengths are rounded up so that at most eight shapes are compiled.
     """
     new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._embeddings]
     tokens = [self.tokenizer(prompt) for prompt in new]
@@ -95,7 +96,7 @@ class PromptEncoder:
     for layer in range(self._num_layers):
       params = self._read_layer(layer)
       states = jax.block_until_ready([_run_block(self._block, params, x, mask) for x, mask in zip(states, masks)])
-      del params  # Else the next layer would be read beside this one.
+      del params  # Otherwise the next layer would be read beside this one.
     norm = self._on_device({"scale": self._weights.read("final_norm/scale")})
     return [np.asarray(_run_norm(self._norm, norm, x)) for x in states]
 
@@ -107,23 +108,25 @@ class PromptEncoder:
   def _on_device(self, weights: Params) -> Params:
     self._weights.require_finite()
     weights = jax.device_put(weights)
-    gc.collect(0)  # JAX drops its references to host memory, and so the layer before this one, at a collection.
+    gc.collect(0)  # JAX drops its references to host memory, and with them the layer before, at a collection.
     return weights
 
 
 def padded_length(length: int, text_len: int) -> int:
-  """`length` rounded up to a multiple of 8 and of an eighth of `text_len`, but to `text_len` at most."""
+  """`length` rounded up to a multiple of an eighth of `text_len`, or of 8 if that is more; at most `text_len`."""
   step = max(8, text_len // 8)
   return min(text_len, -(-length // step) * step)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _run_block(graphdef: nnx.GraphDef, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
+def _run_block(
+  graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]
+) -> Float[Array, "X E"]:
   return nnx.merge(graphdef, params)(x, mask)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _run_norm(graphdef: nnx.GraphDef, params: Params, x: jax.Array) -> jax.Array:
+def _run_norm(graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"]) -> Float32[Array, "X E"]:
   return nnx.merge(graphdef, params)(x).astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""Lists of prompts in text files, and what is no prompt."""
+"""Reads prompts from text files, and refuses what cannot be a prompt."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from streamt1_jax.config import ConfigError
 
 
 def load_prompts(path: str | os.PathLike[str]) -> list[str]:
-  """Prompts of a UTF-8 text file: one a line, stripped; blank lines are skipped.
+  """Prompts of a UTF-8 text file: one a line, stripped. Blank lines are skipped.
 
   Args:
-    path: of the file; also a path of a cloud bucket that `etils.epath` can open.
+    path: of the file, on disk or in a cloud bucket that `etils.epath` can open.
 
   Returns:
     The prompts in the order of the file, repetitions included.
 
   Raises:
-    ConfigError: if the file is missing or unreadable, has no prompt, or has a line that is not UTF-8 or holds control
-      characters; the message names the file and the line.
+    ConfigError: the file is missing or unreadable, has no prompt, or has a line that is not UTF-8 or holds control
+      characters. The message names the file and the line.
   """
   file = epath.Path(path)
   if not file.is_file():
@@ -38,7 +38,7 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def require_whole_characters(prompt: str, where: str) -> None:
-  """Raises ConfigError, beginning with `where`, for half of a surrogate pair: JSON can say it, no file can hold it."""
+  """Raises ConfigError, beginning with `where`, if `prompt` has half of a surrogate pair, which JSON can express."""
   try:
     prompt.encode()
   except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Prompts to token ids: Wan's cleaning rules, then a sentencepiece model (Wan spec, section 3)."""
+"""Prompts to token ids: Wan's cleaning rules, then a sentencepiece model (docs/reference/umt5.md)."""
 
 import html
 import os
@@ -9,6 +9,7 @@ import ftfy
 import numpy as np
 import sentencepiece
 from etils import epath
+from jaxtyping import Bool, Int32
 
 from streamt1_jax.config import ConfigError
 
@@ -19,21 +20,21 @@ END_ID = 1
 class Tokens(NamedTuple):
   """One tokenised prompt of at most `max_len` tokens, X = max_len."""
 
-  ids: np.ndarray  # [X] int32: the pieces, the end token, then padding
-  mask: np.ndarray  # [X] bool, True for the pieces and the end token
+  ids: Int32[np.ndarray, " X"]  # the pieces, the end token, then padding
+  mask: Bool[np.ndarray, " X"]  # True for the pieces and the end token
   length: int  # number of True in `mask`, at least 1
   truncated: bool  # whether pieces were dropped to make room for the end token
 
 
 def clean(prompt: str) -> str:
-  """Wan's cleaning: repaired mojibake and full-width forms, HTML unescaped twice, single spaces."""
-  # Twice, because scraped captions hold entities of entities ("&amp;lt;").
+  """Wan's cleaning: it repairs mojibake and full-width forms, unescapes HTML twice, and leaves single spaces."""
+  # Scraped captions hold entities of entities ("&amp;lt;").
   text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
   return re.sub(r"\s+", " ", text.strip()).strip()
 
 
 class Tokenizer:
-  """A sentencepiece model that pads with 0 and ends with 1, as T5 does."""
+  """A sentencepiece model that pads with 0 and ends with 1, as in T5."""
 
   def __init__(self, model: bytes | str | os.PathLike[str], max_len: int):
     """Reads a sentencepiece model.
@@ -52,11 +53,11 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
-    """Number of pieces; the text encoder needs at least as many embedding rows."""
+    """Number of pieces. The text encoder needs at least as many embedding rows."""
     return self._processor.get_piece_size()
 
   def __call__(self, prompt: str) -> Tokens:
-    """Cleans and tokenises one prompt: any text, characters strange to the model become the unknown token."""
+    """Cleans and tokenises one prompt, any text. Characters that the model does not know become the unknown token."""
     pieces = self._processor.encode(clean(prompt))
     kept = [*pieces[: self.max_len - 1], END_ID]
     ids = np.full(self.max_len, PAD_ID, np.int32)
@@ -65,7 +66,7 @@ class Tokenizer:
     return Tokens(ids=ids, mask=mask, length=len(kept), truncated=len(pieces) > self.max_len - 1)
 
   def pieces(self, prompt: str) -> list[str]:
-    """The pieces of a cleaned prompt before truncation, for people to read."""
+    """The pieces of a cleaned prompt, before it is cut, for people to read."""
     return self._processor.encode(clean(prompt), out_type=str)
 
 

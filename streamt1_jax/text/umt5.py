@@ -1,19 +1,21 @@
-"""UMT5 encoder: a T5 encoder in which every layer owns its relative-position bias (Wan spec, section 3).
+"""UMT5 encoder: a T5 encoder in which every layer has its own relative-position bias (docs/reference/umt5.md).
 
-Pre-norm RMS layers, no biases, no embedding scale, attention scores without 1 / sqrt(d), gated GELU
-feed-forward. Weights compute in the dtype in which they are stored; attention weights and norms in float32.
+It has RMS norms before each sub-layer and a gated GELU feed-forward. It has no biases, no embedding scale, and no
+1 / sqrt(d) in the attention scores. It computes in the dtype of the weights, but softmax and norms in float32.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from streamt1_jax.config import TextConfig
+from streamt1_jax.typing import HostArray
 
 
-def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-  """Relative-position bucket of every (query, key) pair, `[length, length]` int32 in 0..num_buckets - 1.
+def relative_buckets(length: int, num_buckets: int, max_distance: int) -> Int32[np.ndarray, "X X"]:
+  """Relative-position bucket of every (query, key) pair, in 0..num_buckets - 1.
 
   With r = key - query, half = num_buckets / 2 and exact = half / 2:
 
@@ -38,7 +40,7 @@ class SelfAttention(nnx.Module):
     self.num_heads = config.num_heads
     self.num_buckets = config.num_buckets
     self.max_distance = config.max_distance
-    # The query starts small by 1 / sqrt(d) because the scores are not scaled.
+    # The query starts smaller by 1 / sqrt(d), because the scores are not scaled.
     query_std = (config.dim * config.attn_dim / config.num_heads) ** -0.5
     self.query = _linear(config.dim, config.attn_dim, query_std, rngs)
     self.key = _linear(config.dim, config.attn_dim, config.dim**-0.5, rngs)
@@ -47,8 +49,8 @@ class SelfAttention(nnx.Module):
     bias_shape = (config.num_buckets, config.num_heads)
     self.position_bias = nnx.Param(config.dim**-0.5 * rngs.params.normal(bias_shape))
 
-  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """`x [X, dim]`, `mask [X]` bool, True where a key may be attended to. Returns `[X, dim]`."""
+  def __call__(self, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]) -> Float[Array, "X E"]:
+    """`mask` is True where a key may be attended to."""
     length = x.shape[0]
     query, key, value = (
       project(x).reshape(length, self.num_heads, -1) for project in (self.query, self.key, self.value)
@@ -69,7 +71,7 @@ class GatedFeedForward(nnx.Module):
     self.up = _linear(config.dim, config.ffn_dim, config.dim**-0.5, rngs)
     self.down = _linear(config.ffn_dim, config.dim, config.ffn_dim**-0.5, rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "X E"]) -> Float[Array, "X E"]:
     return self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
 
 
@@ -82,7 +84,7 @@ class Block(nnx.Module):
     self.ffn_norm = nnx.RMSNorm(config.dim, epsilon=config.eps, rngs=rngs)
     self.ffn = GatedFeedForward(config, rngs)
 
-  def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]) -> Float[Array, "X E"]:
     x = x + self.self_attn(self.attn_norm(x), mask)
     return x + self.ffn(self.ffn_norm(x))
 
@@ -95,15 +97,15 @@ class UMT5Encoder(nnx.Module):
     self.blocks = nnx.vmap(Block, in_axes=(None, 0))(config, rngs.split(config.num_layers))
     self.final_norm = nnx.RMSNorm(config.dim, epsilon=config.eps, rngs=rngs)
 
-  def __call__(self, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
+  def __call__(self, token_ids: Int[HostArray, " X"], mask: Bool[HostArray, " X"]) -> Float[Array, "X E"]:
     """Encodes one prompt; `jax.vmap` over both arguments for a batch.
 
     Args:
-      token_ids: `[X]` int32 in 0..vocab_size - 1.
-      mask: `[X]` bool, True for the prompt's tokens, False for padding; at least one is True.
+      token_ids: in 0..vocab_size - 1.
+      mask: True for the prompt's tokens, False for padding; at least one is True.
 
     Returns:
-      `[X, dim]` in the dtype of the weights. Rows of padding hold numbers without meaning.
+      Hidden states in the dtype of the weights. The rows of padding have no meaning.
     """
     block, layers = nnx.split(self.blocks, nnx.Param)
     x = self.token_embedding[...][token_ids]

@@ -1,1 +1,1 @@
-"""What trainings alone need: batches, losses, preferences."""
+"""What trainings alone need: batches, losses, steps. The programs are in `experiments.train`."""

@@ -2,8 +2,8 @@
 
   Appearance ── time warp ── two objects, mixed shapes and colours, opacity ── blur, noise ── frames [T, 64, 64, 3]
 
-An `Appearance` without defects draws what `shapes.render` draws. Every defect is a number, zero where there is none, so
-that a pair of clips can differ in the degree of a defect alone.
+An `Appearance` without defects draws what `shapes.render` draws. Every defect is a number, and zero
+means no defect, so that a pair of clips can differ in the degree of a defect alone.
 """
 
 import functools
@@ -15,8 +15,9 @@ import numpy as np
 
 from streamt1_jax.data import shapes
 from streamt1_jax.data.shapes import FRAME_SIZE, Scene
+from streamt1_jax.typing import IntLike
 
-_RANDOM_FRAMES = 512  # length after which per-frame randomness repeats
+_RANDOM_FRAMES = 512  # randomness per frame repeats after so long
 _TILE = 3 * FRAME_SIZE  # noise is cut out of a fixed tile: drawing it for every frame costs more than all else
 
 
@@ -48,7 +49,7 @@ class Appearance(NamedTuple):
     blur: standard deviation in pixels.
     noise: standard deviation, frames being in [0, 1].
     latent_noise: standard deviation of noise added to latents, in a codec whose latents have standard deviation 1.
-    key: of all randomness of the clip.
+    key: decides all randomness of the clip.
   """
 
   scene: Scene
@@ -91,7 +92,7 @@ def draw(look: Appearance, times: jax.Array) -> jax.Array:
 
   Args:
     look: unbatched.
-    times: `[T]` int32, at least -512; they need be neither contiguous nor sorted.
+    times: `[T]` int32, at least -512; in any order, with or without gaps.
 
   Returns:
     `[T, 64, 64, 3]` float32 RGB in [0, 1].
@@ -130,11 +131,11 @@ def _velocity(scene: Scene) -> jax.Array:
 
 
 def _like(mask: jax.Array, field: jax.Array) -> jax.Array:
-  """[T] to [T, 1, ...] with as many axes more as `field` has."""
+  """[T] to [T, 1, ...] with one more axis for each axis of `field`."""
   return mask.reshape(-1, *(1,) * field.ndim)
 
 
-def _mix(palette: jax.Array, index: jax.Array, other: jax.Array, weight: jax.Array) -> jax.Array:
+def _mix(palette: jax.Array, index: jax.Array, other: IntLike, weight: jax.Array) -> jax.Array:
   """Colours `[T, 1, 1, 3]` of indices `[T]`, mixed with the colour of `other`."""
   return ((1.0 - weight) * palette[index] + weight * palette[other][None])[:, None, None]
 
@@ -174,7 +175,7 @@ def _outline_tile() -> np.ndarray:
   return (smooth / smooth.std()).astype(np.float32)[..., None]
 
 
-def _cut_out(tile: np.ndarray, key: jax.Array, times: jax.Array) -> jax.Array:
+def _cut_out(tile: np.ndarray | jax.Array, key: jax.Array, times: jax.Array) -> jax.Array:
   """`[T, 64, 64, channels]` from random places of a tile, another one for every frame."""
   corners = jax.random.randint(key, (_RANDOM_FRAMES, 2), 0, _TILE - FRAME_SIZE)[times % _RANDOM_FRAMES]
   size = (FRAME_SIZE, FRAME_SIZE, tile.shape[-1])

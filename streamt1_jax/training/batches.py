@@ -4,7 +4,7 @@ A batch has two parts:
 
   whole clips    7 chunks, each noisy at one of the four timesteps, with the clean chunks it will see when streaming
                  (first sink, window, now and then an older chunk), and with frame positions up to the longest video, so
-                 that long rollouts meet no position they were not trained on. A search adds sinks, which may be long
+                 that the model knows every position of a long rollout. A search adds sinks, which may be long
                  past: chunks of the clip whose keys are moved to older frames stand for them
   first chunks   the hard part: nothing in the context says what to draw. At the first two timesteps the noisy input
                  chooses the clip (`noise_coupling`); several noisy copies of a scene share its caption's keys
@@ -46,7 +46,7 @@ class BatchConfig:
     first_copies: first chunks of each of them.
     step_weights: how often first chunks train at each of the timesteps.
     context_noise: largest noise added to clean context, in standard deviations of the latent.
-    omit_probability: how often a caption leaves out the size, and likewise the speed.
+    omit_probability: how often a caption leaves out the size, and how often the speed.
     ambiguous_weight: how often a scene is drawn whose object and background both have colours that either may have ("a
       blue circle ... dark green"), where any other scene counts 1. Which is which is said by the order of words alone.
     extra_context_probability: how often a chunk sees an older chunk besides sink and window.
@@ -157,9 +157,9 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   before = data.first[scene[:, None], start]
   noise = jax.random.normal(next(keys), before.shape)
   plain = _mix(before, noise, sigmas[step])
-  attributes = shapes.Attributes(*data.attributes[scene].T)
+  shown = dict(zip(shapes.Attributes._fields, data.attributes[scene].T, strict=True))
   couple = jax.vmap(jax.vmap(noise_coupling.couple, in_axes=(0, None, None, None, None)))
-  coupled = couple(plain, attributes.size, attributes.speed, omit_size, omit_speed)
+  coupled = couple(plain, shown["size"], shown["speed"], omit_size, omit_speed)
   is_coupled = step < COUPLED_STEPS
   noisy = jnp.where(_like_chunks(is_coupled), coupled, plain)
   chosen = jax.vmap(jax.vmap(noise_coupling.start_index))(noisy)

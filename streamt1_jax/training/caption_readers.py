@@ -4,9 +4,12 @@
 from videos alone distinguishes them very late. So readers, which are thrown away after training, must name the object's
 colour from the embedding of the word that names its shape, and the background's from that of the word "background".
 
-That alone is not enough: heads that begin with looking everywhere alike name the colours no better than a bag of words
-after 1500 steps. Those that begin with looking at neighbours name all within 150.
+The readers alone are not enough. Heads that begin with equal attention to all words name the colours no better than a
+bag of words after 1500 steps; heads that begin with attention to their neighbours name all within 150.
 """
+
+import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +41,7 @@ def init_readers(dim: int) -> Readers:
 
 
 def tokens_read(tokenizer: Tokenizer) -> dict[str, list[int]]:
-  """For every reader the tokens whose embeddings it reads. Raises ConfigError if one of the words is several tokens."""
+  """The tokens whose embeddings each reader reads. Raises ConfigError if one of the words is several tokens."""
 
   def token(word: str) -> int:
     ids = tokenizer(word)
@@ -67,4 +70,4 @@ def naming_loss(
     embedding = jnp.where(is_read[:, :, None], embeddings, 0.0).sum(axis=1)
     label = attributes[:, shapes.Attributes._fields.index(name)]
     losses.append(optax.softmax_cross_entropy_with_integer_labels(embedding @ reader, label).mean())
-  return sum(losses) / len(losses)
+  return functools.reduce(operator.add, losses) / len(losses)

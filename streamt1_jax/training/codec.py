@@ -11,5 +11,5 @@ from streamt1_jax.io.checkpoint import load_params
 
 def load_codec(folder: epath.PathLike, model: ModelConfig) -> VideoCodec:
   """Encoder and decoder of a model, in float32. Raises ConfigError if the folder holds no weights of its size."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.codec, rngs=nnx.Rngs(0))), nnx.Param)
+  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.required_codec, rngs=nnx.Rngs(0))), nnx.Param)
   return nnx.merge(graphdef, load_params(folder, nnx.to_pure_dict(abstract), jnp.float32))

@@ -1,6 +1,6 @@
 """The encoded clips that the tiny causal DiT is trained on: every scene of the split "train", encoded once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -60,11 +60,11 @@ def encode_dataset(
     encode_clip: the codec's encoder.
     model: sizes.
     starts_per_scene: how many of the 16 start positions the whole clips of a scene have; they are drawn.
-    seed: of the drawing.
+    seed: draws them.
   """
   attributes = np.asarray(shapes.scenes_in("train"), np.int32)
   rng, starts, shape = np.random.default_rng(seed), shapes.START_POSITIONS, model.latent_shape
-  frames = lambda chunks: 1 + model.codec.temporal_stride * (model.chunk_frames * chunks - 1)
+  frames = lambda chunks: 1 + model.required_codec.temporal_stride * (model.chunk_frames * chunks - 1)
   chosen = np.concatenate([starts[rng.permutation(len(starts))[:starts_per_scene]] for _ in attributes])
   clips = encode_scenes(encode_clip, np.repeat(attributes, starts_per_scene, axis=0), chosen, frames(CHUNKS))
   every = np.tile(starts, (len(attributes), 1))
@@ -75,11 +75,15 @@ def encode_dataset(
   }
 
 
-def make_dataset(latents: dict[str, np.ndarray], tokenizer: Tokenizer) -> Dataset:
+def make_dataset(latents: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> Dataset:
   """The dataset of what `encode_dataset` encoded."""
   attributes = np.asarray(shapes.scenes_in("train"), np.int32)
   omissions = ((False, False), (True, False), (False, True), (True, True))
-  ids = lambda a: [tokenizer(shapes.caption(*map(int, a), *omit)).ids for omit in omissions]
+
+  def ids(scene: np.ndarray) -> list[np.ndarray]:
+    words = shapes.Attributes(*map(int, scene))
+    return [tokenizer(shapes.caption(*words, *omit)).ids for omit in omissions]
+
   tokens = np.stack([np.stack(ids(a)) for a in attributes])
   return Dataset(*map(jnp.asarray, (attributes, latents["clips"], latents["first"], tokens)))
 
@@ -92,7 +96,7 @@ def read_or_encode(
     latents = encode_dataset(encode_clip, model, starts_per_scene, seed)
     partial = cache.with_name(f".{cache.name}.partial")
     with partial.open("wb") as file:
-      np.savez(file, **latents)
+      np.savez(file, allow_pickle=False, **latents)
     partial.replace(cache)
   with cache.open("rb") as file:
     return make_dataset(np.load(file), tokenizer)

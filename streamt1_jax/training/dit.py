@@ -44,7 +44,7 @@ class DiTTraining:
     decay_fraction: share of the run, at its end, over which the learning rate falls to zero.
     ema_decay: decay of the weights' moving average.
     muon_on_text: whether Muon is used on the text encoder too.
-    seed: of initialisation and data.
+    seed: decides initialisation and data.
   """
 
   steps: int
@@ -63,10 +63,13 @@ def init_modules(model: ModelConfig, seed: int, neighbour_bias: float) -> tuple[
 
   Args:
     model: sizes.
-    seed: of the weights.
+    seed: draws the weights.
     neighbour_bias: how much the text encoder's heads begin with looking at the next words.
   """
-  modules = {"backbone": CausalWanDiT(model, nnx.Rngs(seed)), "text": UMT5Encoder(model.text, nnx.Rngs(seed + 1))}
+  modules = {
+    "backbone": CausalWanDiT(model, nnx.Rngs(seed)),
+    "text": UMT5Encoder(model.required_text, nnx.Rngs(seed + 1)),
+  }
   # The published initialisation: a head of zeros predicts zero velocity at first.
   modules["backbone"].head.kernel[...] *= 0.0
   caption_readers.look_at_neighbours(modules["text"], neighbour_bias)
@@ -119,7 +122,7 @@ def make_optimizer(training: DiTTraining) -> optax.GradientTransformation:
   parts = PARTS if training.muon_on_text else ("backbone",)
 
   def schedule(peak: float) -> optax.Schedule:
-    decay = int(training.steps * training.decay_fraction)
+    decay = max(1, int(training.steps * training.decay_fraction))
     warmup = min(100, training.steps // 10)
     pieces = [
       optax.linear_schedule(0.0, peak, warmup),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from streamt1_jax.data.shapes import START_POSITIONS
+from streamt1_jax.typing import IntLike
 
 _CELLS = 4
 _SIZE_FRAME, _SPEED_FRAME = 1, 2
@@ -31,25 +32,13 @@ def _bit(noise: jax.Array, frame: int) -> jax.Array:
   return (noise[frame].sum() > 0).astype(jnp.int32)
 
 
-def size_index(noise: jax.Array) -> jax.Array:
-  """Size (int32 scalar, 0 or 1) that the noise chooses when the caption names none."""
-  return _bit(noise, _SIZE_FRAME)
-
-
-def speed_index(noise: jax.Array) -> jax.Array:
-  """Speed (int32 scalar, 0 or 1) that the noise chooses when the caption names none."""
-  return _bit(noise, _SPEED_FRAME)
-
-
-def _reflect(noise: jax.Array, frame: int, bit: jax.Array) -> jax.Array:
+def _reflect(noise: jax.Array, frame: int, bit: IntLike) -> jax.Array:
   """Mirrors one frame's noise at the plane of zero mean if it says the other bit; it stays standard normal."""
   mirrored = noise[frame] - 2.0 * noise[frame].mean()
   return noise.at[frame].set(jnp.where(_bit(noise, frame) == bit, noise[frame], mirrored))
 
 
-def couple(
-  noise: jax.Array, size: jax.Array, speed: jax.Array, omit_size: jax.Array, omit_speed: jax.Array
-) -> jax.Array:
+def couple(noise: jax.Array, size: IntLike, speed: IntLike, omit_size: jax.Array, omit_speed: jax.Array) -> jax.Array:
   """Noise `[F, C, H, W]` that says `size` and `speed` (int32 scalars) where the caption omits them (bool scalars)."""
   noise = jnp.where(omit_size, _reflect(noise, _SIZE_FRAME, size), noise)
   return jnp.where(omit_speed, _reflect(noise, _SPEED_FRAME, speed), noise)

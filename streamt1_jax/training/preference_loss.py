@@ -7,34 +7,41 @@
 Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
 """
 
-import dataclasses
 import functools
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from streamt1_jax.data import shapes
-from streamt1_jax.rewards.folder import RewardConfig
-from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.qwen2_vl import preprocess
-from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens, Qwen2VL
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.rewards.videoalign import DIMENSIONS
 from streamt1_jax.training import preferences
 from streamt1_jax.training.preferences import Pairs
 from streamt1_jax.training.reward_text import CaptionTokens
-from streamt1_jax.typing import Params
 
 
-def media_tokens(model: nnx.Module, config: RewardConfig, clips: jax.Array) -> jax.Array:
-  """[N, T, dim] of clips [N, n, 64, 64, 3]: of one picture each (HPSv3) or of windows (VideoAlign)."""
-  vision = config.backbone.vision
-  to_patches = preprocess.pictures_to_patches if isinstance(config, HPSv3Config) else preprocess.to_patches
+@runtime_checkable
+class RewardModel(Protocol):
+  """The model of a learned reward."""
+
+  backbone: Qwen2VL
+  head: Any
+
+
+def media_tokens(model: RewardModel, reward: RewardSpec, clips: jax.Array) -> jax.Array:
+  """[N, T, dim] of clips [N, n, 64, 64, 3]: single pictures for an image reward, windows for a video reward."""
+  vision = model.backbone.vision.config
+  to_patches = preprocess.pictures_to_patches if reward.kind == "image" else preprocess.to_patches
   patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
-  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), preprocess.grid_of(clips.shape[2:4], vision))
+  _, _, height, width, _ = clips.shape
+  grid = preprocess.grid_of((height, width), vision)
+  tokens = model.backbone.vision(patches.reshape(-1, *patches.shape[2:]), grid)
   return tokens.reshape(clips.shape[0], -1, tokens.shape[-1])
 
 
@@ -58,10 +65,10 @@ class Reading(NamedTuple):
   compared: jax.Array
 
 
-def read_pairs(model: nnx.Module, config: RewardConfig, captions: CaptionTokens, pairs: Pairs) -> Reading:
+def read_pairs(model: RewardModel, reward: RewardSpec, captions: CaptionTokens, pairs: Pairs) -> Reading:
   """Reads both clips of every pair with both captions."""
   backbone, count = model.backbone, pairs.kind.shape[0]
-  media = media_tokens(model, config, jnp.concatenate([pairs.better, pairs.worse]))
+  media = media_tokens(model, reward, jnp.concatenate([pairs.better, pairs.worse]))
   rows = jnp.concatenate([pairs.scene] * 2 + [pairs.other] * 2)
   tokens = jax.vmap(captions.of)(rows, jnp.tile(pairs.omit_size, 4), jnp.tile(pairs.omit_speed, 4))
   positions = jnp.arange(captions.after.shape[-1])
@@ -76,11 +83,11 @@ def read_pairs(model: nnx.Module, config: RewardConfig, captions: CaptionTokens,
     outputs = outputs[:, -len(positions) :]
     return backbone.decoder.final_norm(outputs[-1]), outputs[:, place]
 
-  hidden, compared = jax.vmap(read)(jnp.concatenate([media, media]), tokens.after, jnp.tile(place, 4))
+  hidden, compared = jax.vmap(read)(jnp.concatenate([media, media]), jnp.asarray(tokens.after), jnp.tile(place, 4))
   scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, tokens.reward_index)
-  first = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
+  media, hidden, tokens = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
   compared = compared.reshape(2, 2, count, *compared.shape[1:])
-  return Reading(scores.reshape(2, 2, count, -1), *first, differing, compared)
+  return Reading(scores.reshape(2, 2, count, -1), media, hidden, tokens, differing, compared)
 
 
 def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
@@ -109,7 +116,7 @@ def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
   """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
   (better, worse), (better_other, worse_other) = scores
   is_text = _is_text(pairs)
-  # Text alignment comes last; for the image reward it is all there is.
+  # Text alignment comes last; the image reward has nothing else.
   alignment = lambda x: x[:, -1]
   caption = bradley_terry(alignment(better), alignment(better_other))
   exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
@@ -129,29 +136,29 @@ def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
   }
 
 
-def term_names(name: str) -> tuple[str, ...]:
-  """Keys of all terms together, for the reward of this name."""
+def term_names(reward: RewardSpec) -> tuple[str, ...]:
+  """Keys of all terms together."""
   names = ("caption", "exchanged", "clip", "clips_right", "text_right", "captions_right")
   names += ("naming", "named_right", "words", "correction", "truth", "truth_right")
-  return (*names, "change") if name == "videoalign" else names
+  return (*names, "change") if reward.kind == "video" else names
 
 
 def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def named_fields(name: str) -> tuple[str, ...]:
+def named_fields(reward: RewardSpec) -> tuple[str, ...]:
   """What the readers name.
 
-  Of a speed only the way between two frames is seen, whose time apart is not told: in the shortest windows that is
-  ambiguous. Still, a VideoAlign whose media tokens need not name speeds never learned to compare them.
+  A speed shows only as the way between two frames, and the time between them is not told, so in the shortest windows
+  it is ambiguous. Still, a VideoAlign whose media tokens need not name speeds never learned to compare them.
   """
-  return ("size", "color", "shape", "background", *(("direction", "speed") if name == "videoalign" else ()))
+  return ("size", "color", "shape", "background", *(("direction", "speed") if reward.kind == "video" else ()))
 
 
-def init_readers(name: str, dim: int, vocab_size: int) -> dict[str, jax.Array]:
+def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> dict[str, jax.Array]:
   """Weights of the readers by field, and of those of `telling_terms` and `comparing_terms`."""
-  fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(name)}
+  fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(reward)}
   words = {reader: jnp.zeros((dim, vocab_size)) for reader in ("words", "correction")}
   return fields | words | {"truth": jnp.zeros(dim)}
 
@@ -165,7 +172,8 @@ def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) 
     logits, label = pooled @ readers[field], getattr(attributes, field)
     losses.append(_cross_entropy(logits, label).mean())
     right.append((logits.argmax(axis=1) == label).mean())
-  return {"naming": sum(losses) / len(losses), "named_right": sum(right) / len(right)}
+  mean = lambda values: functools.reduce(operator.add, values) / len(values)
+  return {"naming": mean(losses), "named_right": mean(right)}
 
 
 def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, jax.Array]:
@@ -182,9 +190,9 @@ def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, 
 def comparing_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
   """Losses at the word in which two captions differ: what is true of the clip, and whether it stands there.
 
-  A preference tells that something in a caption is wrong; this tells where, and what the clip shows instead. Of a word
-  and a clip that must be compared neither says anything alone, so preferences hardly teach it. What is true is read
-  after the first block and whether it stands there before the last one, so that the reward tokens can look at it.
+  A preference tells that something in a caption is wrong; this tells where, and what the clip shows instead. A word
+  and a clip must be compared: neither says anything alone, so preferences hardly teach it. What is true is read after
+  the first block, and whether it stands there is read before the last one, so that the reward tokens can look at it.
   """
   reader = lambda block, name: _rms_normalised(reading.compared[..., block, :]) @ readers[name]
   told, truth = reader(0, "correction"), reader(-2, "truth")
@@ -201,28 +209,6 @@ def comparing_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pair
 
 def _rms_normalised(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)
-
-
-def with_unit_scores(
-  config: RewardConfig, params: Params, mean: np.ndarray, std: np.ndarray
-) -> tuple[RewardConfig, Params]:
-  """Config and weights whose scores have mean 0 and standard deviation 1 where those of `params` have these.
-
-  VideoAlign has constants for it; mu of HPSv3 has none, so there the last layer is rescaled.
-
-  Args:
-    config: sizes and constants.
-    params: weights.
-    mean: [R] of the scores that `read_pairs` gives: mu, or raw VQ, MQ and TA.
-    std: [R], positive.
-  """
-  if not isinstance(config, HPSv3Config):
-    as_tuple = lambda values: tuple(round(float(value), 4) for value in values)
-    return dataclasses.replace(config, mean=as_tuple(mean), std=as_tuple(std)), params
-  out = params["head"]["out"]
-  kernel = out["kernel"].at[:, 0].divide(std[0])
-  bias = out["bias"].at[0].set((out["bias"][0] - mean[0]) / std[0])
-  return config, params | {"head": params["head"] | {"out": {"kernel": kernel, "bias": bias}}}
 
 
 _cross_entropy = optax.softmax_cross_entropy_with_integer_labels

@@ -1,4 +1,4 @@
-"""Pairs of clips of which the first is better: what the small reward models learn from.
+"""Pairs of clips, the first of which is better: the small reward models learn from them.
 
   caption ──┬─ the clip it describes ────────────────┐
             └─ the same with one corruption, or more ┴─ looks shared by both (codec, blur, noise) ── frames uint8
@@ -9,27 +9,28 @@ Three families of corruptions, one for each thing that VideoAlign judges:
   picture   blur, noise, two half-transparent copies, mixed shapes, eaten outlines, as undecided generators draw
   motion    freezing, turning back, jumping, vanishing, growing, becoming something else
 
-Windows have the lengths that a search shows to a video reward; of every window the frames that the reward looks at are
-drawn, and no others. For an image reward a window is one frame. Everything comes from keys, inside `jit`.
+Windows have the lengths that a search shows to a video reward. Only the frames that the reward looks at are drawn. The
+window of an image reward is one frame. Everything comes from keys, inside `jit`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from streamt1_jax.codec.vae import VideoCodec
+from streamt1_jax.config import required
 from streamt1_jax.data import shapes
 from streamt1_jax.training import appearance
 from streamt1_jax.training.appearance import Appearance
 
 FIELDS = (*shapes.Attributes._fields, "binding")
-"""What two scenes of a pair differ in: one attribute, or colour and background with their hues exchanged."""
+"""How the two scenes of a pair differ: in one attribute, or their colour and background exchange hues."""
 VISIBLE_FIELDS = ("size", "color", "shape", "background", "binding")
-"""Those that a single frame shows."""
+"""The differences that a single frame shows."""
 FAMILIES = ("text", "picture", "motion")
 CODEC_CONTEXT = 5
 """Frames that the codec sees for each frame that is drawn through it: the frame and the four before it."""
@@ -43,7 +44,7 @@ class Corruption:
   """One way to be worse.
 
   Attributes:
-    family: of `FAMILIES`.
+    family: one of `FAMILIES`.
     fields: what the other scene that takes part may differ in.
     falls: which of VQ, MQ and TA must be lower for the corrupted clip.
     stays: which of them must not change.
@@ -96,7 +97,7 @@ CORRUPTIONS = {
   "resize": dataclasses.replace(_motion(), on_frames=True),
   "morph": _motion(("color", "shape", "size", "background")),
 }
-"""By name. A wrong direction is a matter of the caption: motion quality is judged before the caption is read."""
+"""All corruptions. A wrong direction is a matter of the caption: motion quality is judged before that is read."""
 NAMES = tuple(CORRUPTIONS)
 
 
@@ -107,11 +108,11 @@ class PairConfig:
   Attributes:
     count: pairs.
     on_frames: single frames for an image reward instead of windows.
-    through_codec: so many of the pairs go through the codec.
-    omit_probability: how often a caption leaves out the size, and likewise the speed, unless the pair is about it.
+    through_codec: how many of the pairs go through the codec.
+    omit_probability: how often a caption leaves out the size, and how often the speed, unless the pair is about it.
     milder_probability: how often the better clip has the same defect, only less of it.
     soft_probability: how often both clips are slightly blurred and noisy.
-    emphasis: pairs (corruption, factor): these are drawn so many times as often as their share says.
+    emphasis: pairs (corruption, factor): the factor multiplies how often the corruption is drawn.
   """
 
   count: int
@@ -226,7 +227,7 @@ def draw_pairs(
   """Draws `config.count` pairs.
 
   Args:
-    key: of everything.
+    key: decides everything.
     scenes: which scenes make pairs.
     config: how many, and how.
     times: [n] int32, frames of the window that are looked at; one frame for an image reward.
@@ -239,7 +240,8 @@ def draw_pairs(
   head, tail = jax.tree.map(lambda x: x[:split], draws), jax.tree.map(lambda x: x[split:], draws)
   parts = []
   if split:
-    parts.append(_pair_frames(head, times, lambda look, t: _frames_through_codec(look, t, codec)))
+    through = required(codec, "the codec")
+    parts.append(_pair_frames(head, times, lambda look, t: _frames_through_codec(look, t, through)))
   if split < config.count:
     parts.append(_pair_frames(tail, times, lambda look, t: _to_bytes(appearance.draw(look, t))))
   better, worse = (jnp.concatenate(clips) for clips in zip(*parts))
@@ -290,7 +292,8 @@ def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: j
     better=better,
     worse=worse,
     since=jnp.where(late, length - _LAST_CHUNK, -_LONG_AGO),
-    pair=Pairs(None, None, kind, late, row, other_row, omit_size=omitted("size"), omit_speed=omitted("speed")),
+    # The frames are not drawn yet.
+    pair=cast(Any, Pairs)(None, None, kind, late, row, other_row, omitted("size"), omitted("speed")),
   )
 
 
@@ -366,7 +369,7 @@ def _frames_through_codec(look: Appearance, times: jax.Array, codec: Codec) -> j
 
 
 def _to_bytes(frames: jax.Array) -> jax.Array:
-  """By truncation, as decoded videos are."""
+  """Truncates, as the decoder of videos does."""
   return (255.0 * jnp.clip(frames, 0.0, 1.0)).astype(jnp.uint8)
 
 

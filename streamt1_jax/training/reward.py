@@ -7,7 +7,7 @@ draw_batch ── pairs ── read_pairs ──┬─ preferences (clip, captio
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from flax import nnx
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io.checkpoint import load_params
-from streamt1_jax.rewards import folder, hpsv3, videoalign
-from streamt1_jax.rewards.folder import RewardConfig
+from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.training import preference_loss, preferences, trainer
 from streamt1_jax.training.preferences import PairConfig, Pairs
 from streamt1_jax.training.reward_text import CaptionTokens
@@ -48,7 +48,7 @@ class RewardTraining:
     words_weight: weight of the loss of the reader that foretells the caption's words.
     comparing_weight: weight of the losses at the word in which two captions differ.
     stay_weight: weight of the squared change of scores that must not change.
-    seed: of initialisation and data.
+    seed: decides initialisation and data.
   """
 
   steps: int
@@ -69,18 +69,18 @@ class Objective(NamedTuple):
   """What is trained, and on what; all static but the arrays.
 
   Attributes:
-    name: "hpsv3" or "videoalign".
+    reward: which one.
     config: sizes.
-    graphdef: of the model.
+    graphdef: graph definition of the model.
     captions: tokens of every caption.
     scenes: pairs of scenes of the split "train".
     codec: parameters and graph definition of the codec.
-    emphasis: of `PairConfig`.
+    emphasis: as in `PairConfig`.
     windows: length of the window and number of frames looked at, of every step in turn.
   """
 
-  name: str
-  config: RewardConfig
+  reward: RewardSpec
+  config: Any
   graphdef: nnx.GraphDef
   captions: CaptionTokens
   scenes: preferences.Neighbours
@@ -104,7 +104,7 @@ class RewardTrainer(NamedTuple):
 def draw_batch(
   codec: Params, objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, *, pairs: int, coded: int
 ) -> Pairs:
-  """Pairs whose windows have `window` frames (int32), of which `looked_at` are looked at; for HPSv3 single frames.
+  """Pairs of windows, or of single frames for an image reward.
 
   Args:
     codec: parameters of the codec.
@@ -112,11 +112,11 @@ def draw_batch(
     key: random key.
     window: int32, frames of a window.
     looked_at: how many of them the reward sees.
-    pairs: how many, in windows of which up to 29 frames are looked at; fewer in longer ones.
+    pairs: how many, where the reward looks at up to 29 frames; there are fewer where it looks at more.
     coded: how many of them go through the codec.
   """
   shrink = max(1, looked_at // 15)
-  on_frames = objective.name == "hpsv3"
+  on_frames = objective.reward.kind == "image"
   config = PairConfig(
     max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink, emphasis=objective.emphasis
   )
@@ -129,14 +129,14 @@ def draw_batch(
 
 def _seeing_loss(params: Params, objective: Objective, pairs: Pairs):
   model = nnx.merge(objective.graphdef, params["reward"])
-  media = preference_loss.media_tokens(model, objective.config, pairs.better)
+  media = preference_loss.media_tokens(model, objective.reward, pairs.better)
   terms = preference_loss.seeing_terms(params["readers"], media, pairs)
   return terms["naming"], terms
 
 
 def _whole_loss(params: Params, objective: Objective, pairs: Pairs, training: RewardTraining):
   model = nnx.merge(objective.graphdef, params["reward"])
-  reading = preference_loss.read_pairs(model, objective.config, objective.captions, pairs)
+  reading = preference_loss.read_pairs(model, objective.reward, objective.captions, pairs)
   terms = preference_loss.preference_terms(reading.scores, pairs)
   terms |= preference_loss.seeing_terms(params["readers"], reading.media, pairs)
   terms |= preference_loss.telling_terms(params["readers"], reading)
@@ -194,28 +194,24 @@ def make_optimizer(training: RewardTraining) -> optax.GradientTransformation:
 def begin(params: Params, objective: Objective, optimizer: optax.GradientTransformation) -> RewardTrainer:
   """A training of the reward's weights before its first step; its readers know nothing."""
   decoder = objective.config.backbone.decoder
-  readers = preference_loss.init_readers(objective.name, decoder.dim, decoder.vocab_size)
-  recent = {term: jnp.zeros(()) for term in preference_loss.term_names(objective.name)}
+  readers = preference_loss.init_readers(objective.reward, decoder.dim, decoder.vocab_size)
+  recent = {term: jnp.zeros(()) for term in preference_loss.term_names(objective.reward)}
   return RewardTrainer(trainer.begin({"reward": params, "readers": readers}, optimizer), recent)
 
 
-def init_params(name: str, config: RewardConfig, seed: int, init_from: str | None) -> Params:
+def init_params(reward: RewardSpec, config: Any, seed: int, init_from: str | None) -> Params:
   """Fresh weights; the backbone, and the head of the same kind, from the reward in `init_from` if it is given.
 
   Raises ConfigError if that is no reward, or has a backbone of other sizes.
   """
-  given = None if init_from is None else folder.load_config(init_from)
-  if given is not None and given.backbone != config.backbone:
-    raise ConfigError(f"--init_from={init_from}: its backbone has other sizes than {name}'s")
-  build = hpsv3.HPSv3Model if name == "hpsv3" else videoalign.VideoAlignModel
-  params = nnx.to_pure_dict(nnx.state(build(config, nnx.Rngs(seed)), nnx.Param))
-  if name == "hpsv3":
-    # The logarithm of sigma is not trained: sigma is 1.
-    params["head"]["out"]["kernel"] = params["head"]["out"]["kernel"].at[:, 1].set(0.0)
-  if given is not None:
-    loaded = load_params(init_from, folder.abstract_params(given))
-    params |= loaded if folder.reward_name(given) == name else {"backbone": loaded["backbone"]}
-  return params
+  params = reward.required_training.initial_params(config, seed)
+  if init_from is None:
+    return params
+  other, given = folder.load_config(init_from)
+  if given.backbone != config.backbone:
+    raise ConfigError(f"--init_from={init_from}: its backbone has other sizes than {reward.name}'s")
+  loaded = load_params(init_from, other.weight_shapes(given, jnp.float32))
+  return params | (loaded if other.name == reward.name else {"backbone": loaded["backbone"]})
 
 
 def score_statistics(
@@ -228,7 +224,7 @@ def score_statistics(
     key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
     pairs = draw_batch(codec, objective, key, window, looked_at, pairs=training.pairs, coded=_coded(training))
     model = nnx.merge(objective.graphdef, params)
-    return preference_loss.read_pairs(model, objective.config, objective.captions, pairs).scores[0]
+    return preference_loss.read_pairs(model, objective.reward, objective.captions, pairs).scores[0]
 
   scores = []
   for step in range(batches):

@@ -6,6 +6,7 @@ The tokenizer is of Qwen2's kind, so any prompt can be read; words of the world 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,24 +16,17 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from streamt1_jax.data import shapes
-from streamt1_jax.rewards import prompts
-from streamt1_jax.rewards.prompts import PromptTemplate, RewardPrompt
+from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
+from streamt1_jax.rewards.table import REWARDS
 
 TEMPLATES = {
-  "hpsv3": PromptTemplate(
-    "shapes_hpsv3",
-    "Does the picture show this, drawn well? {text_prompt} Score: <|Reward|>",
-    prompts.REWARD_TOKENS["hpsv3"],
-  ),
-  "videoalign": PromptTemplate(
-    "shapes_videoalign",
-    "How clear are the frames? <|VQ_reward|> How steady is the motion? <|MQ_reward|> "
-    "Does the video show this? {text_prompt} <|TA_reward|>",
-    prompts.REWARD_TOKENS["videoalign"],
-  ),
+  name: PromptTemplate(f"shapes_{name}", spec.training.text, spec.required_text.reward_tokens)
+  for name, spec in REWARDS.items()
+  if spec.training is not None
 }
-"""By reward. The names in them are not the published models': their texts are ours."""
+"""Instruction texts by reward. The models they name are not the published ones: these texts are ours."""
 
 _CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 _CHAT_WORDS = ("system\nYou are a helpful assistant.", "user\n")
@@ -82,7 +76,7 @@ def make_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def caption_tokens(prompt: RewardPrompt) -> CaptionTokens:
+def caption_tokens(prompt: Callable[[str], PromptTokens]) -> CaptionTokens:
   """Tokens of every caption of the world; padded no further than the longest."""
   omissions = [(size, speed) for speed in (False, True) for size in (False, True)]
   encoded = [[prompt(shapes.caption(*scene, *omit)) for omit in omissions] for scene in shapes.all_scenes()]

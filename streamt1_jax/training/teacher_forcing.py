@@ -8,12 +8,13 @@ The result of a noisy chunk equals that of streaming with the clean chunks commi
 trained here is sampled by `chunk_step` as it is.
 
 Batched by hand, unlike the rest of the package: everything but attention sees one long row of tokens, the chunks of a
-batch folded into the frame axis. Under `vmap` the gradient of every weight would sum over two axes at once, for which
-XLA's CPU backend transposes both operands: training took 1.8 times as long.
+batch folded into the frame axis. Under `vmap` the gradient of every weight would sum over two axes at once. XLA's CPU
+backend then transposes both operands, and training takes 1.8 times as long.
 
 G: prompts of a batch; R: chunks of one prompt.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -59,7 +60,7 @@ def clip_velocity(
   context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
   both = lambda clean, noisy: jnp.concatenate([clean, noisy], axis=1)
   tables = model.rotary_tables()
-  attend = jax.vmap(lambda q, k, v, *seen: _attend_clip(q, k, v, *seen, tables))
+  attend = jax.vmap(functools.partial(_attend_clip, tables=tables))
   flow = _velocity(
     model,
     both(clean, noisy),
@@ -91,8 +92,8 @@ def _attend_clip(q, k, v, visible, valid, moved, tables: rotary.RotaryTables) ->
   """Attention of a clip's 2 N chunks [2 N, T, A, D], clean ones first: each to itself and to clean ones it sees."""
   num_chunks = visible.shape[0]
   attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0, None))
-  seen = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
-  return attend(q, k, v, k[:num_chunks], v[:num_chunks], *seen, tables)
+  visible, valid, moved = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
+  return attend(q, k, v, k[:num_chunks], v[:num_chunks], visible, valid, moved, tables)
 
 
 def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, moved, tables: rotary.RotaryTables):
@@ -117,7 +118,7 @@ def _velocity(
   text: TextMemory,
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-  """[G, R, F, C, H, W] velocities of as many chunks; `attend` takes and gives [G, R, T, A, D]."""
+  """Velocities of chunks, [G, R, F, C, H, W] both; `attend` takes and gives [G, R, T, A, D]."""
   groups, count, frames = chunks.shape[:3]
   x = model.patchify(chunks.reshape(-1, *chunks.shape[3:]))
   embedding, projected = model.embed_time(features.reshape(groups * count, -1))

@@ -12,6 +12,7 @@ import pathlib
 import string
 import tempfile
 from collections import Counter
+from typing import Any, cast
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
@@ -77,7 +78,7 @@ def train(texts: list[str]) -> bytes:
 
 def _without_paths(model: bytes) -> bytes:
   """Drops the names of temporary files that the trainer records, so that equal training gives equal bytes."""
-  proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+  proto = cast(Any, sentencepiece_model_pb2).ModelProto.FromString(model)
   proto.trainer_spec.ClearField("seed_sentencepieces_file")
   proto.normalizer_spec.ClearField("normalization_rule_tsv")
   return proto.SerializeToString(deterministic=True)

@@ -1,10 +1,11 @@
 """What a training step changes: weights, their moving average, and the optimiser's state."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from streamt1_jax.typing import Params
 
@@ -35,17 +36,18 @@ def improved(
 
   Args:
     trainer: before the step.
-    gradients: of the loss, as `trainer.params`.
+    gradients: gradients of the loss, a tree like `trainer.params`.
     optimizer: makes updates of gradients.
     step: int32, counted from 0. The average forgets faster at first, since early weights say little.
     ema_decay: decay of the average later on, in [0, 1].
   """
   updates, state = optimizer.update(gradients, trainer.optimizer, trainer.params)
-  params = optax.apply_updates(trainer.params, updates)
+  params = cast(Params, optax.apply_updates(trainer.params, updates))
   decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
-  return Trainer(params, optax.incremental_update(params, trainer.average, 1.0 - decay), state)
+  average = cast(Params, optax.incremental_update(params, trainer.average, 1.0 - decay))
+  return Trainer(params, average, state)
 
 
-def count_parameters(params: Params) -> int:
+def count_parameters(params: Params | nnx.State) -> int:
   """Number of weights."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))

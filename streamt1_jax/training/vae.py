@@ -16,7 +16,6 @@ from flax import nnx
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.data import shapes
-from streamt1_jax.typing import Params
 
 EVALUATION_FRAMES = 81
 """Frames of the held-out clips, and the most that a training clip may have."""
@@ -38,7 +37,7 @@ class VAETraining:
     kl_weight: weight of the KL divergence per latent element.
     latent_noise: largest noise before decoding, in standard deviations of the latent.
     freeze_encoder: whether the decoder alone is trained.
-    seed: of initialisation and data.
+    seed: decides initialisation and data.
   """
 
   steps: int
@@ -84,7 +83,8 @@ def _reconstruct_with_noise(codec: VideoCodec, clips: jax.Array, key: jax.Array,
   spread = jax.lax.stop_gradient(mean.std(axis=(0, 1, 3, 4), keepdims=True))
   level = jax.random.uniform(level_key, (mean.shape[0], 1, 1, 1, 1), maxval=training.latent_noise)
   latents = latents + level * spread * jax.random.normal(noise_key, mean.shape)
-  state = codec.decoder.init_state(*mean.shape[3:])
+  *_, rows, columns = mean.shape
+  state = codec.decoder.init_state(rows, columns)
   frames, _ = jax.vmap(lambda z: codec.decoder.raw_step(z, state, first=True))(latents)
   return frames, moments
 
@@ -132,18 +132,18 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
   return update
 
 
-def latent_statistics(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+def latent_statistics(params: nnx.State, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and standard deviation, [C] each, of the latents of `clips`."""
   latents = jax.lax.map(nnx.merge(graphdef, params).encoder.encode, clips, batch_size=_ENCODED_TOGETHER)
   return latents.mean(axis=(0, 1, 3, 4)), latents.std(axis=(0, 1, 3, 4))
 
 
-def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, std: jax.Array) -> Params:
+def with_unit_latents(params: nnx.State, graphdef: nnx.GraphDef, mean: jax.Array, std: jax.Array) -> nnx.State:
   """Weights whose latent is `(latent - mean) / std`; reconstructions do not change.
 
   Args:
-    params: of a codec whose configured latent statistics are 0 and 1.
-    graphdef: of the codec.
+    params: weights of a codec whose configured latent statistics are 0 and 1.
+    graphdef: its graph definition.
     mean: `[C]` mean of its latents.
     std: `[C]` standard deviation of its latents.
   """
@@ -159,7 +159,7 @@ def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, s
   return nnx.state(codec, nnx.Param)
 
 
-def evaluate(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
+def evaluate(params: nnx.State, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
   """PSNR in dB (of the mean error, and per clip on average and at worst), and the frames in [-1, 1]."""
   codec = nnx.merge(graphdef, params)
   through = lambda clip: codec.decoder.decode(codec.encoder.encode(clip))
@@ -177,4 +177,4 @@ def reconstruction_sheet(clips: jax.Array, frames: jax.Array) -> np.ndarray:
   pairs = np.stack([np.asarray(clips[:6, ::10]), np.asarray(frames[:6, ::10])], axis=1)
   clip, version, time_step, height, width, colors = pairs.shape
   sheet = pairs.transpose(0, 1, 3, 2, 4, 5).reshape(clip * version * height, time_step * width, colors)
-  return np.uint8(255 * np.clip(sheet * 0.5 + 0.5, 0, 1))
+  return (255 * np.clip(sheet * 0.5 + 0.5, 0, 1)).astype(np.uint8)

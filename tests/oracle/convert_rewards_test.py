@@ -15,8 +15,8 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 # ruff: noqa: E402
 from streamt1_jax.io import config_json
-from streamt1_jax.rewards import prompts
 from streamt1_jax.rewards.folder import load_reward
+from streamt1_jax.rewards.qwen2_vl import prompts
 from tests import small_rewards
 from tests.command_line import convert
 from tests.oracle import reward_libraries as libraries

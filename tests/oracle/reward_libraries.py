@@ -81,8 +81,8 @@ def videoalign_oracle() -> peft.PeftModel:
   """With unmerged adapters on the seven linear layers of every decoder block, under peft's names."""
   layers = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
   lora = peft.LoraConfig(
-    r=videoalign.LORA_RANK,
-    lora_alpha=videoalign.LORA_ALPHA,
+    r=videoalign.CONVERSION.lora[0],
+    lora_alpha=videoalign.CONVERSION.lora[1],
     target_modules=rf".*language_model\.layers\..*\.({layers})",
   )
   model = peft.get_peft_model(stock_model(torch.nn.Linear(DECODER.dim, 1, bias=False)), lora)

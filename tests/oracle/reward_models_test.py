@@ -14,8 +14,8 @@ pytest.importorskip("peft")
 # ruff: noqa: E402
 from streamt1_jax.convert.tables import hpsv3 as convert_hpsv3
 from streamt1_jax.convert.tables import qwen2_vl
-from streamt1_jax.convert.tables import videoalign as convert_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3
+from tests import small_rewards
 from tests.oracle import reward_libraries as libraries
 
 
@@ -31,7 +31,7 @@ def videoalign_oracle():
 
 @pytest.mark.parametrize("old_names", [False, True])
 def test_hpsv3(hpsv3_oracle, old_names):
-  params = convert_hpsv3.convert(libraries.tensors(hpsv3_oracle, old_names), libraries.HPSV3.config)
+  params = small_rewards.convert(libraries.tensors(hpsv3_oracle, old_names), libraries.HPSV3.config)
   index = libraries.REWARD_INDEX[1]
   patches, ids = libraries.inputs(1, seed=1)
 
@@ -52,7 +52,7 @@ def test_hpsv3(hpsv3_oracle, old_names):
 @pytest.mark.parametrize("old_names", [False, True])
 def test_videoalign_with_adapters(videoalign_oracle, old_names):
   tensors = libraries.tensors(videoalign_oracle, old_names)
-  params = convert_videoalign.convert(tensors, libraries.VIDEOALIGN.config)
+  params = small_rewards.convert(tensors, libraries.VIDEOALIGN.config)
   patches, ids = libraries.inputs(3, seed=2)
 
   @jax.jit
@@ -81,7 +81,7 @@ def test_rounded_frequencies(hpsv3_oracle):
     rotary.inv_freq = exact
   backbone = dataclasses.replace(libraries.BACKBONE, rope_dtype="bf16_reference")
   reward = HPSv3(dataclasses.replace(libraries.HPSV3.config, backbone=backbone))
-  params = convert_hpsv3.convert(libraries.tensors(hpsv3_oracle, old_names=False), reward.config)
+  params = small_rewards.convert(libraries.tensors(hpsv3_oracle, old_names=False), reward.config)
 
   @jax.jit
   def ours(params, media, tokens):

@@ -52,7 +52,7 @@ def loads(
 
 def _refuse_names(data: bytes, names: Mapping[str, Any], where: str) -> None:
   """Refuses all names that the pickle spells out, in one message. Protocol 4 has them on the stack instead."""
-  mentioned = {arg.replace(" ", ".") for op, arg, _ in pickletools.genops(data) if op.name == "GLOBAL"}
+  mentioned = {str(arg).replace(" ", ".") for op, arg, _ in pickletools.genops(data) if op.name == "GLOBAL"}
   refused = sorted(mentioned - set(names))
   if refused:
     more = f" and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""

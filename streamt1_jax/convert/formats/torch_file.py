@@ -102,7 +102,7 @@ class _Member:
     checksum = 0
     for start in range(0, self.size, _BLOCK_BYTES):
       block = read_bytes(self.path, self.offset + start, min(_BLOCK_BYTES, self.size - start))
-      checksum = zlib.crc32(block, checksum)
+      checksum = zlib.crc32(block.data, checksum)
     if checksum != self.checksum:
       raise ConfigError(f"{self.path} is corrupt: {self.name} does not have the checksum it was written with")
     self.verified = True

@@ -1,16 +1,10 @@
-"""Mapping table of HPSv3: 736 tensors, of which the language-model head is left out (rewards spec, section 2.6)."""
+"""Mapping table of HPSv3: 736 tensors, without the language-model head (docs/reference/rewards.md)."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-
-from streamt1_jax.convert import engine
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.tables import qwen2_vl
+from streamt1_jax.convert.tables.qwen2_vl import RewardConversion
 from streamt1_jax.convert.transforms import LINEAR
-from streamt1_jax.rewards.hpsv3 import HPSv3Config, abstract_params
-from streamt1_jax.typing import Params
+from streamt1_jax.rewards.hpsv3 import HPSv3Config
 
 _HEAD = {"first": 0, "second": 3, "out": 5}  # places of the linear layers among activations and dropout
 
@@ -25,7 +19,11 @@ def rules(config: HPSv3Config, new_names: bool = False) -> list[Rule]:
   return table
 
 
-def convert(tensors: Mapping[str, np.ndarray], config: HPSv3Config, dtype: Any = np.float32) -> Params:
-  """Converts a checkpoint with old or new names; see `engine.convert`. `dtype` is the backbone's."""
-  table = rules(config, qwen2_vl.has_new_names(tensors))
-  return engine.convert(tensors, table, abstract_params(config, dtype), ignore=qwen2_vl.UNUSED)
+CONVERSION = RewardConversion(
+  rules=rules,
+  weights="HPSv3.safetensors",
+  text="the wheel of hpsv3 1.0.0, or its data_collator_qwen.py",
+  text_member="hpsv3/dataset/data_collator_qwen.py",
+  text_constants=("INSTRUCTION", "prompt_with_special_token"),
+  lora=None,
+)

@@ -1,16 +1,40 @@
 """Mapping table of Qwen2-VL inside a reward model, under the names of old and new transformers.
 
-Source: rewards spec, sections 2.6 and 3.6. Old names (up to 4.51) are those of the published checkpoints; 4.52 moved
+Source: docs/reference/rewards.md. Old names (up to 4.51) are those of the published checkpoints; 4.52 moved
 the vision tower and the decoder below a common `model.`.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from streamt1_jax.convert.engine import Rule
 from streamt1_jax.convert.transforms import LINEAR, Chain, Merge, Transpose
 
 UNUSED = ("lm_head.weight",)
 """In every published file, and read by no reward."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConversion:
+  """How a published reward model with a Qwen2-VL backbone is converted; its name is that of the reward.
+
+  Attributes:
+    rules: gives the mapping table, (configuration, whether names are those of transformers 4.52) to rules.
+    weights: the published file of weights, for help texts.
+    text: where the instruction text is published, for help texts.
+    text_member: path of the Python module with the text inside a published wheel; "" if there is no wheel.
+    text_constants: the strings of that module that make the text, one after the other.
+    lora: rank and alpha of the adapters that the published file holds beside the base weights; None if it holds none.
+  """
+
+  rules: Callable[[Any, bool], list[Rule]]
+  weights: str
+  text: str
+  text_member: str
+  text_constants: tuple[str, ...]
+  lora: tuple[int, int] | None
+
 
 _NEW_PREFIXES = {"visual.": "model.visual.", "model.": "model.language_model."}
 

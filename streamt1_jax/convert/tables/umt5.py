@@ -57,9 +57,9 @@ def abstract_params(config: TextConfig) -> Params:
 
 def wan_flavour(model: ModelConfig) -> Flavour:
   """The names of Wan's `models_t5_umt5-xxl-enc-bf16.pth`."""
-  return Flavour("text", "Wan", WAN_RULES, abstract_params(model.text))
+  return Flavour("text", "Wan", WAN_RULES, abstract_params(model.required_text))
 
 
 def hugging_face_flavour(model: ModelConfig) -> Flavour:
   """The names of transformers' `UMT5EncoderModel`."""
-  return Flavour("text", "Hugging Face", HF_RULES, abstract_params(model.text), HF_ALIASES)
+  return Flavour("text", "Hugging Face", HF_RULES, abstract_params(model.required_text), HF_ALIASES)

@@ -125,12 +125,13 @@ def abstract_params(config: CodecConfig) -> Params:
 
 def wan_flavour(model: ModelConfig) -> Flavour:
   """The names of `Wan2.1_VAE.pth`."""
-  return Flavour("codec", "Wan", rules(model.codec, WAN_NAMES), abstract_params(model.codec))
+  return Flavour("codec", "Wan", rules(model.required_codec, WAN_NAMES), abstract_params(model.required_codec))
 
 
 def diffusers_flavour(model: ModelConfig) -> Flavour:
   """The names of diffusers' `AutoencoderKLWan`."""
-  return Flavour("codec", "diffusers", rules(model.codec, DIFFUSERS_NAMES), abstract_params(model.codec))
+  codec = model.required_codec
+  return Flavour("codec", "diffusers", rules(codec, DIFFUSERS_NAMES), abstract_params(codec))
 
 
 def _half(

@@ -1,4 +1,4 @@
-"""Sizes of the reward models; frozen, because every one of them is part of what XLA compiles."""
+"""Sizes of the reward models; frozen, because XLA compiles the programs for them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Qwen2VLConfig:
     vision: the vision tower.
     decoder: the language model.
     rope_dtype: "bf16_reference" rounds the rotary frequencies (and the vision tables) to bfloat16, as the published
-      models were trained and are run; "float32" keeps them exact (rewards spec, section 1.5).
+      models were trained and are run; "float32" keeps them exact (docs/reference/rewards.md).
   """
 
   vision: VisionConfig
@@ -165,8 +165,8 @@ _PRESETS = {
 def qwen2_vl_preset(name: str, vocab_size: int | None = None) -> Qwen2VLConfig:
   """The sizes of a preset.
 
-  "qwen2_vl_2b" and "qwen2_vl_7b" are the published ones (rewards spec, section 1.1), "qwen2_vl_tiny" is for tests, and
-  "qwen2_vl_shapes" is what the small rewards of the shapes world are trained with.
+  "qwen2_vl_2b" and "qwen2_vl_7b" are the published ones (docs/reference/rewards.md), "qwen2_vl_tiny" is for
+  tests, and the small rewards of the shapes world are trained with "qwen2_vl_shapes".
 
   Args:
     name: the preset.

@@ -1,4 +1,4 @@
-"""Rotary tables of the reward models, exact or rounded as the published models were run (rewards spec, 1.4 and 1.5).
+"""Rotary tables of the reward models, exact or rounded as the published models were run (docs/reference/rewards.md).
 
 The reference casts its whole model to bfloat16, rotary buffers included, and was trained that way: at token 2700 some
 decoder angles are off by half a turn. Unrounded tables are another model. Positions of the decoder are plain

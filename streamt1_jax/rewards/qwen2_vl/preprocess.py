@@ -1,4 +1,4 @@
-"""Frames to the patches of the vision tower, as the published models do it (rewards spec, sections 1.8, 1.9 and 3.4).
+"""Frames to the patches of the vision tower, as the published models do it (docs/reference/rewards.md).
 
   frames uint8 ── which ones (video) ── resize to whole tokens ── normalise ── patches [S, N, V]
 
@@ -11,10 +11,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.qwen2_vl.config import VisionConfig
-from streamt1_jax.typing import Frames
+from streamt1_jax.typing import Frames, HostArray
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,13 +36,13 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     raise ConfigError(f"a picture needs at least one row and one column, got {height}x{width}")
   if max(height, width) / min(height, width) > _MAX_ASPECT:
     raise ConfigError(f"the aspect ratio of a picture must be at most {_MAX_ASPECT}, got {height}x{width}")
-  resized = tuple(max(factor, round(side / factor) * factor) for side in (height, width))
+  resized = max(factor, round(height / factor) * factor), max(factor, round(width / factor) * factor)
   if math.prod(resized) > max_pixels:
     shrink = math.sqrt(height * width / max_pixels)
-    resized = tuple(math.floor(side / shrink / factor) * factor for side in (height, width))
+    resized = math.floor(height / shrink / factor) * factor, math.floor(width / shrink / factor) * factor
   elif math.prod(resized) < min_pixels:
     grow = math.sqrt(min_pixels / (height * width))
-    resized = tuple(math.ceil(side * grow / factor) * factor for side in (height, width))
+    resized = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
   if min(resized) == 0:
     raise ConfigError(f"a picture of {height}x{width} is too elongated for {max_pixels} pixels in tiles of {factor}")
   return resized
@@ -49,8 +50,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 def sample_frames(
   num_frames: int, fps: float, sample_fps: float = 2.0, min_frames: int = 4, max_frames: int = 768
-) -> np.ndarray:
-  """Indices, int32 and even in number, of the frames that represent a video.
+) -> Int32[np.ndarray, " n"]:
+  """Indices, even in number, of the frames that represent a video.
 
   Evenly spaced from the first to the last frame, `sample_fps` of them per second within the limits; counts and
   positions are rounded half to even.
@@ -67,20 +68,22 @@ def sample_frames(
   return np.round(np.linspace(0, num_frames - 1, count)).astype(np.int32)
 
 
-def resize(frames: Frames, size: tuple[int, int]) -> Frames:
-  """Antialiased bicubic resize of uint8 [Q, H, W, 3] to `size`, rounded to bytes; what VideoAlign was trained on.
+def resize(frames: Frames, size: tuple[int, int]) -> UInt8[HostArray, "Q {size[0]} {size[1]} 3"]:
+  """Antialiased bicubic resize to `size`, rounded to bytes; VideoAlign was trained on it.
 
-  One level off torchvision's in 1e-5 of the bytes, where the sum falls on a rounding tie.
+  In 1e-5 of the bytes, where the sum falls on a rounding tie, it is one level off torchvision's.
   """
   if frames.shape[1:3] == tuple(size):
     return frames
   shape = (frames.shape[0], *size, frames.shape[3])
-  resized = jax.image.resize(frames.astype(jnp.float32), shape, "cubic", antialias=True, precision="highest")
+  resized = jax.image.resize(
+    frames.astype(jnp.float32), shape, "cubic", antialias=True, precision=jax.lax.Precision.HIGHEST
+  )
   return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
-def resize_like_pillow(frames: Frames, size: tuple[int, int]) -> Frames:
-  """Antialiased bicubic resize of uint8 [Q, H, W, 3] to `size`, byte for byte as Pillow 11.3 does it; HPSv3's.
+def resize_like_pillow(frames: Frames, size: tuple[int, int]) -> UInt8[HostArray, "Q {size[0]} {size[1]} 3"]:
+  """Antialiased bicubic resize to `size`, byte for byte as Pillow 11.3 does it; HPSv3's.
 
   Columns first, then rows; each pass multiplies bytes by integer weights (22 fractional bits) and rounds to bytes
   again, so the result is the same on every device. The float resize differs in every sixth byte. Pillow 13 does the
@@ -92,7 +95,7 @@ def resize_like_pillow(frames: Frames, size: tuple[int, int]) -> Frames:
   return frames
 
 
-def _resample(frames: Frames, axis: int, length: int) -> Frames:
+def _resample(frames: Frames, axis: int, length: int) -> UInt8[Array, "Q rows columns 3"]:
   source, weights = _pillow_taps(frames.shape[axis], length)
   lead = (1,) * axis
   total = jnp.int32(1 << (_PILLOW_BITS - 1))
@@ -131,8 +134,8 @@ def _cubic(x: np.ndarray) -> np.ndarray:
   return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-def normalise(frames: Frames) -> jax.Array:
-  """uint8 [Q, H, W, 3] to float32: (level / 255 - mean) / std per channel, CLIP's statistics."""
+def normalise(frames: Frames) -> Float32[Array, "Q height width 3"]:
+  """(level / 255 - mean) / std per channel, CLIP's statistics."""
   # XLA turns a division by something broadcast into a product with its rounded reciprocal, unless it cannot see that.
   # The last bit counts: where a picture is flat, the tower's first LayerNorm multiplies it by up to 1000.
   as_frames = lambda values: jnp.broadcast_to(jnp.asarray(values, jnp.float32), frames.shape)
@@ -140,8 +143,8 @@ def normalise(frames: Frames) -> jax.Array:
   return (frames.astype(jnp.float32) / levels - as_frames(_MEAN)) / std
 
 
-def to_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
-  """Pixels of a video, [Q, H, W, 3], to patches [Q / temporal_patch, N, patch_values].
+def to_patches(pixels: Float[Array, "Q height width 3"], config: VisionConfig) -> Float[Array, "S N V"]:
+  """Pixels of a video to patches; a slice is `temporal_patch` frames.
 
   Patches of one token follow each other (token row, token column, row and column inside the token); the numbers of a
   patch are ordered channel, frame, row, column.
@@ -154,8 +157,8 @@ def to_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
   return x.reshape(frames // time, rows * columns * merge**2, config.patch_values)
 
 
-def pictures_to_patches(pixels: jax.Array, config: VisionConfig) -> jax.Array:
-  """Single pictures [Q, H, W, 3], each repeated to fill a temporal patch, to patches [Q, N, patch_values]."""
+def pictures_to_patches(pixels: Float[Array, "Q height width 3"], config: VisionConfig) -> Float[Array, "Q N V"]:
+  """Single pictures, each repeated to fill a temporal patch, to patches."""
   return to_patches(jnp.repeat(pixels, config.temporal_patch, axis=0), config)
 
 

@@ -1,4 +1,4 @@
-"""Vision tower of Qwen2-VL: patches of pictures to tokens of the decoder (rewards spec, section 1.2).
+"""Vision tower of Qwen2-VL: patches of pictures to tokens of the decoder (docs/reference/rewards.md).
 
   patches [S, N, V] ── embedding ── L blocks ── merger (2 x 2 patches) ── tokens [S, N / 4, M]
 
@@ -9,6 +9,7 @@ size, so attention is dense, [S, N, ...], and needs no mask.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Float32
 
 from streamt1_jax.nn import rotary
 from streamt1_jax.nn.quantised import Linear
@@ -37,19 +38,23 @@ class VisionBlock(nnx.Module):
     self.ffn_out = Linear(config.ffn_dim, config.dim, rngs=rngs)
     self.num_heads = config.num_heads
 
-  def attention(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Attention branch, before the residual; `cos, sin` [N, head_dim / 2]."""
+  def attention(
+    self, x: Float[Array, "S N M"], cos: Float32[Array, "N pairs"], sin: Float32[Array, "N pairs"]
+  ) -> Float[Array, "S N M"]:
+    """Attention branch, before the residual."""
     slices, patches, _ = x.shape
     q, k, v = jnp.split(self.qkv(self.attn_norm(x)).reshape(slices, patches, 3 * self.num_heads, -1), 3, axis=2)
     turn = jax.vmap(rotary.rotate, in_axes=(0, None, None))
     attended = jax.nn.dot_product_attention(turn(q, cos, sin), turn(k, cos, sin), v)
     return self.out(attended.reshape(x.shape))
 
-  def feed_forward(self, x: jax.Array) -> jax.Array:
+  def feed_forward(self, x: Float[Array, "S N M"]) -> Float[Array, "S N M"]:
     """Feed-forward branch, before the residual."""
     return self.ffn_out(quick_gelu(self.ffn_in(self.ffn_norm(x))))
 
-  def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "S N M"], cos: Float32[Array, "N pairs"], sin: Float32[Array, "N pairs"]
+  ) -> Float[Array, "S N M"]:
     x = x + self.attention(x, cos, sin)
     return x + self.feed_forward(x)
 
@@ -64,8 +69,7 @@ class Merger(nnx.Module):
     self.out = Linear(merged, out_dim, rngs=rngs)
     self.group = config.merge_size**2
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """[S, N, dim] -> [S, N / group, out_dim]."""
+  def __call__(self, x: Float[Array, "S N M"]) -> Float[Array, "S tokens out"]:
     slices, patches, _ = x.shape
     x = self.norm(x).reshape(slices, patches // self.group, -1)
     return self.out(jax.nn.gelu(self.hidden(x), approximate=False))
@@ -79,17 +83,17 @@ class VisionTower(nnx.Module):
     self.blocks = nnx.vmap(VisionBlock, in_axes=(None, 0))(config, rngs.split(config.num_layers))
     self.merger = Merger(config, out_dim, rngs)
     self.config = config
-    self.rope_dtype = rope_dtype
+    self.rope_dtype: RopeDtype = rope_dtype
 
-  def __call__(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  def __call__(self, patches: Float[Array, "S N V"], grid: tuple[int, int]) -> Float[Array, "S tokens out"]:
     """Tokens of S slices.
 
     Args:
-      patches: [S, N, patch_values] normalised pixels, as `preprocess.to_patches` gives them.
+      patches: normalised pixels, as `preprocess.to_patches` gives them.
       grid: rows and columns of patches of every slice, N in all; multiples of `merge_size`.
 
     Returns:
-      [S, N / merge_size^2, out_dim] in the dtype of the weights.
+      N / merge_size^2 tokens of every slice, in the dtype of the weights.
     """
     cos, sin = self.rotation(grid)
     graphdef, blocks = nnx.split(self.blocks)
@@ -97,11 +101,11 @@ class VisionTower(nnx.Module):
     x, _ = jax.lax.scan(step, self.embed_patches(patches), blocks)
     return self.merger(x)
 
-  def embed_patches(self, patches: jax.Array) -> jax.Array:
-    """[S, N, patch_values] of any float dtype -> [S, N, dim] in the dtype of the weights."""
+  def embed_patches(self, patches: Float[Array, "S N V"]) -> Float[Array, "S N M"]:
+    """The result has the dtype of the weights."""
     return self.patch_embedding(patches.astype(self.patch_embedding.kernel.dtype))
 
-  def rotation(self, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every patch of a slice, each float32 [N, head_dim / 2]."""
+  def rotation(self, grid: tuple[int, int]) -> tuple[Float32[Array, "N pairs"], Float32[Array, "N pairs"]]:
+    """Cosine and sine of every patch of a slice."""
     cos, sin = mrope.vision_tables(*grid, self.config, self.rope_dtype)
     return jnp.asarray(cos), jnp.asarray(sin)

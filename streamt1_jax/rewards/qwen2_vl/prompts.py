@@ -4,7 +4,7 @@
 
 The instruction texts are part of the published models. They are read when weights are converted
 (`convert.reward_prompts`), stored beside the weights in `prompt_template.json`, and known here by their checksum alone.
-Source: rewards spec, sections 1.6, 1.7 and 5.
+Source: docs/reference/rewards.md.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,10 +21,11 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import config_json
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.spec import PublishedText
 from streamt1_jax.text.prompts import require_whole_characters
 
 MAX_TOKENS = 4096
-"""Longest text; VideoAlign was trained on 6144 tokens, those of the pictures included."""
+"""Longest text. VideoAlign was trained on 6144 tokens, which includes those of the pictures."""
 TEMPLATE_FILE = "prompt_template.json"
 TOKENIZER_FILE = "tokenizer.json"
 PLACEHOLDER = "{text_prompt}"
@@ -38,7 +40,7 @@ class PromptTemplate:
   """The text that follows the media.
 
   Attributes:
-    model: whose text it is, "hpsv3", "videoalign", or a name of one's own.
+    model: whose text it is: the name of a published reward, or any other.
     text: the text, with `{text_prompt}` once where the caption goes. Trailing spaces count.
     reward_tokens: the tokens whose hidden states are read, in the order of the text.
   """
@@ -54,28 +56,26 @@ class PromptTemplate:
     counts = [self.text.count(token) for token in self.reward_tokens]
     if not places or counts != [1] * len(counts) or places != sorted(places):
       raise ConfigError(f"the prompt template of {self.model} must hold {self.reward_tokens} once each, in this order")
-    published = PUBLISHED_SHA256.get(self.model)
-    if published is not None and self.sha256 != published:
-      raise ConfigError(
-        f"the prompt template of {self.model} is not the published one: sha256 {self.sha256}, expected {published}"
-      )
 
   @property
   def sha256(self) -> str:
     return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-REWARD_TOKENS = {
-  "hpsv3": ("<|Reward|>",),
-  "videoalign": ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>"),
-}
-"""Of the published models; their ids follow those of the base tokenizer, in this order."""
+def require_fit(template: PromptTemplate, name: str, published: PublishedText) -> None:
+  """Raises ConfigError unless a text can be that of the reward `name`.
 
-PUBLISHED_SHA256 = {
-  "hpsv3": "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c",
-  "videoalign": "fdb6309bac618dd0c8b1b589d3a0970a974f7856eecbb355a190b2dce54af700",
-}
-"""Checksums of the published texts; HPSv3's is the instruction followed by the request for the rating."""
+  It must have as many reward tokens as the published text, and be the published one if it claims to be.
+  """
+  if template.model == name and template.sha256 != published.sha256:
+    raise ConfigError(
+      f"the prompt template of {name} is not the published one: sha256 {template.sha256}, expected {published.sha256}"
+    )
+  if len(template.reward_tokens) != len(published.reward_tokens):
+    raise ConfigError(
+      f"the prompt template of {template.model} has {len(template.reward_tokens)} reward tokens, "
+      f"{name} reads {len(published.reward_tokens)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,7 @@ def template_json(template: PromptTemplate) -> bytes:
 def load_template(path: epath.PathLike) -> PromptTemplate:
   """Reads a `prompt_template.json`, or the one in a folder.
 
-  Raises ConfigError if it is missing or damaged, its text has not the checksum stored with it, or is said to be a
-  published model's and is not.
+  Raises ConfigError if it is missing or damaged, or its text has not the checksum stored with it.
   """
   path = epath.Path(path)
   path = path / TEMPLATE_FILE if path.is_dir() else path
@@ -110,6 +109,16 @@ def load_template(path: epath.PathLike) -> PromptTemplate:
   if template.sha256 != stored.sha256:
     raise ConfigError(f"{path}: the text has sha256 {template.sha256}, the file says {stored.sha256}")
   return template
+
+
+def read_folder(name: str, published: PublishedText, folder: epath.Path, config: Any) -> "RewardPrompt":
+  """What reads captions for the reward `name` in `folder`, of sizes `config`.
+
+  Raises ConfigError if text or tokenizer is missing, damaged, of another reward, or does not fit the sizes.
+  """
+  template = load_template(folder)
+  require_fit(template, name, published)
+  return RewardPrompt(folder / TOKENIZER_FILE, template, config.backbone.decoder.vocab_size)
 
 
 class RewardPrompt:
@@ -148,8 +157,8 @@ class RewardPrompt:
   def __call__(self, caption: str) -> PromptTokens:
     """Tokens of one caption, numpy int32; taken verbatim, braces included.
 
-    Raises ConfigError for a caption that holds a special token, which would be read as one, or half a character, or is
-    as long as a book.
+    Raises ConfigError for a caption that has too many tokens, half a character, or a special token, which would be read
+    as one.
     """
     require_whole_characters(caption, "the prompt")
     strange = _SPECIAL_TOKEN.search(caption)
