@@ -83,6 +83,7 @@ def search_config(recorded: dict) -> SearchConfig:
   )
 
 
+@functools.cache
 def load_backbone(folder: pathlib.Path, model: ModelConfig) -> tuple[nnx.GraphDef, dict]:
   params = wan_dit.wan_flavour(model).convert(load(folder / "weights.npz"))
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))))
