@@ -100,6 +100,9 @@ class LatentImageReward:
   pattern: np.ndarray
   constants: dict
 
+  def init(self, params, prompt_features):
+    return ()
+
   def __call__(self, params, condition, chunk, info):
     c = self.constants
     return c["a_s"] * jnp.tanh(c["g_s"] * ((chunk * self.pattern[None]).mean() - c["m_s"]))
@@ -111,6 +114,9 @@ class LatentVideoReward:
 
   pattern: np.ndarray
   constants: dict
+
+  def init(self, params, prompt_features):
+    return ()
 
   def __call__(self, params, condition, window, info):
     c, count = self.constants, window.num_frames
@@ -129,6 +135,9 @@ class ScriptedReward:
   """A table [chunk, candidate]."""
 
   table: np.ndarray
+
+  def init(self, params, prompt_features):
+    return ()
 
   def __call__(self, params, condition, frames, info):
     return jnp.asarray(self.table, jnp.float32)[info.chunk_index, info.candidate_index]

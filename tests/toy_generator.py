@@ -56,15 +56,28 @@ def draw_noise(seed):
   return NoiseDraws(jnp.full(SHAPE, seed % 7, jnp.float32), jnp.zeros((1, *SHAPE)))
 
 
-def image_reward(params, condition, chunk, info):
-  return chunk.mean()
+@dataclasses.dataclass(frozen=True)
+class Newest:
+  """The chunk's own number."""
+
+  def init(self, params, prompt_features):
+    return ()
+
+  def __call__(self, params, condition, chunk, info):
+    return chunk.mean()
 
 
-def video_reward(params, condition, window, info):
-  """The sum of the window, chunk by chunk one number."""
-  valid = jnp.arange(window.past.shape[0]) < window.num_past
-  return jnp.where(valid, window.past.ravel(), 0.0).sum() + window.chunk.sum()
+@dataclasses.dataclass(frozen=True)
+class Sum:
+  """The sum of the window."""
+
+  def init(self, params, prompt_features):
+    return ()
+
+  def __call__(self, params, condition, window, info):
+    valid = jnp.arange(window.past.shape[0]) < window.num_past
+    return jnp.where(valid, window.past.ravel(), 0.0).sum() + window.chunk.sum()
 
 
-MODELS = Models(ToyGenerator(), LatentCodec(SHAPE[1:]), image_reward, video_reward, draw_noise, renoise)
+MODELS = Models(ToyGenerator(), LatentCodec(SHAPE[1:]), Newest(), Sum(), draw_noise, renoise)
 PARAMS = {"backbone": {}, "codec": {}, "image_reward": {}, "video_reward": {}}
