@@ -208,6 +208,9 @@ def _poisoned(seeds, part):
 class _DoctoredScore(Promptless):
   """The usual image score, except that one candidate of one chunk gets another: `params` says which."""
 
+  def init(self, params, prompt_features):
+    return ()
+
   def __call__(self, params, condition, chunk, info):
     bad = (info.chunk_index == params["chunk"]) & (info.candidate_index == params["candidate"])
     return jnp.where(bad, params["value"], small.ImageMatch()(params, condition, chunk, info))
@@ -278,6 +281,9 @@ TINY_CODEC = CodecConfig(
 @dataclasses.dataclass(frozen=True)
 class _Brightness(Promptless):
   """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
+
+  def init(self, params, prompt_features):
+    return ()
 
   def __call__(self, params, condition, frames, info):
     count = frames.shape[0] if isinstance(frames, jax.Array) else frames.num_frames

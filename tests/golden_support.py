@@ -102,6 +102,9 @@ class LatentImageReward(Promptless):
   pattern: np.ndarray
   constants: dict
 
+  def init(self, params, prompt_features):
+    return ()
+
   def __call__(self, params, condition, chunk, info):
     c = self.constants
     return c["a_s"] * jnp.tanh(c["g_s"] * ((chunk * self.pattern[None]).mean() - c["m_s"]))
@@ -113,6 +116,9 @@ class LatentVideoReward(Promptless):
 
   pattern: np.ndarray
   constants: dict
+
+  def init(self, params, prompt_features):
+    return ()
 
   def __call__(self, params, condition, window, info):
     c, count = self.constants, window.num_frames
@@ -131,6 +137,9 @@ class ScriptedReward(Promptless):
   """A table [chunk, candidate]."""
 
   table: np.ndarray
+
+  def init(self, params, prompt_features):
+    return ()
 
   def __call__(self, params, condition, frames, info):
     return jnp.asarray(self.table, jnp.float32)[info.chunk_index, info.candidate_index]
