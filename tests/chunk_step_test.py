@@ -20,14 +20,6 @@ from streamt1_jax.state import init_state, past_capacity
 from tests import small_search as small
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _stream(models, search, num_chunks, seed=0, params=None, **options):
   traces = drivers.stream(
     small.params() if params is None else params,
@@ -204,7 +196,7 @@ def _poisoned(seeds, part):
 
 
 @dataclasses.dataclass(frozen=True)
-class _DoctoredScore:
+class _DoctoredScore(small.PromptFree):
   """The usual image score, except that one candidate of one chunk gets another: `params` says which."""
 
   def __call__(self, params, condition, chunk, info):
@@ -275,7 +267,7 @@ TINY_CODEC = CodecConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Brightness:
+class _Brightness(small.PromptFree):
   """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
 
   def __call__(self, params, condition, frames, info):

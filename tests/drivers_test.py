@@ -19,14 +19,6 @@ from tests import small_search as small
 NUM_CHUNKS = 9
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _stream(num_chunks, search=small.SEARCH, *, seed=0, prompt=0, models=None, **options):
   condition = small.condition(num_chunks, prompt)
   models = small.models() if models is None else models
@@ -258,7 +250,7 @@ class TestLineage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped:
+class _Mapped(small.PromptFree):
   """Scores a whole video by its first number: by `table[round(number)]`."""
 
   table: tuple[float, ...]

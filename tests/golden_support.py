@@ -23,6 +23,7 @@ from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.state import ChunkTrace, Condition
+from tests import small_search as small
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -95,7 +96,7 @@ def text_memory(graphdef, params, embeds):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentImageReward:
+class LatentImageReward(small.PromptFree):
   """a_s * tanh(g_s * (mean(x * P) - m_s)) of a chunk of latents."""
 
   pattern: np.ndarray
@@ -107,7 +108,7 @@ class LatentImageReward:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentVideoReward:
+class LatentVideoReward(small.PromptFree):
   """a_l * tanh(g_l * (m - m_l)) - b_l * d: a time-weighted match with Q, less the mean change between frames."""
 
   pattern: np.ndarray
@@ -126,7 +127,7 @@ class LatentVideoReward:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScriptedReward:
+class ScriptedReward(small.PromptFree):
   """A table [chunk, candidate]."""
 
   table: np.ndarray

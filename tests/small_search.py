@@ -40,8 +40,15 @@ def pattern(seed: int) -> np.ndarray:
   return np.random.default_rng(seed).standard_normal(FRAME).astype(np.float32)
 
 
+class PromptFree:
+  """A reward that does not read the prompt."""
+
+  def init(self, params, prompt_features):
+    return ()
+
+
 @dataclasses.dataclass(frozen=True)
-class ImageMatch:
+class ImageMatch(PromptFree):
   """Mean product of a chunk's frames with a fixed pattern."""
 
   seed: int = 1
@@ -51,7 +58,7 @@ class ImageMatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class WindowChecksum:
+class WindowChecksum(PromptFree):
   """Sum over the window's frames of (index + 1) * mean(frame * pattern): depends on every frame and on its place."""
 
   seed: int = 2
