@@ -21,14 +21,6 @@ from streamt1_jax.state import init_state, past_capacity
 from tests import small_search as small
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _stream(models, search, num_chunks, seed=0, params=None, **options):
   traces = drivers.stream(
     small.params() if params is None else params,
@@ -208,9 +200,6 @@ def _poisoned(seeds, part):
 class _DoctoredScore(Promptless):
   """The usual image score, except that one candidate of one chunk gets another: `params` says which."""
 
-  def init(self, params, prompt_features):
-    return ()
-
   def __call__(self, params, condition, chunk, info):
     bad = (info.chunk_index == params["chunk"]) & (info.candidate_index == params["candidate"])
     return jnp.where(bad, params["value"], small.ImageMatch()(params, condition, chunk, info))
@@ -281,9 +270,6 @@ TINY_CODEC = CodecConfig(
 @dataclasses.dataclass(frozen=True)
 class _Brightness(Promptless):
   """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, frames, info):
     count = frames.shape[0] if isinstance(frames, jax.Array) else frames.num_frames

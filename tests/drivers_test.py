@@ -20,14 +20,6 @@ from tests import small_search as small
 NUM_CHUNKS = 9
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _stream(num_chunks, search=small.SEARCH, *, seed=0, prompt=0, models=None, **options):
   condition = small.condition(num_chunks, prompt)
   models = small.models() if models is None else models

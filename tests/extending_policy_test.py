@@ -21,14 +21,6 @@ from tests.extending.policy import SEARCH, Cumulative
 NUM_CHUNKS = 6
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 TOY_SEARCH = dataclasses.replace(SEARCH, beam_size=3, noise_sigma=0.0, sliding_window=1)
 
 

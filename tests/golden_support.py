@@ -24,6 +24,7 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import ChunkTrace, Condition
+from tests import small_search as small
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -102,9 +103,6 @@ class LatentImageReward(Promptless):
   pattern: np.ndarray
   constants: dict
 
-  def init(self, params, prompt_features):
-    return ()
-
   def __call__(self, params, condition, chunk, info):
     c = self.constants
     return c["a_s"] * jnp.tanh(c["g_s"] * ((chunk * self.pattern[None]).mean() - c["m_s"]))
@@ -116,9 +114,6 @@ class LatentVideoReward(Promptless):
 
   pattern: np.ndarray
   constants: dict
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, window, info):
     c, count = self.constants, window.num_frames
@@ -137,9 +132,6 @@ class ScriptedReward(Promptless):
   """A table [chunk, candidate]."""
 
   table: np.ndarray
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, frames, info):
     return jnp.asarray(self.table, jnp.float32)[info.chunk_index, info.candidate_index]

@@ -69,9 +69,14 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def run(request):
-  """A recorded search run again: (case, blocks)."""
+  """A recorded search run again; on one device XLA gets the options that users' programs get."""
   file, devices = request.param
-  return golden.replay(golden.load_case(file), devices)
+  quick = jax.config.values["jax_disable_most_optimizations"]
+  jax.config.update("jax_disable_most_optimizations", quick and devices != "one_device")
+  try:
+    return golden.replay(golden.load_case(file), devices)
+  finally:
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 def _close(actual, expected, atol):

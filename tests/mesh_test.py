@@ -29,14 +29,6 @@ NUM_CHUNKS = 6
 SEEDS = (0, 5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _mesh(text, search=small.SEARCH):
   return device_mesh.make_mesh(device_mesh.parse_sizes(text), small.MODEL, search)
 

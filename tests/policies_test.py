@@ -23,14 +23,6 @@ NUM_CHUNKS = 5
 SEARCH = dataclasses.replace(small.SEARCH, short_threshold=-10.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  """Many small programs run for milliseconds each: what they cost is their compilation."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def _stream(search, seed=0):
   arguments = small.params(), small.condition(NUM_CHUNKS), small.models(), search
   return [jax.device_get(trace) for trace in drivers.stream(*arguments, num_chunks=NUM_CHUNKS, seed=seed)]

@@ -28,13 +28,6 @@ SETTINGS = {"prompts": ["a red circle"], "seed": 3}
 SEARCH = dataclasses.replace(small.SEARCH, short_threshold=-10.0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def _inputs(sizes=()):
   """Params, condition and models. There are two prompts if the mesh divides them."""

@@ -47,9 +47,6 @@ class ImageMatch(Promptless):
 
   seed: int = 1
 
-  def init(self, params, prompt_features):
-    return ()
-
   def __call__(self, params, condition, chunk, info):
     return (chunk * pattern(self.seed)[None]).mean()
 
@@ -59,9 +56,6 @@ class WindowChecksum(Promptless):
   """Sum over the window's frames of (index + 1) * mean(frame * pattern): depends on every frame and on its place."""
 
   seed: int = 2
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, window, info):
     index = jnp.arange(window.past.shape[0] + window.chunk.shape[0])
