@@ -109,10 +109,11 @@ class TestTwoDrivers:
     assert past(judged).shape[1] == 15
 
   def test_rewards_are_not_called_without_judges(self):
-    def refuse(*arguments):
-      raise AssertionError("a reward was called")
+    class Refuse(Promptless):
+      def __call__(self, params, condition, frames, info):
+        raise AssertionError("a reward was called")
 
-    models = dataclasses.replace(small.models(), image_reward=refuse, video_reward=refuse)
+    models = dataclasses.replace(small.models(), image_reward=Refuse(), video_reward=Refuse())
     assert len(list(_stream(2, SearchConfig.streaming(small.MODEL), models=models))) == 2
 
   def test_plain_streaming_does_not_depend_on_scores(self):
