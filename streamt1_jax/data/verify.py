@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
+from streamt1_jax.typing import FloatLike
 
 VERDICTS = ("background", "color", "size", "motion", "shape", "permanence", "all_at_once")
 """Keys of every result; `all_at_once` is the conjunction of the others."""
@@ -187,7 +188,7 @@ def _distance_from(centers: np.ndarray) -> np.ndarray:
   return np.sqrt(squared[:, None, :, 0] + squared[:, :, None, 1])
 
 
-def _triangle_corner(radius: float) -> float:
+def _triangle_corner(radius: FloatLike) -> FloatLike:
   """Distance in pixels from the centroid to a corner of the triangle with the area of that circle."""
   return 2.0 * radius * np.pi**0.5 / 27**0.25
 
