@@ -24,7 +24,6 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import ChunkTrace, Condition
-from tests import small_search as small
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
