@@ -14,6 +14,7 @@ from streamt1_jax.drivers import SearchError
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, EMA, NOTHING
 from streamt1_jax.noise_propagation import gaussian_noise
+from streamt1_jax.rewards.base import Promptless
 from tests import small_search as small
 
 NUM_CHUNKS = 9
@@ -108,8 +109,8 @@ class TestTwoDrivers:
     assert past(judged).shape[1] == 15
 
   def test_rewards_are_not_called_without_judges(self):
-    class Refuse(small.ImageMatch):
-      def __call__(self, *arguments):
+    class Refuse(Promptless):
+      def __call__(self, params, condition, frames, info):
         raise AssertionError("a reward was called")
 
     models = dataclasses.replace(small.models(), image_reward=Refuse(), video_reward=Refuse())
@@ -259,13 +260,10 @@ class TestLineage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped:
+class _Mapped(Promptless):
   """Scores a whole video by its first number: by `table[round(number)]`."""
 
   table: tuple[float, ...]
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, window, info):
     first = window.take(jnp.zeros(1, jnp.int32)).reshape(-1)[0]

@@ -22,6 +22,7 @@ from streamt1_jax.nn import rotary
 from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import ChunkTrace, Condition
 
 
@@ -82,6 +83,7 @@ def search_config(recorded: dict) -> SearchConfig:
   )
 
 
+@functools.cache
 def load_backbone(folder: pathlib.Path, model: ModelConfig) -> tuple[nnx.GraphDef, dict]:
   params = wan_dit.wan_flavour(model).convert(load(folder / "weights.npz"))
   graphdef = nnx.graphdef(nnx.eval_shape(lambda: CausalWanDiT(model, nnx.Rngs(0))))
@@ -94,14 +96,11 @@ def text_memory(graphdef, params, embeds):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentImageReward:
+class LatentImageReward(Promptless):
   """a_s * tanh(g_s * (mean(x * P) - m_s)) of a chunk of latents."""
 
   pattern: np.ndarray
   constants: dict
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, chunk, info):
     c = self.constants
@@ -109,14 +108,11 @@ class LatentImageReward:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentVideoReward:
+class LatentVideoReward(Promptless):
   """a_l * tanh(g_l * (m - m_l)) - b_l * d: a time-weighted match with Q, less the mean change between frames."""
 
   pattern: np.ndarray
   constants: dict
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, window, info):
     c, count = self.constants, window.num_frames
@@ -131,13 +127,10 @@ class LatentVideoReward:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScriptedReward:
+class ScriptedReward(Promptless):
   """A table [chunk, candidate]."""
 
   table: np.ndarray
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, frames, info):
     return jnp.asarray(self.table, jnp.float32)[info.chunk_index, info.candidate_index]

@@ -11,6 +11,7 @@ from flax import nnx
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
 from streamt1_jax.generator import Models
 from streamt1_jax.models import abstract_backbone, make_models
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition
 
 MODEL = ModelConfig(
@@ -41,26 +42,20 @@ def pattern(seed: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageMatch:
+class ImageMatch(Promptless):
   """Mean product of a chunk's frames with a fixed pattern."""
 
   seed: int = 1
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, chunk, info):
     return (chunk * pattern(self.seed)[None]).mean()
 
 
 @dataclasses.dataclass(frozen=True)
-class WindowChecksum:
+class WindowChecksum(Promptless):
   """Sum over the window's frames of (index + 1) * mean(frame * pattern): depends on every frame and on its place."""
 
   seed: int = 2
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, window, info):
     index = jnp.arange(window.past.shape[0] + window.chunk.shape[0])

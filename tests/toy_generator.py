@@ -12,6 +12,7 @@ import numpy as np
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.noise_propagation import NoiseDraws
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.sampling import renoise
 
 SHAPE = (1, 1, 1, 1)
@@ -57,27 +58,19 @@ def draw_noise(seed):
 
 
 @dataclasses.dataclass(frozen=True)
-class Newest:
-  """The chunk's own number."""
-
-  def init(self, params, prompt_features):
-    return ()
-
+class ChunkMean(Promptless):
   def __call__(self, params, condition, chunk, info):
     return chunk.mean()
 
 
 @dataclasses.dataclass(frozen=True)
-class Sum:
-  """The sum of the window."""
-
-  def init(self, params, prompt_features):
-    return ()
+class WindowSum(Promptless):
+  """The sum of the window, chunk by chunk one number."""
 
   def __call__(self, params, condition, window, info):
     valid = jnp.arange(window.past.shape[0]) < window.num_past
     return jnp.where(valid, window.past.ravel(), 0.0).sum() + window.chunk.sum()
 
 
-MODELS = Models(ToyGenerator(), LatentCodec(SHAPE[1:]), Newest(), Sum(), draw_noise, renoise)
+MODELS = Models(ToyGenerator(), LatentCodec(SHAPE[1:]), ChunkMean(), WindowSum(), draw_noise, renoise)
 PARAMS = {"backbone": {}, "codec": {}, "image_reward": {}, "video_reward": {}}

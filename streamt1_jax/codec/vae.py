@@ -13,6 +13,7 @@ Everything is unbatched: `vmap` for a batch. Computation is in the dtype of para
 docs/reference/wan_vae.md; `patch_size` as in Wan 2.2.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -233,7 +234,7 @@ class VideoCodec(nnx.Module):
     self.decoder = VideoDecoder(config, rngs=rngs)
 
 
-def _run_stages(stages: nnx.List, x: jax.Array, histories, first: bool) -> tuple[jax.Array, tuple]:
+def _run_stages(stages: Iterable[Stage], x: jax.Array, histories, first: bool) -> tuple[jax.Array, tuple]:
   updated = []
   for stage, history in zip(stages, histories, strict=True):
     x, history = stage(x, history, first)

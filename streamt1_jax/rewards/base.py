@@ -87,6 +87,13 @@ class VideoReward(Protocol):
     ...
 
 
+class Promptless:
+  """What a reward inherits that reads no prompt: its `condition` is empty."""
+
+  def init(self, params: Params, prompt_features: Any) -> tuple[()]:
+    return ()
+
+
 PromptReader = Callable[[str], Any]
 """Turns a caption into the `prompt_features` of `init`, a tree of arrays; on the host.
 
