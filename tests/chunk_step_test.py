@@ -344,7 +344,7 @@ class TestRewardDecode:
 
   def test_a_full_window_is_as_long_as_its_latents_alone(self):
     """117 frames for the 30 latents of the released window, however long the video is."""
-    codec = dataclasses.replace(self._decoder()[0], config=preset("tiny").codec)
+    codec = StreamingDecoder(self._decoder()[0].graphdef, preset("tiny").codec, (4, 4))
     assert codec.config.temporal_stride == 4
     models = dataclasses.replace(small.models(), codec=codec)
     past = lambda window: past_capacity(models, SearchConfig(max_sink_frames=6, sliding_window=window))
