@@ -15,10 +15,13 @@ from streamt1_jax.models import make_models
 from streamt1_jax.pipeline import Pipeline, Video
 from streamt1_jax.policies import KeepBeams, Policy, TopK
 from streamt1_jax.rewards.base import FrameWindow, ImageReward, VideoReward
+from streamt1_jax.rewards.folder import save_reward
+from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.sampling import Sampler
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
   "ChunkTrace",
@@ -33,6 +36,8 @@ __all__ = [
   "Models",
   "Pipeline",
   "Policy",
+  "REWARDS",
+  "RewardSpec",
   "Sampler",
   "SearchConfig",
   "SearchError",
@@ -45,5 +50,6 @@ __all__ = [
   "make_models",
   "preset",
   "rollout",
+  "save_reward",
   "stream",
 ]

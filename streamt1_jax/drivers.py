@@ -6,7 +6,7 @@ carries its own past frames, and the state stays the same size however long the 
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -57,23 +57,6 @@ class FinalBeams(NamedTuple):
 # Where a state or a condition has arrays, these have the axes that `jax.vmap` takes.
 _STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, num_past=None, beams=0, policy=0)
 _CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None)
-
-
-@runtime_checkable
-class CompiledStep(Protocol):
-  """`jitted_chunk_step`, or what does the same."""
-
-  def __call__(
-    self,
-    params: SearchParams,
-    state: SearchState,
-    condition: Condition,
-    models: Models,
-    search: SearchConfig,
-    *,
-    first: bool,
-    record: bool = False,
-  ) -> tuple[SearchState, ChunkTrace]: ...
 
 
 class _JittedChunkStep:
@@ -145,7 +128,6 @@ def stream(
   num_chunks: int,
   seed: int | Sequence[int],
   record: bool = False,
-  step: CompiledStep = jitted_chunk_step,
 ) -> Iterator[ChunkTrace]:
   """Yields the trace of every chunk as soon as it is searched.
 
@@ -156,7 +138,7 @@ def stream(
     ConfigError: the length or the search does not fit the model, or the prompts do not divide by the mesh.
     SearchError: all candidates of a prompt's chunk are NaN or Inf. Chunks yielded before are good.
   """
-  options = {"num_chunks": num_chunks, "seed": seed, "record": record, "step": step}
+  options = {"num_chunks": num_chunks, "seed": seed, "record": record}
   for _, trace in stream_states(params, condition, models, search, **options):
     yield trace
 
@@ -171,7 +153,6 @@ def stream_states(
   seed: int | Sequence[int],
   record: bool = False,
   state: SearchState | None = None,
-  step: CompiledStep = jitted_chunk_step,
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """As `stream`, with the state after every chunk; a search can go on from any of them.
 
@@ -187,7 +168,6 @@ def stream_states(
     record: whether traces hold intermediate arrays.
     state: where an earlier search of the same arguments stopped, as `abstract_state` describes it; its buffers are
       taken too. By default the search begins anew.
-    step: the compiled chunk step.
   """
   check_length(models, search, num_chunks)
   mesh = models.execution.mesh
@@ -196,7 +176,7 @@ def stream_states(
   if state is None:
     state = cast(SearchState, jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
   for index in range(int(state.chunk_index), num_chunks):
-    state, trace = step(params, state, condition, models, search, first=index == 0, record=record)
+    state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
     yield state, trace
 

@@ -78,18 +78,16 @@ class Pipeline:
   """A loaded model.
 
   Attributes:
-    models: static half of the chunk step.
+    models: the static half of a search.
     params: weights of backbone, codec and rewards, by name.
     text: prompts to embeddings; its weights stay on disk.
     rewards: what judges.
-    step: the compiled chunk step.
   """
 
   models: Models
   params: Params
   text: PromptEncoder
   rewards: Rewards
-  step: drivers.CompiledStep = drivers.jitted_chunk_step
 
   @classmethod
   def load(
@@ -106,7 +104,6 @@ class Pipeline:
     mesh: Mesh | None = None,
     decoding: Decoding | None = None,
     attention: Implementation | None = None,
-    step: drivers.CompiledStep = drivers.jitted_chunk_step,
   ) -> "Pipeline":
     """Reads a checkpoint folder.
 
@@ -124,7 +121,6 @@ class Pipeline:
       decoding: how much memory decoding may take, see `execution.Execution`; candidates of more than 256x256
         pixels are decoded in turn by default.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
-      step: the compiled chunk step.
 
     Raises:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
@@ -163,7 +159,7 @@ class Pipeline:
       "image_reward": rewards.image.params,
       "video_reward": rewards.video.params,
     }
-    pipeline = cls(models, params, text, rewards, step)
+    pipeline = cls(models, params, text, rewards)
     pipeline._check_rewards(directory)
     return pipeline
 
@@ -230,7 +226,7 @@ class Pipeline:
     self, condition: Condition, search: SearchConfig, *, num_chunks: int, seed: int | Sequence[int]
   ) -> Iterator[ChunkTrace]:
     """Yields every chunk as soon as it is searched; see `drivers.stream`."""
-    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed, step=self.step)
+    return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed)
 
   @property
   def mesh_sizes(self) -> dict[str, int] | None:
@@ -261,7 +257,7 @@ class Pipeline:
     if self.prompts_together > 1:
       condition = drivers.stack_conditions(self._fill(conditions), self.models.execution.mesh)
       seed = self._fill(seeds)
-    options = {"num_chunks": num_chunks, "seed": seed, "state": state, "step": self.step}
+    options = {"num_chunks": num_chunks, "seed": seed, "state": state}
     for state, trace in drivers.stream_states(self.params, condition, self.models, search, **options):
       trace = hosts.to_host(trace)
       if self.prompts_together == 1:
