@@ -24,6 +24,7 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
+from streamt1_jax.measuring.random_search import ConstantReward
 from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.parallel.sharding import LAYOUTS, RULES, placed
 from streamt1_jax.rewards.qwen2_vl import loading
@@ -104,7 +105,8 @@ def build(
     search: the search.
     execution: devices, attention and decoding.
     dtype: dtype of weights and activations.
-    reward_dtype: dtype of HPSv3 and VideoAlign at full size; None judges by the built-in rewards.
+    reward_dtype: dtype of HPSv3 and VideoAlign at full size; None judges by the built-in rewards, or not at
+      all where the model has no codec.
   """
   rewards, reward_params, reward_conditions = _rewards(model, reward_dtype)
   alone = make_models(model, *rewards)
@@ -124,7 +126,9 @@ def _rewards(model: ModelConfig, dtype: DTypeLike | None) -> tuple[list[Any], di
   """Image and video reward, and the shapes of their weights and conditions."""
   names = ("image_reward", "video_reward")
   if dtype is None:
-    rewards = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
+    # Without a codec there are no pictures to judge.
+    built_in = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
+    rewards = [ConstantReward(), ConstantReward()] if model.codec is None else built_in
     return rewards, {name: {} for name in names}, [{}, {}]
   specs = [REWARDS[name] for name in _FULL_SIZE]
   rewards = [spec.make(spec.make_config(), model.fps) for spec in specs]
