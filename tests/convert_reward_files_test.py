@@ -84,7 +84,7 @@ def test_loaded_rewards_are_the_published_ones(converted, model):
   expected = small_rewards.convert(tensors(model), small_rewards.CONFIGS[model])
   jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
   config = small_rewards.CONFIGS[model]
-  assert loaded.reward == {"hpsv3": HPSv3(config), "videoalign": VideoAlign(16.0, config)}[model]
+  assert loaded.reward == (HPSv3(config) if model == "hpsv3" else VideoAlign(16.0, config))
   tokens = loaded.prompt("a red circle")
   # The tokenizer has 15 tokens and HPSv3's; VideoAlign's follow these.
   assert tokens.after[tokens.reward_index].tolist() == {"hpsv3": [15], "videoalign": [16, 17, 18]}[model]

@@ -239,6 +239,7 @@ class TestConfig:
       (lambda: VideoAlignConfig(head_dtype="int8"), "head_dtype must be float32 or bfloat16"),
     ],
   )
+  @pytest.mark.usefixtures("unchecked_types")
   def test_faults(self, make, message):
     with pytest.raises(ConfigError, match=message):
       make()

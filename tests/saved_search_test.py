@@ -248,6 +248,7 @@ def test_descriptions(tmp_path):
     saved_search.read_description(tmp_path)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_traces_of_other_fields_are_refused(tmp_path):
   """As a later version of the program would find them, whose format version is the same by mistake."""
   (tmp_path / "search.json").write_text('{"format_version": 1, "settings": {}, "resumed_at": []}')

@@ -19,6 +19,7 @@ from PIL import Image
 from streamt1_jax.cli import score_inputs
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import video
+from streamt1_jax.rewards.base import CandidateInfo
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.quality import ImageQuality
 from tests import videos
@@ -130,7 +131,7 @@ class TestScores:
   def test_built_in_rewards_see_all_frames(self, scored):
     scores = read_rows(scored.folder)["a.mp4"]["scores"]
     frames, _ = videos.read_video(scored.folder / "clips/a.mp4")
-    quality = jax.jit(lambda frames: ImageQuality()({}, {}, frames, None))
+    quality = jax.jit(lambda frames: ImageQuality()({}, {}, frames, CandidateInfo(np.int32(0), np.int32(0))))
     np.testing.assert_allclose(scores["quality"], quality(frames), atol=1e-4)
     np.testing.assert_allclose(scores["quality_frames"][8], quality(frames[8:]), atol=1e-4)
     assert len(scores["quality_frames"]) == 9

@@ -43,7 +43,7 @@ class Piece(NamedTuple):
   """
 
   name: str
-  rows: np.ndarray
+  rows: np.ndarray | np.generic
 
 
 def write_part(
@@ -124,9 +124,9 @@ class _LeafWriter:
     self._array = _create(folder / name.replace("/", "."), self._shape, self._dtype, self._chunk.shape)
     self._filled, self._written = 0, 0
 
-  def append(self, rows: np.ndarray) -> bool:
+  def append(self, rows: np.ndarray | np.generic) -> bool:
     """Takes the next rows. Returns whether the parameter is complete."""
-    rows = rows if self._shape else rows[None]
+    rows = np.asarray(rows) if self._shape else np.asarray(rows)[None]
     total = self._shape[0] if self._shape else 1
     if rows.shape[1:] != self._chunk.shape[1:] or self._written + self._filled + len(rows) > total:
       raise ConfigError(f"{self._name}: a piece {list(rows.shape)} does not fit into {list(self._shape)}")

@@ -50,8 +50,8 @@ class VideoScorer(Protocol):
     """Indices of the frames it needs. Raises ConfigError if it cannot score such a video."""
     ...
 
-  def __call__(self, prompt: str, frames: Frames) -> Scores:
-    """A score, or one per frame, for each of `columns`, of those frames.
+  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+    """A score, or one per frame, for each of `columns`, of those frames; the prompt may be None if it is not read.
 
     Raises ConfigError if it cannot score them, or a score is NaN or Inf.
     """
@@ -87,8 +87,8 @@ class FrameScorer:
     count = min(num_frames, self.options.most_frames or num_frames)
     return np.round(np.linspace(0, num_frames - 1, count)).astype(np.int32)
 
-  def __call__(self, prompt: str, frames: Frames) -> Scores:
-    features, batch, scores = self.prompt(prompt), self.options.batch, []
+  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+    features, batch, scores = self.prompt(prompt or ""), self.options.batch, []
     for start in range(0, len(frames), batch):
       some = frames[start : start + batch]
       filled = np.pad(some, ((0, batch - len(some)), (0, 0), (0, 0), (0, 0)), mode="edge")
@@ -121,8 +121,8 @@ class WindowScorer:
   def look_at(self, num_frames: int, fps: float) -> Int[np.ndarray, " N"]:
     return np.arange(num_frames)
 
-  def __call__(self, prompt: str, frames: Frames) -> Scores:
-    score = _window_score(self.reward, self.params, self.prompt(prompt), frames)
+  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+    score = _window_score(self.reward, self.params, self.prompt(prompt or ""), frames)
     return require_finite(self.name, {self.name: float(score)})
 
 

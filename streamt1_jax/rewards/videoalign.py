@@ -209,8 +209,8 @@ class VideoAlignScorer:
   def look_at(self, num_frames: int, fps: float) -> Int32[np.ndarray, " n"]:
     return dataclasses.replace(self.reward, fps=fps).sample(num_frames)
 
-  def __call__(self, prompt: str, frames: Frames) -> Scores:
-    scores = _all_scores(self.reward, self.params, self.prompt(prompt), frames)
+  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+    scores = _all_scores(self.reward, self.params, self.prompt(prompt or ""), frames)
     return require_finite(self.name, dict(zip(self.columns, np.asarray(scores).tolist(), strict=True)))
 
 
