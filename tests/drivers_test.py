@@ -1,7 +1,6 @@
 """The two drivers, what they compile, and how a video is put together."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,10 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, EMA, NOTHING
-from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.rewards.base import Promptless
+from streamt1_jax.state import Condition
 from tests import small_search as small
+from tests import toy_generator as toy
 
 NUM_CHUNKS = 9
 
@@ -31,6 +31,13 @@ def _rollout(num_chunks, search=small.SEARCH, *, seed=0, models=None, **options)
   return drivers.rollout(
     small.params(), small.condition(num_chunks), models, search, num_chunks=num_chunks, seed=seed, **options
   )
+
+
+def _toy(num_chunks, *, run=drivers.stream, seed=0, models=toy.MODELS, **changes):
+  """A search of one number per chunk, where what a driver does shows as well and programs compile in no time."""
+  search = dataclasses.replace(small.SEARCH, first_candidate="fresh", **changes)
+  condition = Condition((), (), (), jnp.int32(num_chunks))
+  return run(toy.PARAMS, condition, models, search, num_chunks=num_chunks, seed=seed)
 
 
 def _final(traces, search=small.SEARCH):
@@ -120,12 +127,14 @@ class TestTwoDrivers:
     assert np.abs(latents(**always, sink_ema_decay=0.5) - latents(**never)).max() > 1e-3
 
   def test_one_beam_of_three_candidates(self):
-    search = dataclasses.replace(small.SEARCH, top_k=1, beam_size=3)
-    traces = list(_stream(4, search))
+    changes = {"top_k": 1, "beam_size": 3}
+    traces = list(_toy(4, **changes))
     for trace in traces:
       assert trace.survivor.tolist() == [int(np.argmax(trace.candidates.hybrid[0]))]
-    expected = np.concatenate([trace.latents[0] for trace in traces])
-    np.testing.assert_array_equal(_final(traces, search).latents[0], expected)
+    assert len({trace.survivor[0] for trace in traces}) > 1
+    search = dataclasses.replace(small.SEARCH, **changes)
+    final = drivers.final_beams(toy.PARAMS, Condition((), (), (), jnp.int32(4)), toy.MODELS, search, traces)
+    np.testing.assert_array_equal(final.latents[0], np.concatenate([trace.latents[0] for trace in traces]))
 
 
 @pytest.mark.parametrize(
@@ -157,9 +166,9 @@ class TestCompilation:
 
   def test_another_search_is_noticed(self):
     """The negative control: the counter sees what a new shape compiles."""
-    list(_stream(2))
+    list(_toy(2))
     with CompileCounter() as compiles:
-      next(_stream(2, dataclasses.replace(small.SEARCH, beam_size=4)))
+      next(_toy(2, beam_size=4))
     assert compiles.count >= 1
 
   def test_no_implicit_transfers(self):
@@ -176,24 +185,18 @@ class TestCompilation:
         drivers.jitted_chunk_step(params, state, from_host, models, small.SEARCH, first=False)
 
 
-@functools.cache
-def _spoiled_models():
-  """Noise is NaN for the seeds 100 to 103 and 2007 to 2108: first chunk from seed 100, third chunk from seed 7."""
-  usual = gaussian_noise(small.MODEL.latent_shape, 2)
-
-  def draw(seed):
-    draws = usual(seed)
-    bad = ((seed >= 100) & (seed <= 103)) | ((seed >= 2007) & (seed <= 2108))
-    return draws._replace(fresh=jnp.where(bad, jnp.nan, draws.fresh))
-
-  return dataclasses.replace(small.models(), draw_noise=draw)
+def _spoiled(seed):
+  """Noise that is NaN for the seeds 100 to 103 and 2007 to 2108: first chunk from seed 100, third chunk from seed 7."""
+  draws = toy.draw_noise(seed)
+  bad = ((seed >= 100) & (seed <= 103)) | ((seed >= 2007) & (seed <= 2108))
+  return draws._replace(fresh=jnp.where(bad, jnp.nan, draws.fresh))
 
 
 class TestFailure:
-  SEARCH = dataclasses.replace(small.SEARCH, first_candidate="fresh")
+  MODELS = dataclasses.replace(toy.MODELS, draw_noise=_spoiled)
 
   def test_stream_yields_what_is_good(self):
-    chunks = _stream(5, self.SEARCH, seed=7, models=_spoiled_models())
+    chunks = _toy(5, seed=7, models=self.MODELS)
     good = [next(chunks), next(chunks)]
     with pytest.raises(SearchError, match=r"chunk 2\b.*seed 7\b"):
       next(chunks)
@@ -201,11 +204,13 @@ class TestFailure:
 
   def test_first_chunk(self):
     with pytest.raises(SearchError, match=r"chunk 0\b.*seed 100\b"):
-      next(_stream(5, self.SEARCH, seed=100, models=_spoiled_models()))
+      next(_toy(5, seed=100, models=self.MODELS))
 
   def test_rollout(self):
     with pytest.raises(SearchError, match=r"chunk 0\b.*seed 100\b"):
-      _rollout(1, self.SEARCH, seed=100, models=_spoiled_models())
+      _toy(1, run=drivers.rollout, seed=100, models=self.MODELS)
+    with pytest.raises(SearchError, match=r"chunk 2\b.*seed 7\b"):
+      _toy(5, run=drivers.rollout, seed=7, models=self.MODELS)
 
   @pytest.mark.parametrize("num_chunks", [0, -1, 65])
   def test_length(self, num_chunks):
@@ -265,14 +270,12 @@ class _Mapped(Promptless):
 class TestFinalBeams:
   def _best(self, table):
     """Three beams whose videos begin with 0, 1 and 2."""
-    trace = jax.device_get(next(_stream(1, dataclasses.replace(small.SEARCH, top_k=3))))
-    latents = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1, 1) * np.ones(
-      (3, *small.MODEL.latent_shape), np.float32
-    )
-    trace = trace._replace(latents=latents, frames=latents)
-    models = dataclasses.replace(small.models(), video_reward=_Mapped(table))
     search = dataclasses.replace(small.SEARCH, top_k=3)
-    return drivers.final_beams(small.params(), small.condition(1), models, search, [trace])
+    trace = jax.device_get(next(_toy(1, top_k=3)))
+    latents = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1, 1)
+    trace = trace._replace(latents=latents, frames=latents)
+    models = dataclasses.replace(toy.MODELS, video_reward=_Mapped(table))
+    return drivers.final_beams(toy.PARAMS, Condition((), (), (), jnp.int32(1)), models, search, [trace])
 
   def test_best_whole_video(self):
     final = self._best((1.0, 3.0, 2.0))
