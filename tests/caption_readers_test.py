@@ -67,6 +67,7 @@ def test_heads_begin_with_looking_at_neighbours():
     np.testing.assert_allclose(weights[:, :, head], np.tile(expected, (config.num_layers, 1)), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_tokenizer_that_splits_a_word_is_refused():
   class Splitting:
     def __call__(self, word):

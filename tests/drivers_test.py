@@ -131,7 +131,7 @@ class TestTwoDrivers:
     traces = list(_toy(4, **changes))
     for trace in traces:
       assert trace.survivor.tolist() == [int(np.argmax(trace.candidates.hybrid[0]))]
-    assert len({trace.survivor[0] for trace in traces}) > 1
+    assert len({int(trace.survivor[0]) for trace in traces}) > 1
     search = dataclasses.replace(small.SEARCH, **changes)
     final = drivers.final_beams(toy.PARAMS, Condition((), (), (), jnp.int32(4)), toy.MODELS, search, traces)
     np.testing.assert_array_equal(final.latents[0], np.concatenate([trace.latents[0] for trace in traces]))

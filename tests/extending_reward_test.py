@@ -107,6 +107,7 @@ def test_an_image_reward_without_a_prompt_reader(tmp_path):
   assert loaded.params["scale"].tolist() == [0.5, 1.5]
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
   ("changes", "message"),
   [

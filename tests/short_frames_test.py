@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import pytest
+
 from experiments.evaluate import compare_short_frames
 from streamt1_jax.evaluation import decisions
 from streamt1_jax.pipeline import Pipeline
@@ -35,6 +37,7 @@ def _searched(pipeline: Pipeline, frames: int, chunks: int) -> list[decisions.De
   return [decisions.Decision.of(trace) for trace in traces]
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_decisions_are_those_of_searches():
   pipeline = _SmallPipeline.make()
   compared = decisions.decide(pipeline, small_search.SEARCH, [3, 1], _CHUNKS, "", _SEED)

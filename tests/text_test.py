@@ -13,12 +13,12 @@ import pytest
 from absl import logging
 from flax import nnx
 
-from experiments.train import tokenizer as train_tokenizer
 from streamt1_jax.config import ConfigError, TextConfig, preset
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.encode import PromptEncoder, padded_length
 from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer, clean
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
+from streamt1_jax.training import tokenizer as train_tokenizer
 
 MODEL = pathlib.Path(__file__).parents[1] / "checkpoints" / "tiny" / "tokenizer.model"
 CAPTION = "a small red circle moves quickly left over a dark blue background"

@@ -27,6 +27,7 @@ from streamt1_jax.config import required
 from streamt1_jax.data import shapes
 from streamt1_jax.training import appearance
 from streamt1_jax.training.appearance import Appearance
+from streamt1_jax.typing import HostArray, IntLike
 
 FIELDS = (*shapes.Attributes._fields, "binding")
 """How the two scenes of a pair differ: in one attribute, or their colour and background exchange hues."""
@@ -220,8 +221,8 @@ def draw_pairs(
   key: jax.Array,
   scenes: Neighbours,
   config: PairConfig,
-  times: jax.Array,
-  length: jax.Array,
+  times: HostArray,
+  length: IntLike,
   codec: Codec | None = None,
   kind: jax.Array | None = None,
 ) -> Pairs:
@@ -258,7 +259,7 @@ class _Draw(NamedTuple):
   pair: Pairs
 
 
-def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: jax.Array, kind: jax.Array | None):
+def _draw_pair(key: jax.Array, scenes: Neighbours, config: PairConfig, length: IntLike, kind: jax.Array | None):
   keys = iter(jax.random.split(key, 24))
   uniform = lambda low=0.0, high=1.0: jax.random.uniform(next(keys), (), minval=low, maxval=high)
   chance = lambda probability: jax.random.bernoulli(next(keys), probability)

@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 # ruff: noqa: E402
-from experiments.train import tokenizer as train_tokenizer
 from streamt1_jax.config import TextConfig
 from streamt1_jax.convert.base import Flavour
 from streamt1_jax.convert.tables import umt5
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
+from streamt1_jax.training import tokenizer as train_tokenizer
 from tests.oracle import libraries
 
 MODEL = pathlib.Path(__file__).parents[2] / "checkpoints" / "tiny" / "tokenizer.model"
