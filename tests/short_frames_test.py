@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from experiments.evaluate import compare_short_frames
@@ -37,6 +38,13 @@ def _searched(pipeline: Pipeline, frames: int, chunks: int) -> list[decisions.De
   return [decisions.Decision.of(trace) for trace in traces]
 
 
+def _same(found, expected):
+  """The same survivors. Scores differ by rounding: the programs are for videos of other lengths."""
+  for (survivors, short), (other_survivors, other_short) in zip(found, expected, strict=True):
+    assert survivors == other_survivors
+    np.testing.assert_allclose(short, other_short, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_decisions_are_those_of_searches():
   pipeline = _SmallPipeline.make()
@@ -44,8 +52,8 @@ def test_decisions_are_those_of_searches():
   plain = lambda decided: [(decision.survivors.tolist(), decision.short.tolist()) for decision in decided]
   all_frames, one_frame = (plain(chunk[index] for chunk in compared) for index in range(2))
   # The second chunk as well: it grows from the winners of all frames.
-  assert all_frames == plain(_searched(pipeline, 3, _CHUNKS))
-  assert one_frame[:1] == plain(_searched(pipeline, 1, 1))
+  _same(all_frames, plain(_searched(pipeline, 3, _CHUNKS)))
+  _same(one_frame[:1], plain(_searched(pipeline, 1, 1)))
   assert all(one[1] != whole[1] for one, whole in zip(one_frame, all_frames, strict=True))
 
 

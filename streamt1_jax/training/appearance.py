@@ -15,7 +15,7 @@ import numpy as np
 
 from streamt1_jax.data import shapes
 from streamt1_jax.data.shapes import FRAME_SIZE, Scene
-from streamt1_jax.typing import IntLike
+from streamt1_jax.typing import HostArray, IntLike
 
 _RANDOM_FRAMES = 512  # randomness per frame repeats after so long
 _TILE = 3 * FRAME_SIZE  # noise is cut out of a fixed tile: drawing it for every frame costs more than all else
@@ -55,7 +55,7 @@ class Appearance(NamedTuple):
   scene: Scene
   other: Scene
   offset: jax.Array
-  length: jax.Array
+  length: IntLike
   event: jax.Array
   until: jax.Array
   freeze: jax.Array
@@ -79,7 +79,7 @@ class Appearance(NamedTuple):
   key: jax.Array
 
 
-def flawless(scene: Scene, offset: jax.Array, length: jax.Array, key: jax.Array) -> Appearance:
+def flawless(scene: Scene, offset: jax.Array, length: IntLike, key: jax.Array) -> Appearance:
   """`scene` as it is."""
   zero = jnp.float32(0.0)
   defects = {name: zero for name in Appearance._fields if name not in ("scene", "other", "offset", "length", "key")}
@@ -87,7 +87,7 @@ def flawless(scene: Scene, offset: jax.Array, length: jax.Array, key: jax.Array)
   return Appearance(scene=scene, other=scene, offset=offset, length=length, key=key, **defects | never)
 
 
-def draw(look: Appearance, times: jax.Array) -> jax.Array:
+def draw(look: Appearance, times: HostArray) -> jax.Array:
   """Frames of an unbatched appearance.
 
   Args:
@@ -175,7 +175,7 @@ def _outline_tile() -> np.ndarray:
   return (smooth / smooth.std()).astype(np.float32)[..., None]
 
 
-def _cut_out(tile: np.ndarray | jax.Array, key: jax.Array, times: jax.Array) -> jax.Array:
+def _cut_out(tile: np.ndarray | jax.Array, key: jax.Array, times: HostArray) -> jax.Array:
   """`[T, 64, 64, channels]` from random places of a tile, another one for every frame."""
   corners = jax.random.randint(key, (_RANDOM_FRAMES, 2), 0, _TILE - FRAME_SIZE)[times % _RANDOM_FRAMES]
   size = (FRAME_SIZE, FRAME_SIZE, tile.shape[-1])
@@ -183,13 +183,13 @@ def _cut_out(tile: np.ndarray | jax.Array, key: jax.Array, times: jax.Array) -> 
   return jax.vmap(lambda corner: jax.lax.dynamic_slice(tile, (corner[0], corner[1], 0), size))(corners)
 
 
-def _per_frame(key: jax.Array, times: jax.Array) -> jax.Array:
+def _per_frame(key: jax.Array, times: HostArray) -> jax.Array:
   """`[T]` in [0, 1], random in every frame and the same whenever that frame is drawn."""
   table = jax.random.uniform(jax.random.fold_in(key, 2), (_RANDOM_FRAMES,))
   return table[times % _RANDOM_FRAMES]
 
 
-def _soften(look: Appearance, frames: jax.Array, times: jax.Array) -> jax.Array:
+def _soften(look: Appearance, frames: jax.Array, times: HostArray) -> jax.Array:
   """Blurs on the torus, adds noise and clips."""
   position = jnp.arange(FRAME_SIZE)
   distance = jnp.abs(position[:, None] - position[None, :])

@@ -167,7 +167,7 @@ class Pairs(NamedTuple):
   omit_speed: Bool[Array, " B"]
 
 
-Codec = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Codec = Callable[..., jax.Array]
 """Frames [5, 64, 64, 3] in [-1, 1], the standard deviation of noise added to their latents, and its key, to the last
 frame [64, 64, 3], decoded."""
 
@@ -353,7 +353,7 @@ def _corrupted(key, look: Appearance, kind, strength, length, config: PairConfig
   )
 
 
-def _pair_frames(draws: _Draw, times: jax.Array, frames_of: Callable[[Appearance, jax.Array], jax.Array]):
+def _pair_frames(draws: _Draw, times: HostArray, frames_of: Callable[[Appearance, HostArray], jax.Array]):
   def one(draw: _Draw):
     better, worse = frames_of(draw.better, times), frames_of(draw.worse, times)
     return better, jnp.where((times >= draw.since)[:, None, None, None], worse, better)
@@ -361,7 +361,7 @@ def _pair_frames(draws: _Draw, times: jax.Array, frames_of: Callable[[Appearance
   return jax.vmap(one)(draws)
 
 
-def _frames_through_codec(look: Appearance, times: jax.Array, codec: Codec) -> jax.Array:
+def _frames_through_codec(look: Appearance, times: HostArray, codec: Codec) -> jax.Array:
   def one(time):
     frames = appearance.draw(look, time + jnp.arange(1 - CODEC_CONTEXT, 1))
     key = jax.random.fold_in(look.key, time)
