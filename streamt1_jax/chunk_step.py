@@ -40,7 +40,7 @@ class Proposal(NamedTuple):
 
   seed: IntScalar
   noise: Latents
-  renoise: Float32[Array, "S-1 F C H W"]
+  renoise: Float32[Array, "between F C H W"]
 
 
 class Candidates(NamedTuple):
@@ -69,7 +69,7 @@ def denoise(
   params: SearchParams,
   models: Models,
   noise: Latents,
-  renoise: Float32[Array, "S-1 F C H W"],
+  renoise: Float32[Array, "between F C H W"],
   chunk_index: IntScalar,
   text: Any,
   view: Any,

@@ -22,7 +22,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.noise_propagation import DrawNoise
 from streamt1_jax.reward_pruning import Flags
-from streamt1_jax.rewards.base import ImageReward, VideoReward
+from streamt1_jax.rewards.base import JudgesChunk, JudgesWindow
 from streamt1_jax.sampling import Sampler
 from streamt1_jax.typing import IntScalar, Latents, Params
 
@@ -139,8 +139,8 @@ class Models:
 
   generator: Generator
   codec: Codec
-  image_reward: ImageReward
-  video_reward: VideoReward
+  image_reward: JudgesChunk
+  video_reward: JudgesWindow
   draw_noise: DrawNoise
   sampler: Sampler
   execution: Execution = Execution()

@@ -20,7 +20,7 @@ from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.noise_propagation import DrawNoise, gaussian_noise
-from streamt1_jax.rewards.base import ImageReward, VideoReward
+from streamt1_jax.rewards.base import JudgesChunk, JudgesWindow
 from streamt1_jax.sampling import SAMPLERS
 from streamt1_jax.typing import Params
 from streamt1_jax.wan_generator import WanGenerator
@@ -28,8 +28,8 @@ from streamt1_jax.wan_generator import WanGenerator
 
 def make_models(
   config: ModelConfig,
-  image_reward: ImageReward,
-  video_reward: VideoReward,
+  image_reward: JudgesChunk,
+  video_reward: JudgesWindow,
   *,
   execution: Execution | None = None,
   draw_noise: DrawNoise | None = None,

@@ -29,7 +29,7 @@ class NoiseDraws(NamedTuple):
   """
 
   fresh: Latents
-  renoise: Float32[Array, "S-1 F C H W"]
+  renoise: Float32[Array, "between F C H W"]
 
 
 @runtime_checkable

@@ -175,7 +175,7 @@ class Pipeline:
 
     def judge(params, features, frames):
       info = CandidateInfo(jnp.int32(0), jnp.int32(0))
-      image, video = self.models.image_reward, self.models.video_reward
+      image, video = self.rewards.image.reward, self.rewards.video.reward
       image_condition = image.init(params["image_reward"], features[0])
       video_condition = video.init(params["video_reward"], features[1])
       image(params["image_reward"], image_condition, frames, info)
@@ -211,8 +211,8 @@ class Pipeline:
     image, video = self.reward_features(prompt)
     condition = Condition(
       text=_text_memory(self.params["backbone"], self.text(prompt), self.models.generator, self.models.execution.mesh),
-      image_reward=self.models.image_reward.init(self.params["image_reward"], image),
-      video_reward=self.models.video_reward.init(self.params["video_reward"], video),
+      image_reward=self.rewards.image.reward.init(self.params["image_reward"], image),
+      video_reward=self.rewards.video.reward.init(self.params["video_reward"], video),
       num_chunks=jnp.int32(num_chunks),
     )
     mesh = self.models.execution.mesh

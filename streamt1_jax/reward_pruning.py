@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.typing import FloatScalar, IntLike, IntScalar
+from streamt1_jax.typing import FloatLike, FloatScalar, IntLike, IntScalar
 
 
 class ScoreHistory(NamedTuple):
@@ -59,7 +59,7 @@ def fusion_weight(chunk_index: IntLike, num_chunks: IntLike, cap: float) -> Floa
 
 
 def hybrid_score(
-  short: Float32[Array, "*axes"], long: Float32[Array, "*axes"], weight: float | FloatScalar
+  short: Float32[Array, "*axes"], long: Float32[Array, "*axes"], weight: FloatLike
 ) -> Float32[Array, "*axes"]:
   return weight * short + (1.0 - weight) * long
 

@@ -6,7 +6,7 @@ Another sampler is a function with this signature and a line in `SAMPLERS`; `Sch
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from streamt1_jax.typing import FloatScalar, Latents
+from streamt1_jax.typing import FloatLike, FloatScalar, Latents
 
 
 @runtime_checkable
@@ -29,9 +29,7 @@ class Sampler(Protocol):
     ...
 
 
-def renoise(
-  x: Latents, x0: Latents, noise: Latents, sigma: float | FloatScalar, next_sigma: float | FloatScalar
-) -> Latents:
+def renoise(x: Latents, x0: Latents, noise: Latents, sigma: FloatLike, next_sigma: FloatLike) -> Latents:
   """x' = (1 - sigma') x0 + sigma' noise: the few-step sampler of the released model, which forgets `x`."""
   del x, sigma
   return (1.0 - next_sigma) * x0 + next_sigma * noise

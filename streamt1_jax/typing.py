@@ -55,6 +55,8 @@ TimeFeatures: TypeAlias = Float32[Array, "F freq_dim"]
 """Sinusoids of a timestep per latent frame."""
 
 FloatScalar: TypeAlias = Float32[Array, ""]
+FloatLike: TypeAlias = float | np.floating | FloatScalar
+"""A number that may be known while tracing."""
 IntScalar: TypeAlias = Int32[Array, ""]
 IntLike: TypeAlias = int | np.integer | IntScalar
 """A number that may be known while tracing."""

@@ -135,7 +135,7 @@ def test_attention_without_memory():
   q, k, v = _random(0, TOKENS, HEADS, WIDTH), _random(1, HEADS, 4, WIDTH), _random(2, HEADS, 4, WIDTH)
   weights = np.exp(np.einsum("qad,akd->aqk", q, k) / WIDTH**0.5)
   expected = np.einsum("aqk,akd->qad", weights / weights.sum(axis=-1, keepdims=True), v)
-  np.testing.assert_allclose(attend(q, k, v), expected, rtol=0, atol=1e-6)
+  np.testing.assert_allclose(attend(*map(jnp.asarray, (q, k, v))), expected, rtol=0, atol=1e-6)
 
 
 @every

@@ -16,6 +16,7 @@ from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
 from streamt1_jax.config import CodecConfig, SearchConfig, preset
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import init_state, past_capacity
 from tests import small_search as small
 
@@ -200,7 +201,7 @@ def _poisoned(**seeds):
 
 
 @dataclasses.dataclass(frozen=True)
-class _DoctoredScore(small.PromptFree):
+class _DoctoredScore(Promptless):
   """The usual image score, except that one candidate of one chunk gets another: `params` says which."""
 
   def __call__(self, params, condition, chunk, info):
@@ -267,7 +268,7 @@ TINY_CODEC = CodecConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Brightness(small.PromptFree):
+class _Brightness(Promptless):
   """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
 
   def __call__(self, params, condition, frames, info):
@@ -348,7 +349,7 @@ class TestRewardDecode:
 
   def test_a_full_window_is_as_long_as_its_latents_alone(self):
     """117 frames for the 30 latents of the released window, however long the video is."""
-    codec = StreamingDecoder(self._decoder()[0], preset("tiny").codec, (4, 4))
+    codec = StreamingDecoder(self._decoder()[0].graphdef, preset("tiny").codec, (4, 4))
     assert codec.config.temporal_stride == 4
     models = dataclasses.replace(small.models(), codec=codec)
     past = lambda window: past_capacity(models, SearchConfig(max_sink_frames=6, sliding_window=window))

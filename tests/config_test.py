@@ -167,6 +167,7 @@ class TestFieldsThatCameLater:
       from_json_value(ScheduleConfig, stored, "schedule")
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_unknown_sampler():
   with pytest.raises(ConfigError, match="sampler must be one of renoise, got 'euler'"):
     make_models(dataclasses.replace(MODEL, schedule=ScheduleConfig(sampler="euler")), None, None)

@@ -31,11 +31,13 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import type_checks
+
 _PACKAGE = pathlib.Path(__file__).parents[1] / "streamt1_jax"
 # Before the package is imported: from now on every call to it checks the types and shapes that its signature gives. Not
 # to `cli`: a module that defines flags is known to absl by the caller, which would be the check.
 _ROOMS = [f"streamt1_jax.{room.stem}" for room in _PACKAGE.iterdir() if room.stem != "cli"]
-install_import_hook(_ROOMS, "beartype.beartype")
+install_import_hook(_ROOMS, f"{type_checks.__name__}.check")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

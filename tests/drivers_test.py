@@ -12,6 +12,7 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, EMA, NOTHING
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -107,10 +108,11 @@ class TestTwoDrivers:
     assert past(judged).shape[1] == 15
 
   def test_rewards_are_not_called_without_judges(self):
-    def refuse(*arguments):
-      raise AssertionError("a reward was called")
+    class Refuse(Promptless):
+      def __call__(self, params, condition, frames, info):
+        raise AssertionError("a reward was called")
 
-    models = dataclasses.replace(small.models(), image_reward=refuse, video_reward=refuse)
+    models = dataclasses.replace(small.models(), image_reward=Refuse(), video_reward=Refuse())
     assert len(list(_stream(2, SearchConfig.streaming(small.MODEL), models=models))) == 2
 
   def test_plain_streaming_does_not_depend_on_scores(self):
@@ -255,7 +257,7 @@ class TestLineage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mapped(small.PromptFree):
+class _Mapped(Promptless):
   """Scores a whole video by its first number: by `table[round(number)]`."""
 
   table: tuple[float, ...]

@@ -22,8 +22,8 @@ from streamt1_jax.nn import rotary
 from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import ChunkTrace, Condition
-from tests import small_search as small
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ def text_memory(graphdef, params, embeds):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentImageReward(small.PromptFree):
+class LatentImageReward(Promptless):
   """a_s * tanh(g_s * (mean(x * P) - m_s)) of a chunk of latents."""
 
   pattern: np.ndarray
@@ -108,7 +108,7 @@ class LatentImageReward(small.PromptFree):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LatentVideoReward(small.PromptFree):
+class LatentVideoReward(Promptless):
   """a_l * tanh(g_l * (m - m_l)) - b_l * d: a time-weighted match with Q, less the mean change between frames."""
 
   pattern: np.ndarray
@@ -127,7 +127,7 @@ class LatentVideoReward(small.PromptFree):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ScriptedReward(small.PromptFree):
+class ScriptedReward(Promptless):
   """A table [chunk, candidate]."""
 
   table: np.ndarray

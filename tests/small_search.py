@@ -11,6 +11,7 @@ from flax import nnx
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
 from streamt1_jax.generator import Models
 from streamt1_jax.models import abstract_backbone, make_models
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition
 
 MODEL = ModelConfig(
@@ -40,15 +41,8 @@ def pattern(seed: int) -> np.ndarray:
   return np.random.default_rng(seed).standard_normal(FRAME).astype(np.float32)
 
 
-class PromptFree:
-  """A reward that does not read the prompt."""
-
-  def init(self, params, prompt_features):
-    return ()
-
-
 @dataclasses.dataclass(frozen=True)
-class ImageMatch(PromptFree):
+class ImageMatch(Promptless):
   """Mean product of a chunk's frames with a fixed pattern."""
 
   seed: int = 1
@@ -58,7 +52,7 @@ class ImageMatch(PromptFree):
 
 
 @dataclasses.dataclass(frozen=True)
-class WindowChecksum(PromptFree):
+class WindowChecksum(Promptless):
   """Sum over the window's frames of (index + 1) * mean(frame * pattern): depends on every frame and on its place."""
 
   seed: int = 2

@@ -12,6 +12,7 @@ import numpy as np
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.noise_propagation import NoiseDraws
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.sampling import renoise
 
 SHAPE = (1, 1, 1, 1)
@@ -56,15 +57,20 @@ def draw_noise(seed):
   return NoiseDraws(jnp.full(SHAPE, seed % 7, jnp.float32), jnp.zeros((1, *SHAPE)))
 
 
-def image_reward(params, condition, chunk, info):
-  return chunk.mean()
+@dataclasses.dataclass(frozen=True)
+class ChunkMean(Promptless):
+  def __call__(self, params, condition, chunk, info):
+    return chunk.mean()
 
 
-def video_reward(params, condition, window, info):
+@dataclasses.dataclass(frozen=True)
+class WindowSum(Promptless):
   """The sum of the window, chunk by chunk one number."""
-  valid = jnp.arange(window.past.shape[0]) < window.num_past
-  return jnp.where(valid, window.past.ravel(), 0.0).sum() + window.chunk.sum()
+
+  def __call__(self, params, condition, window, info):
+    valid = jnp.arange(window.past.shape[0]) < window.num_past
+    return jnp.where(valid, window.past.ravel(), 0.0).sum() + window.chunk.sum()
 
 
-MODELS = Models(ToyGenerator(), LatentCodec(SHAPE[1:]), image_reward, video_reward, draw_noise, renoise)
+MODELS = Models(ToyGenerator(), LatentCodec(SHAPE[1:]), ChunkMean(), WindowSum(), draw_noise, renoise)
 PARAMS = {"backbone": {}, "codec": {}, "image_reward": {}, "video_reward": {}}

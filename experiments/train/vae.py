@@ -23,6 +23,7 @@ Written to `run_dir`: `checkpoints/` (to resume), `params/` (the final weights),
 import json
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 from absl import flags
@@ -37,6 +38,7 @@ from streamt1_jax.io.checkpoint import load_params, save_params
 from streamt1_jax.training import loop, vae
 from streamt1_jax.training.trainer import count_parameters
 from streamt1_jax.training.vae import EVALUATION_FRAMES, VAETraining
+from streamt1_jax.typing import Params
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -72,7 +74,7 @@ def read_training(values: flags.FlagValues, stride: int) -> VAETraining:
   return VAETraining(**given)
 
 
-def finish(params: nnx.State, graphdef: nnx.GraphDef, training: VAETraining, folder: epath.Path) -> None:
+def finish(params: Params, graphdef: nnx.GraphDef, training: VAETraining, folder: epath.Path) -> None:
   """Gives the latents mean 0 and standard deviation 1, evaluates on held-out clips and writes the results."""
   train_key, test_key = jax.random.split(jax.random.key(training.seed + 1))
   if not training.freeze_encoder:
@@ -96,7 +98,8 @@ def run(values: flags.FlagValues) -> None:
   if values.init_from is not None:
     training_flags.require_folder("init_from", values.init_from)
   this = training_flags.start_run(values)
-  graphdef, params = nnx.split(VideoCodec(model.required_codec, rngs=nnx.Rngs(training.seed)), nnx.Param)
+  graphdef, state = nnx.split(VideoCodec(model.required_codec, rngs=nnx.Rngs(training.seed)), nnx.Param)
+  params = cast(Params, state)
   if values.init_from is not None:
     params = load_params(values.init_from, params)
   print(f"{count_parameters(params)} parameters", flush=True)

@@ -13,6 +13,7 @@ Everything is unbatched: `vmap` for a batch. Computation is in the dtype of para
 docs/reference/wan_vae.md; `patch_size` as in Wan 2.2.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -30,8 +31,9 @@ from streamt1_jax.codec.layers import (
   Upsample,
 )
 from streamt1_jax.config import CodecConfig, ConfigError
+from streamt1_jax.typing import HostArray
 
-Pixels: TypeAlias = Float[Array, "T height width 3"]
+Pixels: TypeAlias = Float[HostArray, "T height width 3"]
 Latents: TypeAlias = Float[Array, "F C H W"]
 StreamState: TypeAlias = Any  # nested tuples of [2 or 1, h, w, C] histories, in the order of the layers
 
@@ -43,7 +45,9 @@ class Moments(NamedTuple):
   logvar: Latents
 
 
-def patchify(frames: Float[Array, "T height width colors"], patch: int) -> Float[Array, "T rows columns channels"]:
+def patchify(
+  frames: Float[HostArray, "T height width colors"], patch: int
+) -> Float[HostArray, "T rows columns channels"]:
   """Space to depth, `[T, height, width, 3]` to `[T, height / p, width / p, 3 p p]`.
 
   Rows run fastest among the channels, then columns, then colours.
@@ -53,7 +57,7 @@ def patchify(frames: Float[Array, "T height width colors"], patch: int) -> Float
   return x.transpose(0, 1, 3, 5, 4, 2).reshape(count, height // patch, width // patch, -1)
 
 
-def unpatchify(x: Float[Array, "T rows columns channels"], patch: int) -> Float[Array, "T height width colors"]:
+def unpatchify(x: Float[HostArray, "T rows columns channels"], patch: int) -> Float[HostArray, "T height width colors"]:
   """Inverse of `patchify`."""
   count, height, width, channels = x.shape
   x = x.reshape(count, height, width, channels // patch**2, patch, patch)
@@ -233,7 +237,7 @@ class VideoCodec(nnx.Module):
     self.decoder = VideoDecoder(config, rngs=rngs)
 
 
-def _run_stages(stages: nnx.List, x: jax.Array, histories, first: bool) -> tuple[jax.Array, tuple]:
+def _run_stages(stages: Iterable[Stage], x: jax.Array, histories, first: bool) -> tuple[jax.Array, tuple]:
   updated = []
   for stage, history in zip(stages, histories, strict=True):
     x, history = stage(x, history, first)

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from streamt1_jax.config import ConfigError, required
-from streamt1_jax.typing import FloatScalar, HostArray, IntLike
+from streamt1_jax.typing import FloatLike, HostArray, IntLike
 
 FRAME_SIZE = 64
 """Height and width of a frame in pixels."""
@@ -115,7 +115,7 @@ def render(scene: Scene, frame_indices: Int[HostArray, " T"]) -> Float32[Array, 
 
 
 def signed_distance(
-  shape: IntLike, radius: float | FloatScalar, x: Float[HostArray, ...], y: Float[HostArray, ...]
+  shape: IntLike, radius: FloatLike | Float[HostArray, ...], x: Float[HostArray, ...], y: Float[HostArray, ...]
 ) -> Float[Array, ...]:
   """Distance in pixels to the outline of a shape at the origin, negative inside.
 

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
+from streamt1_jax.typing import FloatLike
 
 VERDICTS = ("background", "color", "size", "motion", "shape", "permanence", "all_at_once")
 """Keys of every result; `all_at_once` is the conjunction of the others."""
@@ -48,14 +50,14 @@ _MIN_CORRELATION = 0.9
 class _Measurement(NamedTuple):
   """What a clip shows, whatever its caption says."""
 
-  background: np.ndarray  # [T, 3] RGB in 0..255
-  color: np.ndarray  # [T, 3] RGB in 0..255, NaN without an object
-  present: np.ndarray  # [T] bool
+  background: Float[np.ndarray, "T 3"]  # RGB in 0..255
+  color: Float[np.ndarray, "T 3"]  # RGB in 0..255, NaN without an object
+  present: Bool[np.ndarray, " T"]
   size: int  # index into `shapes.SIZES`
-  coverage: np.ndarray  # [T, 64, 64] in [0, 1]
-  centers: np.ndarray  # [T, 2] (x, y) in pixels, NaN where there is no object
-  area: np.ndarray  # [T] pixels, near the centre
-  strays: np.ndarray  # [T] pixels that are not background, far from the centre
+  coverage: Float[np.ndarray, "T 64 64"]  # in [0, 1]
+  centers: Float[np.ndarray, "T 2"]  # (x, y) in pixels, NaN where there is no object
+  area: Int[np.ndarray, " T"]  # pixels, near the centre
+  strays: Int[np.ndarray, " T"]  # pixels that are not background, far from the centre
 
 
 def verify(frames: np.ndarray, attributes: shapes.Attributes) -> dict[str, bool]:
@@ -186,7 +188,7 @@ def _distance_from(centers: np.ndarray) -> np.ndarray:
   return np.sqrt(squared[:, None, :, 0] + squared[:, :, None, 1])
 
 
-def _triangle_corner(radius: float) -> float:
+def _triangle_corner(radius: FloatLike) -> FloatLike:
   """Distance in pixels from the centroid to a corner of the triangle with the area of that circle."""
   return 2.0 * radius * np.pi**0.5 / 27**0.25
 

@@ -16,15 +16,13 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.models import abstract_backbone, make_models
 from streamt1_jax.parallel.sharding import RULES, tree_shardings
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition
 from streamt1_jax.typing import Params
 
 
-class ConstantReward:
+class ConstantReward(Promptless):
   """Scores everything 0, at no cost; ties go to the first candidate."""
-
-  def init(self, params, prompt_features):
-    return ()
 
   def __call__(self, params, condition, frames, info):
     return jnp.float32(0.0)

@@ -76,7 +76,7 @@ class Policy(Protocol):
     ...
 
 
-def selection_key(base_seed: IntLike, chunk_index: IntLike, event: int = 0) -> jax.Array:
+def selection_key(base_seed: IntLike, chunk_index: IntLike, event: IntLike = 0) -> jax.Array:
   """PRNG key of a policy: a function of seed, chunk and event alone, so a resumed search draws the same.
 
   Event 0 is the selection at the end of a chunk.

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int, Shaped
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntLike, IntScalar, Params
+from streamt1_jax.typing import Decoded, FloatScalar, Frames, HostArray, IntLike, IntScalar, Params
 
 
 class FrameWindow(NamedTuple):
@@ -62,29 +62,46 @@ class CandidateInfo(NamedTuple):
 
 
 @runtime_checkable
-class ImageReward(Protocol):
+class JudgesChunk(Protocol):
+  """What the search asks of an image reward: the short-term score of one candidate."""
+
+  def __call__(self, params: Params, condition: Any, chunk: Decoded, info: CandidateInfo, /) -> FloatScalar:
+    """Score of a chunk's frames, higher is better; `condition` is what the reward made of the prompt."""
+    ...
+
+
+@runtime_checkable
+class JudgesWindow(Protocol):
+  """What the search asks of a video reward: the long-term score of one candidate."""
+
+  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo, /) -> FloatScalar:
+    """Score of the window, higher is better; `condition` is what the reward made of the prompt."""
+    ...
+
+
+@runtime_checkable
+class ImageReward(JudgesChunk, Protocol):
   """Short-term score: one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
     """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
     ...
 
-  def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> FloatScalar:
-    """Score of frames [Q, H, W, 3], float32 scalar, higher is better."""
-    ...
-
 
 @runtime_checkable
-class VideoReward(Protocol):
+class VideoReward(JudgesWindow, Protocol):
   """Long-term score: the sliding window that ends with one candidate's chunk."""
 
   def init(self, params: Params, prompt_features: Any) -> Any:
     """Prompt-only work, once per video, on what its `LoadedReward.prompt` gave; every call gets it as `condition`."""
     ...
 
-  def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> FloatScalar:
-    """Score of the window, float32 scalar, higher is better."""
-    ...
+
+class Promptless:
+  """What a reward inherits that reads no prompt: its `condition` is empty."""
+
+  def init(self, params: Params, prompt_features: Any) -> tuple[()]:
+    return ()
 
 
 PromptReader = Callable[[str], Any]

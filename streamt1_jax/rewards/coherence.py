@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Shaped
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_frames
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, Promptless, require_frames
 from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import FloatScalar, HostArray, Params
 
@@ -30,7 +30,7 @@ _REACH = 2 * _STRIDE  # frames before the chunk that its own frames are compared
 
 
 @dataclasses.dataclass(frozen=True)
-class TemporalCoherence:
+class TemporalCoherence(Promptless):
   """Prompt-free `VideoReward`: 1 - surprise - drift - flicker - stillness, each times its weight.
 
   A coherent window scores 0.85 to 1, also after a lossy codec. Typical losses: an object that vanishes 2, changes
@@ -53,10 +53,6 @@ class TemporalCoherence:
   flicker_weight: float = 0.6
   stillness_weight: float = 0.3
   still_below: float = 0.15
-
-  def init(self, params: Params, prompt_features: Any) -> dict:
-    """Nothing depends on the prompt."""
-    return {}
 
   def __call__(self, params: Params, condition: Any, window: FrameWindow, info: CandidateInfo) -> FloatScalar:
     """Score of a window of uint8 RGB frames; float32 scalar, finite, at most 1.

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
-from streamt1_jax.rewards.base import CandidateInfo, require_frames
+from streamt1_jax.rewards.base import CandidateInfo, Promptless, require_frames
 from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import FloatScalar, Frames, Params
 
@@ -27,7 +27,7 @@ _VARIANCE_FLOOR = 0.003  # RGB distance squared: what a shape of 40 pixels adds 
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageQuality:
+class ImageQuality(Promptless):
   """Prompt-free `ImageReward`: the mean over the chunk's frames of
 
     concentration_weight * concentration + strength_weight * log(strength) + spread_weight * log(spread).
@@ -46,10 +46,6 @@ class ImageQuality:
   concentration_weight: float = 3.5
   strength_weight: float = 0.4
   spread_weight: float = 1.25
-
-  def init(self, params: Params, prompt_features: Any) -> dict:
-    """Nothing depends on the prompt."""
-    return {}
 
   def __call__(self, params: Params, condition: Any, chunk: Frames, info: CandidateInfo) -> FloatScalar:
     """Score of uint8 RGB frames [Q, H, W, 3]; float32 scalar, finite.

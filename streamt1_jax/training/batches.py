@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int32
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.data import shapes
@@ -68,44 +69,44 @@ class ClipBatch(NamedTuple):
   """Whole clips; G clips of N chunks.
 
   Attributes:
-    clean: [G, N, F, C, H, W] chunks as context, slightly noisy.
-    noisy: [G, N, F, C, H, W] inputs.
-    target: [G, N, F, C, H, W] their velocities.
-    step: [G, N] int32 index of each chunk's timestep.
-    first_frame: [G, N] int32 absolute index of each chunk's first latent frame.
-    visible: [G, N, V] int32 chunks that each chunk sees besides itself.
-    valid: [G, N, V] bool, which entries of `visible` count.
-    moved: [G, N, V] int32, latent frames by which the keys of a visible chunk move; None where all stay.
-    tokens: [G, X] int32 captions.
+    clean: chunks as context, slightly noisy.
+    noisy: inputs.
+    target: their velocities.
+    step: index of each chunk's timestep.
+    first_frame: absolute index of each chunk's first latent frame.
+    visible: chunks that each chunk sees besides itself.
+    valid: which entries of `visible` count.
+    moved: latent frames by which the keys of a visible chunk move; None where all stay.
+    tokens: captions.
   """
 
-  clean: jax.Array
-  noisy: jax.Array
-  target: jax.Array
-  step: jax.Array
-  first_frame: jax.Array
-  visible: jax.Array
-  valid: jax.Array
-  moved: jax.Array | None
-  tokens: jax.Array
+  clean: Float32[Array, "G N F C H W"]
+  noisy: Float32[Array, "G N F C H W"]
+  target: Float32[Array, "G N F C H W"]
+  step: Int32[Array, "G N"]
+  first_frame: Int32[Array, "G N"]
+  visible: Int32[Array, "G N V"]
+  valid: Bool[Array, "G N V"]
+  moved: Int32[Array, "G N V"] | None
+  tokens: Int32[Array, "G X"]
 
 
 class FirstChunkBatch(NamedTuple):
   """First chunks; G scenes, R chunks each.
 
   Attributes:
-    noisy: [G, R, F, C, H, W] inputs.
-    target: [G, R, F, C, H, W] their velocities.
-    step: [G, R] int32 index of each chunk's timestep.
-    tokens: [G, X] int32 captions.
-    attributes: [G, 6] int32 attribute indices.
+    noisy: inputs.
+    target: their velocities.
+    step: index of each chunk's timestep.
+    tokens: captions.
+    attributes: attribute indices.
   """
 
-  noisy: jax.Array
-  target: jax.Array
-  step: jax.Array
-  tokens: jax.Array
-  attributes: jax.Array
+  noisy: Float32[Array, "G R F C H W"]
+  target: Float32[Array, "G R F C H W"]
+  step: Int32[Array, "G R"]
+  tokens: Int32[Array, "G X"]
+  attributes: Int32[Array, "G 6"]
 
 
 def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array) -> ClipBatch:

@@ -19,8 +19,9 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
+from streamt1_jax.typing import HostArray
 
-Readers = dict[str, jax.Array]
+Readers = dict[str, HostArray]
 """A matrix [dim, values] for every attribute that is read."""
 
 

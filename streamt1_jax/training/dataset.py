@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import Array, Float32, Int32
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.data import shapes
@@ -23,16 +24,16 @@ class Dataset(NamedTuple):
   """Encoded training clips; M scenes of the split "train".
 
   Attributes:
-    attributes: [M, 6] int32 attribute indices, in the order of `shapes.Attributes`.
-    clips: [M, starts, 7, F, C, H, W] float32 latents of whole clips.
-    first: [M, 16, F, C, H, W] float32 latents of first chunks from every start position.
-    tokens: [M, 4, X] int32 captions: complete, without size, without speed, without both.
+    attributes: attribute indices, in the order of `shapes.Attributes`.
+    clips: latents of whole clips.
+    first: latents of first chunks from every start position.
+    tokens: captions: complete, without size, without speed, without both.
   """
 
-  attributes: jax.Array
-  clips: jax.Array
-  first: jax.Array
-  tokens: jax.Array
+  attributes: Int32[Array, "M 6"]
+  clips: Float32[Array, "M starts 7 F C H W"]
+  first: Float32[Array, "M 16 F C H W"]
+  tokens: Int32[Array, "M 4 X"]
 
 
 def encode_scenes(encode_clip: EncodeClip, attributes: np.ndarray, starts: np.ndarray, num_frames: int) -> np.ndarray:

@@ -11,16 +11,17 @@ A first chunk's noise is `[F, C, H, W]` with F >= 3; the frame is divided into 4
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from streamt1_jax.data.shapes import START_POSITIONS
-from streamt1_jax.typing import IntLike
+from streamt1_jax.typing import IntLike, IntScalar, Latents
 
 _CELLS = 4
 _SIZE_FRAME, _SPEED_FRAME = 1, 2
 
 
-def start_index(noise: jax.Array) -> jax.Array:
-  """Row of `START_POSITIONS` (int32 scalar) that the noise chooses: the cell with the largest sum in frame 0."""
+def start_index(noise: Latents) -> IntScalar:
+  """Row of `START_POSITIONS` that the noise chooses: the cell with the largest sum in frame 0."""
   channels, height, width = noise.shape[1:]
   cells = noise[0].reshape(channels, _CELLS, height // _CELLS, _CELLS, width // _CELLS).sum(axis=(0, 2, 4))
   # START_POSITIONS runs over x first: row-major in (x, y).
@@ -38,7 +39,9 @@ def _reflect(noise: jax.Array, frame: int, bit: IntLike) -> jax.Array:
   return noise.at[frame].set(jnp.where(_bit(noise, frame) == bit, noise[frame], mirrored))
 
 
-def couple(noise: jax.Array, size: IntLike, speed: IntLike, omit_size: jax.Array, omit_speed: jax.Array) -> jax.Array:
-  """Noise `[F, C, H, W]` that says `size` and `speed` (int32 scalars) where the caption omits them (bool scalars)."""
+def couple(
+  noise: Latents, size: IntLike, speed: IntLike, omit_size: Bool[Array, ""], omit_speed: Bool[Array, ""]
+) -> Latents:
+  """Noise that says `size` and `speed` where the caption omits them."""
   noise = jnp.where(omit_size, _reflect(noise, _SIZE_FRAME, size), noise)
   return jnp.where(omit_speed, _reflect(noise, _SPEED_FRAME, speed), noise)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards.qwen2_vl import preprocess
@@ -49,20 +50,20 @@ class Reading(NamedTuple):
   """What a model makes of B pairs.
 
   Attributes:
-    scores: [2 captions, 2 clips, B, R] (right, other) by (better, worse): mu (R = 1), or raw VQ, MQ and TA.
-    media: [B, T, dim] media tokens of the better clips.
-    hidden: [B, Y, dim] hidden states of the text after them, with the right caption.
+    scores: captions (right, other) by clips (better, worse): mu (R = 1), or raw VQ, MQ and TA.
+    media: media tokens of the better clips.
+    hidden: hidden states of the text after them, with the right caption.
     tokens: what that text is; fields have a leading [B].
-    differing: [2 captions, B] int32, the first token in which the two captions differ, in either.
-    compared: [2 captions, 2 clips, B, num_layers, dim], what the decoder's blocks make of that token.
+    differing: the first token in which the two captions differ, in either.
+    compared: what the decoder's blocks make of that token, by captions and clips.
   """
 
-  scores: jax.Array
-  media: jax.Array
-  hidden: jax.Array
+  scores: Float32[Array, "2 2 B R"]
+  media: Float[Array, "B T M"]
+  hidden: Float[Array, "B Y M"]
   tokens: PromptTokens
-  differing: jax.Array
-  compared: jax.Array
+  differing: Int32[Array, "2 B"]
+  compared: Float[Array, "2 2 B num_layers M"]
 
 
 def read_pairs(model: RewardModel, reward: RewardSpec, captions: CaptionTokens, pairs: Pairs) -> Reading:

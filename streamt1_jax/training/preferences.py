@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int32, UInt8
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import required
@@ -128,41 +129,41 @@ class Neighbours(NamedTuple):
   """Which scenes make pairs; a scene is its row in `shapes.all_scenes()`.
 
   Attributes:
-    rows: [fields, N] int32 scenes that have a neighbour, by what the neighbour differs in; padded.
-    num_rows: [fields] int32.
-    others: [1152, fields, K] int32 neighbours of every scene; padded.
-    num_others: [1152, fields] int32.
+    rows: scenes that have a neighbour, by what the neighbour differs in; padded.
+    num_rows: how many there are, padding aside.
+    others: neighbours of every scene; padded.
+    num_others: how many there are, padding aside.
   """
 
-  rows: jax.Array
-  num_rows: jax.Array
-  others: jax.Array
-  num_others: jax.Array
+  rows: Int32[Array, "fields N"]
+  num_rows: Int32[Array, " fields"]
+  others: Int32[Array, "1152 fields K"]
+  num_others: Int32[Array, "1152 fields"]
 
 
 class Pairs(NamedTuple):
   """B pairs; n frames each.
 
   Attributes:
-    better: [B, n, 64, 64, 3] uint8.
-    worse: [B, n, 64, 64, 3] uint8.
-    kind: [B] int32, index into `NAMES`.
-    late: [B] bool, whether only the newest chunk of the window is worse.
-    scene: [B] int32, row of the captioned scene.
-    other: [B] int32, row of a scene of another caption; the worse clip shows it if the corruption is of the family
+    better: the clips that should win.
+    worse: the clips that should lose.
+    kind: index into `NAMES`.
+    late: whether only the newest chunk of the window is worse.
+    scene: row of the captioned scene.
+    other: row of a scene of another caption; the worse clip shows it if the corruption is of the family
       "text".
-    omit_size: [B] bool, whether captions leave the size out.
-    omit_speed: [B] bool.
+    omit_size: whether captions leave the size out.
+    omit_speed: whether captions leave the speed out.
   """
 
-  better: jax.Array
-  worse: jax.Array
-  kind: jax.Array
-  late: jax.Array
-  scene: jax.Array
-  other: jax.Array
-  omit_size: jax.Array
-  omit_speed: jax.Array
+  better: UInt8[Array, "B n 64 64 3"]
+  worse: UInt8[Array, "B n 64 64 3"]
+  kind: Int32[Array, " B"]
+  late: Bool[Array, " B"]
+  scene: Int32[Array, " B"]
+  other: Int32[Array, " B"]
+  omit_size: Bool[Array, " B"]
+  omit_speed: Bool[Array, " B"]
 
 
 Codec = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from jaxtyping import Array, Int32
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from streamt1_jax.data import shapes
@@ -36,14 +37,14 @@ class CaptionTokens(NamedTuple):
   """Tokens of the four captions of every scene: complete, without size, without speed, without both.
 
   Attributes:
-    before: [X] int32, the same for all.
-    after: [1152, 4, Y] int32, padded.
-    reward_index: [1152, 4, R] int32.
+    before: the text before the frames, the same for all.
+    after: the text after them, padded.
+    reward_index: places of the reward tokens in `after`.
   """
 
-  before: jax.Array
-  after: jax.Array
-  reward_index: jax.Array
+  before: Int32[Array, " X"]
+  after: Int32[Array, "1152 4 Y"]
+  reward_index: Int32[Array, "1152 4 R"]
 
   def of(self, scene: jax.Array, omit_size: jax.Array, omit_speed: jax.Array) -> PromptTokens:
     """Tokens of one caption of the scene in row `scene` of `shapes.all_scenes()`."""

@@ -20,41 +20,40 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from streamt1_jax.backbone import attention
 from streamt1_jax.backbone.dit import CausalWanDiT, TextMemory
 from streamt1_jax.nn import rotary
+from streamt1_jax.typing import HostArray
 
 
 def clip_velocity(
   model: CausalWanDiT,
-  noisy: jax.Array,
-  clean: jax.Array,
-  features: jax.Array,
-  context_features: jax.Array,
-  first_frame: jax.Array,
+  noisy: Float[Array, "G N F C H W"],
+  clean: Float[Array, "G N F C H W"],
+  features: Float32[Array, "G N freq_dim"],
+  context_features: Float32[HostArray, " freq_dim"],
+  first_frame: Int32[Array, "G N"],
   text: TextMemory,
-  visible: jax.Array,
-  valid: jax.Array,
-  moved: jax.Array | None = None,
-) -> jax.Array:
+  visible: Int32[Array, "G N V"],
+  valid: Bool[Array, "G N V"],
+  moved: Int32[Array, "G N V"] | None = None,
+) -> Float[Array, "G N F C H W"]:
   """Velocity of every chunk of G clips of N chunks, given the clean chunks before it.
 
   Args:
     model: the DiT.
-    noisy: [G, N, F, C, H, W] noisy chunks.
-    clean: [G, N, F, C, H, W] clean chunks.
-    features: [G, N, freq_dim] sinusoids of each noisy chunk's timestep.
-    context_features: [freq_dim] sinusoids of the clean pass.
-    first_frame: [G, N] int32 absolute index of each chunk's first latent frame.
+    noisy: noisy chunks.
+    clean: clean chunks.
+    features: sinusoids of each noisy chunk's timestep.
+    context_features: sinusoids of the clean pass.
+    first_frame: absolute index of each chunk's first latent frame.
     text: keys and values of the G prompts, [G, L, A, X, D] each.
-    visible: [G, N, V] int32 chunks that each chunk can see besides itself.
-    valid: [G, N, V] bool, which entries of `visible` count.
-    moved: [G, N, V] int32, latent frames by which the keys of a visible chunk move, as if it had been committed earlier
+    visible: chunks that each chunk can see besides itself.
+    valid: which entries of `visible` count.
+    moved: latent frames by which the keys of a visible chunk move, as if it had been committed earlier
       or later; nothing moves if None.
-
-  Returns:
-    [G, N, F, C, H, W] float32.
   """
   num_chunks = noisy.shape[1]
   context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
@@ -72,17 +71,16 @@ def clip_velocity(
   return flow[:, num_chunks:]
 
 
-def chunk_velocity(model: CausalWanDiT, noisy: jax.Array, features: jax.Array, text: TextMemory) -> jax.Array:
+def chunk_velocity(
+  model: CausalWanDiT, noisy: Float[Array, "G R F C H W"], features: Float32[Array, "G R freq_dim"], text: TextMemory
+) -> Float[Array, "G R F C H W"]:
   """Velocity of the first chunks of videos, which see nothing but themselves.
 
   Args:
     model: the DiT.
-    noisy: [G, R, F, C, H, W] noisy chunks.
-    features: [G, R, freq_dim] sinusoids of each chunk's timestep.
+    noisy: noisy chunks.
+    features: sinusoids of each chunk's timestep.
     text: keys and values of the G prompts, [G, L, A, X, D] each.
-
-  Returns:
-    [G, R, F, C, H, W] float32.
   """
   alone = lambda q, k, v: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
   return _velocity(model, noisy, features, jnp.zeros(noisy.shape[:2], jnp.int32), text, jax.vmap(jax.vmap(alone)))

@@ -5,7 +5,6 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from streamt1_jax.typing import Params
 
@@ -48,6 +47,6 @@ def improved(
   return Trainer(params, average, state)
 
 
-def count_parameters(params: Params | nnx.State) -> int:
+def count_parameters(params: Params) -> int:
   """Number of weights."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))

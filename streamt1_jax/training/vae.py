@@ -7,15 +7,18 @@ random clips ── encoder ── moments ── sampled latents, made noisy �
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float32
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.data import shapes
+from streamt1_jax.typing import Params
 
 EVALUATION_FRAMES = 81
 """Frames of the held-out clips, and the most that a training clip may have."""
@@ -52,8 +55,8 @@ class VAETraining:
   seed: int
 
 
-def render_clips(key: jax.Array, count: int, frames: int, split: str) -> jax.Array:
-  """`[count, frames, 64, 64, 3]` in [-1, 1], each from a random offset."""
+def render_clips(key: jax.Array, count: int, frames: int, split: str) -> Float32[Array, "count T 64 64 3"]:
+  """Clips in [-1, 1], each from a random offset."""
   scene_key, offset_key = jax.random.split(key)
   scenes = shapes.sample_scenes(scene_key, count, split)
   offsets = jax.random.randint(offset_key, (count,), 0, _MAX_OFFSET)
@@ -132,13 +135,13 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
   return update
 
 
-def latent_statistics(params: nnx.State, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+def latent_statistics(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and standard deviation, [C] each, of the latents of `clips`."""
   latents = jax.lax.map(nnx.merge(graphdef, params).encoder.encode, clips, batch_size=_ENCODED_TOGETHER)
   return latents.mean(axis=(0, 1, 3, 4)), latents.std(axis=(0, 1, 3, 4))
 
 
-def with_unit_latents(params: nnx.State, graphdef: nnx.GraphDef, mean: jax.Array, std: jax.Array) -> nnx.State:
+def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, std: jax.Array) -> Params:
   """Weights whose latent is `(latent - mean) / std`; reconstructions do not change.
 
   Args:
@@ -156,10 +159,10 @@ def with_unit_latents(params: nnx.State, graphdef: nnx.GraphDef, mean: jax.Array
   quant.bias[...] = quant.bias[...] * scale + shift
   post_quant.bias[...] = post_quant.bias[...] + mean @ post_quant.kernel[...]
   post_quant.kernel[...] = post_quant.kernel[...] * std.reshape(channels, 1)
-  return nnx.state(codec, nnx.Param)
+  return cast(Params, nnx.state(codec, nnx.Param))
 
 
-def evaluate(params: nnx.State, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
+def evaluate(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
   """PSNR in dB (of the mean error, and per clip on average and at worst), and the frames in [-1, 1]."""
   codec = nnx.merge(graphdef, params)
   through = lambda clip: codec.decoder.decode(codec.encoder.encode(clip))
