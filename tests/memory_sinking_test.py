@@ -7,6 +7,7 @@ the code under test has slots and rotated keys.
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,35 +111,41 @@ def _random_chunk(generator, model, frame, dtype):
   return _Chunk(frame, raw, v.astype(np.float64), kind == 1, kind == 2), (k, v)
 
 
-def _compiled_step(model, search):
+def _step(memory, chunk, flags, first_frame, model, search):
+  """Eviction and commit of one beam; every chunk of a search has the same shapes, so it is traced once."""
   tables = rotary_tables(model.backbone.head_dim, model.backbone.max_frames, ROWS, COLUMNS)
-
-  def step(memory, chunk, flags, first_frame):
-    memory, eviction = memory_sinking.evict(memory, tables, model, search)
-    return memory_sinking.commit(memory, chunk, flags, first_frame, model), eviction
-
-  return jax.jit(jax.vmap(step, in_axes=(0, 0, 0, None)))
+  memory, eviction = memory_sinking.evict(memory, tables, model, search)
+  return memory_sinking.commit(memory, chunk, flags, first_frame, model), eviction
 
 
-def _check_beam(rules, memory, beam, atol):
-  model = rules.model
-  expected = {chunk.frame: chunk for chunk in rules.sinks + rules.window}
-  count = int(memory.count[beam])
-  frames, is_sink = np.asarray(memory.frame[beam][:count]), np.asarray(memory.is_sink[beam][:count])
-  assert sorted(frames) == sorted(expected)
-  assert sorted(frames[is_sink]) == [chunk.frame for chunk in rules.sinks]
-  for slot, frame in enumerate(frames):
-    raw = _turn(np.asarray(memory.k[beam, :, slot], np.float64), model, frame, sign=-1)
-    np.testing.assert_allclose(raw, expected[frame].k, rtol=0, atol=atol)
-    np.testing.assert_allclose(np.asarray(memory.v[beam, :, slot], np.float64), expected[frame].v, rtol=0, atol=atol)
+def _valid_slots(memory, model):
+  """The valid slots by frame, which the rules do not order: numpy arrays, keys raw and in float64."""
+  slots = np.argsort(memory.frame[: memory.count])
+  raw = [_turn(memory.k[:, slot].astype(np.float64), model, memory.frame[slot], sign=-1) for slot in slots]
+  discrete = {name: getattr(memory, name)[slots] for name in ("frame", "is_sink")}
+  return discrete | {name: getattr(memory.flags, name)[slots] for name in Flags._fields}, {
+    "k": np.stack(raw),
+    "v": memory.v[:, slots].astype(np.float64).swapaxes(0, 1),
+  }
 
 
-def _run(model, search, dtype=jnp.float32, atol=1e-5, num_chunks=40, seed=0):
+def _expected_slots(rules):
+  chunks = sorted(rules.sinks + rules.window, key=lambda chunk: chunk.frame)
+  discrete = {
+    "frame": np.array([chunk.frame for chunk in chunks], np.int32),
+    "is_sink": np.array([any(chunk is sink for sink in rules.sinks) for chunk in chunks]),
+  }
+  discrete |= {name: np.array([getattr(chunk, name) for chunk in chunks]) for name in Flags._fields}
+  return discrete, {name: np.stack([getattr(chunk, name) for chunk in chunks]) for name in ("k", "v")}
+
+
+def _run(model, search, dtype=jnp.float32, atol=1e-5, num_chunks=40, seed=0, transform=jax.jit):
   """Both beams, with flags of their own, against the rules after every chunk; the routes that were taken."""
   generator = np.random.default_rng(seed)
   memory = jax.vmap(lambda: memory_sinking.empty_memory(model, search, dtype), axis_size=BEAMS)()
   rules = [_Rules(model, search) for _ in range(BEAMS)]
-  step, routes = _compiled_step(model, search), []
+  one_beam = functools.partial(_step, model=model, search=search)
+  step, routes = transform(jax.vmap(one_beam, in_axes=(0, 0, 0, None))), []
   for index in range(num_chunks):
     frame = index * model.chunk_frames
     chunks, arrays = zip(*(_random_chunk(generator, model, frame, dtype) for _ in rules), strict=True)
@@ -147,11 +154,17 @@ def _run(model, search, dtype=jnp.float32, atol=1e-5, num_chunks=40, seed=0):
       beam.commit(chunk)
     k, v = (np.stack(parts) for parts in zip(*arrays, strict=True))
     flags = Flags(*(np.array([getattr(chunk, name) for chunk in chunks]) for name in Flags._fields))
+    before = memory
     memory, eviction = step(memory, ChunkMemory(k, v), flags, jnp.int32(frame))
+    chex.assert_trees_all_equal_shapes_and_dtypes(memory, before)
+    chex.assert_tree_shape_prefix((memory, eviction), (BEAMS,))
     np.testing.assert_array_equal(np.stack(eviction, axis=1), expected)
     host = jax.device_get(memory)
-    for beam in range(BEAMS):
-      _check_beam(rules[beam], host, beam, atol)
+    for beam, follow in enumerate(rules):
+      found = _valid_slots(jax.tree.map(lambda x, beam=beam: x[beam], host), model)
+      should = _expected_slots(follow)
+      chex.assert_trees_all_equal(found[0], should[0])
+      chex.assert_trees_all_close(found[1], should[1], rtol=0, atol=atol)
     routes += [route for route, _, _ in expected]
   return rules, host, set(routes)
 
@@ -173,6 +186,29 @@ EVERY_ROUTE = {NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM}
 def test_forty_chunks(attention, sink, maximum, chunk, routes):
   search = SearchConfig(max_sink_frames=maximum, sink_ema_decay=0.7)
   assert _run(_model(attention, sink, chunk), search)[2] == routes
+
+
+class TestStep(chex.TestCase):
+  """A window that is full after four chunks, and at most two sinks beside the first."""
+
+  MODEL, SEARCH = _model(12, 3), SearchConfig(max_sink_frames=9, sink_ema_decay=0.7)
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_rules(self):
+    assert _run(self.MODEL, self.SEARCH, num_chunks=20, transform=self.variant)[2] == EVERY_ROUTE
+
+  def test_one_trace_for_any_video(self):
+    """A chunk's frame and flags are data: nothing is compiled for chunk 20 that was not for chunk 0."""
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(_step, n=1)
+    model, search = self.MODEL, self.SEARCH
+    step = jax.jit(functools.partial(counted, model=model, search=search))
+    memory = memory_sinking.empty_memory(model, search, jnp.float32)
+    c = model.backbone
+    chunk = ChunkMemory(*np.ones((2, c.num_layers, c.num_heads, model.chunk_tokens, c.head_dim), np.float32))
+    for index in range(20):
+      flags = Flags(np.bool_(index % 3 == 1), np.bool_(index % 3 == 2))
+      memory, _ = step(memory, chunk, flags, np.int32(index * model.chunk_frames))
 
 
 def test_capacity():
@@ -241,5 +277,5 @@ def test_float32_sinks_decay():
 
 
 def test_compute_dtype_loses_the_decay():
-  """0.999 x rounds back to x in bfloat16: 0.927 of the distance is left (Wan spec, section 1.5)."""
+  """0.999 x rounds back to x in bfloat16: 0.927 of the distance is left."""
   np.testing.assert_allclose(_distance_left("compute"), 0.927, atol=0.025)

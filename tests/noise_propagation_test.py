@@ -1,9 +1,12 @@
 """Noise fusion and the seed rule."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
+from absl.testing import parameterized
 
 from streamt1_jax.noise_propagation import candidate_seeds, fuse_noise, gaussian_noise
 
@@ -11,62 +14,66 @@ SIGMA = -0.1
 SHAPE = (3, 16, 64, 64)  # 196,608 numbers: their variance is known to about 0.003
 
 
-def _seeds(parents, chunk, beam_size, first_candidate, base=42):
-  return candidate_seeds(
-    jnp.int32(base),
-    jnp.asarray(parents, jnp.int32),
-    jnp.int32(chunk),
-    beam_size=beam_size,
-    first_candidate=first_candidate,
-  )
+def _seeds(parents, chunk, beam_size, first_candidate, base=42, transform=jax.jit):
+  rule = functools.partial(candidate_seeds, beam_size=beam_size, first_candidate=first_candidate)
+  return transform(rule)(jnp.int32(base), jnp.asarray(parents, jnp.int32), jnp.int32(chunk))
 
 
-class TestSeeds:
+class TestSeeds(chex.TestCase):
   """K = 2, B = 3, base seed 42."""
 
-  @pytest.mark.parametrize("first_candidate", ["reuse", "fresh"])
-  def test_first_chunk(self, first_candidate):
-    np.testing.assert_array_equal(_seeds([0, 0], 0, 3, first_candidate), [[42, 43, 44], [45, 46, 47]])
-
-  @pytest.mark.parametrize(
-    ("chunk", "parents", "expected"),
-    [
-      (1, [44, 45], [[44, 1043, 1044], [45, 1143, 1144]]),
-      (7, [6143, 42], [[6143, 7043, 7044], [42, 7143, 7144]]),
-    ],
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(
+    ([0, 0], 0, "reuse", [[42, 43, 44], [45, 46, 47]]),
+    ([0, 0], 0, "fresh", [[42, 43, 44], [45, 46, 47]]),
+    ([44, 45], 1, "reuse", [[44, 1043, 1044], [45, 1143, 1144]]),
+    ([6143, 42], 7, "reuse", [[6143, 7043, 7044], [42, 7143, 7144]]),
+    ([44, 45], 1, "fresh", [[1042, 1043, 1044], [1142, 1143, 1144]]),
+    ([44, 45], 7, "fresh", [[7042, 7043, 7044], [7142, 7143, 7144]]),
   )
-  def test_reuse(self, chunk, parents, expected):
-    np.testing.assert_array_equal(_seeds(parents, chunk, 3, "reuse"), expected)
+  def test_by_hand(self, parents, chunk, first_candidate, expected):
+    seeds = _seeds(parents, chunk, 3, first_candidate, transform=self.variant)
+    chex.assert_trees_all_equal(np.asarray(seeds), np.array(expected, np.int32), strict=True)
 
-  @pytest.mark.parametrize(
-    ("chunk", "expected"),
-    [(1, [[1042, 1043, 1044], [1142, 1143, 1144]]), (7, [[7042, 7043, 7044], [7142, 7143, 7144]])],
-  )
-  def test_fresh(self, chunk, expected):
-    np.testing.assert_array_equal(_seeds([44, 45], chunk, 3, "fresh"), expected)
+  def test_prompts_under_vmap(self):
+    """Every prompt has a base seed and parents of its own; the chunk is the same."""
+    rule = functools.partial(candidate_seeds, beam_size=3, first_candidate="reuse")
+    parents = jnp.array([[44, 45], [1, 2]], jnp.int32)
+    seeds = jax.jit(jax.vmap(rule, in_axes=(0, 0, None)))(jnp.array([42, 0], jnp.int32), parents, jnp.int32(1))
+    expected = [[[44, 1043, 1044], [45, 1143, 1144]], [[1, 1001, 1002], [2, 1101, 1102]]]
+    np.testing.assert_array_equal(seeds, expected)
+
+  def test_one_trace_for_all_chunks(self):
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(candidate_seeds, n=1)
+    rule = jax.jit(functools.partial(counted, beam_size=2, first_candidate="fresh"))
+    for chunk in range(3):
+      rule(jnp.int32(chunk), jnp.zeros(2, jnp.int32), jnp.int32(chunk))
 
   def test_fresh_seeds_are_distinct_at_the_largest_search(self):
     seeds = [_seeds([0] * 10, chunk, 100, "fresh") for chunk in range(4)]
     assert np.unique(seeds).size == 4 * 10 * 100
 
-  def test_dtype(self):
-    assert _seeds([1], 3, 2, "reuse").dtype == jnp.int32
 
-
-class TestDraws:
+class TestDraws(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
   def test_equal_seeds_equal_noise(self):
-    draw = jax.jit(gaussian_noise((3, 2, 4, 4), 4))
+    draw = self.variant(gaussian_noise((3, 2, 4, 4), 4))
     first, again, other = draw(jnp.int32(7)), draw(jnp.int32(7)), draw(jnp.int32(8))
-    for name in ("fresh", "renoise"):
-      np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
-      assert np.abs(getattr(first, name) - getattr(other, name)).max() > 0.1
+    chex.assert_trees_all_equal(first, again)
+    assert all(np.abs(x - y).max() > 0.1 for x, y in zip(first, other, strict=True))
 
-  def test_equal_seeds_equal_noise_under_vmap(self):
-    draw = gaussian_noise((3, 2, 4, 4), 2)
-    np.testing.assert_array_equal(jax.vmap(draw)(jnp.array([5, 6, 5])).fresh[2], draw(jnp.int32(5)).fresh)
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_candidates_under_vmap(self):
+    draw = gaussian_noise((3, 2, 4, 5), 4)
+    together = self.variant(jax.vmap(draw))(jnp.array([5, 6, 5]))
+    chex.assert_tree_shape_prefix(together, (3,))
+    for index, seed in enumerate((5, 6, 5)):
+      alone = self.variant(draw)(jnp.int32(seed))
+      chex.assert_trees_all_equal(jax.tree.map(lambda x, i=index: x[i], together), alone)
 
   def test_shapes(self):
-    draws = gaussian_noise((3, 2, 4, 5), 4)(jnp.int32(0))
+    draws = jax.eval_shape(gaussian_noise((3, 2, 4, 5), 4), jnp.int32(0))
     assert draws.fresh.shape == (3, 2, 4, 5)
     assert draws.renoise.shape == (3, 3, 2, 4, 5)
 
@@ -77,12 +84,22 @@ class TestDraws:
     np.testing.assert_allclose((rows**4).mean(axis=1), 3.0, atol=0.15)
 
 
-class TestFusion:
-  def test_by_hand(self):
-    np.testing.assert_allclose(fuse_noise(jnp.array([2.0, -1.0]), jnp.array([1.0, 5.0]), 0.6), [2.0, 3.4], rtol=1e-6)
+class TestFusion(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(
+    ([2.0, -1.0], [1.0, 5.0], 0.6, [2.0, 3.4]),
+    ([9.0, 9.0], [0.25, 1.0], 0.0, [0.25, 1.0]),  # Forgets the parent.
+  )
+  def test_by_hand(self, parent, fresh, sigma, expected):
+    fuse = self.variant(functools.partial(fuse_noise, sigma=sigma))
+    np.testing.assert_allclose(fuse(jnp.array(parent), jnp.array(fresh)), expected, rtol=1e-6)
 
-  def test_zero_sigma_forgets_the_parent(self):
-    np.testing.assert_array_equal(fuse_noise(jnp.array([9.0]), jnp.array([0.25]), 0.0), [0.25])
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_candidates_under_vmap(self):
+    """Candidates share their parent's noise."""
+    fuse = functools.partial(fuse_noise, sigma=0.6)
+    fused = self.variant(jax.vmap(fuse, in_axes=(None, 0)))(jnp.array([2.0, -1.0]), jnp.array([[1.0, 5.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(fused, [[2.0, 3.4], [1.2, -0.6]], rtol=1e-6)
 
   def _lineage(self, first_candidate, chunks=6):
     """Fused noise of a lineage in which candidate 0 wins every chunk."""
