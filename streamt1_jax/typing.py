@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32, PyTree, Shaped, UInt8
+from jaxtyping import Array, Float, Float32, Int32, Shaped, UInt8
 
 if TYPE_CHECKING:
   Device: TypeAlias = Any  # pyright takes `jax.Device` of jax 0.10 for a variable
@@ -35,8 +35,14 @@ if TYPE_CHECKING:
   Params: TypeAlias = dict[str, Any]
   """The weights of one model: names to weights and to further such dicts."""
 else:
-  # What the tests check: every leaf is a weight.
-  Params = PyTree[Weight]
+
+  class _EveryLeaf(type):
+    def __instancecheck__(cls, tree: Any) -> bool:
+      return all(isinstance(leaf, Weight) for leaf in jax.tree.leaves(tree))
+
+  class Params(metaclass=_EveryLeaf):
+    """The weights of one model. What the tests check of it is that every leaf of the tree is a weight."""
+
 
 SearchParams: TypeAlias = dict[str, Params]
 """The weights of a search: "backbone" (of the generator), "codec", "image_reward" and "video_reward"."""

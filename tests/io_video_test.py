@@ -70,6 +70,7 @@ def test_odd_sizes_repeat_the_last_row_and_column(tmp_path):
   assert _psnr(loaded, np.pad(frames, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")) > 38
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
   ("change", "message"),
   [

@@ -64,7 +64,7 @@ def unpatchify(x: Float[HostArray, "T rows columns channels"], patch: int) -> Fl
   return x.transpose(0, 1, 5, 2, 4, 3).reshape(count, height * patch, width * patch, -1)
 
 
-def quantize_frames(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+def quantize_frames(frames: Float[HostArray, "*shape"]) -> UInt8[Array, "*shape"]:
   """Frames in [-1, 1] to uint8 by truncation, as the released code does; values outside are clipped."""
   scaled = 255.0 * jnp.clip(frames.astype(jnp.float32) * 0.5 + 0.5, 0.0, 1.0)
   return scaled.astype(jnp.uint8)
@@ -143,7 +143,7 @@ class VideoEncoder(nnx.Module):
     """
     _check_frames(frames.shape[0], self.config.temporal_stride, first)
     conv_in, stages, middle, conv_out = state
-    x, conv_in = self.conv_in(patchify(frames, self.config.patch_size), conv_in)
+    x, conv_in = self.conv_in(jnp.asarray(patchify(frames, self.config.patch_size)), conv_in)
     x, stages = _run_stages(self.stages, x, stages, first)
     x, middle = self.middle(x, middle)
     x, conv_out = self.conv_out(jax.nn.silu(self.norm_out(x)), conv_out)

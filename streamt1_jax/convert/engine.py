@@ -159,7 +159,7 @@ def convert(
       parameter that is written by no rule or by several.
   """
   leaves = _flatten(abstract_params)
-  pieces: dict[tuple[Any, ...], list[np.ndarray]] = {}
+  pieces: dict[tuple[Any, ...], list[np.ndarray | np.generic]] = {}
   for name, slot in _checked_slots(tensors, rules, leaves, ignore).items():
     pieces.setdefault(slot.keys, []).extend(piece.rows for piece in _pieces(tensors[name], slot))
   joined = {keys: np.concatenate(rows) if len(rows) > 1 else rows[0] for keys, rows in pieces.items()}
