@@ -66,7 +66,9 @@ class _JittedChunkStep:
   condition and of the trace.
   """
 
-  def __call__(self, params, state, condition, models, search, *, first, record=False):
+  def __call__(
+    self, params, state, condition, models, search, *, first, record=False
+  ) -> tuple[SearchState, ChunkTrace]:
     step = _jitted(compiler_options(state.base_seed, runs_once=first))
     return step(params, state, condition, models, search, first=first, record=record)
 

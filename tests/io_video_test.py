@@ -85,7 +85,6 @@ def test_odd_sizes_repeat_the_last_row_and_column(tmp_path):
     ({"path": "clip.avi"}, "must end in .mp4"),
   ],
 )
-@pytest.mark.usefixtures("unchecked_types")
 def test_wrong_arguments_write_nothing(tmp_path, change, message):
   arguments = {"path": "clip.mp4", "frames": _moving_disc(2), "fps": 16} | change
   with pytest.raises(ConfigError, match=message):

@@ -130,7 +130,7 @@ def _velocity(scene: Scene) -> jax.Array:
   return direction * jnp.asarray(list(shapes.SPEEDS.values()), jnp.int32)[scene.speed][:, None]
 
 
-def _like(mask: jax.Array, field: jax.Array) -> jax.Array:
+def _like(mask: HostArray, field: jax.Array) -> HostArray:
   """[T] to [T, 1, ...] with one more axis for each axis of `field`."""
   return mask.reshape(-1, *(1,) * field.ndim)
 
