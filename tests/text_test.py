@@ -13,12 +13,12 @@ import pytest
 from absl import logging
 from flax import nnx
 
-from experiments.train import tokenizer as train_tokenizer
 from streamt1_jax.config import ConfigError, TextConfig, preset
 from streamt1_jax.io import checkpoint
 from streamt1_jax.text.encode import PromptEncoder, padded_length
 from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer, clean
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
+from streamt1_jax.training import tokenizer as training
 
 MODEL = pathlib.Path(__file__).parents[1] / "checkpoints" / "tiny" / "tokenizer.model"
 CAPTION = "a small red circle moves quickly left over a dark blue background"
@@ -187,10 +187,10 @@ class TestTokenizer:
     with pytest.raises(ConfigError, match="max_len"):
       Tokenizer(MODEL, 0)
 
-  def test_shipped_model_is_what_the_experiment_trains(self):
-    captions = train_tokenizer.captions()
+  def test_shipped_model_is_what_the_training_makes(self):
+    captions = training.captions()
     tokenizer = make_tokenizer(preset("tiny").text.max_len)
-    trained = Tokenizer(train_tokenizer.train(captions), tokenizer.max_len)
+    trained = Tokenizer(training.train(captions), tokenizer.max_len)
     # Not the bytes: scores may differ in the last digit between machines.
     assert trained.vocab_size == tokenizer.vocab_size <= preset("tiny").text.vocab_size
     for prompt in (*captions[::37], "The quick brown fox jumps over 13 lazy dogs."):
