@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,17 +120,18 @@ class TestState:
 
   @pytest.mark.parametrize("reward_decode", ["streamed", "scratch"])
   def test_every_step_keeps_shapes_and_dtypes(self, reward_decode):
-    """So the size of the state does not depend on how many chunks have been made."""
+    """So the size of the state does not depend on how many chunks have been made. What beams carry and what survives
+    leads with K, what is known of candidates with K and B."""
     models, params = small.models(), small.params()
-    search = dataclasses.replace(small.SEARCH, reward_decode=reward_decode)
+    search = dataclasses.replace(small.SEARCH, reward_decode=reward_decode, beam_size=3)
     state = jax.eval_shape(lambda: init_state(params, models, search, 0))
     for first in (True, False):
-      run = functools.partial(chunk_step, models=models, search=search, first=first)
-      after, _ = jax.eval_shape(run, params, state, small.condition(60))
-      assert jax.tree.structure(after) == jax.tree.structure(state)
-      assert [(x.shape, x.dtype) for x in jax.tree.leaves(after)] == [
-        (x.shape, x.dtype) for x in jax.tree.leaves(state)
-      ]
+      run = functools.partial(chunk_step, models=models, search=search, first=first, record=True)
+      after, trace = jax.eval_shape(run, params, state, small.condition(60))
+      chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+      chex.assert_tree_shape_prefix(after.beams, (2,))
+      chex.assert_tree_shape_prefix((trace.candidates, trace.steps), (2, 3))
+      chex.assert_tree_shape_prefix(trace._replace(candidates=None, steps=None), (2,))
 
   def test_memory_takes_the_backbones_dtype(self):
     params = small.params() | {"backbone": jax.tree.map(lambda x: x.astype(jnp.bfloat16), small.params()["backbone"])}
