@@ -35,6 +35,7 @@ def _searched(pipeline: Pipeline, frames: int, chunks: int) -> list[decisions.De
   return [decisions.Decision.of(trace) for trace in traces]
 
 
+@pytest.mark.usefixtures("unchecked_types")  # the pipeline has no text encoder
 def test_decisions_are_those_of_searches():
   pipeline = _SmallPipeline.make()
   compared = decisions.decide(pipeline, small_search.SEARCH, [3, 1], _CHUNKS, "", _SEED)

@@ -1,7 +1,7 @@
 """Does the search choose well? Videos of one caption made in several ways, and what verifiers say of many captions."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str,
   }
 
 
-def interval(values: np.ndarray, captions: Sequence[str], seed: int = 0) -> dict[str, float]:
+def interval(values: np.ndarray, captions: Collection[Any], seed: int = 0) -> dict[str, float]:
   """Mean of [prompts] values and its 95 % percentile bootstrap interval.
 
   The bootstrap draws different captions, each with all of its prompts, since those are not independent. Where all
