@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import pytest
+
 from experiments.evaluate import compare_short_frames
 from streamt1_jax.evaluation import decisions
 from streamt1_jax.pipeline import Pipeline
