@@ -13,6 +13,7 @@ from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import ConfigError
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import atomic, manifest
+from streamt1_jax.saved_search import SavedSearch
 from tests.command_line import (
   generate,
   result_of,
@@ -81,7 +82,12 @@ def _after_sigterm(function):
 
 
 def _generate_killed_between_results(arguments):
-  replace_folder, published = atomic.replace_folder, []
+  """Every save is whole before the search goes on: else a slow disk decides where the next process begins."""
+  replace_folder, published, save = atomic.replace_folder, [], SavedSearch.save
+
+  def save_and_wait(saved, *chunk):
+    save(saved, *chunk)
+    saved.wait()
 
   def kill_after_one(target, *rest):
     if published:
@@ -89,6 +95,7 @@ def _generate_killed_between_results(arguments):
     published.append(target)
     replace_folder(target, *rest)
 
+  SavedSearch.save = save_and_wait
   atomic.replace_folder = kill_after_one
   run_generate(arguments)
 
