@@ -156,7 +156,7 @@ def test_bfloat16():
   assert frames.dtype == jnp.bfloat16
   expected = np.asarray(_compiled().decode(latents))
   error = np.linalg.norm(np.asarray(frames, np.float32) - expected) / np.linalg.norm(expected)
-  # The published decoder differs by 1.7e-2 between bfloat16 and float32 (Wan VAE spec, section 2.4).
+  # The published decoder differs by 1.7e-2 between bfloat16 and float32 (docs/reference/wan_vae.md).
   assert error < 3e-2
 
 
@@ -174,7 +174,7 @@ def _num_parameters(name: str) -> tuple[int, int]:
 
 
 def test_published_size():
-  """126,892,531 in all; the decoder is 73,295,331 and the pointwise layer before it 272 (Wan spec, section 5)."""
+  """126,892,531 in all; the decoder is 73,295,331 and the pointwise layer before it 272 (docs/reference/wan_vae.md)."""
   encoder, decoder = _num_parameters("wan_1_3b")
   assert (encoder + decoder, decoder) == (126_892_531, 73_295_331 + 272)
 

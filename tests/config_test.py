@@ -106,7 +106,7 @@ class TestPresets:
       preset("huge")
 
   def test_wan_sizes(self):
-    """480 x 832 pixels at stride 8, 2 x 2 patches: 30 * 52 tokens a frame (Wan spec, section 1.1)."""
+    """480 x 832 pixels at stride 8, 2 x 2 patches: 30 * 52 tokens a frame (docs/reference/wan_dit.md)."""
     model = preset("wan_1_3b")
     assert (model.frame_tokens, model.chunk_tokens) == (1560, 4680)
     assert model.latent_shape == (3, 16, 60, 104)

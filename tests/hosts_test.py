@@ -312,6 +312,7 @@ def documents(folder, name):
 
 
 class TestGenerate:
+  @pytest.mark.slow
   def test_sigterm_to_one_stops_both_and_both_go_on(self, tmp_path, checkpoint, settings):
     """Three prompts do not divide by two processes. In the end every video is the one that a single process makes."""
     (tmp_path / "list.txt").write_text("\n".join(PROMPTS))

@@ -150,6 +150,7 @@ def test_benchmark_of_a_reward(tmp_path, name, frames):
     np.testing.assert_allclose((work[0] - work[1]) / (work[1] - work[2]), (7 - 4) / (4 - 2), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_benchmark_scaling(tmp_path):
   """The state holds a memory per beam and nothing per candidate, and 400 chunks compile nothing new."""
   result = call("measure.benchmark", tmp_path, "--preset=golden", "--scaling", "--mesh=data:1")

@@ -64,6 +64,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peak memory is measured through Linux's /proc")
 @pytest.mark.parametrize(("part", "how"), [("saved", "whole"), ("converted", "sharded"), ("converted", "int8")])
 def test_peak_stays_within_one_weight(folder, part, how):
