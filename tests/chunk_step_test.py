@@ -374,7 +374,7 @@ def test_noise_draws_are_used_once_each():
   usual = gaussian_noise(small.MODEL.latent_shape, 2)
 
   def draw(seed):
-    """Of seeds below 100 all fresh noise is that of seed 0, of others all re-noise."""
+    """Seeds below 100 share the fresh noise of seed 0, and all others share its re-noise."""
     own, shared = usual(seed), usual(jnp.int32(0))
     low = seed < 100
     return NoiseDraws(jnp.where(low, shared.fresh, own.fresh), jnp.where(low, own.renoise, shared.renoise))

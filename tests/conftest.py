@@ -77,6 +77,6 @@ def unchecked_types():
 
 @pytest.fixture(autouse=True, scope="module")
 def _release_programs():
-  """Compiled programs hold several memory maps each, of which a process may have 65,530 on Linux."""
+  """Compiled programs hold several memory maps each, and on Linux a process may have 65,530."""
   yield
   jax.clear_caches()

@@ -96,7 +96,7 @@ class TestTwoDrivers:
     np.testing.assert_array_equal(final.latents[0], np.concatenate([trace.latents[0] for trace in streamed]))
 
   def test_judges_change_nothing_but_scores(self):
-    """Of plain streaming: latents and frames are the same, and without judges no past frames are kept."""
+    """In plain streaming latents and frames are the same, and without judges no past frames are kept."""
     search = SearchConfig.streaming(small.MODEL)
     judged = dataclasses.replace(search, judges=True)
     for trace, other in zip(_stream(6, search), _stream(6, judged), strict=True):

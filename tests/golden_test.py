@@ -31,7 +31,7 @@ from tests import golden_support as golden
 _HERE = pathlib.Path(__file__).parent / "golden"
 _LATENTS, _SCORES, _NOISE = 5e-5, 1e-4, 1e-6
 
-# Of this repository's recordings, these cases prove what a check is there to prove; the others repeat it and are slow.
+# The cases of this repository that prove what a check is there to prove. The others repeat it and are slow.
 _ENOUGH = {
   # A has two beams of two candidates and grows to its most sinks. C has one beam, so its devices hold siblings.
   "mesh": ("case_A", "case_C"),

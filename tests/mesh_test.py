@@ -362,7 +362,7 @@ class TestWhatLiesWhere:
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape), ("denoise", "prune"))
     denoising = [one for one in found if one.phase == "denoise"]
     assert {one.axes for one in denoising} == {"model"}
-    candidates = small.SEARCH.beam_size  # Of one beam and one prompt, on each device.
+    candidates = small.SEARCH.beam_size  # Each device has one beam of one prompt.
     activation = candidates * small.MODEL.chunk_tokens * small.MODEL.backbone.dim * 4
     large = [one for one in denoising if one.bytes >= activation // 2]
     assert {(one.kind, one.bytes) for one in large} == {("all-reduce", activation)}
@@ -391,6 +391,6 @@ class TestTokens:
     assert {one.axes for one in denoising} == {"seq"}
     in_blocks = [(one.kind, one.bytes, one.executions) for one in denoising if one.executions >= blocks]
     assert in_blocks == [("all-to-all", activation // 2, 4 * 2 * blocks)]  # Two denoising steps.
-    latents = small.SEARCH.beam_size * 4 * np.prod(small.MODEL.latent_shape) * 2  # Of both steps, for the trace.
+    latents = small.SEARCH.beam_size * 4 * np.prod(small.MODEL.latent_shape) * 2  # The trace holds both steps.
     assert all(one.bytes <= latents for one in denoising if one.executions < blocks)
     assert {(one.kind, one.axes) for one in found if one.phase == "commit"} == {("all-to-all", "seq")}

@@ -50,7 +50,7 @@ class TestHybrid(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_score_by_hand(self):
-    """Of all candidates at once, with one weight."""
+    """All candidates at once, with one weight."""
     score = self.variant(jax.vmap(hybrid_score, in_axes=(0, 0, None)))
     hybrid = score(jnp.array([2.0, 0.0, 4.0]), jnp.array([-1.0, 8.0, 4.0]), jnp.float32(0.25))
     chex.assert_trees_all_equal(hybrid, jnp.array([-0.25, 6.0, 4.0]))
@@ -134,7 +134,7 @@ class TestFlags(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   @parameterized.parameters("history", "window")
   def test_truth_table(self, baseline):
-    """Of the candidates of one beam, which share its history: by themselves, and under vmap."""
+    """Candidates of one beam share its history. They are judged by themselves, and together under vmap."""
     search = dataclasses.replace(self.SEARCH, short_baseline=baseline)
     history = _history([1.0, 2.0], [-5.0, 4.0], search)
     short, long, ema, append = (np.array(column) for column in zip(*self.TRUTH, strict=True))
