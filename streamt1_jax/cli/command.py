@@ -138,7 +138,7 @@ class _Line(logging.Formatter):
 def _warnings_as_lines() -> Iterator[None]:
   """What this package and its libraries log goes to stderr, a line each."""
   # JAX reports every platform that is not there.
-  logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+  logging.getLogger("jax").setLevel(logging.WARNING)
   root = logging.getLogger()
   # absl calls `logging.basicConfig` when it is imported; its handler would say everything twice.
   replaced = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
