@@ -167,7 +167,7 @@ def test_chunks_of_one_frame(tmp_path, checkpoint):
   document["model"]["chunk_frames"] = 1
   path.write_text(json.dumps(document))
   line = _refused(tmp_path, pathlib.Path("model"), f"--prompt={PROMPT}")
-  assert "model: the rewards cannot judge its first chunk, 1x32x32: a video needs at least 2 frames" in line
+  assert "reward: a chunk of 1x32x32 cannot be judged: a video needs at least 2 frames" in line
 
 
 class TestDamage:
