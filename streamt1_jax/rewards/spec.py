@@ -76,7 +76,7 @@ class RewardSpec:
     abstract_params: gives the shapes of the weights, (configuration, dtype) to a nested dict of
       `jax.ShapeDtypeStruct`s; needed if there is a `config_type`.
     read_prompt: gives what turns captions into `prompt_features`, (folder, configuration) to a `PromptReader`; None for
-      a reward that reads no prompt.
+      a reward that reads no prompt. Without weights the configuration is None, and the folder need not exist.
     load: reads weights and prompt reader in another way than `folder.load_weights`, with its arguments.
     layout: axes of the weights' arrays; every device holds all of what it does not name.
     scorer: makes what scores whole videos, (column name, loaded reward, `ScoringOptions`) to a `VideoScorer`; by
