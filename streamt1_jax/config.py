@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Hashable
 from typing import Any, Literal, TypeVar
 
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
@@ -349,8 +350,8 @@ class SearchConfig:
       f"judges=False leaves nothing to choose by: beam_size must be 1, got {self.beam_size}",
     )
     _require(
-      self.policy is None or all(hasattr(self.policy, name) for name in ("init", "select")),
-      f"policy must have init and select, as policies.Policy describes, got {self.policy!r}",
+      self.policy is None or _is_policy(self.policy),
+      f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
     )
     for field, allowed in (
       ("first_candidate", ("reuse", "fresh")),
@@ -396,6 +397,12 @@ class SearchConfig:
       f"max_sink_frames must be a multiple of the chunk ({chunk}) and at least sink_frames ({model.sink_frames}), "
       f"got {self.max_sink_frames}",
     )
+
+
+def _is_policy(value: Any) -> bool:
+  """Whether `value` may be a `policies.Policy`. A dataclass that is not frozen has no hash, and cannot be static."""
+  methods = all(callable(getattr(value, name, None)) for name in ("init", "select"))
+  return methods and not isinstance(value, type) and isinstance(value, Hashable)
 
 
 def _wan_1_3b() -> ModelConfig:

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.io import config_json
-from streamt1_jax.policies.base import Choice, Policy, Scores, selection_key
+from streamt1_jax.policies.base import Choice, Policy, Scores, require_choice, selection_key
 from streamt1_jax.policies.selection import KeepBeams, TopK
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
   "Scores",
   "TopK",
   "from_json_value",
+  "require_choice",
   "search_policy",
   "selection_key",
 ]
@@ -30,7 +31,7 @@ POLICIES: Mapping[str, type[Policy]] = {"keep_beams": KeepBeams, "top_k": TopK}
 
 def search_policy(search: SearchConfig) -> Policy:
   """The policy of a search: `TopK` unless it names another."""
-  return search.policy or TopK()
+  return TopK() if search.policy is None else search.policy
 
 
 def from_json_value(value: Any, where: str, known: Iterable[type[Policy]] = tuple(POLICIES.values())) -> Policy:
