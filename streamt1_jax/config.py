@@ -281,10 +281,6 @@ class ModelConfig:
     return (self.local_attention_frames - self.sink_frames) // self.chunk_frames
 
   @property
-  def sink_chunks(self) -> int:
-    return self.sink_frames // self.chunk_frames
-
-  @property
   def max_chunks(self) -> int:
     """Chunks of the longest video that there are rotary tables for."""
     return self.backbone.max_frames // self.chunk_frames

@@ -141,11 +141,3 @@ class RewardSpec:
 
 
 RewardTable = Mapping[str, RewardSpec]
-
-
-def spec_of(config: Any, table: RewardTable) -> RewardSpec:
-  """The reward that `config` is a configuration of. Raises ConfigError if the table has none."""
-  for spec in table.values():
-    if spec.config_type is type(config):
-      return spec
-  raise ConfigError(f"{type(config).__name__} is the configuration of no reward; there are {', '.join(table)}")
