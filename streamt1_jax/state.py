@@ -25,8 +25,8 @@ class Beam(NamedTuple):
     past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has
       no past, because orbax saves no empty array.
     codec: decoder state.
-    latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is decoded
-      from scratch.
+    latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
+      decoded from scratch.
   """
 
   memory: Any
