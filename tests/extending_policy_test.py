@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax import drivers, policies
+from streamt1_jax import drivers
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import config_json
 from streamt1_jax.parallel import mesh as device_mesh
@@ -118,4 +118,3 @@ def test_every_prompt_in_lockstep_has_its_own_carry_and_key(policy):
 def test_stored_with_its_type_and_fields():
   stored = json.loads(json.dumps(config_json.to_json_value(SEARCH)))
   assert stored["policy"] == {"type": "Cumulative", "discount": 0.8}
-  assert policies.from_json_value(stored["policy"], "policy", known=[Cumulative]) == SEARCH.policy

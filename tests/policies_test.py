@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax import drivers, policies
+from streamt1_jax import drivers
 from streamt1_jax.chunk_step import Step
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import config_json
-from streamt1_jax.policies import Choice, KeepBeams, Scores, TopK, selection_key
+from streamt1_jax.policies import POLICIES, Choice, KeepBeams, Scores, TopK, selection_key
 from streamt1_jax.state import Condition
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -200,16 +200,10 @@ class TestStored:
       name: value for name, value in dataclasses.asdict(SearchConfig()).items() if name not in ("policy", "judges")
     }
 
-  def test_there_and_back(self):
-    for name, policy in policies.POLICIES.items():
-      stored = config_json.to_json_value(SearchConfig(policy=policy()))["policy"]
-      assert stored == {"type": policy.__name__}, name
-      assert policies.from_json_value(stored, "policy") == policy()
-
-  @pytest.mark.parametrize("value", [{"type": "Greedy"}, {}, "TopK", None])
-  def test_unknown(self, value):
-    with pytest.raises(ConfigError, match=r"^search\.policy\.type must be one of KeepBeams, TopK, got"):
-      policies.from_json_value(value, "search.policy")
+  def test_every_policy_has_its_type(self):
+    """Without fields they would all look the same."""
+    stored = [config_json.to_json_value(SearchConfig(policy=policy()))["policy"] for policy in POLICIES.values()]
+    assert stored == [{"type": "KeepBeams"}, {"type": "TopK"}]
 
   @pytest.mark.parametrize("kind", ["name", "class", "no_hash"])
   def test_no_policy(self, kind):
