@@ -24,7 +24,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
 
@@ -286,7 +286,7 @@ class Step:
     models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
     short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
     long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
-    return short.astype(jnp.float32), long.astype(jnp.float32)
+    return require_score(short, "image reward"), require_score(long, "video reward")
 
   def _gather(self, beams: Beam, parents: Int32[Array, " K"]) -> Beam:
     """The beams at `parents`; the only time that beams move."""
