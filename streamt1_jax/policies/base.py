@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.typing import IntLike, IntScalar
 
-# Keeps the policy's keys apart from those of a search over several chunks, whose index is added.
+# A policy's keys fold in this and the chunk's index. So whatever folds smaller numbers into the seed draws apart.
 _DOMAIN = 1 << 20
 
 
