@@ -23,8 +23,8 @@ from streamt1_jax import noise_propagation, reward_pruning
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
-from streamt1_jax.policies import Choice, Scores, search_policy, selection_key
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
 
@@ -214,10 +214,11 @@ class Step:
     return Candidates(proposal.seed, proposal.noise, latents, scores, flags, frames, codec)
 
   def select(self, scores: Scores) -> Choice:
-    """Asks the policy."""
-    carry = self._constrain(self.state.policy)
+    """Asks the policy. Raises ConfigError if the choice does not fit the search."""
+    carry, policy = self._constrain(self.state.policy), search_policy(self.search)
     key = selection_key(self.state.base_seed, self.chunk_index)
-    return search_policy(self.search).select(carry, scores, key, self.chunk_index, self.condition.num_chunks)
+    choice = policy.select(carry, scores, key, self.chunk_index, self.condition.num_chunks)
+    return require_choice(choice, policy, self.search)
 
   def close(self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"]) -> tuple[Beam, Candidates]:
     """The beams that the survivors begin the next chunk with, and the survivors."""
@@ -286,10 +287,10 @@ class Step:
     try:
       short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
       long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
+      return require_score(short, "image reward"), require_score(long, "video reward")
     except ConfigError as error:
       size = "x".join(map(str, chunk.shape[:3]))
       raise ConfigError(f"reward: a chunk of {size} cannot be judged: {error}") from error
-    return short.astype(jnp.float32), long.astype(jnp.float32)
 
   def _gather(self, beams: Beam, parents: Int32[Array, " K"]) -> Beam:
     """The beams at `parents`; the only time that beams move."""

@@ -26,7 +26,7 @@ from streamt1_jax.typing import HostArray, SearchParams
 
 
 class SearchError(RuntimeError):
-  """A search that cannot go on: every candidate of a chunk is NaN or Inf, or the policy chose one that is.
+  """A search that cannot go on: every candidate of a chunk is NaN or Inf, or the policy chose one that cannot survive.
 
   Attributes:
     prompt: index of the video among those searched together.
@@ -237,12 +237,14 @@ def rollout(
 
 
 def check_usable(trace: ChunkTrace, chunk_index: int, seed: int | Sequence[int]) -> None:
-  """Raises SearchError if a prompt has no usable candidate, or a policy let one survive that is not usable."""
+  """Raises SearchError if a prompt has no usable candidate, or a policy chose one that is not usable or not there."""
   usable, survivor = hosts.to_host((trace.candidates.usable, trace.survivor))
   usable = usable.reshape(*survivor.shape[:-1], -1)
-  survivors = np.take_along_axis(usable, survivor, axis=-1)
+  exists = (survivor >= 0) & (survivor < usable.shape[-1])
+  survivors = np.take_along_axis(usable, np.where(exists, survivor, 0), axis=-1)
   for fine, problem in (
     (usable.any(axis=-1), "every candidate is NaN or Inf"),
+    (exists.all(axis=-1), f"the policy chose a candidate that is not one of 0..{usable.shape[-1] - 1}"),
     (survivors.all(axis=-1), "the policy chose a candidate that is NaN or Inf"),
   ):
     if not fine.all():

@@ -47,7 +47,8 @@ class Generator(Protocol):
 
   All methods but `gather` are written for one beam or one candidate; the chunk step vmaps them. Memory, view, text and
   chunk memory are trees of arrays that only the generator looks into. The shapes of a memory never change. `params` are
-  the generator's own weights.
+  the generator's own weights. On several devices a memory is divided by beams. Its arrays `k` and `v` are taken for
+  keys and values [layer, slot, head, token, channel], and are divided by heads as well.
   """
 
   @property

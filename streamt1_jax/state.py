@@ -25,8 +25,8 @@ class Beam(NamedTuple):
     past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has
       no past, because orbax saves no empty array.
     codec: decoder state.
-    latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards
-      decode from scratch.
+    latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
+      decoded from scratch.
   """
 
   memory: Any
@@ -153,7 +153,7 @@ def init_state(
       history=reward_pruning.empty_history(search),
       past=jnp.zeros((past, *codec.frame_shape()), codec.frame_dtype()) if past else None,
       codec=codec.init_state(params["codec"]),
-      latents=jnp.zeros(window) if search.reward_decode == "scratch" else None,
+      latents=jnp.zeros(window) if search.judges and search.reward_decode == "scratch" else None,
     )
 
   beams = jax.vmap(empty_beam, axis_size=search.top_k)()

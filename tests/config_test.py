@@ -111,7 +111,7 @@ class TestPresets:
     assert (model.frame_tokens, model.chunk_tokens) == (1560, 4680)
     assert model.latent_shape == (3, 16, 60, 104)
     assert model.backbone.head_dim == 128
-    assert (model.window_chunks, model.sink_chunks) == (3, 1)
+    assert model.window_chunks == 3
     assert (model.codec.spatial_stride, model.codec.temporal_stride) == (8, 4)
 
   def test_tiny_pixels(self):

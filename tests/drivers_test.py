@@ -107,6 +107,13 @@ class TestTwoDrivers:
     assert past(search) is None
     assert past(judged).shape[1] == 15
 
+  def test_without_judges_no_window_is_kept(self):
+    """Neither frames nor, where rewards would decode from scratch, latents."""
+    for judges in (True, False):
+      search = dataclasses.replace(SearchConfig.streaming(small.MODEL), reward_decode="scratch", judges=judges)
+      beams = drivers.abstract_state(small.params(), small.models(), search, 0, num_chunks=6).beams
+      assert (beams.latents is not None) == judges
+
   def test_rewards_are_not_called_without_judges(self):
     class Refuse(Promptless):
       def __call__(self, params, condition, frames, info):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax import drivers, policies
+from streamt1_jax import drivers
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import config_json
 from streamt1_jax.parallel import mesh as device_mesh
@@ -88,7 +88,33 @@ def test_same_winners_on_several_devices():
     assert not state.policy.sharding.is_fully_replicated
 
 
+@dataclasses.dataclass(frozen=True)
+class Lots(Cumulative):
+  """Draws the survivors by lot, and counts in its carry what a lineage was worth."""
+
+  def select(self, carry, scores, key, chunk_index, num_chunks):
+    choice = super().select(carry, scores, key, chunk_index, num_chunks)
+    drawn = jax.random.permutation(key, scores.hybrid.size)[: len(carry)].astype(jnp.int32)
+    return choice._replace(survivor=drawn, carry=choice.carry + drawn)
+
+
+@pytest.mark.parametrize("policy", [SEARCH.policy, Lots()], ids=["carry", "key_and_carry"])
+def test_every_prompt_in_lockstep_has_its_own_carry_and_key(policy):
+  search, seeds = dataclasses.replace(TOY_SEARCH, policy=policy), [3, 11]
+  condition = Condition((), (), (), jnp.int32(NUM_CHUNKS))
+  arguments = toy.MODELS, search
+  together = drivers.stream_states(
+    toy.PARAMS, drivers.stack_conditions([condition] * 2), *arguments, num_chunks=NUM_CHUNKS, seed=seeds
+  )
+  together = [(np.array(state.policy), jax.device_get(trace)) for state, trace in together]
+  for index, seed in enumerate(seeds):
+    alone = drivers.stream_states(toy.PARAMS, condition, *arguments, num_chunks=NUM_CHUNKS, seed=seed)
+    for (carry, traces), (state, trace) in zip(together, alone, strict=True):
+      np.testing.assert_array_equal(drivers.of_prompt(traces, index).survivor, trace.survivor)
+      np.testing.assert_allclose(carry[index], state.policy, rtol=1e-6)
+  assert not np.array_equal(together[0][1].survivor[0], together[0][1].survivor[1])
+
+
 def test_stored_with_its_type_and_fields():
   stored = json.loads(json.dumps(config_json.to_json_value(SEARCH)))
   assert stored["policy"] == {"type": "Cumulative", "discount": 0.8}
-  assert policies.from_json_value(stored["policy"], "policy", known=[Cumulative]) == SEARCH.policy

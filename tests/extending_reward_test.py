@@ -14,6 +14,7 @@ from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.folder import load_config, load_reward, save_reward
 from streamt1_jax.rewards.scoring import make_scorer
 from streamt1_jax.rewards.spec import RewardSpec
+from streamt1_jax.rewards.table import REWARDS
 from tests.command_line import save_model
 from tests.extending import reward as extending
 
@@ -105,6 +106,33 @@ def test_an_image_reward_without_a_prompt_reader(tmp_path):
   # The earlier one is still whole.
   loaded = load_reward(tmp_path / "brightness", fps=8.0, dtype=jnp.float32, table=table)
   assert loaded.params["scale"].tolist() == [0.5, 1.5]
+
+
+def test_a_reward_without_weights_that_reads_the_prompt(checkpoint):
+  @dataclasses.dataclass(frozen=True)
+  class Closeness:
+    def init(self, params, prompt_features):
+      return prompt_features
+
+    def __call__(self, params, condition, chunk, info):
+      return -jnp.linalg.norm(chunk.astype(jnp.float32).mean(axis=(0, 1, 2)) / 255.0 - condition)
+
+  def read_prompt(folder, config):
+    assert config is None
+    return lambda prompt: np.float32(extending.COLORS[prompt.split()[1]])
+
+  spec = RewardSpec("closeness", "image", make=lambda config, fps: Closeness(), read_prompt=read_prompt)
+  table = {**REWARDS, spec.name: spec}
+  scorer = make_scorer("closeness", checkpoint / "rewards/closeness", table=table)
+  assert scorer.reads_prompt
+  blue = np.full((2, 16, 16, 3), np.multiply(255, extending.COLORS["blue"]).round(), np.uint8)
+  # Rounding to bytes moves a colour by less than 1 / 255.
+  assert scorer("a blue circle", blue)["closeness"] > -0.01
+  np.testing.assert_allclose(scorer("a red circle", blue)["closeness"], -np.linalg.norm([0.8, 0.1, 0.8]), atol=0.01)
+  choice = selection.choose(checkpoint, "closeness+coherence", chunk_frames=12, table=table)
+  rewards = selection.load(checkpoint, choice, fps=8.0, dtype=jnp.float32, table=table)
+  assert choice.stored == []
+  np.testing.assert_array_equal(rewards.image.prompt("a red circle")["closeness"], np.float32(extending.COLORS["red"]))
 
 
 @pytest.mark.usefixtures("unchecked_types")

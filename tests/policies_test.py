@@ -1,6 +1,7 @@
 """Policies: who survives, the same with every driver, and nothing else of the search changes."""
 
 import dataclasses
+import typing
 
 import chex
 import jax
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax import drivers, policies
+from streamt1_jax import drivers
 from streamt1_jax.chunk_step import Step
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import config_json
-from streamt1_jax.policies import Choice, KeepBeams, Scores, TopK, selection_key
+from streamt1_jax.policies import POLICIES, Choice, KeepBeams, Scores, TopK, selection_key
 from streamt1_jax.state import Condition
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -34,6 +35,19 @@ def _toy(search, run=drivers.stream, seed=0, models=toy.MODELS):
   condition = Condition((), (), (), jnp.int32(NUM_CHUNKS))
   traces = run(toy.PARAMS, condition, models, search, num_chunks=NUM_CHUNKS, seed=seed)
   return [jax.device_get(trace) for trace in traces]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fixed:
+  """Whatever the scores are, always the same choice."""
+
+  choice: Choice
+
+  def init(self, search):
+    return None
+
+  def select(self, carry, scores, key, chunk_index, num_chunks):
+    return self.choice
 
 
 class TestKeepBeams(chex.TestCase):
@@ -103,6 +117,39 @@ class TestInASearch:
     with pytest.raises(SearchError, match="chunk 0, seed 0: the policy chose a candidate that is NaN or Inf"):
       _toy(dataclasses.replace(SEARCH, policy=Stubborn()), models=models)
 
+  @pytest.mark.usefixtures("unchecked_types")
+  @pytest.mark.parametrize(
+    ("survivor", "score", "found"),
+    [
+      (jnp.array([0]), jnp.zeros(1), r"survivors are int32\[1\], its scores \[1\]"),
+      (jnp.array([0, 1, 2]), jnp.zeros(3), r"survivors are int32\[3\], its scores \[3\]"),
+      (jnp.array([[0, 1]]), jnp.zeros(2), r"survivors are int32\[1, 2\], its scores \[2\]"),
+      (jnp.array([0, 1]), jnp.zeros((2, 2)), r"survivors are int32\[2\], its scores \[2, 2\]"),
+      (jnp.array([0.0, 1.0]), jnp.zeros(2), r"survivors are float32\[2\], its scores \[2\]"),
+    ],
+  )
+  def test_a_choice_that_does_not_fit(self, survivor, score, found):
+    with pytest.raises(ConfigError, match=r"policy Fixed must choose integers of shape \(2,\).*" + found):
+      _toy(dataclasses.replace(SEARCH, policy=Fixed(Choice(survivor, score, None))))
+
+  @pytest.mark.parametrize("survivor", [[0, 4], [-1, 0]])
+  def test_a_survivor_that_is_not_there(self, survivor):
+    """Arrays clip what lies outside of them, so that the search would go on with another candidate."""
+    search = dataclasses.replace(SEARCH, policy=Fixed(Choice(jnp.array(survivor), jnp.zeros(2), None)))
+    with pytest.raises(SearchError, match=r"chunk 0, seed 0: the policy chose a candidate that is not one of 0\.\.3"):
+      _toy(search)
+
+  def test_a_policy_that_counts_as_false(self):
+    class Empty(typing.NamedTuple):
+      def init(self, search):
+        return None
+
+      def select(self, carry, scores, key, chunk_index, num_chunks):
+        return Choice(jnp.array([1, 2]), jnp.zeros(2), carry)
+
+    assert not Empty()
+    assert [trace.survivor.tolist() for trace in _toy(dataclasses.replace(SEARCH, policy=Empty()))] == [[1, 2]] * 5
+
   def test_a_policy_is_traced_once_per_program(self):
     """The law of no recompilation: one program for the first chunk and one for all others, however many there are."""
     counted = chex.assert_max_traces(TopK().select, n=2)
@@ -153,17 +200,16 @@ class TestStored:
       name: value for name, value in dataclasses.asdict(SearchConfig()).items() if name not in ("policy", "judges")
     }
 
-  def test_there_and_back(self):
-    for name, policy in policies.POLICIES.items():
-      stored = config_json.to_json_value(SearchConfig(policy=policy()))["policy"]
-      assert stored == {"type": policy.__name__}, name
-      assert policies.from_json_value(stored, "policy") == policy()
+  def test_every_policy_has_its_type(self):
+    """Without fields they would all look the same."""
+    stored = [config_json.to_json_value(SearchConfig(policy=policy()))["policy"] for policy in POLICIES.values()]
+    assert stored == [{"type": "KeepBeams"}, {"type": "TopK"}]
 
-  @pytest.mark.parametrize("value", [{"type": "Greedy"}, {}, "TopK", None])
-  def test_unknown(self, value):
-    with pytest.raises(ConfigError, match=r"^search\.policy\.type must be one of KeepBeams, TopK, got"):
-      policies.from_json_value(value, "search.policy")
+  @pytest.mark.parametrize("kind", ["name", "class", "no_hash"])
+  def test_no_policy(self, kind):
+    class NoHash(TopK):
+      __hash__ = None  # As a dataclass has it that is not frozen.
 
-  def test_no_policy(self):
-    with pytest.raises(ConfigError, match="policy must have init and select"):
-      SearchConfig(policy="keep_beams")
+    policy = {"name": "keep_beams", "class": KeepBeams, "no_hash": NoHash()}[kind]
+    with pytest.raises(ConfigError, match="policy must have init and select and be an instance of a frozen dataclass"):
+      SearchConfig(policy=policy)

@@ -18,7 +18,7 @@ from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.qwen2_vl import loading, prompts
 from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, Qwen2VLConfig, VisionConfig
 from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
-from streamt1_jax.rewards.spec import spec_of
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.rewards.videoalign import VideoAlignConfig
 
@@ -47,14 +47,18 @@ def _tokenizer() -> tokenizers.Tokenizer:
   return tokenizer
 
 
+def _spec_of(config) -> RewardSpec:
+  return next(spec for spec in REWARDS.values() if spec.config_type is type(config))
+
+
 def abstract_params(config, dtype=np.float32):
   """Shapes of the parameters of the reward that `config` belongs to."""
-  return spec_of(config, REWARDS).abstract_params(config, dtype)
+  return _spec_of(config).abstract_params(config, dtype)
 
 
 def convert(tensors: Mapping[str, np.ndarray], config, dtype=np.float32, lora: tuple[int, int] | None = None):
   """Parameters in memory from the tensors of a published checkpoint; `lora` is another rank and alpha."""
-  conversion = CONVERSIONS[spec_of(config, REWARDS).name]
+  conversion = CONVERSIONS[_spec_of(config).name]
   if peft_merge.is_peft(tensors):
     tensors = peft_merge.merged(tensors, *(lora or conversion.lora))
   rules = conversion.rules(config, qwen2_vl.has_new_names(tensors))

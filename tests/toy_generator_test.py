@@ -13,6 +13,7 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.policies import KeepBeams
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition
 from tests import toy_generator as toy
 
@@ -101,6 +102,24 @@ def test_longer_searches(run, changes):
   path = drivers.lineage([trace.survivor for trace in traces], search.beam_size)
   videos = [[float(trace.latents[k].item()) for trace, k in zip(traces, path[:, beam])] for beam in range(search.top_k)]
   assert videos == _in_python(6, search)
+
+
+@dataclasses.dataclass(frozen=True)
+class PerFrame(Promptless):
+  """One score for each frame, where one for all of them is asked for."""
+
+  def __call__(self, params, condition, frames, info):
+    return getattr(frames, "chunk", frames).mean(axis=(1, 2, 3))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_reward_that_gives_several_scores(kind):
+  """They would broadcast against the candidates, and the search would go on among candidates that do not exist."""
+  models = dataclasses.replace(toy.MODELS, **{f"{kind}_reward": PerFrame()})
+  condition = Condition((), (), (), jnp.int32(2))
+  with pytest.raises(ConfigError, match=rf"the {kind} reward must give a candidate one score, got .* shape \(1,\)"):
+    next(drivers.stream(toy.PARAMS, condition, models, SEARCH, num_chunks=2, seed=0))
 
 
 def test_longest_video():

@@ -19,16 +19,18 @@ import jax.numpy as jnp
 from absl import flags
 
 from streamt1_jax.cli import command, flag_types
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io import markdown
 from streamt1_jax.measuring import full_size_rewards, tpu_compiler
+from streamt1_jax.rewards.table import REWARDS
 
 _COLUMNS = ("reward", "frames", "arguments, GB", "temporary, GB", "peak, GB", "TFLOP per candidate")
 
 
 def define_flags(values: flags.FlagValues) -> None:
   """The calls, and what they are compiled for."""
-  which = "Only this reward; both by default."
-  flag_types.define_choice(values, "reward", None, list(full_size_rewards.FRAMES), which)
+  which = "Only this reward; all by default."
+  flag_types.define_choice(values, "reward", None, list(CONVERSIONS), which)
   chips = "Chips to compile for; the program uses one of them. A v6e has 32 GB."
   flag_types.define_string(values, "topology", "v6e:1x1", chips)
   flag_types.define_integer(values, "top_k", 2, "Beams.", 1)
@@ -41,10 +43,11 @@ def run(values: flags.FlagValues) -> None:
   """Prints a line of the table as soon as its call is compiled."""
   device = tpu_compiler.get_devices(values.topology)[0]
   print(markdown.head(_COLUMNS), flush=True)
-  for name, lengths in full_size_rewards.FRAMES.items():
-    for frames in lengths if values.reward in (None, name) else ():
+  for name in [values.reward] if values.reward else CONVERSIONS:
+    spec = REWARDS[name]
+    for frames in full_size_rewards.FRAMES[spec.kind]:
       cost = full_size_rewards.compile_call(
-        name, frames, values.top_k, values.beam_size, jnp.dtype(values.dtype), device
+        spec, frames, values.top_k, values.beam_size, jnp.dtype(values.dtype), device
       )
       memory = (f"{size / 1e9:.2f}" for size in (cost.arguments, cost.temporary, cost.peak))
       print(markdown.row([name, str(frames), *memory, f"{cost.tflop:.1f}"]), flush=True)

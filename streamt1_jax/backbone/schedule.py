@@ -19,14 +19,12 @@ class DenoisingSchedule:
   Attributes:
     timesteps: on the 0..1000 scale, largest first.
     sigmas: noise levels in (0, 1] of the same entries.
-    next_sigmas: noise level after each step; the last is 0.
     features: sinusoids of `timesteps`.
     context_features: sinusoids of the clean pass's timestep.
   """
 
   timesteps: Float64[np.ndarray, " S"]
   sigmas: Float64[np.ndarray, " S"]
-  next_sigmas: Float64[np.ndarray, " S"]
   features: Float32[np.ndarray, "S freq_dim"]
   context_features: Float32[np.ndarray, " freq_dim"]
 
@@ -65,7 +63,6 @@ def denoising_schedule(config: ScheduleConfig, freq_dim: int) -> DenoisingSchedu
   return DenoisingSchedule(
     timesteps=timesteps,
     sigmas=sigmas,
-    next_sigmas=np.append(sigmas[1:], 0.0),
     features=time_features(timesteps, freq_dim),
     context_features=time_features(np.asarray(config.context_timestep), freq_dim),
   )

@@ -56,7 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
   path("text_encoder", "Weights of the UMT5 encoder.")
   path("tokenizer", "Sentencepiece model, or the folder of spiece.model.")
   for name, conversion in CONVERSIONS.items():
-    path(name, f"Weights of this reward model: {conversion.weights}.")
+    path(name, f"Weights of this reward model: {conversion.file}, or its folder.")
     path(f"{name}_prompt", f"Its text: {conversion.text}.")
     path(f"{name}_config", "Other sizes: a JSON file like `config` in a reward.json.")
   path("reward_tokenizer", "tokenizer.json of Qwen2-VL or its folder.")

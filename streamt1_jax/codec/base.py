@@ -32,7 +32,9 @@ class Codec(Protocol):
     """Frames that `decode` returns for a number of latent frames."""
     ...
 
-  def frame_dtype(self) -> jnp.dtype: ...
+  def frame_dtype(self) -> jnp.dtype:
+    """Dtype of the frames."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,11 @@ from jax.typing import DTypeLike
 from streamt1_jax.config import required
 from streamt1_jax.measuring import reward_calls, tpu_compiler
 from streamt1_jax.rewards.qwen2_vl import loading
-from streamt1_jax.rewards.table import REWARDS
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.typing import Device
 
-FRAMES = {"hpsv3": (1, 12), "videoalign": (9, 57, 117)}
-"""The numbers of frames of a chunk or of a window that are measured, by reward."""
+FRAMES = {"image": (1, 12), "video": (9, 57, 117)}
+"""The numbers of frames of a chunk or of a window that are measured, by the kind of the reward."""
 _FRAME = (480, 832, 3)
 _FPS = 16
 
@@ -36,9 +36,8 @@ class Cost:
   tflop: float
 
 
-def compile_call(name: str, frames: int, top_k: int, beam_size: int, dtype: DTypeLike, device: Device) -> Cost:
-  """One call of the reward `name` on all candidates, compiled for `device`."""
-  spec = REWARDS[name]
+def compile_call(spec: RewardSpec, frames: int, top_k: int, beam_size: int, dtype: DTypeLike, device: Device) -> Cost:
+  """One call of a published reward on all candidates, compiled for `device`."""
   reward, prompt = spec.make(spec.make_config(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
   past, chunk = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from streamt1_jax import shipped
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert import flavours
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE
 from streamt1_jax.measuring import random_rewards, random_weights
 from streamt1_jax.measuring.random_weights import Tensor
@@ -99,7 +100,7 @@ def sources(model: ModelConfig) -> list[Source]:
     Source("diffusers_vae", "codec", vae, False, safetensors("codec", "diffusers", float32)),
     Source("wan_umt5", "text", text, True, torch("text", "Wan", "bfloat16")),
     Source("hugging_face_umt5", "text", text, False, sharded("model", "text", "Hugging Face", float32)),
-    *(_reward_source(name, model) for name in random_rewards.WEIGHTS),
+    *(_reward_source(name, model) for name in CONVERSIONS),
   ]
 
 

@@ -24,19 +24,14 @@ from streamt1_jax.rewards.qwen2_vl.config import qwen2_vl_preset
 from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
 from streamt1_jax.rewards.table import REWARDS
 
-WEIGHTS = {"hpsv3": "HPSv3.safetensors", "videoalign": "model.pth"}
-"""Published files, by reward; the suffix says in which format they are."""
-_TINY_HEADS = {"hpsv3": {"head_dims": (16, 8)}, "videoalign": {}}
 CONFIG_FILE = "config.json"
 _CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<unk>")
 
 
 def reward_config(name: str, model: ModelConfig) -> Any:
-  """Published sizes, or tiny ones for the tiny model."""
+  """Published sizes; with a tiny backbone for the tiny model."""
   spec = REWARDS[name]
-  if model.name != "tiny":
-    return spec.make_config()
-  return spec.make_config(qwen2_vl_preset("qwen2_vl_tiny"), **_TINY_HEADS[name])
+  return spec.make_config(qwen2_vl_preset("qwen2_vl_tiny")) if model.name == "tiny" else spec.make_config()
 
 
 def reward_tensors(name: str, config: Any) -> dict[str, Tensor]:
@@ -68,10 +63,9 @@ def _with_adapters(shapes: dict[str, tuple[int, ...]], rank: int) -> dict[str, t
 def write(path: pathlib.Path, name: str, model: ModelConfig) -> None:
   """Writes a folder of all that `convert_arguments` names."""
   path.mkdir()
-  config = reward_config(name, model)
-  in_torch_format = WEIGHTS[name].endswith(".pth")
-  write_weights = random_weights.write_torch if in_torch_format else random_weights.write_safetensors
-  write_weights(path / WEIGHTS[name], reward_tensors(name, config))
+  config, file = reward_config(name, model), CONVERSIONS[name].file
+  write_weights = random_weights.write_torch if file.endswith(".pth") else random_weights.write_safetensors
+  write_weights(path / file, reward_tensors(name, config))
   tokens = REWARDS[name].required_text.reward_tokens
   template = PromptTemplate("stand-in", f"{prompts.PLACEHOLDER} {' '.join(tokens)}", tokens)
   (path / prompts.TEMPLATE_FILE).write_bytes(prompts.template_json(template))
@@ -85,7 +79,7 @@ def write(path: pathlib.Path, name: str, model: ModelConfig) -> None:
 def convert_arguments(name: str) -> tuple[str, ...]:
   """Arguments of `experiments.convert`; `{path}` stands for the folder."""
   return (
-    f"--{name}={{path}}/{WEIGHTS[name]}",
+    f"--{name}={{path}}/{CONVERSIONS[name].file}",
     f"--{name}_prompt={{path}}/{prompts.TEMPLATE_FILE}",
     f"--{name}_config={{path}}/{CONFIG_FILE}",
     "--reward_tokenizer={path}",

@@ -13,8 +13,8 @@ from streamt1_jax.measuring.search_speed import gemm_tflops
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.spec import RewardSpec
 
-# Frames of a chunk, as `--short_frames` leaves them to the image reward, or of a sliding window.
-_FRAMES = {"hpsv3": (12, 6, 3, 1), "videoalign": (117, 57, 9)}
+# Frames of a chunk, as `--short_frames` leaves them to an image reward, or of a sliding window.
+_FRAMES = {"image": (12, 6, 3, 1), "video": (117, 57, 9)}
 
 
 def measure(
@@ -31,7 +31,7 @@ def measure(
   judge = jax.jit(reward_calls.judge(spec.kind, reward))
   size = (shapes.FRAME_SIZE, shapes.FRAME_SIZE)
   draw = np.random.default_rng(0).integers
-  for frames in _FRAMES[spec.name]:
+  for frames in _FRAMES[spec.kind]:
     structs = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, (*size, 3))
     clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
     jax.block_until_ready(judge(loaded.params, condition, *clips))

@@ -15,7 +15,7 @@ def layer_norm(x: Float[Array, "*axes M"], eps: float) -> Float[Array, "*axes M"
 
 
 class RMSNorm(nnx.Module):
-  """x * rsqrt(mean(x^2) + eps) * scale over all channels, before the split into heads."""
+  """x * rsqrt(mean(x^2) + eps) * scale over the last axis."""
 
   def __init__(self, dim: int, eps: float):
     self.scale = nnx.Param(jnp.ones(dim))

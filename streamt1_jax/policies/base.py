@@ -9,12 +9,13 @@ How many beams and candidates there are, what noise they start from and what is 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.typing import IntLike, IntScalar
 
-# Keeps the policy's keys apart from those of a search over several chunks, whose index is added.
+# A policy's keys fold in this and the chunk's index. So whatever folds smaller numbers into the seed draws apart.
 _DOMAIN = 1 << 20
 
 
@@ -71,9 +72,21 @@ class Policy(Protocol):
 
     Returns:
       The choice. If no candidate at all is usable it means nothing, and the search stops with an error. Otherwise all
-      survivors must be usable.
+      survivors must be usable candidates.
     """
     ...
+
+
+def require_choice(choice: Choice, policy: Policy, search: SearchConfig) -> Choice:
+  """`choice`. Raises ConfigError unless it has one survivor, an integer, and one score for each beam of the search."""
+  survivor, score = choice.survivor, choice.score
+  shape = (search.top_k,)
+  if survivor.shape != shape or score.shape != shape or not jnp.issubdtype(survivor.dtype, jnp.integer):
+    raise ConfigError(
+      f"policy {type(policy).__name__} must choose integers of shape {shape}, with scores of that shape; its survivors "
+      f"are {survivor.dtype}{list(survivor.shape)}, its scores {list(score.shape)}"
+    )
+  return choice
 
 
 def selection_key(base_seed: IntLike, chunk_index: IntLike, event: IntLike = 0) -> jax.Array:

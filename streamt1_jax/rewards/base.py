@@ -129,6 +129,13 @@ def require_frames(name: str, frames: Frames, least: int) -> None:
     raise ConfigError(f"{name} needs frames of at least {least}x{least}, got {height}x{width}")
 
 
+def require_score(score: Any, name: str) -> FloatScalar:
+  """`score` in float32. Raises ConfigError, naming the reward, unless it is one number: several would broadcast."""
+  if jnp.ndim(score):
+    raise ConfigError(f"the {name} must give a candidate one score, got an array of shape {jnp.shape(score)}")
+  return jnp.asarray(score, jnp.float32)
+
+
 class LoadedReward(NamedTuple):
   """A reward ready to judge.
 

@@ -113,7 +113,7 @@ def load_prompt(folder: epath.PathLike, table: RewardTable = REWARDS) -> PromptR
   Raises ConfigError if a file is missing, damaged or does not fit the others.
   """
   spec, config = load_config(folder, table)
-  return read_nothing if spec.read_prompt is None else spec.read_prompt(epath.Path(folder), config)
+  return _prompt_reader(spec, epath.Path(folder), config)
 
 
 def load_weights(
@@ -128,10 +128,20 @@ def load_weights(
     abstract: shapes, dtypes and shardings of the weights.
     embed_on_host: not used here.
   """
-  prompt = read_nothing if spec.read_prompt is None else spec.read_prompt(folder, config)
+  prompt = _prompt_reader(spec, folder, config)
   return checkpoint.load_params(folder, abstract), prompt
 
 
-def without_weights(spec: RewardSpec, *, fps: float) -> LoadedReward:
-  """A reward that has no weights and reads no prompt, ready to judge."""
-  return LoadedReward(spec.make(None, fps), {}, read_nothing)
+def without_weights(spec: RewardSpec, folder: epath.PathLike, *, fps: float) -> LoadedReward:
+  """A reward that has no weights, ready to judge.
+
+  Args:
+    spec: the reward.
+    folder: where a checkpoint would have files for its prompt reader. It need not exist.
+    fps: frames per second of the videos to be judged.
+  """
+  return LoadedReward(spec.make(None, fps), {}, _prompt_reader(spec, epath.Path(folder), None))
+
+
+def _prompt_reader(spec: RewardSpec, folder: epath.Path, config: Any) -> PromptReader:
+  return read_nothing if spec.read_prompt is None else spec.read_prompt(folder, config)

@@ -13,7 +13,8 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, ImageReward, PromptReader, VideoReward
 from streamt1_jax.typing import FloatScalar, Frames, Params
 
-Scores = Mapping[str, float | list[float]]
+VideoScores = Mapping[str, float | list[float]]
+"""Scores of one video by column: one for the video, or one per frame."""
 _ONLY_CANDIDATE = CandidateInfo(np.int32(0), np.int32(0))
 
 
@@ -50,7 +51,7 @@ class VideoScorer(Protocol):
     """Indices of the frames it needs. Raises ConfigError if it cannot score such a video."""
     ...
 
-  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+  def __call__(self, prompt: str | None, frames: Frames) -> VideoScores:
     """A score, or one per frame, for each of `columns`, of those frames; the prompt may be None if it is not read.
 
     Raises ConfigError if it cannot score them, or a score is NaN or Inf.
@@ -87,7 +88,7 @@ class FrameScorer:
     count = min(num_frames, self.options.most_frames or num_frames)
     return np.round(np.linspace(0, num_frames - 1, count)).astype(np.int32)
 
-  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+  def __call__(self, prompt: str | None, frames: Frames) -> VideoScores:
     features, batch, scores = self.prompt(prompt or ""), self.options.batch, []
     for start in range(0, len(frames), batch):
       some = frames[start : start + batch]
@@ -121,7 +122,7 @@ class WindowScorer:
   def look_at(self, num_frames: int, fps: float) -> Int[np.ndarray, " N"]:
     return np.arange(num_frames)
 
-  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+  def __call__(self, prompt: str | None, frames: Frames) -> VideoScores:
     score = _window_score(self.reward, self.params, self.prompt(prompt or ""), frames)
     return require_finite(self.name, {self.name: float(score)})
 
@@ -137,7 +138,7 @@ def _window_score(reward: VideoReward, params: Params, features: Any, frames: Fr
   return reward(params, reward.init(params, features), FrameWindow(frames[:0], 0, frames), _ONLY_CANDIDATE)
 
 
-def require_finite(name: str, scores: Scores) -> Scores:
+def require_finite(name: str, scores: VideoScores) -> VideoScores:
   """`scores`. Raises ConfigError if one of them is NaN or Inf."""
   if not all(np.isfinite(score).all() for score in scores.values()):
     raise ConfigError(f"the score of {name} is NaN or Inf")

@@ -31,7 +31,7 @@ def make_scorer(
 
   Args:
     name: a reward of the table without weights, or any name for the one in `folder`.
-    folder: what `convert.reward_part` or `folder.save_reward` wrote; a reward without weights reads nothing.
+    folder: what `convert.reward_part` or `folder.save_reward` wrote. It need not exist for a reward without weights.
     dtype: dtype of the backbone.
     options: how an image reward goes through a video.
     table: the rewards there are.
@@ -41,7 +41,7 @@ def make_scorer(
   """
   spec = table.get(name)
   if spec is not None and not spec.is_stored:
-    loaded = reward_folder.without_weights(spec, fps=1.0)
+    loaded = reward_folder.without_weights(spec, folder, fps=1.0)
   else:
     spec, _ = reward_folder.load_config(folder, table)
     loaded = reward_folder.load_reward(folder, fps=1.0, dtype=dtype, table=table)

@@ -233,7 +233,7 @@ def _load_one(
   path: epath.Path, spec: RewardSpec, fps: float, dtype: Any, mesh: Mesh | None, table: RewardTable
 ) -> LoadedReward:
   if not spec.is_stored:
-    return reward_folder.without_weights(spec, fps=fps)
+    return reward_folder.without_weights(spec, path, fps=fps)
   found, _ = reward_folder.load_config(path, table)
   if found.name != spec.name:
     raise ConfigError(f"{path} holds {found.name}, not {spec.name}")

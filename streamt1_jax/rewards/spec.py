@@ -72,11 +72,11 @@ class RewardSpec:
     make: gives the reward, (configuration, fps of the videos to be judged) to an `ImageReward` or a `VideoReward`, a
       frozen dataclass.
     config_type: frozen dataclass of sizes and constants, stored in `reward.json`; None for a reward without weights,
-      which every checkpoint has.
+      which every checkpoint has. Such a reward is made with None for a configuration.
     abstract_params: gives the shapes of the weights, (configuration, dtype) to a nested dict of
       `jax.ShapeDtypeStruct`s; needed if there is a `config_type`.
     read_prompt: gives what turns captions into `prompt_features`, (folder, configuration) to a `PromptReader`; None for
-      a reward that reads no prompt.
+      a reward that reads no prompt. The folder of a reward without weights need not exist.
     load: reads weights and prompt reader in another way than `folder.load_weights`, with its arguments.
     layout: axes of the weights' arrays; every device holds all of what it does not name.
     scorer: makes what scores whole videos, (column name, loaded reward, `ScoringOptions`) to a `VideoScorer`; by
@@ -141,11 +141,3 @@ class RewardSpec:
 
 
 RewardTable = Mapping[str, RewardSpec]
-
-
-def spec_of(config: Any, table: RewardTable) -> RewardSpec:
-  """The reward that `config` is a configuration of. Raises ConfigError if the table has none."""
-  for spec in table.values():
-    if spec.config_type is type(config):
-      return spec
-  raise ConfigError(f"{type(config).__name__} is the configuration of no reward; there are {', '.join(table)}")

@@ -26,7 +26,7 @@ from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
 from streamt1_jax.rewards.qwen2_vl.config import Qwen2VLConfig, qwen2_vl_preset
 from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.rewards.qwen2_vl.model import PromptEmbedding, PromptTokens, Qwen2VL
-from streamt1_jax.rewards.scorers import Scores, ScoringOptions, require_finite
+from streamt1_jax.rewards.scorers import ScoringOptions, VideoScores, require_finite
 from streamt1_jax.rewards.spec import PublishedText, RewardSpec, Training
 from streamt1_jax.typing import FloatScalar, Frames, HostArray, IntScalar, Params
 
@@ -214,7 +214,7 @@ class VideoAlignScorer:
   def look_at(self, num_frames: int, fps: float) -> Int32[np.ndarray, " n"]:
     return dataclasses.replace(self.reward, fps=fps).sample(num_frames)
 
-  def __call__(self, prompt: str | None, frames: Frames) -> Scores:
+  def __call__(self, prompt: str | None, frames: Frames) -> VideoScores:
     scores = _all_scores(self.reward, self.params, self.prompt(prompt or ""), frames)
     return require_finite(self.name, dict(zip(self.columns, np.asarray(scores).tolist(), strict=True)))
 

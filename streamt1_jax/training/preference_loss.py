@@ -9,6 +9,7 @@ Batches of clips and captions at once; in a search a reward is called through it
 
 import functools
 import operator
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards.qwen2_vl import preprocess
+from streamt1_jax.rewards.qwen2_vl.config import VisionConfig
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens, Qwen2VL
 from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.rewards.videoalign import DIMENSIONS
@@ -35,10 +37,33 @@ class RewardModel(Protocol):
   head: Any
 
 
+class _Kind(NamedTuple):
+  """In what training an image reward and a video reward differ.
+
+  Attributes:
+    to_patches: pixels of one clip to patches.
+    fields: attributes that the readers name beside those that a single frame shows.
+    terms: keys of `preference_terms` beside those of every reward.
+  """
+
+  to_patches: Callable[[jax.Array, VisionConfig], jax.Array]
+  fields: tuple[str, ...] = ()
+  terms: tuple[str, ...] = ()
+
+
+_BY_KIND: Mapping[str, _Kind] = {
+  "image": _Kind(preprocess.pictures_to_patches),
+  # A speed shows only as the way between two frames, and the time between them is not told, so in the shortest windows
+  # it is ambiguous. Still, a VideoAlign whose media tokens need not name speeds never learned to compare them.
+  "video": _Kind(preprocess.to_patches, fields=("direction", "speed"), terms=("change",)),
+}
+"""By `RewardSpec.kind`."""
+
+
 def media_tokens(model: RewardModel, reward: RewardSpec, clips: jax.Array) -> jax.Array:
   """[N, T, dim] of clips [N, n, 64, 64, 3]: single pictures for an image reward, windows for a video reward."""
   vision = model.backbone.vision.config
-  to_patches = preprocess.pictures_to_patches if reward.kind == "image" else preprocess.to_patches
+  to_patches = _BY_KIND[reward.kind].to_patches
   patches = jax.vmap(lambda clip: to_patches(preprocess.normalise(clip), vision))(clips)
   _, _, height, width, _ = clips.shape
   grid = preprocess.grid_of((height, width), vision)
@@ -141,7 +166,7 @@ def term_names(reward: RewardSpec) -> tuple[str, ...]:
   """Keys of all terms together."""
   names = ("caption", "exchanged", "clip", "clips_right", "text_right", "captions_right")
   names += ("naming", "named_right", "words", "correction", "truth", "truth_right")
-  return (*names, "change") if reward.kind == "video" else names
+  return names + _BY_KIND[reward.kind].terms
 
 
 def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -149,12 +174,8 @@ def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def named_fields(reward: RewardSpec) -> tuple[str, ...]:
-  """What the readers name.
-
-  A speed shows only as the way between two frames, and the time between them is not told, so in the shortest windows
-  it is ambiguous. Still, a VideoAlign whose media tokens need not name speeds never learned to compare them.
-  """
-  return ("size", "color", "shape", "background", *(("direction", "speed") if reward.kind == "video" else ()))
+  """What the readers name."""
+  return ("size", "color", "shape", "background", *_BY_KIND[reward.kind].fields)
 
 
 def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> dict[str, jax.Array]:

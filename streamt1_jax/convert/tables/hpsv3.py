@@ -21,7 +21,7 @@ def rules(config: HPSv3Config, new_names: bool = False) -> list[Rule]:
 
 CONVERSION = RewardConversion(
   rules=rules,
-  weights="HPSv3.safetensors",
+  file="HPSv3.safetensors",
   text="the wheel of hpsv3 1.0.0, or its data_collator_qwen.py",
   text_member="hpsv3/dataset/data_collator_qwen.py",
   text_constants=("INSTRUCTION", "prompt_with_special_token"),

@@ -21,7 +21,7 @@ class RewardConversion:
 
   Attributes:
     rules: gives the mapping table, (configuration, whether names are those of transformers 4.52) to rules.
-    weights: the published file of weights, for help texts.
+    file: name of the published file of weights; its suffix says in which format it is.
     text: where the instruction text is published, for help texts.
     text_member: path of the Python module with the text inside a published wheel; "" if there is no wheel.
     text_constants: the strings of that module that make the text, one after the other.
@@ -29,7 +29,7 @@ class RewardConversion:
   """
 
   rules: Callable[[Any, bool], list[Rule]]
-  weights: str
+  file: str
   text: str
   text_member: str
   text_constants: tuple[str, ...]

@@ -16,7 +16,7 @@ def rules(config: VideoAlignConfig, new_names: bool = False) -> list[Rule]:
 
 CONVERSION = RewardConversion(
   rules=rules,
-  weights="model.pth, or the folder of its checkpoint",
+  file="model.pth",
   text="prompt_template.py of its repository",
   text_member="",
   text_constants=("DETAILED_PROMPT_WITH_SPECIAL_TOKEN",),

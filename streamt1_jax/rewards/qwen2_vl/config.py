@@ -5,15 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import require
 
 RopeDtype = Literal["bf16_reference", "float32"]
 ROPE_DTYPES = ("bf16_reference", "float32")
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ConfigError(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +39,7 @@ class VisionConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
-    _require(
+    require(
       self.dim % self.num_heads == 0 and self.head_dim % 4 == 0,
       f"vision dim {self.dim} must be num_heads ({self.num_heads}) times a multiple of 4",
     )
@@ -89,11 +84,11 @@ class DecoderConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
-    _require(
+    require(
       self.dim % self.num_heads == 0 and self.head_dim % 2 == 0,
       f"decoder dim {self.dim} must be a multiple of num_heads {self.num_heads} with an even quotient",
     )
-    _require(
+    require(
       self.num_heads % self.num_kv_heads == 0,
       f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}",
     )
@@ -119,7 +114,7 @@ class Qwen2VLConfig:
   rope_dtype: RopeDtype = "bf16_reference"
 
   def __post_init__(self):
-    _require(
+    require(
       self.rope_dtype in ROPE_DTYPES, f"rope_dtype must be one of {', '.join(ROPE_DTYPES)}, got {self.rope_dtype!r}"
     )
 
@@ -174,7 +169,7 @@ def qwen2_vl_preset(name: str, vocab_size: int | None = None) -> Qwen2VLConfig:
 
   Raises ConfigError for an unknown name.
   """
-  _require(name in _PRESETS, f"unknown Qwen2-VL preset {name!r}; allowed: {', '.join(_PRESETS)}")
+  require(name in _PRESETS, f"unknown Qwen2-VL preset {name!r}; allowed: {', '.join(_PRESETS)}")
   config = _PRESETS[name]()
   if vocab_size is None:
     return config

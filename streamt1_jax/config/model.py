@@ -1,19 +1,11 @@
-"""Configuration: frozen dataclasses, and the presets that name complete models.
-
-Every size here is static: it is part of what XLA compiles. Two kinds of object:
-
-* `ModelConfig` describes a model as it was trained (backbone, codec, text encoder, schedule, attention window).
-* `SearchConfig` describes one test-time search over it (candidates, beams, noise, pruning, sinks).
-
-Units: a *latent frame* is one time step of the VAE's latent; a *chunk* is `chunk_frames` latent frames; a *token* is
-one patch of a latent frame.
-"""
+"""A model as it was trained: backbone, codec, text encoder, schedule and attention window."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, Literal, TypeVar
+
+from streamt1_jax.config.base import LATER, ConfigError, require, required
 
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
@@ -24,29 +16,6 @@ WAN_LATENT_STD = (
   2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
   3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-
-
-# Metadata of a field that files written before it lack: it is stored only where it differs from its default.
-LATER = {"later": True}
-
-
-class ConfigError(ValueError):
-  """A configuration or an input that cannot work; the message is one line that names the field and what is allowed."""
-
-
-T = TypeVar("T")
-
-
-def required(value: T | None, what: str) -> T:
-  """`value`. Raises ConfigError, which names it as `what`, if it is None."""
-  if value is None:
-    raise ConfigError(f"{what} is missing")
-  return value
-
-
-def _require(condition: bool, message: str) -> None:
-  if not condition:
-    raise ConfigError(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +49,11 @@ class BackboneConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
-    _require(
+    require(
       self.dim % self.num_heads == 0 and self.head_dim % 2 == 0,
       f"dim {self.dim} must be a multiple of num_heads {self.num_heads} with an even quotient",
     )
-    _require(self.freq_dim % 2 == 0, f"freq_dim must be even, got {self.freq_dim}")
+    require(self.freq_dim % 2 == 0, f"freq_dim must be even, got {self.freq_dim}")
 
   @property
   def head_dim(self) -> int:
@@ -119,15 +88,15 @@ class CodecConfig:
 
   def __post_init__(self):
     stages = len(self.dim_mult) - 1
-    _require(
+    require(
       len(self.spatial_down) == stages and len(self.temporal_down) == stages,
       f"spatial_down and temporal_down need one entry per stage transition ({stages})",
     )
-    _require(
+    require(
       self.num_res_blocks > 0 or set(self.dim_mult) == {1},
       f"num_res_blocks 0 needs a dim_mult of ones, got {self.dim_mult}",
     )
-    _require(
+    require(
       len(self.latent_mean) == len(self.latent_std) == self.latent_channels,
       f"latent_mean and latent_std need {self.latent_channels} entries",
     )
@@ -192,11 +161,11 @@ class ScheduleConfig:
 
   def __post_init__(self):
     steps = self.denoising_steps
-    _require(
+    require(
       bool(steps) and all(a > b for a, b in itertools.pairwise(steps)),
       f"denoising_steps must be strictly decreasing and not empty, got {steps}",
     )
-    _require(
+    require(
       steps[-1] > 0 and steps[0] <= self.num_train_timesteps,
       f"denoising_steps must lie in 1..{self.num_train_timesteps}, got {steps}",
     )
@@ -235,16 +204,16 @@ class ModelConfig:
 
   def __post_init__(self):
     patch, chunk = self.backbone.patch_size, self.chunk_frames
-    _require(
+    require(
       self.latent_height % patch == 0 and self.latent_width % patch == 0,
       f"latent {self.latent_height}x{self.latent_width} is not a whole number of {patch}x{patch} patches",
     )
     for field in ("local_attention_frames", "sink_frames"):
       value = getattr(self, field)
-      _require(
+      require(
         value > 0 and value % chunk == 0, f"{field} must be a positive multiple of the chunk ({chunk}), got {value}"
       )
-    _require(
+    require(
       self.local_attention_frames >= self.sink_frames + chunk,
       f"local_attention_frames {self.local_attention_frames} leaves no room for a chunk ({chunk}) beside the sinks "
       f"({self.sink_frames})",
@@ -280,193 +249,14 @@ class ModelConfig:
     return (self.local_attention_frames - self.sink_frames) // self.chunk_frames
 
   @property
-  def sink_chunks(self) -> int:
-    return self.sink_frames // self.chunk_frames
-
-  @property
   def max_chunks(self) -> int:
     """Chunks of the longest video that there are rotary tables for."""
     return self.backbone.max_frames // self.chunk_frames
 
 
-@dataclasses.dataclass(frozen=True)
-class SearchConfig:
-  """One test-time search (Stream-T1, arXiv 2605.04461).
-
-  Attributes:
-    beam_size: candidates drawn per beam and chunk.
-    top_k: beams kept after every chunk. The first chunk draws `beam_size * top_k` candidates as well.
-    noise_sigma: weight of the parent's noise in a candidate's noise, in (-1, 1); 0 draws independent noise.
-    short_threshold: a chunk whose short-term score exceeds its lineage's baseline by more than this is worth
-      remembering.
-    long_threshold: a chunk whose long-term score falls by more than this marks a change of scene.
-    fusion_cap: largest weight of the short-term score in the hybrid score, in [0, 1].
-    sliding_window: chunks the video reward sees, the current one included.
-    max_sink_frames: latent frames the sinks may grow to.
-    sink_ema_decay: weight kept by the old sink in an EMA update.
-    first_candidate: "reuse" gives candidate 0 its parent's fresh noise again (released code); "fresh" draws a new one.
-    short_baseline: "history" averages every short-term score of the lineage (released code); "window" the last
-      `sliding_window - 1`.
-    sink_ema_dtype: "compute" mixes sinks in the memory's dtype (released code: in bfloat16 the decay is lost);
-      "float32" accumulates in float32.
-    reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each
-      candidate's chunk and window anew, as the released code does.
-    policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
-    judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
-  """
-
-  beam_size: int = 2
-  top_k: int = 2
-  noise_sigma: float = -0.1
-  short_threshold: float = 0.0
-  long_threshold: float = 0.2
-  fusion_cap: float = 0.4
-  sliding_window: int = 10
-  max_sink_frames: int = 15
-  sink_ema_decay: float = 0.999
-  first_candidate: Literal["reuse", "fresh"] = "reuse"
-  short_baseline: Literal["history", "window"] = "history"
-  sink_ema_dtype: Literal["compute", "float32"] = "compute"
-  reward_decode: Literal["streamed", "scratch"] = "streamed"
-  # Typed as Any, because policies know the search and not the other way round.
-  policy: Any = dataclasses.field(default=None, metadata=LATER)
-  judges: bool = dataclasses.field(default=True, metadata=LATER)
-
-  def __post_init__(self):
-    # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
-    _require(1 <= self.beam_size <= 100, f"beam_size must be in 1..100, got {self.beam_size}")
-    _require(1 <= self.top_k <= 10, f"top_k must be in 1..10, got {self.top_k}")
-    _require(-1.0 < self.noise_sigma < 1.0, f"noise_sigma must be in (-1, 1), got {self.noise_sigma}")
-    _require(0.0 <= self.fusion_cap <= 1.0, f"fusion_cap must be in [0, 1], got {self.fusion_cap}")
-    _require(self.sliding_window >= 1, f"sliding_window must be at least 1 chunk, got {self.sliding_window}")
-    _require(0.0 <= self.sink_ema_decay <= 1.0, f"sink_ema_decay must be in [0, 1], got {self.sink_ema_decay}")
-    _require(
-      self.short_baseline != "window" or self.sliding_window >= 2,
-      "short_baseline 'window' needs a sliding_window of at least 2 chunks",
-    )
-    _require(
-      self.judges or self.beam_size == 1,
-      f"judges=False leaves nothing to choose by: beam_size must be 1, got {self.beam_size}",
-    )
-    _require(
-      self.policy is None or all(hasattr(self.policy, name) for name in ("init", "select")),
-      f"policy must have init and select, as policies.Policy describes, got {self.policy!r}",
-    )
-    for field, allowed in (
-      ("first_candidate", ("reuse", "fresh")),
-      ("short_baseline", ("history", "window")),
-      ("sink_ema_dtype", ("compute", "float32")),
-      ("reward_decode", ("streamed", "scratch")),
-    ):
-      _require(getattr(self, field) in allowed, f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
-
-  @property
-  def num_candidates(self) -> int:
-    return self.beam_size * self.top_k
-
-  @classmethod
-  def released(cls, **overrides) -> SearchConfig:
-    """What the released code does; the published numbers came from it."""
-    return cls(**overrides)
-
-  @classmethod
-  def paper(cls, **overrides) -> SearchConfig:
-    """What the paper's text says, where the released code differs."""
-    corrected: dict[str, Any] = {"first_candidate": "fresh", "short_baseline": "window", "sink_ema_dtype": "float32"}
-    return cls(**(corrected | overrides))
-
-  @classmethod
-  def streaming(cls, model: ModelConfig) -> SearchConfig:
-    """Plain streaming: one candidate, independent noise, no judges, and the first sink stays what it is."""
-    return cls(
-      beam_size=1,
-      top_k=1,
-      noise_sigma=0.0,
-      first_candidate="fresh",
-      max_sink_frames=model.sink_frames,
-      sink_ema_decay=1.0,
-      judges=False,
-    )
-
-  def validate_for(self, model: ModelConfig) -> None:
-    """Raises ConfigError unless this search can run on `model`."""
-    chunk = model.chunk_frames
-    _require(
-      self.max_sink_frames % chunk == 0 and self.max_sink_frames >= model.sink_frames,
-      f"max_sink_frames must be a multiple of the chunk ({chunk}) and at least sink_frames ({model.sink_frames}), "
-      f"got {self.max_sink_frames}",
-    )
-
-
-def _wan_1_3b() -> ModelConfig:
-  return ModelConfig(
-    name="wan_1_3b",
-    backbone=BackboneConfig(
-      dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096, text_len=512
-    ),
-    codec=CodecConfig(),
-    text=TextConfig(),
-    latent_height=60,
-    latent_width=104,
-  )
-
-
-def _tiny() -> ModelConfig:
-  return ModelConfig(
-    name="tiny",
-    backbone=BackboneConfig(dim=192, ffn_dim=768, num_heads=2, num_layers=6, freq_dim=64, text_dim=128, text_len=32),
-    codec=CodecConfig(
-      base_dim=72,
-      dim_mult=(1, 1, 1),
-      num_res_blocks=0,
-      spatial_down=(False, False),
-      temporal_down=(True, True),
-      patch_size=8,
-      latent_mean=(0.0,) * 16,
-      latent_std=(1.0,) * 16,
-    ),
-    text=TextConfig(
-      vocab_size=128, dim=128, attn_dim=128, ffn_dim=256, num_heads=4, num_layers=2, max_distance=32, max_len=32
-    ),
-    latent_height=8,
-    latent_width=8,
-  )
-
-
-def _bench_mid() -> ModelConfig:
-  return ModelConfig(
-    name="bench_mid",
-    backbone=BackboneConfig(dim=384, ffn_dim=1536, num_heads=6, num_layers=6, freq_dim=32, text_dim=32, text_len=16),
-    codec=None,
-    text=None,
-    latent_height=16,
-    latent_width=24,
-  )
-
-
-def _golden() -> ModelConfig:
-  return ModelConfig(
-    name="golden",
-    backbone=BackboneConfig(dim=96, ffn_dim=192, num_heads=4, num_layers=3, freq_dim=32, text_dim=32, text_len=16),
-    codec=None,
-    text=None,
-    latent_height=6,
-    latent_width=8,
-  )
-
-
-PRESETS = {"wan_1_3b": _wan_1_3b, "tiny": _tiny, "bench_mid": _bench_mid, "golden": _golden}
-
-
-def preset(name: str) -> ModelConfig:
-  """The named preset. Raises ConfigError for a name that is not in `PRESETS`."""
-  _require(name in PRESETS, f"unknown preset {name!r}; known: {', '.join(sorted(PRESETS))}")
-  return PRESETS[name]()
-
-
 def require_video_model(model: ModelConfig, where: str) -> None:
   """Raises ConfigError, naming `where` the model is from, unless it has all parts that make a video."""
-  _require(
+  require(
     model.codec is not None and model.text is not None,
     f"{where}: preset {model.name!r} has no codec or no text encoder, so it cannot make videos",
   )
@@ -482,12 +272,12 @@ def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent
   chunk = model.chunk_frames
   if seconds is None:
     assert num_latent_frames is not None
-    _require(
+    require(
       num_latent_frames > 0 and num_latent_frames % chunk == 0,
       f"num_latent_frames must be a positive multiple of the chunk ({chunk}), got {num_latent_frames}",
     )
     return num_latent_frames // chunk
-  _require(0 < seconds < float("inf"), f"seconds must be positive, got {seconds}")
+  require(0 < seconds < float("inf"), f"seconds must be positive, got {seconds}")
   # The first latent frame is one frame of the video, every later one is `stride` frames.
   stride = model.required_codec.temporal_stride
   return max(1, round((seconds * model.fps / stride + 1 - 1 / stride) / chunk))

@@ -1,0 +1,125 @@
+"""One test-time search over a model: candidates, beams, noise, pruning and sinks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any, Literal
+
+from streamt1_jax.config.base import LATER, require
+from streamt1_jax.config.model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """One test-time search (Stream-T1, arXiv 2605.04461).
+
+  Attributes:
+    beam_size: candidates drawn per beam and chunk.
+    top_k: beams kept after every chunk. The first chunk draws `beam_size * top_k` candidates as well.
+    noise_sigma: weight of the parent's noise in a candidate's noise, in (-1, 1); 0 draws independent noise.
+    short_threshold: a chunk whose short-term score exceeds its lineage's baseline by more than this is worth
+      remembering.
+    long_threshold: a chunk whose long-term score falls by more than this marks a change of scene.
+    fusion_cap: largest weight of the short-term score in the hybrid score, in [0, 1].
+    sliding_window: chunks the video reward sees, the current one included.
+    max_sink_frames: latent frames the sinks may grow to.
+    sink_ema_decay: weight kept by the old sink in an EMA update.
+    first_candidate: "reuse" gives candidate 0 its parent's fresh noise again (released code); "fresh" draws a new one.
+    short_baseline: "history" averages every short-term score of the lineage (released code); "window" the last
+      `sliding_window - 1`.
+    sink_ema_dtype: "compute" mixes sinks in the memory's dtype (released code: in bfloat16 the decay is lost);
+      "float32" accumulates in float32.
+    reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each
+      candidate's chunk and window anew, as the released code does.
+    policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
+    judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
+  """
+
+  beam_size: int = 2
+  top_k: int = 2
+  noise_sigma: float = -0.1
+  short_threshold: float = 0.0
+  long_threshold: float = 0.2
+  fusion_cap: float = 0.4
+  sliding_window: int = 10
+  max_sink_frames: int = 15
+  sink_ema_decay: float = 0.999
+  first_candidate: Literal["reuse", "fresh"] = "reuse"
+  short_baseline: Literal["history", "window"] = "history"
+  sink_ema_dtype: Literal["compute", "float32"] = "compute"
+  reward_decode: Literal["streamed", "scratch"] = "streamed"
+  # Typed as Any, because policies know the search and not the other way round.
+  policy: Any = dataclasses.field(default=None, metadata=LATER)
+  judges: bool = dataclasses.field(default=True, metadata=LATER)
+
+  def __post_init__(self):
+    # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
+    require(1 <= self.beam_size <= 100, f"beam_size must be in 1..100, got {self.beam_size}")
+    require(1 <= self.top_k <= 10, f"top_k must be in 1..10, got {self.top_k}")
+    require(-1.0 < self.noise_sigma < 1.0, f"noise_sigma must be in (-1, 1), got {self.noise_sigma}")
+    require(0.0 <= self.fusion_cap <= 1.0, f"fusion_cap must be in [0, 1], got {self.fusion_cap}")
+    require(self.sliding_window >= 1, f"sliding_window must be at least 1 chunk, got {self.sliding_window}")
+    require(0.0 <= self.sink_ema_decay <= 1.0, f"sink_ema_decay must be in [0, 1], got {self.sink_ema_decay}")
+    require(
+      self.short_baseline != "window" or self.sliding_window >= 2,
+      "short_baseline 'window' needs a sliding_window of at least 2 chunks",
+    )
+    require(
+      self.judges or self.beam_size == 1,
+      f"judges=False leaves nothing to choose by: beam_size must be 1, got {self.beam_size}",
+    )
+    require(
+      self.policy is None or _is_policy(self.policy),
+      f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
+    )
+    for field, allowed in (
+      ("first_candidate", ("reuse", "fresh")),
+      ("short_baseline", ("history", "window")),
+      ("sink_ema_dtype", ("compute", "float32")),
+      ("reward_decode", ("streamed", "scratch")),
+    ):
+      require(getattr(self, field) in allowed, f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
+
+  @property
+  def num_candidates(self) -> int:
+    return self.beam_size * self.top_k
+
+  @classmethod
+  def released(cls, **overrides) -> SearchConfig:
+    """What the released code does; the published numbers came from it."""
+    return cls(**overrides)
+
+  @classmethod
+  def paper(cls, **overrides) -> SearchConfig:
+    """What the paper's text says, where the released code differs."""
+    corrected: dict[str, Any] = {"first_candidate": "fresh", "short_baseline": "window", "sink_ema_dtype": "float32"}
+    return cls(**(corrected | overrides))
+
+  @classmethod
+  def streaming(cls, model: ModelConfig) -> SearchConfig:
+    """Plain streaming: one candidate, independent noise, no judges, and the first sink stays what it is."""
+    return cls(
+      beam_size=1,
+      top_k=1,
+      noise_sigma=0.0,
+      first_candidate="fresh",
+      max_sink_frames=model.sink_frames,
+      sink_ema_decay=1.0,
+      judges=False,
+    )
+
+  def validate_for(self, model: ModelConfig) -> None:
+    """Raises ConfigError unless this search can run on `model`."""
+    chunk = model.chunk_frames
+    require(
+      self.max_sink_frames % chunk == 0 and self.max_sink_frames >= model.sink_frames,
+      f"max_sink_frames must be a multiple of the chunk ({chunk}) and at least sink_frames ({model.sink_frames}), "
+      f"got {self.max_sink_frames}",
+    )
+
+
+def _is_policy(value: Any) -> bool:
+  """Whether `value` may be a `policies.Policy`. A dataclass that is not frozen has no hash, and cannot be static."""
+  methods = all(callable(getattr(value, name, None)) for name in ("init", "select"))
+  return methods and not isinstance(value, type) and isinstance(value, Hashable)
