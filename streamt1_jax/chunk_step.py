@@ -70,7 +70,6 @@ def denoise(
   models: Models,
   noise: Latents,
   renoise: Float32[Array, "between F C H W"],
-  chunk_index: IntScalar,
   text: Any,
   view: Any,
 ) -> Float32[Array, "S F C H W"]:
@@ -81,7 +80,6 @@ def denoise(
     models: static.
     noise: starting noise.
     renoise: noise for every step but the last.
-    chunk_index: counted from 0.
     text: the prompt, as the generator reads it.
     view: what the generator can see of its memory.
 
@@ -94,7 +92,7 @@ def denoise(
 
   def step(x, inputs):
     index, sigma, next_sigma, fresh = inputs
-    x0 = generator.denoise(params["backbone"], x, index, chunk_index, text, view, models.execution)
+    x0 = generator.denoise(params["backbone"], x, index, text, view, models.execution)
     return models.sampler(x, x0, fresh, sigma, next_sigma), x0
 
   levels = as_float(sigmas), as_float(np.append(sigmas[1:], 0.0))
@@ -193,7 +191,7 @@ class Step:
     """Every x0 of what was proposed."""
 
     def one(noise: Latents, renoise: jax.Array, view: Any) -> jax.Array:
-      return denoise(self.params, self.models, noise, renoise, self.chunk_index, self.condition.text, view)
+      return denoise(self.params, self.models, noise, renoise, self.condition.text, view)
 
     run = jax.vmap(jax.vmap(one, in_axes=(0, 0, None)))
     return self._constrain(run(proposal.noise, proposal.renoise, self._view(beams)), "beam", "candidate")
@@ -236,7 +234,8 @@ class Step:
     return constrain(self.models.execution.mesh, tree, *axes)
 
   def _view(self, beams: Beam) -> Any:
-    return jax.vmap(self.models.generator.view)(beams.memory)
+    view = lambda memory: self.models.generator.view(memory, self.chunk_index, self.search)
+    return jax.vmap(view)(beams.memory)
 
   def _decode(self, latents: Latents, codec: Any) -> tuple[Decoded, Any]:
     """Frames and decoder state of a stream that goes on with `latents`."""
@@ -306,7 +305,7 @@ class Step:
     generator, execution, text = self.models.generator, self.models.execution, self.condition.text
 
     def clean_pass(latents, view):
-      return generator.clean_pass(self.params["backbone"], latents, self.chunk_index, text, view, execution)
+      return generator.clean_pass(self.params["backbone"], latents, text, view, execution)
 
     def remember(memory, chunk, flags, chunk_index):
       return (jax.vmap(generator.commit, in_axes=(0, 0, 0, None))(memory, chunk, flags, chunk_index),)

@@ -116,7 +116,7 @@ def _init_state(params, seed, models, search, num_chunks):
 def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   """Raises ConfigError unless a video of `num_chunks` chunks can be searched."""
   models.generator.check(search)
-  longest = models.generator.max_chunks
+  longest = models.generator.max_chunks(search)
   if not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
 

@@ -57,17 +57,16 @@ class Generator(Protocol):
     ...
 
   @property
-  def max_chunks(self) -> int:
-    """Chunks of the longest video."""
-    ...
-
-  @property
   def sigmas(self) -> Float[np.ndarray, " S"]:
     """Noise level before every denoising step, in (0, 1], largest first; after the last step it is 0."""
     ...
 
   def check(self, search: SearchConfig) -> None:
     """Raises ConfigError unless `search` can run."""
+
+  def max_chunks(self, search: SearchConfig) -> int:
+    """Chunks of the longest video."""
+    ...
 
   def init_memory(self, params: Params, search: SearchConfig) -> Any:
     """Memory of a beam that has no chunk yet."""
@@ -77,8 +76,11 @@ class Generator(Protocol):
     """Makes room for the next chunk, and tells what left the memory."""
     ...
 
-  def view(self, memory: Any) -> Any:
-    """What candidates read of an opened memory. They share it: it is never copied for one of them."""
+  def view(self, memory: Any, chunk_index: IntScalar, search: SearchConfig) -> Any:
+    """What the candidates of a chunk, counted from 0, read of an opened memory.
+
+    They share it: it is never copied for one of them.
+    """
     ...
 
   def denoise(
@@ -86,7 +88,6 @@ class Generator(Protocol):
     params: Params,
     x: Latents,
     step: IntScalar,
-    chunk_index: IntScalar,
     text: Any,
     view: Any,
     execution: Execution,
@@ -97,7 +98,6 @@ class Generator(Protocol):
       params: weights.
       x: noisy at level `sigmas[step]`.
       step: in 0..S - 1.
-      chunk_index: counted from 0.
       text: the prompt, as `Condition.text` has it.
       view: of the beam's opened memory.
       execution: on which devices, and how.
@@ -107,9 +107,7 @@ class Generator(Protocol):
     """
     ...
 
-  def clean_pass(
-    self, params: Params, latents: Latents, chunk_index: IntScalar, text: Any, view: Any, execution: Execution
-  ) -> Any:
+  def clean_pass(self, params: Params, latents: Latents, text: Any, view: Any, execution: Execution) -> Any:
     """What a finished chunk leaves in the memory; arguments as in `denoise`."""
     ...
 

@@ -5,9 +5,10 @@
   append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
 
 A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not
-care, keys are rotated at their absolute frame when they are written, and the table says which slot is which. So an
-append moves no data (it labels the slot anew), a commit writes one slot, and the last slot moves into one that becomes
-free.
+care, keys are rotated at the frames of their own chunk when they are written, and the table says which slot is which
+and where it is. So an append moves no data (it labels the slot anew), a commit writes one slot, and the last slot moves
+into one that becomes free. Where a slot is decides how far a query turns to look at it (`view`), and nothing else:
+positions may be as large as a video is long, and sinks may be seen nearer than they are (`placed_frames`).
 """
 
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from streamt1_jax.backbone.attention import MemoryView
 from streamt1_jax.backbone.dit import ChunkMemory
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.generator import Eviction
-from streamt1_jax.nn.rotary import RotaryTables, shift_frames
+from streamt1_jax.nn.rotary import FrameTurns, turns_of
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntLike, IntScalar
 
@@ -41,7 +42,7 @@ class Memory(NamedTuple):
   """One beam's attention memory; R slots of one chunk each.
 
   Attributes:
-    k: rotated keys.
+    k: keys, rotated at the frames of their own chunk.
     v: values.
     frame: absolute index of the first latent frame in the slot.
     is_sink: whether the slot is a sink.
@@ -83,9 +84,39 @@ def empty_memory(model: ModelConfig, search: SearchConfig, dtype: DTypeLike) -> 
   )
 
 
-def view(memory: Memory) -> MemoryView:
-  """What attention reads."""
-  return MemoryView(memory.k, memory.v, memory.count)
+def view(
+  memory: Memory, first_frame: IntLike, turns: FrameTurns, model: ModelConfig, search: SearchConfig
+) -> MemoryView:
+  """What attention reads from a chunk that begins at `first_frame`.
+
+  `turns` are those of 0 to `longest_distance` frames.
+  """
+  distance = first_frame - placed_frames(memory, first_frame, model, search)
+  return MemoryView(memory.k, memory.v, memory.count, turns_of(turns, jnp.where(_valid(memory), distance, 0)))
+
+
+def placed_frames(memory: Memory, first_frame: IntLike, model: ModelConfig, search: SearchConfig) -> Int32[Array, " R"]:
+  """Where a chunk that begins at `first_frame` sees the first frame of every slot.
+
+  That is where it is, unless the search has a `sink_distance`: the first sink is then never farther away. All sinks
+  move by as much as the first one, in their order, but never past the beginning of the window.
+  """
+  if search.sink_distance is None:
+    return memory.frame
+  at = lambda mask: jnp.where(mask, memory.frame, _NO_FRAME)
+  sinks, window = _valid(memory) & memory.is_sink, _valid(memory) & ~memory.is_sink
+  shift = jnp.maximum(first_frame - search.sink_distance - at(sinks).min(), 0)
+  window_start = jnp.minimum(at(window).min(), first_frame)
+  later_sinks = (sinks[None] & (memory.frame[None] > memory.frame[:, None])).sum(axis=1)
+  nearest = window_start - model.chunk_frames * (1 + later_sinks)
+  return jnp.where(sinks, jnp.minimum(memory.frame + shift, nearest), memory.frame)
+
+
+def longest_distance(model: ModelConfig, search: SearchConfig) -> int:
+  """Most latent frames between the first frame of a chunk and what it sees of a slot."""
+  if search.sink_distance is None:
+    return model.backbone.max_frames
+  return max(search.sink_distance, search.max_sink_frames + model.local_attention_frames)
 
 
 def _first_window_slot(memory: Memory) -> jax.Array:
@@ -149,17 +180,16 @@ def mix(sink: Float[Array, "*axes"], chunk: Float[Array, "*axes"], decay: float)
   return product(sink, decay) + product(chunk, 1.0 - decay)
 
 
-def _merge_into_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, tables: RotaryTables, decay: float):
-  """The sink before and after the EMA. The leaving keys first move to the sink's position: raw keys mix."""
-  keys = shift_frames(_slot(memory.k, leaving), tables, memory.frame[sink] - memory.frame[leaving])
-  values = _slot(memory.v, leaving)
+def _merge_into_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, decay: float):
+  """The sink before and after the EMA. Keys of equal frames of their chunks mix, wherever the chunks are."""
+  keys, values = _slot(memory.k, leaving), _slot(memory.v, leaving)
   old = memory.accumulator or SinkAccumulator(_slot(memory.k, sink), _slot(memory.v, sink))
   return old, SinkAccumulator(mix(old.k, keys, decay), mix(old.v, values, decay))
 
 
-def _update_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, merge: jax.Array, tables, decay: float) -> Memory:
+def _update_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, merge: jax.Array, decay: float) -> Memory:
   """Writes the EMA into the sink's slot where `merge` (bool scalar) holds; touches no other slot."""
-  old, new = _merge_into_sink(memory, sink, leaving, tables, decay)
+  old, new = _merge_into_sink(memory, sink, leaving, decay)
   k = jnp.where(merge, new.k.astype(memory.k.dtype), _slot(memory.k, sink))
   v = jnp.where(merge, new.v.astype(memory.v.dtype), _slot(memory.v, sink))
   accumulator = memory.accumulator
@@ -193,7 +223,7 @@ def _label_sink(memory: Memory, slot: jax.Array, label: jax.Array) -> Memory:
   return memory._replace(is_sink=is_sink, accumulator=accumulator)
 
 
-def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
+def evict(memory: Memory, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
   """Makes room for the next chunk: if the window is full, routes its oldest chunk by the flags its scores gave it.
 
   Written without branches, slot by slot: under `vmap` a branch would select between whole memories.
@@ -206,7 +236,7 @@ def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: Sear
     frame=jnp.where(route == NOTHING, -1, memory.frame[leaving]),
     sink_frame=jnp.where(merge, memory.frame[sink], -1),
   )
-  memory = _update_sink(memory, sink, leaving, merge, tables, search.sink_ema_decay)
+  memory = _update_sink(memory, sink, leaving, merge, search.sink_ema_decay)
   memory = _label_sink(memory, leaving, route == APPEND)
   return _free(memory, leaving, merge | (route == DISCARD)), eviction
 

@@ -17,9 +17,12 @@ from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import Memory
-from streamt1_jax.nn.rotary import RotaryTables, rotary_tables
+from streamt1_jax.nn.rotary import frame_turns
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
+
+_MOST_CHUNKS = 2_000_000
+"""Of a video without a longest length: seeds and frames are 32 bits wide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +41,12 @@ class WanGenerator:
   def schedule(self) -> DenoisingSchedule:
     return denoising_schedule(self.config.schedule, self.config.backbone.freq_dim)
 
-  @functools.cached_property
-  def rotary(self) -> RotaryTables:
-    c, patch = self.config, self.config.backbone.patch_size
-    return rotary_tables(c.backbone.head_dim, c.backbone.max_frames, c.latent_height // patch, c.latent_width // patch)
-
   @property
   def latent_shape(self) -> tuple[int, int, int, int]:
     return self.config.latent_shape
 
-  @property
-  def max_chunks(self) -> int:
-    return self.config.max_chunks
+  def max_chunks(self, search: SearchConfig) -> int:
+    return self.config.max_chunks if search.sink_distance is None else _MOST_CHUNKS
 
   @property
   def sigmas(self) -> Float64[np.ndarray, " S"]:
@@ -63,17 +60,17 @@ class WanGenerator:
     return memory_sinking.empty_memory(self.config, search, _dtype(params))
 
   def open(self, memory: Memory, search: SearchConfig) -> tuple[Memory, Eviction]:
-    return memory_sinking.evict(memory, self.rotary, self.config, search)
+    return memory_sinking.evict(memory, self.config, search)
 
-  def view(self, memory: Memory) -> attention.MemoryView:
-    return memory_sinking.view(memory)
+  def view(self, memory: Memory, chunk_index: IntScalar, search: SearchConfig) -> attention.MemoryView:
+    turns = _frame_turns(self.config.backbone.head_dim, memory_sinking.longest_distance(self.config, search))
+    return memory_sinking.view(memory, self._first_frame(chunk_index), turns, self.config, search)
 
   def denoise(
     self,
     params: Params,
     x: Latents,
     step: IntScalar,
-    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
@@ -81,20 +78,19 @@ class WanGenerator:
     """x0 = x - sigma v, with the velocity v of the flow from data to noise."""
     features = jnp.asarray(self.schedule.features)[step]
     sigma = jnp.asarray(self.schedule.sigmas, jnp.float32)[step]
-    return x - sigma * self.velocity(params, x, features, chunk_index, text, view, execution)[0]
+    return x - sigma * self.velocity(params, x, features, text, view, execution)[0]
 
   def clean_pass(
     self,
     params: Params,
     latents: Latents,
-    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
   ) -> ChunkMemory:
     """Keys and values of the chunk at the context timestep."""
     features = jnp.asarray(self.schedule.context_features)
-    return self.velocity(params, latents, features, chunk_index, text, view, execution)[1]
+    return self.velocity(params, latents, features, text, view, execution)[1]
 
   def commit(self, memory: Memory, chunk: ChunkMemory, flags: Flags, chunk_index: IntScalar) -> Memory:
     return memory_sinking.commit(memory, chunk, flags, self._first_frame(chunk_index), self.config)
@@ -107,7 +103,6 @@ class WanGenerator:
     params: Params,
     latents: Latents,
     features: Float32[Array, " freq_dim"],
-    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
@@ -120,7 +115,7 @@ class WanGenerator:
     options = execution.attention, execution.divide_attention
     attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, view, layer, *options)
     backbone = nnx.merge(self.graphdef, params)
-    return backbone(latents, features, self._first_frame(chunk_index), text, attend, _placement(execution))
+    return backbone(latents, features, text, attend, _placement(execution))
 
   def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""
@@ -128,6 +123,9 @@ class WanGenerator:
 
   def _first_frame(self, chunk_index: IntScalar) -> IntScalar:
     return chunk_index * self.config.chunk_frames
+
+
+_frame_turns = functools.cache(frame_turns)
 
 
 def _dtype(params: Params) -> jnp.dtype:

@@ -16,7 +16,6 @@ distance between its chunk and the one it looks at (`frame_turns`). No key is ev
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
