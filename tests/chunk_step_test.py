@@ -16,6 +16,7 @@ from streamt1_jax.chunk_step import chunk_step, denoise
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
 from streamt1_jax.config import CodecConfig, SearchConfig, preset
+from streamt1_jax.nn.rotary import FrameTurns
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import init_state, past_capacity
@@ -75,11 +76,12 @@ class TestMemory:
     memory = jax.eval_shape(lambda: init_state(params, models, small.SEARCH, 0)).beams.memory
     one_beam = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count)
+    turns = jax.ShapeDtypeStruct((memory.k.shape[2], memory.k.shape[-1]), jnp.float32)
+    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count, FrameTurns(turns, turns))
     noise = jnp.zeros(self.MODEL.latent_shape)
     run = lambda params, *inputs: denoise(params, models, *inputs)
     text = small.condition(8, model=self.MODEL).text
-    equations = list(_equations(jax.make_jaxpr(run)(params, noise, noise[None], jnp.int32(9), text, view)))
+    equations = list(_equations(jax.make_jaxpr(run)(params, noise, noise[None], text, view)))
     assert "dynamic_slice" in {equation.primitive.name for equation in equations}
     slot = view.k.size // view.k.shape[1]
     # An axis more or less, as custom batching rules add, copies nothing.

@@ -130,7 +130,8 @@ def test_flop_of_the_attention_kernel():
   cache = jnp.zeros((beams, layers, slots, heads, tokens, width))
   count = jnp.zeros(beams, jnp.int32)
   attend = functools.partial(flash_attention.attend_slots, interpret=True)
-  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, jnp.int32(0))
+  turns = jnp.zeros((beams, slots, width))
+  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, turns, turns, jnp.int32(0))
   assert flop_count.count(jaxpr) == 4 * beams * candidates * heads * tokens * (slots * tokens) * width
 
 
@@ -138,13 +139,16 @@ def test_flop_of_the_attention_kernel():
 def test_kernel_or_its_substitute_lowers(platform):
   """Lowering needs no device: the kernel becomes Mosaic's own program on TPUs."""
   from streamt1_jax.backbone.attention import MemoryView, attend_with_memory
+  from streamt1_jax.nn.rotary import FrameTurns
 
   tokens, heads, width = 24, 2, 128
   x = jax.ShapeDtypeStruct((tokens, heads, width), jnp.bfloat16)
   cache = jax.ShapeDtypeStruct((2, 3, heads, tokens, width), jnp.bfloat16)
   scalar = jax.ShapeDtypeStruct((), jnp.int32)
-  attend = lambda q, k, v, mk, mv, count, layer: attend_with_memory(q, k, v, MemoryView(mk, mv, count), layer)
-  exported = jax.export.export(jax.jit(attend), platforms=[platform])(x, x, x, cache, cache, scalar, scalar)
+  turns = FrameTurns(*[jax.ShapeDtypeStruct((3, width), jnp.float32)] * 2)
+  attend = lambda q, k, v, layer, *memory: attend_with_memory(q, k, v, MemoryView(*memory), layer)
+  memory = cache, cache, scalar, turns
+  exported = jax.export.export(jax.jit(attend), platforms=[platform])(x, x, x, scalar, *memory)
   assert ("tpu_custom_call" in exported.mlir_module()) == (platform == "tpu")
 
 
