@@ -9,15 +9,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Float64, Int32
 
-from streamt1_jax import memory_sinking
+from streamt1_jax import memory_sinking, recache
 from streamt1_jax.backbone import attention
-from streamt1_jax.backbone.dit import ANYWHERE, ChunkMemory, Placement, TextMemory
+from streamt1_jax.backbone.dit import ANYWHERE, Attend, ChunkMemory, Placement, TextMemory
 from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule
-from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.config import ModelConfig, SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
-from streamt1_jax.memory_sinking import Memory
+from streamt1_jax.memory_sinking import FinishedChunk, Memory
 from streamt1_jax.nn.rotary import frame_turns
+from streamt1_jax.recache import Recached
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
 
@@ -87,12 +88,13 @@ class WanGenerator:
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
-  ) -> ChunkMemory:
+  ) -> FinishedChunk:
     """Keys and values of the chunk at the context timestep."""
     features = jnp.asarray(self.schedule.context_features)
-    return self.velocity(params, latents, features, text, view, execution)[1]
+    chunk = self.velocity(params, latents, features, text, view, execution)[1]
+    return FinishedChunk(chunk.k, chunk.v, latents)
 
-  def commit(self, memory: Memory, chunk: ChunkMemory, flags: Flags, chunk_index: IntScalar) -> Memory:
+  def commit(self, memory: Memory, chunk: FinishedChunk, flags: Flags, chunk_index: IntScalar) -> Memory:
     return memory_sinking.commit(memory, chunk, flags, self._first_frame(chunk_index), self.config)
 
   def gather(self, memories: Memory, parents: Int32[Array, " K"]) -> Memory:
@@ -111,11 +113,31 @@ class WanGenerator:
 
     `features` are the timestep's sinusoids; the other arguments are those of `denoise`.
     """
-    features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
     options = execution.attention, execution.divide_attention
     attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, view, layer, *options)
-    backbone = nnx.merge(self.graphdef, params)
-    return backbone(latents, features, text, attend, _placement(execution))
+    return self._forward(params, latents, features, text, attend, execution)
+
+  def _forward(
+    self, params: Params, latents: Latents, features: jax.Array, text: TextMemory, attend: Attend, execution: Execution
+  ) -> tuple[Latents, ChunkMemory]:
+    features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
+    return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
+
+  def recache(
+    self,
+    params: Params,
+    memory: Memory,
+    chunk_index: IntScalar,
+    text: TextMemory,
+    search: SearchConfig,
+    switch: SwitchConfig,
+    execution: Execution,
+  ) -> Recached:
+    """The memory between two chunks under a new prompt, see `recache.recache`; `chunk_index` is the next chunk's."""
+    features = jnp.asarray(self.schedule.context_features)
+    forward = lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
+    inputs = memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution
+    return recache.recache(*inputs)
 
   def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""

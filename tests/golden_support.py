@@ -264,7 +264,7 @@ def _on_a_mesh(case: Case, devices: str) -> Case:
 
 
 def raw_keys(keys: np.ndarray, model: ModelConfig) -> np.ndarray:
-  """Undoes our storage of keys [L, A, T, D]: the rotation at the chunk's own frames, the pair order, the head-major layout.
+  """Undoes our storage of keys [L, A, T, D]: the rotation at the chunk's own frames, pair order, head-major layout.
 
   Returns [L, T, A, D], as recorded. Written with numpy's complex numbers, apart from the code under test.
   """

@@ -381,7 +381,7 @@ def test_rope(units_file, source, result, start):
     """Rotated at their own frames, then turned by the first one: rotations compose."""
     cos, sin = rotary.chunk_rotation(c.head_dim, len(x) // config.frame_tokens, rows, columns)
     own = rotary.rotate(x, *(jnp.asarray(angles).reshape(len(x), -1) for angles in (cos, sin)))
-    return rotary.turn(own, rotary.turns_of(rotary.frame_turns(c.head_dim, c.max_frames), start))
+    return rotary.turn(own, rotary.turns_of(rotary.frame_turns(c.head_dim, c.max_frames), start[None, None]))
 
   _close(at(x, np.int32(start)), to_halves(z[result]), 2e-6)
 

@@ -18,6 +18,7 @@ FLOORS = (
   ("chunk_step",),
   ("models",),
   ("wan_generator",),
+  ("recache",),
   ("memory_sinking", "state"),
   ("generator",),
   ("policies", "rewards", "execution"),

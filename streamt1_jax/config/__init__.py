@@ -21,6 +21,7 @@ from streamt1_jax.config.model import (
 )
 from streamt1_jax.config.presets import PRESETS, preset
 from streamt1_jax.config.search import SearchConfig
+from streamt1_jax.config.switch import SwitchConfig
 
 __all__ = [
   "LATER",
@@ -31,6 +32,7 @@ __all__ = [
   "ModelConfig",
   "ScheduleConfig",
   "SearchConfig",
+  "SwitchConfig",
   "TextConfig",
   "preset",
   "require",
