@@ -22,7 +22,7 @@ from jaxtyping import Array, Float32, Int32, Shaped
 from streamt1_jax import noise_propagation, reward_pruning
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Eviction, Models
-from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
+from streamt1_jax.parallel.sharding import BY_BEAM, by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
@@ -153,8 +153,10 @@ class Step:
 
   def open(self) -> tuple[Beam, Eviction]:
     """Makes room in the memory of every beam [K], and tells what left it."""
-    make_room = jax.vmap(lambda memory: self.models.generator.open(memory, self.search))
-    make_room = by_shards(make_room, self.models.execution.mesh, ["memory"], ["memory", "per_beam"])
+    generator = self.models.generator
+    make_room = jax.vmap(lambda memory: generator.open(memory, self.search))
+    layout = generator.memory_layout
+    make_room = by_shards(make_room, self.models.execution.mesh, [layout], [layout, BY_BEAM])
     memory, eviction = make_room(self.state.beams.memory)
     return self.state.beams._replace(memory=memory), eviction
 
@@ -308,8 +310,8 @@ class Step:
       return (jax.vmap(generator.commit, in_axes=(0, 0, 0, None))(memory, chunk, flags, chunk_index),)
 
     chunks = jax.vmap(clean_pass)(winners.latents, self._view(beams))
-    names = ["memory", "chunk_memory", "per_beam", "shared"]
-    (memory,) = by_shards(remember, execution.mesh, names, ["memory"])(
+    layouts = [generator.memory_layout, generator.chunk_layout, BY_BEAM, "shared"]
+    (memory,) = by_shards(remember, execution.mesh, layouts, layouts[:1])(
       beams.memory, chunks, winners.flags, self.chunk_index
     )
     append_latents = jax.vmap(_append_latents, in_axes=(0, 0, None))
