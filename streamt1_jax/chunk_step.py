@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, Shaped
 
 from streamt1_jax import noise_propagation, reward_pruning
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.parallel.sharding import BY_BEAM, by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
@@ -286,8 +286,12 @@ class Step:
   def _rewards(self, chunk: Decoded, window: FrameWindow, index: IntScalar) -> tuple[FloatScalar, FloatScalar]:
     """Short-term and long-term score of candidate `index`."""
     models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
-    short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
-    long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
+    try:
+      short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
+      long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
+    except ConfigError as error:
+      size = "x".join(map(str, chunk.shape[:3]))
+      raise ConfigError(f"reward: a chunk of {size} cannot be judged: {error}") from error
     return require_score(short, "image reward"), require_score(long, "video reward")
 
   def _gather(self, beams: Beam, parents: Int32[Array, " K"]) -> Beam:

@@ -15,10 +15,11 @@ from jax.typing import DTypeLike
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.codec.base import Codec, LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
-from streamt1_jax.codec.vae import VideoDecoder
+from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
+from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.noise_propagation import DrawNoise, gaussian_noise
 from streamt1_jax.rewards.base import JudgesChunk, JudgesWindow
 from streamt1_jax.sampling import SAMPLERS
@@ -64,28 +65,28 @@ def _codec(config: ModelConfig, *, frame_by_frame: bool) -> Codec:
   if config.codec is None:
     return LatentCodec(config.latent_shape[1:])
   size = config.latent_height, config.latent_width
-  return StreamingDecoder(abstract_decoder(config.codec)[0], config.codec, size, frame_by_frame=frame_by_frame)
+  return StreamingDecoder(_decoder(config.codec), config.codec, size, frame_by_frame=frame_by_frame)
 
 
 @functools.cache
 def abstract_backbone(config: ModelConfig) -> tuple[nnx.GraphDef, Params]:
   """Graph definition of the causal DiT, and the shapes of its weights in float32 as a nested dict."""
-  return _abstract(lambda: CausalWanDiT(config, nnx.Rngs(0)))
+  return abstract_module(lambda: CausalWanDiT(config, nnx.Rngs(0)))
 
 
 @functools.cache
-def abstract_decoder(config: CodecConfig) -> tuple[nnx.GraphDef, Params]:
-  """Graph definition of the video decoder, and the shapes of its weights in float32 as a nested dict."""
-  return _abstract(lambda: VideoDecoder(config, rngs=nnx.Rngs(0)))
+def abstract_codec(config: CodecConfig) -> tuple[nnx.GraphDef, Params]:
+  """Graph definition of a codec, and the shapes of its weights in float32: "encoder" and "decoder"."""
+  return abstract_module(lambda: VideoCodec(config, rngs=nnx.Rngs(0)))
 
 
-def _abstract(build) -> tuple[nnx.GraphDef, Params]:
-  graphdef, state = nnx.split(nnx.eval_shape(build), nnx.Param)
-  return graphdef, nnx.to_pure_dict(state)
+@functools.cache
+def _decoder(config: CodecConfig) -> nnx.GraphDef:
+  return nnx.graphdef(nnx.merge(*abstract_codec(config)).decoder)
 
 
 def abstract_params(config: ModelConfig, dtype: DTypeLike) -> dict[str, Params]:
   """Shapes of the weights of backbone and codec in `dtype`, by the names that a search's `params` have."""
-  codec: Params = {} if config.codec is None else abstract_decoder(config.codec)[1]
+  codec: Params = {} if config.codec is None else abstract_codec(config.codec)[1]["decoder"]
   cast = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype)
   return jax.tree.map(cast, {"backbone": abstract_backbone(config)[1], "codec": codec})

@@ -14,23 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from streamt1_jax import drivers, shipped
 from streamt1_jax.backbone.dit import TextMemory
-from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.config import CodecConfig, ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params
 from streamt1_jax.io.video import write_video
-from streamt1_jax.models import abstract_backbone, make_models
+from streamt1_jax.models import abstract_backbone, abstract_codec, make_models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
 from streamt1_jax.rewards import selection
-from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.selection import Rewards
 from streamt1_jax.rewards.spec import RewardTable
 from streamt1_jax.rewards.table import REWARDS
@@ -144,7 +141,7 @@ class Pipeline:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
     backbone_params = restore("backbone", abstract_backbone(config)[1])
-    codec_params = restore("codec", _abstract_codec(codec))
+    codec_params = restore("codec", abstract_codec(codec)[1])
     rewards = selection.load(
       directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
     )
@@ -159,29 +156,7 @@ class Pipeline:
       "image_reward": rewards.image.params,
       "video_reward": rewards.video.params,
     }
-    pipeline = cls(models, params, text, rewards)
-    pipeline._check_rewards(directory)
-    return pipeline
-
-  def _check_rewards(self, directory: epath.Path) -> None:
-    """Raises ConfigError unless the rewards can judge a first chunk, the shortest there is; nothing is computed."""
-    codec = self.models.codec
-    length = codec.num_frames(self.config.chunk_frames, first=True)
-    frames = jax.ShapeDtypeStruct((length, *codec.frame_shape()), codec.frame_dtype())
-
-    def judge(params, features, frames):
-      info = CandidateInfo(jnp.int32(0), jnp.int32(0))
-      image, video = self.rewards.image.reward, self.rewards.video.reward
-      image_condition = image.init(params["image_reward"], features[0])
-      video_condition = video.init(params["video_reward"], features[1])
-      image(params["image_reward"], image_condition, frames, info)
-      video(params["video_reward"], video_condition, FrameWindow(frames[:0], 0, frames), info)
-
-    try:
-      jax.eval_shape(judge, self.params, self.reward_features("a video"), frames)
-    except ConfigError as error:
-      size = "x".join(map(str, frames.shape[:3]))
-      raise ConfigError(f"{directory}: the rewards cannot judge its first chunk, {size}: {error}") from error
+    return cls(models, params, text, rewards)
 
   @property
   def config(self) -> ModelConfig:
@@ -341,11 +316,6 @@ class Pipeline:
 def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: DTypeLike, mesh: Mesh | None) -> Params:
   """The weights of one part of a checkpoint; nothing else is allocated."""
   return load_params(directory / part, placed(mesh, part, shapes), dtype)
-
-
-def _abstract_codec(config: CodecConfig) -> Params:
-  """Shapes of the weights of encoder and decoder: a checkpoint holds both."""
-  return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: VideoCodec(config, rngs=nnx.Rngs(0))), nnx.Param))
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "mesh"))

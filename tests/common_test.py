@@ -129,7 +129,11 @@ class TestSignals:
     assert call(run, "--output=a") == 143
 
   @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-  def test_an_interrupt_that_python_drops_is_not_lost(self):
+  def test_an_interrupt_that_python_drops_is_not_lost(self, request):
+    # A job in the background ignores Ctrl-C, and the tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     class Interrupting:
       """Python reports what is raised in `__del__`, and drops it."""
 

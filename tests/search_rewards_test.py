@@ -161,13 +161,17 @@ def test_reward_that_is_not_there(tmp_path, checkpoint):
 
 
 def test_chunks_of_one_frame(tmp_path, checkpoint):
-  """A model whose first chunk is too short for the video reward is refused before anything is searched."""
+  """A model whose first chunk is too short for the video reward is refused while the first step is traced."""
   path = shutil.copytree(checkpoint, tmp_path / "model") / "config.json"
   document = json.loads(path.read_text())
   document["model"]["chunk_frames"] = 1
   path.write_text(json.dumps(document))
-  line = _refused(tmp_path, pathlib.Path("model"), f"--prompt={PROMPT}")
-  assert "model: the rewards cannot judge its first chunk, 1x32x32: a video needs at least 2 frames" in line
+  result = generate(tmp_path, "--checkpoint=model", f"--prompt={PROMPT}")
+  assert result.code == 2, result
+  # The progress bar is there already.
+  *_, line = result.stderr.splitlines()
+  assert "reward: a chunk of 1x32x32 cannot be judged: a video needs at least 2 frames" in line
+  assert not list((tmp_path / "outputs").glob("*/*"))
 
 
 class TestDamage:

@@ -10,6 +10,7 @@ One process may run many commands one after the other: no flag is kept, and sign
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,9 @@ def main(
   Returns:
     0, or one of the exit codes above.
   """
+  if argv is None:
+    # The process runs nothing else: what the imports left need not be looked at in every later collection of garbage.
+    gc.freeze()
   values = _define(define_flags)
   with signals.handled(), _warnings_as_lines():
     try:

@@ -31,6 +31,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.transforms import IDENTITY, Transform
 from streamt1_jax.io.part_writer import CHUNK_BYTES, Piece
+from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.typing import Params
 
 LAYER = "{layer}"
@@ -110,7 +111,7 @@ class _Problems:
 
 def abstract_params(make_module: Callable[[], nnx.Module]) -> Params:
   """Shapes and dtypes of a module's parameters, as a nested dict; no weight is allocated."""
-  return nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_module), nnx.Param))
+  return abstract_module(make_module)[1]
 
 
 def source_specs(rules: Sequence[Rule], abstract_params: Params) -> dict[str, jax.ShapeDtypeStruct]:

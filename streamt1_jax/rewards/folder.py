@@ -92,7 +92,7 @@ def load_reward(
     folder: what `save_reward` or a conversion wrote.
     fps: frames per second of the videos to be judged.
     dtype: dtype of the weights, as `spec.abstract_params` takes it. For the published models it is that of the
-      backbone; int8 quantises its kernels while they are read, see `qwen2_vl.model.abstract_params`.
+      backbone; int8 quantises its kernels while they are read, see `qwen2_vl.model.backbone_in`.
     mesh: devices that share the weights; None for one.
     embed_on_host: whether weights that only prompts need may stay on the host.
     table: the rewards there are.

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
+from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.rewards.base import CandidateInfo, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
@@ -87,12 +88,16 @@ class HPSv3Model(nnx.Module):
 
 def abstract_params(config: HPSv3Config, dtype: DTypeLike = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
-  return qwen2_vl.abstract_params(lambda: HPSv3Model(config, nnx.Rngs(0)), dtype)
+  return qwen2_vl.backbone_in(dtype, _abstract(config)[1])
+
+
+def graphdef(config: HPSv3Config) -> nnx.GraphDef:
+  return _abstract(config)[0]
 
 
 @functools.cache
-def graphdef(config: HPSv3Config) -> nnx.GraphDef:
-  return nnx.graphdef(nnx.eval_shape(lambda: HPSv3Model(config, nnx.Rngs(0))))
+def _abstract(config: HPSv3Config) -> tuple[nnx.GraphDef, Params]:
+  return abstract_module(lambda: HPSv3Model(config, nnx.Rngs(0)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
 from streamt1_jax.rewards.qwen2_vl import model as qwen2_vl
@@ -98,12 +99,16 @@ class VideoAlignModel(nnx.Module):
 
 def abstract_params(config: VideoAlignConfig, dtype: DTypeLike = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
-  return qwen2_vl.abstract_params(lambda: VideoAlignModel(config, nnx.Rngs(0)), dtype)
+  return qwen2_vl.backbone_in(dtype, _abstract(config)[1])
+
+
+def graphdef(config: VideoAlignConfig) -> nnx.GraphDef:
+  return _abstract(config)[0]
 
 
 @functools.cache
-def graphdef(config: VideoAlignConfig) -> nnx.GraphDef:
-  return nnx.graphdef(nnx.eval_shape(lambda: VideoAlignModel(config, nnx.Rngs(0))))
+def _abstract(config: VideoAlignConfig) -> tuple[nnx.GraphDef, Params]:
+  return abstract_module(lambda: VideoAlignModel(config, nnx.Rngs(0)))
 
 
 @dataclasses.dataclass(frozen=True)

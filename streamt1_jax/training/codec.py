@@ -7,9 +7,10 @@ from flax import nnx
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.io.checkpoint import load_params
+from streamt1_jax.models import abstract_codec
 
 
 def load_codec(folder: epath.PathLike, model: ModelConfig) -> VideoCodec:
   """Encoder and decoder of a model, in float32. Raises ConfigError if the folder holds no weights of its size."""
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: VideoCodec(model.required_codec, rngs=nnx.Rngs(0))), nnx.Param)
-  return nnx.merge(graphdef, load_params(folder, nnx.to_pure_dict(abstract), jnp.float32))
+  graphdef, abstract = abstract_codec(model.required_codec)
+  return nnx.merge(graphdef, load_params(folder, abstract, jnp.float32))

@@ -9,7 +9,6 @@ Source: docs/reference/rewards.md. The text is embedded once per video; media to
 """
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -120,15 +119,14 @@ class Qwen2VL(nnx.Module):
 _QUANTISED = r"(vision|decoder)/blocks/\w+/kernel|vision/merger/\w+/kernel"
 
 
-def abstract_params(make_model: Callable[[], nnx.Module], dtype: DTypeLike) -> Params:
-  """Shapes and dtypes of a reward model's parameters, nothing is allocated.
+def backbone_in(dtype: DTypeLike, params: Params) -> Params:
+  """Shapes and dtypes of a reward model's parameters as they are read.
 
   Args:
-    make_model: builds a module with a `backbone`, a `Qwen2VL`, and a head.
     dtype: dtype of the backbone; the head keeps its float32. With int8 the kernels of its blocks and its merger are
       `QuantisedKernel`s; all else, activations too, is bfloat16.
+    params: shapes of a "backbone", a `Qwen2VL`, and of a head.
   """
-  params = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make_model), nnx.Param))
   in_int8 = jnp.dtype(dtype) == jnp.int8
 
   def cast(path, leaf):
