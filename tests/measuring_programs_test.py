@@ -203,6 +203,15 @@ def test_save_cost_reports(tmp_path):
   assert report["seconds"]["with"] > 0
   assert report["copy"]["seconds"] <= report["save"]["seconds"]
   assert report["bytes_by_shapes"].keys() == saves.PRESETS.keys()
+
+
+def test_bytes_of_the_full_size():
+  sizes = saves.state_bytes("wan_1_3b")
+  # Keys and values of a token: 30 blocks of 12 heads of 128 numbers in bfloat16. A latent frame has 30x52 tokens.
+  frame = 2 * 30 * 12 * 128 * 2 * (30 * 52)
+  # A beam has 12 latent frames, and may add 12 to its sinks. Besides them it notes what is in which slot.
+  assert 0 <= sizes["memory"] - 2 * 24 * frame < 2000
+  assert 0 <= sizes["memory_without_added_sinks"] - 2 * 12 * frame < 2000
   assert report["stored_bytes"] > 0
 
 
