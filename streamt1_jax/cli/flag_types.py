@@ -73,7 +73,9 @@ class _Switch(flags.BooleanFlag):
     try:
       super().parse(argument)
     except flags.IllegalFlagValueError as error:
-      raise flags.IllegalFlagValueError(f"flag --{self.name}={argument}: {argument!r} is not a boolean: give true or false") from error
+      raise flags.IllegalFlagValueError(
+        f"flag --{self.name}={argument}: {argument!r} is not a boolean: give true or false"
+      ) from error
 
 
 def _define(parser: flags.ArgumentParser, values: flags.FlagValues, name: str, default, meaning: str, required=False):
