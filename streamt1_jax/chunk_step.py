@@ -22,7 +22,7 @@ from jaxtyping import Array, Float32, Int32, Shaped
 from streamt1_jax import noise_propagation, reward_pruning
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.generator import Eviction, Models
-from streamt1_jax.parallel.sharding import by_shards, constrain, with_shardings
+from streamt1_jax.parallel.sharding import BY_BEAM, by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
@@ -151,8 +151,10 @@ class Step:
 
   def open(self) -> tuple[Beam, Eviction]:
     """Makes room in the memory of every beam [K], and tells what left it."""
-    make_room = jax.vmap(lambda memory: self.models.generator.open(memory, self.search))
-    make_room = by_shards(make_room, self.models.execution.mesh, ["memory"], ["memory", "per_beam"])
+    generator = self.models.generator
+    make_room = jax.vmap(lambda memory: generator.open(memory, self.search))
+    layout = generator.memory_layout
+    make_room = by_shards(make_room, self.models.execution.mesh, [layout], [layout, BY_BEAM])
     memory, eviction = make_room(self.state.beams.memory)
     return self.state.beams._replace(memory=memory), eviction
 
@@ -286,10 +288,10 @@ class Step:
     try:
       short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
       long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
-      return require_score(short, "image reward"), require_score(long, "video reward")
     except ConfigError as error:
       size = "x".join(map(str, chunk.shape[:3]))
       raise ConfigError(f"reward: a chunk of {size} cannot be judged: {error}") from error
+    return require_score(short, "image reward"), require_score(long, "video reward")
 
   def _gather(self, beams: Beam, parents: Int32[Array, " K"]) -> Beam:
     """The beams at `parents`; the only time that beams move."""
@@ -311,8 +313,8 @@ class Step:
       return (jax.vmap(generator.commit, in_axes=(0, 0, 0, None))(memory, chunk, flags, chunk_index),)
 
     chunks = jax.vmap(clean_pass)(winners.latents, self._view(beams))
-    names = ["memory", "chunk_memory", "per_beam", "shared"]
-    (memory,) = by_shards(remember, execution.mesh, names, ["memory"])(
+    layouts = [generator.memory_layout, generator.chunk_layout, BY_BEAM, "shared"]
+    (memory,) = by_shards(remember, execution.mesh, layouts, layouts[:1])(
       beams.memory, chunks, winners.flags, self.chunk_index
     )
     append_latents = jax.vmap(_append_latents, in_axes=(0, 0, None))

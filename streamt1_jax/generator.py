@@ -21,6 +21,7 @@ from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.noise_propagation import DrawNoise
+from streamt1_jax.parallel.sharding import Layout
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.rewards.base import JudgesChunk, JudgesWindow
 from streamt1_jax.sampling import Sampler
@@ -47,8 +48,7 @@ class Generator(Protocol):
 
   All methods but `gather` are written for one beam or one candidate; the chunk step vmaps them. Memory, view, text and
   chunk memory are trees of arrays that only the generator looks into. The shapes of a memory never change. `params` are
-  the generator's own weights. On several devices a memory is divided by beams. Its arrays `k` and `v` are taken for
-  keys and values [layer, slot, head, token, channel], and are divided by heads as well.
+  the generator's own weights.
   """
 
   @property
@@ -59,6 +59,19 @@ class Generator(Protocol):
   @property
   def sigmas(self) -> Float[np.ndarray, " S"]:
     """Noise level before every denoising step, in (0, 1], largest first; after the last step it is 0."""
+    ...
+
+  @property
+  def memory_layout(self) -> Layout:
+    """Axes of the arrays of all beams' memories [K, ...]; `parallel.sharding.BY_BEAM` will always do.
+
+    Where it divides more than beams, `open` and `commit` see a part of the arrays on every device.
+    """
+    ...
+
+  @property
+  def chunk_layout(self) -> Layout:
+    """The same of what `clean_pass` leaves of all beams' chunks."""
     ...
 
   def check(self, search: SearchConfig) -> None:

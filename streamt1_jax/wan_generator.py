@@ -18,6 +18,7 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import FinishedChunk, Memory
 from streamt1_jax.nn.rotary import frame_turns
+from streamt1_jax.parallel.sharding import LAYOUTS, Layout
 from streamt1_jax.recache import Recached
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
@@ -52,6 +53,14 @@ class WanGenerator:
   @property
   def sigmas(self) -> Float64[np.ndarray, " S"]:
     return self.schedule.sigmas
+
+  @property
+  def memory_layout(self) -> Layout:
+    return LAYOUTS["memory"]
+
+  @property
+  def chunk_layout(self) -> Layout:
+    return LAYOUTS["chunk_memory"]
 
   def check(self, search: SearchConfig) -> None:
     search.validate_for(self.config)

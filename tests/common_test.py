@@ -1,6 +1,7 @@
 """What all commands share: flags of their own, exit codes, warnings, signals, the compilation cache, shipped files."""
 
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def define_flags(values):
   flag_types.define_integer(values, "count", 3, "How many.", 1, 9)
   flag_types.define_float(values, "share", 0.5, "How much.", 0.0, 1.0)
   flag_types.define_path(values, "output", None, "Where.", required=True)
+  flag_types.define_switch(values, "fast", False, "How.")
 
 
 def call(run, *argv):
@@ -43,6 +45,12 @@ class TestMain:
     assert capsys.readouterr().out.splitlines()[-1] == "3 0.5 b"
     assert "count" not in flags.FLAGS
 
+  def test_a_path_may_begin_in_the_users_home(self, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call(printed, "--output=~/a") == 0
+    assert call(printed, "--output=~nobody_of_this_name/a") == 0
+    assert capsys.readouterr().out == f"3 0.5 {tmp_path}/a\n3 0.5 ~nobody_of_this_name/a\n"
+
   @pytest.mark.parametrize("flag", ["--help", "--helpfull"])
   def test_help_needs_no_flag(self, capsys, flag):
     assert call(printed, flag) == 0
@@ -61,6 +69,10 @@ class TestMain:
       (["--output=a", "b"], ["'b'", "--name=value"]),
       (["--output=a", "--depth=3"], ["depth"]),
       (["--output=s3://bucket/a"], ["s3://bucket/a", "gs://bucket/name"]),
+      (["--output="], ["--output=", "empty", "current folder"]),
+      (["--output=a\0b"], ["--output=a", "NUL"]),
+      (["--output=a", "--fast=perhaps"], ["--fast=perhaps", "true or false"]),
+      (["--output=a", "--nofast=1"], ["--nofast=1", "does not take an argument"]),
     ],
   )
   def test_bad_flags_are_one_line(self, capsys, argv, fragments):
@@ -248,7 +260,10 @@ class TestSubCommands:
     assert streamt1.main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"streamt1 {name} --" in out
-    assert f"streamt1_jax.cli.{name}:" in out
+    groups = re.findall(r"^(\S+):$", out.split("Flags:")[1], re.MULTILINE)
+    # The command's own flags first, then those it shares with others.
+    assert groups[0] == f"streamt1_jax.cli.{name}"
+    assert groups[-1] == "streamt1_jax.cli.command"
 
   def test_as_a_module(self, tmp_path):
     done = subprocess.run(

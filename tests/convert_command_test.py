@@ -96,11 +96,15 @@ def test_an_incomplete_checkpoint_says_what_is_missing(tmp_path, published):
     (["--backbone=nowhere.pt", "--output=out"], ["nowhere.pt does not exist"]),
     (["--model=wan_14b", "--backbone=a", "--output=out"], ["--model", "wan_14b", "wan_1_3b", ".json"]),
     (["--model=none.json", "--backbone=a", "--output=out"], ["--model none.json does not exist"]),
+    (["--model=binary.json", "--backbone=a", "--output=out"], ["--model binary.json is not UTF-8"]),
+    (["--backbone=~nobody_of_this_name/a", "--output=out"], ["~nobody_of_this_name/a does not exist"]),
+    (["--backbone=", "--output=out"], ["--backbone=", "empty"]),
     (["--dtype=int8", "--backbone=a", "--output=out"], ["dtype", "bfloat16"]),
     (["--lora_alpha=nan", "--backbone=a", "--output=out"], ["lora_alpha", "finite"]),
   ],
 )
 def test_flags(tmp_path, arguments, fragments):
+  (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
   line = _refused(tmp_path, *arguments)
   for fragment in fragments:
     assert fragment in line

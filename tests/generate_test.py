@@ -212,7 +212,11 @@ def test_a_process_of_its_own_loads_no_large_framework(finished, tmp_path):
 
 def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint):
   arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=3", "--search=none", f"--prompt={PROMPT}"]
-  assert generate(tmp_path, *arguments).code == 0
+  result = generate(tmp_path, *arguments)
+  assert result.code == 0
+  # Nothing is judged before the video is whole.
+  assert "chunk 1/1" in result.stderr
+  assert "score" not in result.stderr
   trace = json.loads((tmp_path / results.result_folder("outputs", PROMPT) / "trace.json").read_text())
   assert [len(chunk["candidates"]) for chunk in trace["chunks"]] == [1]
 

@@ -174,7 +174,7 @@ def test_a_slice_that_is_there_is_installed(launch):
   assert actions == ["describe", "scp", "ssh", "ssh"]
 
 
-@pytest.mark.parametrize("lost", ["143", "255"])
+@pytest.mark.parametrize("lost", ["134", "143", "255"])
 def test_a_preemption_or_a_lost_connection_is_no_end(launch, lost):
   """The slice still looks healthy; once it is what it was, once it is gone."""
   code, actions = _keep_running(launch, STATES="READY READY PREEMPTED", CODE=f"{lost} {lost} 0")
@@ -182,6 +182,12 @@ def test_a_preemption_or_a_lost_connection_is_no_end(launch, lost):
   assert actions == [
     "describe", "scp", "ssh", "ssh", "describe", "ssh", "describe", "delete", "create", "scp", "ssh", "ssh",
   ]  # fmt: skip
+
+
+def test_processes_that_die_on_a_healthy_slice_are_an_end(launch):
+  code, actions = _keep_running(launch, STATES=" ".join(["READY"] * 6), CODE="134")
+  assert code == 134
+  assert actions == ["describe", "scp", "ssh", *["ssh", "describe"] * 5]
 
 
 def test_what_is_missing_is_named(launch):

@@ -207,6 +207,15 @@ def test_save_cost_reports(tmp_path):
   assert report["stored_bytes"] > 0
 
 
+def test_bytes_of_the_full_size():
+  sizes = saves.state_bytes("wan_1_3b")
+  # Keys and values of a token: 30 blocks of 12 heads of 128 numbers in bfloat16. A latent frame has 30x52 tokens.
+  frame = 2 * 30 * 12 * 128 * 2 * (30 * 52)
+  # A beam has 12 latent frames, and may add 12 to its sinks. Besides them it notes what is in which slot.
+  assert 0 <= sizes["memory"] - 2 * 24 * frame < 2000
+  assert 0 <= sizes["memory_without_added_sinks"] - 2 * 12 * frame < 2000
+
+
 def test_compare_search_goes_on_where_it_stopped(tmp_path):
   """A row that was cut is made again, the same; a run with other settings is refused."""
   world = dataclasses.replace(small_model(), latent_height=8, latent_width=8)

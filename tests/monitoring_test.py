@@ -99,13 +99,15 @@ def test_scores_that_are_not_finite_are_left_out():
   table = np.array([[1.0, np.nan], [np.inf, 3.0]])
   candidates = CandidateTrace(None, table, np.full((2, 2), np.nan), table, None, Flags(None, None))
   eviction = Eviction(np.array([memory_sinking.APPEND, memory_sinking.EMA]), None, None)
-  metrics = monitoring.chunk_metrics(ChunkTrace(candidates, eviction, None, None, None, None, None), 2.5)
+  trace = ChunkTrace(candidates, eviction, None, None, None, None, None)
+  metrics = monitoring.chunk_metrics(trace, 2.5, judged=True)
   assert (metrics["short/best"], metrics["short/mean"]) == (3.0, 2.0)
   assert "long/best" not in metrics
   assert metrics["chunk/seconds"] == 2.5
   assert {name: value for name, value in metrics.items() if name.startswith("route/") and value} == {
     "route/append": 1.0, "route/ema": 1.0
   }  # fmt: skip
+  assert not [name for name in monitoring.chunk_metrics(trace, 2.5, judged=False) if "/best" in name or "/mean" in name]
 
 
 def _flags(**given):
@@ -117,6 +119,7 @@ def _flags(**given):
   [
     ({"profile_chunks": "1"}, "need each other"),
     ({"profile_dir": "traces"}, "need each other"),
+    ({"profile_chunks": "", "profile_dir": "traces"}, "names no chunk; those of this video are 0..6"),
     ({"profile_chunks": "1,7", "profile_dir": "traces"}, "'7' is not a chunk of this video; they are 0..6"),
     ({"profile_chunks": "-1", "profile_dir": "traces"}, "'-1' is not a chunk"),
     ({"profile_chunks": "first", "profile_dir": "traces"}, "'first' is not a chunk"),

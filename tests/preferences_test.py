@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from streamt1_jax.data import shapes, verify
-from streamt1_jax.training import appearance, preferences
-from streamt1_jax.training.preferences import CORRUPTIONS, FIELDS, NAMES, PairConfig
+from streamt1_jax.training import appearance, preferences, scene_pairs
+from streamt1_jax.training.corruptions import CORRUPTIONS, FIELDS, NAMES
+from streamt1_jax.training.preferences import PairConfig
 
 _LENGTH = 33
 _TIMES = np.arange(_LENGTH, dtype=np.int32)
@@ -18,7 +19,7 @@ _PAIRS = 6
 
 @functools.cache
 def _drawn(split: str = "train", others: tuple[str, ...] = ("train",)):
-  scenes = preferences.neighbours(split, others)
+  scenes = scene_pairs.neighbours(split, others)
   config = PairConfig(_PAIRS, on_frames=False, milder_probability=0.0, soft_probability=0.0)
   return jax.jit(lambda key, kind: preferences.draw_pairs(key, scenes, config, _TIMES, _LENGTH, kind=kind))
 
@@ -90,7 +91,7 @@ def test_late_corruptions_leave_the_past_alone(kind):
 
 
 def test_late_corruptions_need_a_past():
-  scenes = preferences.neighbours("train", ("train",))
+  scenes = scene_pairs.neighbours("train", ("train",))
   config = PairConfig(32, on_frames=False, milder_probability=0.0, soft_probability=0.0)
   blur = jnp.int32(NAMES.index("blur"))
 
@@ -114,7 +115,7 @@ def test_pairs_come_from_their_key_alone():
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_scenes_of_pairs(split):
-  scenes = jax.device_get(preferences.neighbours(split, ("train",)))
+  scenes = jax.device_get(scene_pairs.neighbours(split, ("train",)))
   table = shapes.all_scenes()
   for column, field in enumerate(FIELDS):
     rows = scenes.rows[column, : scenes.num_rows[column]]
@@ -130,7 +131,7 @@ def test_scenes_of_pairs(split):
 
 
 def test_bindings_exchange_hues():
-  scenes = jax.device_get(preferences.neighbours("train", ("train",)))
+  scenes = jax.device_get(scene_pairs.neighbours("train", ("train",)))
   column = FIELDS.index("binding")
   row = scenes.rows[column, 0]
   captions = {shapes.caption(*shapes.all_scenes()[index]) for index in (row, scenes.others[row, column, 0])}
@@ -141,7 +142,7 @@ def test_bindings_exchange_hues():
 
 def test_the_codec_sees_five_frames_and_gives_the_last():
   """A codec that shows which frame it was given: the first pair went through it, the second did not."""
-  scenes = preferences.neighbours("train", ("train",))
+  scenes = scene_pairs.neighbours("train", ("train",))
   seen = []
 
   def codec(frames, noise, key):
@@ -157,7 +158,7 @@ def test_the_codec_sees_five_frames_and_gives_the_last():
 
 
 def test_single_frames_show_their_corruption():
-  scenes = preferences.neighbours("train", ("train",))
+  scenes = scene_pairs.neighbours("train", ("train",))
   config = PairConfig(64, on_frames=True, milder_probability=0.0, soft_probability=0.0)
   pairs = preferences.draw_pairs(jax.random.key(1), scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1))
   kinds = {NAMES[index] for index in np.asarray(pairs.kind)}

@@ -12,6 +12,7 @@ import numpy as np
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.noise_propagation import NoiseDraws
+from streamt1_jax.parallel.sharding import BY_BEAM
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.sampling import renoise
 
@@ -21,6 +22,8 @@ SHAPE = (1, 1, 1, 1)
 @dataclasses.dataclass(frozen=True)
 class ToyGenerator:
   latent_shape: tuple[int, int, int, int] = SHAPE
+
+  memory_layout = chunk_layout = BY_BEAM
 
   @property
   def sigmas(self):

@@ -1,6 +1,7 @@
 """The search knows no model: a generator of forty lines is searched by the same functions, and by hand."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +121,43 @@ def test_a_reward_that_gives_several_scores(kind):
   condition = Condition((), (), (), jnp.int32(2))
   with pytest.raises(ConfigError, match=rf"the {kind} reward must give a candidate one score, got .* shape \(1,\)"):
     next(drivers.stream(toy.PARAMS, condition, models, SEARCH, num_chunks=2, seed=0))
+
+
+class Numbers(NamedTuple):
+  """A memory that calls its numbers as keys are called that have heads."""
+
+  k: jax.Array
+
+
+class Ascending(toy.ToyGenerator):
+  """Adds the largest of four numbers to all of them whenever a chunk begins, and shows their sum."""
+
+  def init_memory(self, params, search):
+    return Numbers(jnp.arange(4.0).reshape(1, 1, 4))
+
+  def open(self, memory, search):
+    return Numbers(memory.k + memory.k.max(axis=-1, keepdims=True)), super().open(memory, search)[1]
+
+  def view(self, memory):
+    return memory.k.sum().reshape(toy.SHAPE)
+
+  def commit(self, memory, chunk, flags, chunk_index):
+    return memory
+
+  def gather(self, memories, parents):
+    return Numbers(memories.k[parents])
+
+
+def test_a_memory_is_divided_as_its_generator_says():
+  """By beams alone, on two devices that share the heads of a Wan model: each of them needs all four numbers."""
+  mesh = jax.make_mesh((1, 1, 1, 2, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[:2])
+  models = dataclasses.replace(toy.MODELS, generator=Ascending(), execution=Execution(mesh=mesh))
+  condition = Condition((), (), (), jnp.int32(2))
+  first, second = drivers.stream(toy.PARAMS, condition, models, SEARCH, num_chunks=2, seed=0)
+  # The sums are 6 + 4 * 3 = 18, then 18 + 4 * 6 = 42. A chunk is 1.5 times the sum and half of the noise. The noise is
+  # that of seeds 3 and 2, then that of seeds 1000 and 1101, which leave 6 and 2.
+  np.testing.assert_array_equal(first.latents.ravel(), [28.5, 28.0])
+  np.testing.assert_array_equal(second.latents.ravel(), [66.0, 64.0])
 
 
 def test_longest_video():

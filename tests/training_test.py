@@ -113,6 +113,7 @@ def test_tokenizer(tmp_path, capsys):
 
 
 _DIT = ["--run_dir=run", "--codec_dir=."]
+_CODEC = shipped.checkpoint() / "codec"
 
 
 @pytest.mark.parametrize(
@@ -121,9 +122,11 @@ _DIT = ["--run_dir=run", "--codec_dir=."]
     (vae, ["--preset=golden", "--run_dir=run"], ["--preset=golden", "backbone alone"]),
     (vae, ["--run_dir=run", "--clip_frames=18"], ["--clip_frames", "multiple of 4 more", "18"]),
     (vae, ["--run_dir=run", "--init_from=missing"], ["--init_from=missing is not a folder"]),
+    (vae, ["--run_dir=run", "--init_from=."], ["no part.json"]),
     (dit, ["--run_dir=run"], ["--codec_dir", "must have a value"]),
     (dit, ["--preset=bench_mid", *_DIT], ["--preset=bench_mid"]),
-    (dit, ["--run_dir=file/run", "--codec_dir=."], ["--run_dir=file/run", "Not a directory"]),
+    (dit, ["--run_dir=file/run", f"--codec_dir={_CODEC}"], ["--run_dir=file/run", "Not a directory"]),
+    (dit, _DIT, ["no part.json"]),
     (dit, ["--run_dir=run", "--codec_dir=missing"], ["--codec_dir=missing is not a folder"]),
     (dit, [*_DIT, "--init_from=file"], ["--init_from=file is not a folder"]),
     (dit, [*_DIT, "--step_weights=1"], ["--step_weights must be 4", "(1.0,)"]),

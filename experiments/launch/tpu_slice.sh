@@ -98,11 +98,12 @@ slice_state() {
 keep_running() {
   : "${BUCKET:?folder of an object store, such as gs://my-bucket/stream}"
   # Whether this program has installed on the slice: how far another one came cannot be told.
-  local state code installed=
+  local state code installed= deaths=0
   while true; do
     state=$(slice_state)
     if [[ $state != READY ]]; then
       installed=
+      deaths=0
       [[ $state == MISSING ]] || delete
       if ! create; then
         sleep "${RETRY_SECONDS:-60}"
@@ -123,6 +124,15 @@ keep_running() {
       143 | 255)
         sleep "${RETRY_SECONDS:-60}"
         continue
+        ;;
+      # Another process died, and JAX has ended this one: that host may be gone, too. Where processes die again and again
+      # on a healthy slice, the fault is the program's.
+      134)
+        deaths=$((deaths + 1))
+        if [[ $deaths -lt 5 ]]; then
+          sleep "${RETRY_SECONDS:-60}"
+          continue
+        fi
         ;;
     esac
     # A program that ends by itself on a healthy slice will not do better on another one.

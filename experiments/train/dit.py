@@ -97,13 +97,13 @@ def run(values: flags.FlagValues) -> None:
     given = values[flag].value
     if given is not None:
       training_flags.require_folder(flag, given)
+  encode = load_codec(values.codec_dir, model).encoder.encode
   this = training_flags.start_run(values)
   graphdefs, params = dit.init_modules(model, training.seed, values.neighbour_bias)
   if values.init_from is not None:
     stored = epath.Path(values.init_from)
     params |= {name: load_params(stored / name, params[name], jnp.float32) for name in values.init_parts}
   print({name: trainer.count_parameters(part) for name, part in params.items()}, flush=True)
-  encode = load_codec(values.codec_dir, model).encoder.encode
   cache = this.folder / "latents.npz"
   data = dataset.read_or_encode(encode, model, tokenizer, values.starts_per_scene, training.seed, cache)
   optimizer = dit.make_optimizer(training)

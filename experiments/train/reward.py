@@ -45,7 +45,7 @@ from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
 from streamt1_jax.rewards.table import REWARDS
-from streamt1_jax.training import loop, preferences, reward, reward_text
+from streamt1_jax.training import corruptions, loop, reward, reward_text, scene_pairs
 from streamt1_jax.training.codec import load_codec
 from streamt1_jax.training.reward import WINDOWS, Objective, RewardTraining
 from streamt1_jax.training.trainer import count_parameters
@@ -105,7 +105,7 @@ def read_windows(values: flags.FlagValues) -> tuple[tuple[int, int], ...]:
 def read_emphasis(values: flags.FlagValues) -> tuple[tuple[str, float], ...]:
   """The factors of `--emphasis`. Raises ConfigError unless they are positive, of corruptions that the reward sees."""
   on_frames = REWARDS[values.reward].kind == "image"
-  seen = [kind for kind, corruption in preferences.CORRUPTIONS.items() if corruption.on_frames or not on_frames]
+  seen = [kind for kind, corruption in corruptions.CORRUPTIONS.items() if corruption.on_frames or not on_frames]
   factors = []
   for item in values.emphasis:
     kind, _, factor = item.partition(":")
@@ -138,7 +138,7 @@ def run(values: flags.FlagValues) -> None:
     config=config,
     graphdef=small.graphdef(config),
     captions=reward_text.caption_tokens(RewardPrompt(tokenizer, template, vocab_size)),
-    scenes=preferences.neighbours("train", ("train",)),
+    scenes=scene_pairs.neighbours("train", ("train",)),
     codec=(nnx.to_pure_dict(codec_params), codec),
     emphasis=emphasis,
     windows=windows,

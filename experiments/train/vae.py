@@ -97,11 +97,11 @@ def run(values: flags.FlagValues) -> None:
   training = read_training(values, model.required_codec.temporal_stride)
   if values.init_from is not None:
     training_flags.require_folder("init_from", values.init_from)
-  this = training_flags.start_run(values)
   graphdef, state = nnx.split(VideoCodec(model.required_codec, rngs=nnx.Rngs(training.seed)), nnx.Param)
   params = cast(Params, state)
   if values.init_from is not None:
     params = load_params(values.init_from, params)
+  this = training_flags.start_run(values)
   print(f"{count_parameters(params)} parameters", flush=True)
   optimizer = vae.make_optimizer(training)
   update = vae.make_update(graphdef, optimizer, training)

@@ -79,7 +79,9 @@ def main(
     try:
       _parse(values, sys.argv[1:] if argv is None else argv)
     except _HelpAsked:
-      print(f"{(doc or '').strip()}\n\nFlags:\n{values.get_help(include_special_flags=False)}")
+      # In the order of their definition: the command's own flags come first.
+      groups = [values.module_help(module).strip("\n") for module in values.flags_by_module_dict()]
+      print("\n\n".join([(doc or "").strip(), "Flags:", *groups]))
       return 0
     except ConfigError as error:
       return _report(str(error), BAD_INPUT)
@@ -127,7 +129,7 @@ def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
   """Raises ConfigError for an argument that is no flag of the command, and for a value that its flag refuses."""
   try:
     positional = values(["", *flagfiles.expand(argv)])[1:]
-  except flags.Error as error:
+  except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value.
     raise ConfigError(str(error)) from error
   if positional:
     raise ConfigError(f"unexpected argument {positional[0]!r}; every argument is a flag: --name=value")

@@ -19,6 +19,7 @@ half-written is left; 130 when interrupted, 143 by SIGTERM.
 
 from __future__ import annotations
 
+import os.path
 import pathlib
 import sys
 import time
@@ -66,7 +67,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def _path(path: str | None) -> pathlib.Path | None:
-  return None if path is None else pathlib.Path(path).expanduser()
+  return None if path is None else pathlib.Path(path)
 
 
 def read_model(name: str) -> ModelConfig:
@@ -76,10 +77,14 @@ def read_model(name: str) -> ModelConfig:
       return preset(name)
     except ConfigError as error:
       raise ConfigError(f"--model: {error}; or the path of a .json file") from error
-  path = pathlib.Path(name)
-  if not path.is_file():
-    raise ConfigError(f"--model {path} does not exist")
-  return checkpoint.model_config_from_dict(config_json.parse_strict_json(path.read_text(), str(path)), str(path))
+  path = os.path.expanduser(name)
+  if not os.path.isfile(path):
+    raise ConfigError(f"--model {name} does not exist")
+  try:
+    text = pathlib.Path(path).read_text(encoding="utf-8")
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"--model {name} is not UTF-8 text: {error}") from error
+  return checkpoint.model_config_from_dict(config_json.parse_strict_json(text, name), name)
 
 
 def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:

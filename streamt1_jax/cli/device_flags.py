@@ -59,6 +59,7 @@ def define_compilation_cache(values: flags.FlagValues) -> None:
     None,
     "Folder where JAX keeps what it compiled, for the next start of the same program; empty for no such folder. By "
     "default JAX_COMPILATION_CACHE_DIR, else streamt1_jax in the user's cache folder.",
+    empty=True,
   )
 
 

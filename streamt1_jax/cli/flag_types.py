@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os.path
 
 import fsspec
 from absl import flags
@@ -35,17 +36,26 @@ class _FiniteFloat(flags.FloatParser):
 
 
 class _Path(flags.ArgumentParser):
-  """A path of this machine's file systems or, if `url` is set, of Google's object store."""
+  """A path of this machine's file systems or, if `url` is set, of Google's object store.
+
+  A path that begins with `~` is in the user's home. An empty one is refused unless `empty` is set: it would be the
+  current folder, and comes from a variable of the shell that has no value.
+  """
 
   syntactic_help = "a path"
 
-  def __init__(self, url: bool):
-    self._url = url
+  def __init__(self, url: bool, empty: bool):
+    self._url, self._empty = url, empty
 
   def parse(self, argument: str) -> str:
+    if not argument and not self._empty:
+      raise ValueError("the path is empty; the current folder is .")
+    if "\0" in argument:
+      raise ValueError(f"{argument!r} is no path: it holds a NUL")
     scheme, separator, _ = argument.partition("://")
     if not separator:
-      return argument
+      # Shells leave --flag=~/name as it is.
+      return os.path.expanduser(argument)
     if not self._url or scheme != "gs":
       allowed = "a path of this machine or gs://bucket/name" if self._url else "a path of this machine"
       raise ValueError(f"{argument!r} is not {allowed}")
@@ -54,6 +64,18 @@ class _Path(flags.ArgumentParser):
     except ImportError as error:
       raise ValueError("gs:// needs the package gcsfs: pip install gcsfs") from error
     return argument
+
+
+class _Switch(flags.BooleanFlag):
+  """Says what is allowed; absl quotes Python."""
+
+  def parse(self, argument: str | bool) -> None:
+    try:
+      super().parse(argument)
+    except flags.IllegalFlagValueError as error:
+      raise flags.IllegalFlagValueError(
+        f"flag --{self.name}={argument}: {argument!r} is not a boolean: give true or false"
+      ) from error
 
 
 def _define(parser: flags.ArgumentParser, values: flags.FlagValues, name: str, default, meaning: str, required=False):
@@ -86,10 +108,17 @@ def define_float(
 
 
 def define_path(
-  values: flags.FlagValues, name: str, default: str | None, meaning: str, *, required: bool = False, url: bool = True
+  values: flags.FlagValues,
+  name: str,
+  default: str | None,
+  meaning: str,
+  *,
+  required: bool = False,
+  url: bool = True,
+  empty: bool = False,
 ) -> None:
-  """A flag of a file or folder; gs:// is refused unless `url`."""
-  _define(_Path(url), values, name, default, meaning, required)
+  """A flag of a file or folder; gs:// is refused unless `url`, and an empty path unless `empty`."""
+  _define(_Path(url, empty), values, name, default, meaning, required)
 
 
 def define_checkpoint(values: flags.FlagValues, meaning: str = "Folder of the model") -> None:
@@ -113,7 +142,7 @@ def define_choice(
 
 def define_switch(values: flags.FlagValues, name: str, default: bool, meaning: str) -> None:
   """A flag that is on or off: --name, --noname."""
-  flags.DEFINE_bool(name, default, meaning, flag_values=values)
+  flags.DEFINE_flag(_Switch(name, default, meaning), values)
 
 
 def define_list(values: flags.FlagValues, name: str, default: list[str] | None, meaning: str) -> None:

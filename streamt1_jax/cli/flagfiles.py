@@ -6,6 +6,7 @@ NAME is looked for in the current folder, then beside the flagfile that names it
 
 from __future__ import annotations
 
+import os.path
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -23,7 +24,7 @@ def expand(argv: Sequence[str], within: Sequence[pathlib.Path] = ()) -> Iterator
     within: the flagfiles that are being read, the outermost first.
 
   Raises:
-    ConfigError: a file is missing, is no text, or names itself.
+    ConfigError: a file is missing, cannot be read, is no text, or names itself.
   """
   arguments = iter(argv)
   for argument in arguments:
@@ -32,6 +33,8 @@ def expand(argv: Sequence[str], within: Sequence[pathlib.Path] = ()) -> Iterator
       yield argument
       continue
     name = name if separator else next(arguments, "")
+    if not name:
+      raise ConfigError("--flagfile names no file")
     path = _find(name, within)
     if path in within:
       raise ConfigError(f"--flagfile={name}: the file names itself")
@@ -39,10 +42,10 @@ def expand(argv: Sequence[str], within: Sequence[pathlib.Path] = ()) -> Iterator
 
 
 def _find(name: str, within: Sequence[pathlib.Path]) -> pathlib.Path:
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(os.path.expanduser(name))
   beside = [within[-1].parent / path.name] if within else []
   places = [path, *beside, pathlib.Path(shipped.flagfiles()) / path.name]
-  found = next((place for place in places if place.is_file()), None)
+  found = next((place for place in places if os.path.isfile(place)), None)
   if found is None:
     raise ConfigError(f"--flagfile={name}: there is no such file")
   return found.resolve()
@@ -53,4 +56,6 @@ def _read(name: str, path: pathlib.Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
   except UnicodeDecodeError as error:
     raise ConfigError(f"--flagfile={name} is not UTF-8 text: {error}") from error
+  except OSError as error:
+    raise ConfigError(f"--flagfile={name} cannot be read: {error.strerror}") from error
   return [line.strip() for line in lines if line.strip() and not line.strip().startswith(("#", "//"))]

@@ -21,7 +21,7 @@ it went on; its seconds, memory and compilations are those of the last run.
 
 Exit codes: 0; 2 for bad input; 3 when every candidate of a chunk is NaN or Inf (the folder then holds `failed.json` and
 the trace so far), the disk is full, or another process died; 130 when interrupted; 143 by SIGTERM, after the chunk is
-finished and saved.
+finished and saved. If another process of the run dies, JAX ends this one with 134.
 """
 
 from __future__ import annotations
@@ -200,8 +200,9 @@ def search_videos(
         state, made = next(states)
       for chunks, trace in zip(traces, made, strict=True):
         chunks.append(trace)
-      monitor.log(index, made)
-      bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
+      monitor.log(index, made, judged=plan.search.judges)
+      if plan.search.judges:
+        bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
       bar.update()
       stopped_searches.save_if_due(saved, state, traces, length, timer, plan.values.save_every)
   command.raise_if_interrupted()

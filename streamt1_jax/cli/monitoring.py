@@ -53,6 +53,8 @@ def make_folders(values: flags.FlagValues) -> None:
 def _profiled_chunks(values: flags.FlagValues, num_chunks: int) -> set[int]:
   if (values.profile_chunks is None) != (values.profile_dir is None):
     raise ConfigError("--profile_chunks and --profile_dir need each other")
+  if values.profile_chunks == []:
+    raise ConfigError(f"--profile_chunks names no chunk; those of this video are 0..{num_chunks - 1}")
   chunks = values.profile_chunks or ()
   for chunk in chunks:
     if not chunk.isdecimal() or int(chunk) >= num_chunks:
@@ -95,10 +97,16 @@ class Monitor:
       yield
       self._seconds = time.perf_counter() - began
 
-  def log(self, index: int, traces: Sequence[ChunkTrace]) -> None:
-    """Writes the metrics of the chunk that was searched last; `traces` has one per video, on the host."""
+  def log(self, index: int, traces: Sequence[ChunkTrace], *, judged: bool) -> None:
+    """Writes the metrics of the chunk that was searched last.
+
+    Args:
+      index: the chunk.
+      traces: one per video, on the host.
+      judged: whether candidates have scores: plain streaming gives none.
+    """
     for writer, trace in zip(self._writers, traces):
-      for name, value in chunk_metrics(trace, self._seconds).items():
+      for name, value in chunk_metrics(trace, self._seconds, judged=judged).items():
         writer.add_scalar(name, value, index)
       # A machine may be taken away at any time.
       writer.flush()
@@ -121,19 +129,20 @@ def _traced(folder: epath.Path, run: str) -> Iterator[None]:
       file.copy(target / f"{prefix}{file.name}", overwrite=True)
 
 
-def chunk_metrics(trace: ChunkTrace, seconds: float) -> dict[str, float]:
+def chunk_metrics(trace: ChunkTrace, seconds: float, *, judged: bool) -> dict[str, float]:
   """What TensorBoard shows of one chunk.
 
   Args:
     trace: of one video, on the host.
     seconds: wall time of the chunk.
+    judged: whether candidates have scores.
 
   Returns:
-    By name: `seconds`; `best` and `mean` of every score of the candidates that are finite; how many beams took each
-    route; GiB of memory, the most the process and one of its devices have used so far.
+    By name: `seconds`; if `judged`, `best` and `mean` of every score of the candidates that are finite; how many beams
+    took each route; GiB of memory, the most the process and one of its devices have used so far.
   """
   metrics = {"chunk/seconds": seconds}
-  for name in ("short", "long", "hybrid"):
+  for name in ("short", "long", "hybrid") if judged else ():
     scores = np.asarray(getattr(trace.candidates, name), np.float64)
     finite = scores[np.isfinite(scores)]
     if finite.size:

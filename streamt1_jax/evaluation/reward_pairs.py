@@ -12,8 +12,9 @@ from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_report
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
-from streamt1_jax.training import preferences, reward_text
-from streamt1_jax.training.preferences import CORRUPTIONS, PairConfig, Pairs
+from streamt1_jax.training import preferences, reward_text, scene_pairs
+from streamt1_jax.training.corruptions import CORRUPTIONS, NAMES
+from streamt1_jax.training.preferences import PairConfig, Pairs
 from streamt1_jax.typing import Params
 
 WINDOWS = tuple(9 + 12 * chunk for chunk in range(10))
@@ -65,7 +66,7 @@ def judge(
   """
   on_frames = kind == "image"
   captions = reward_text.caption_tokens(loaded.prompt)
-  scenes = preferences.neighbours(split, shapes.SPLITS)
+  scenes = scene_pairs.neighbours(split, shapes.SPLITS)
   windows = [(count * len(WINDOWS), 1, np.zeros(1, np.int32))] if on_frames else []
   if not on_frames:
     windows = [(count, length, loaded.reward.sample(length)) for length in WINDOWS]
@@ -81,7 +82,7 @@ def judge(
     found = []
     for number, length, times in windows:
       key = jax.random.fold_in(jax.random.key(seed), 1000 * index + length)
-      which = jnp.int32(preferences.NAMES.index(name))
+      which = jnp.int32(NAMES.index(name))
       found.append(scores_of(loaded.params, key, jnp.asarray(times), jnp.int32(length), which, number))
     scores, late = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*found))
     report[name] = reward_report.describe(scores, late, name)

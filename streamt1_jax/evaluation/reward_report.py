@@ -4,8 +4,7 @@ import numpy as np
 
 from streamt1_jax.io import markdown
 from streamt1_jax.rewards.videoalign import DIMENSIONS
-from streamt1_jax.training import preferences
-from streamt1_jax.training.preferences import CORRUPTIONS
+from streamt1_jax.training.corruptions import CORRUPTIONS, FAMILIES
 
 
 def describe(scores: np.ndarray, late: np.ndarray, kind: str) -> dict[str, float | int]:
@@ -25,7 +24,7 @@ def describe(scores: np.ndarray, late: np.ndarray, kind: str) -> dict[str, float
 def summary(report: dict[str, dict]) -> dict[str, float]:
   """Means over the corruptions: of all, and of each family."""
   mean = lambda names, column: round(float(np.mean([report[name][column] for name in names])), 3)
-  families = {family: [n for n in report if CORRUPTIONS[n].family == family] for family in preferences.FAMILIES}
+  families = {family: [n for n in report if CORRUPTIONS[n].family == family] for family in FAMILIES}
   result = {"agreement": mean(list(report), "agreement"), "caption_swapped": mean(list(report), "caption_swapped")}
   return result | {family: mean(names, "agreement") for family, names in families.items() if names}
 

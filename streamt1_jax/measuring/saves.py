@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import statistics
 import tempfile
@@ -30,19 +31,26 @@ PRESETS = {"tiny": jnp.float32, "wan_1_3b": jnp.bfloat16}
 
 
 def state_bytes(name: str) -> dict[str, int]:
-  """Bytes of a state and of a later chunk's trace, by shapes: 2 beams of 2 candidates, all sinks allocated."""
+  """Bytes of weights, of a state and of a later chunk's trace, by shapes.
+
+  The search has 2 beams of 2 candidates. All sinks are allocated, but in `memory_without_added_sinks`.
+  """
   model, search = preset(name), SearchConfig.released()
   image, video = (cast(Any, REWARDS[name].make(None, model.fps)) for name in DEFAULT_REWARDS)
   models = make_models(model, image, video, execution=Execution(decoding="in_turn"))
-  state = jax.eval_shape(lambda params: init_state(params, models, search, 0), abstract_params(model, PRESETS[name]))
+  params = abstract_params(model, PRESETS[name])
+  init = lambda search: jax.eval_shape(lambda params: init_state(params, models, search, 0), params)
+  state, alone = init(search), init(dataclasses.replace(search, max_sink_frames=model.sink_frames))
   count = lambda tree: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   codec = models.codec
   frames = codec.num_frames(model.chunk_frames, first=False) * math.prod(codec.frame_shape())
   trace = search.top_k * (frames * jnp.dtype(codec.frame_dtype()).itemsize + 4 * math.prod(model.latent_shape))
   beams = state.beams
   return {
+    **{f"{part}_weights": count(weights) for part, weights in params.items()},
     "state": count(state),
     "memory": count(beams.memory),
+    "memory_without_added_sinks": count(alone.beams.memory),
     "past_frames": count(beams.past),
     "decoder": count(beams.codec),
     "trace_of_a_chunk": trace,

@@ -41,6 +41,8 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 """Axis of an array to axis or axes of the mesh, None for an axis that every device holds in full."""
 
+BY_BEAM: Layout = ((".*", ("beam",)),)
+"""Divided by beams alone."""
 _PROJECTIONS = "blocks/(self|cross)_attention"
 _MEMORY = (
   ("k|v", ("beam", "layer", "slot", "head", "token", "channel")),
@@ -65,7 +67,7 @@ LAYOUTS: Mapping[str, Layout] = {
   "condition": (("text/(k|v)", ("layer", "projected", "token", "channel")),),
   "memory": _MEMORY,
   "chunk_memory": (("k|v", ("beam", "layer", "head", "token", "channel")), (".*", ("beam",))),
-  "per_beam": ((".*", ("beam",)),),
+  "per_beam": BY_BEAM,
   "shared": (),
   "state": (
     *((f"beams/memory/({pattern})", axes) for pattern, axes in _MEMORY),
@@ -157,19 +159,22 @@ def constrain(mesh: Mesh | None, tree: T, *axes: str) -> T:
   return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding(mesh, axes, x.shape)), tree)
 
 
-def by_shards(f: Callable, mesh: Mesh | None, inputs: Sequence[str], outputs: Sequence[str]) -> Callable:
+def by_shards(
+  f: Callable, mesh: Mesh | None, inputs: Sequence[str | Layout], outputs: Sequence[str | Layout]
+) -> Callable:
   """`f` as every device runs it on its own shards. No device may need what another one holds.
 
   Args:
     f: takes trees, and returns a tuple of trees.
     mesh: the mesh; without one the result is `f`.
-    inputs: names in `LAYOUTS` of the trees that `f` takes.
-    outputs: names of the trees that it returns.
+    inputs: layouts of the trees that `f` takes, or their names in `LAYOUTS`.
+    outputs: the same of the trees that it returns.
   """
   if mesh is None:
     return f
-  specs = lambda names, trees: tuple(
-    jax.tree.map(lambda x: x.spec, tree_shardings(mesh, name, tree)) for name, tree in zip(names, trees, strict=True)
+  specs = lambda layouts, trees: tuple(
+    jax.tree.map(lambda x: x.spec, tree_shardings(mesh, layout, tree))
+    for layout, tree in zip(layouts, trees, strict=True)
   )
 
   def run(*trees: Any) -> Any:

@@ -3,11 +3,7 @@
   caption ──┬─ the clip it describes ────────────────┐
             └─ the same with one corruption, or more ┴─ looks shared by both (codec, blur, noise) ── frames uint8
 
-Three families of corruptions, one for each thing that VideoAlign judges:
-
-  text      another clip, right in itself, that differs from the caption in one attribute
-  picture   blur, noise, two half-transparent copies, mixed shapes, eaten outlines, as undecided generators draw
-  motion    freezing, turning back, jumping, vanishing, growing, becoming something else
+`corruptions` has the corruptions, `scene_pairs` says which scenes make pairs.
 
 Windows have the lengths that a search shows to a video reward. Only the frames that the reward looks at are drawn. The
 window of an image reward is one frame. Everything comes from keys, inside `jit`.
@@ -27,80 +23,12 @@ from streamt1_jax.config import required
 from streamt1_jax.data import shapes
 from streamt1_jax.training import appearance
 from streamt1_jax.training.appearance import Appearance
+from streamt1_jax.training.corruptions import CORRUPTIONS, FAMILIES, FIELDS, NAMES, VISIBLE_FIELDS
+from streamt1_jax.training.scene_pairs import Neighbours
 from streamt1_jax.typing import HostArray, IntLike
 
-FIELDS = (*shapes.Attributes._fields, "binding")
-"""How the two scenes of a pair differ: in one attribute, or their colour and background exchange hues."""
-VISIBLE_FIELDS = ("size", "color", "shape", "background", "binding")
-"""The differences that a single frame shows."""
-FAMILIES = ("text", "picture", "motion")
 CODEC_CONTEXT = 5
 """Frames that the codec sees for each frame that is drawn through it: the frame and the four before it."""
-
-# The same two hues on object and background: the pair of attributes that the generator confuses most.
-_HUES = {("green", "dark blue"): ("blue", "dark green"), ("blue", "dark green"): ("green", "dark blue")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Corruption:
-  """One way to be worse.
-
-  Attributes:
-    family: one of `FAMILIES`.
-    fields: what the other scene that takes part may differ in.
-    falls: which of VQ, MQ and TA must be lower for the corrupted clip.
-    stays: which of them must not change.
-    on_frames: whether a single frame shows it.
-    share: how often it is drawn, relative to the others.
-  """
-
-  family: str
-  fields: tuple[str, ...]
-  falls: tuple[str, ...]
-  stays: tuple[str, ...]
-  on_frames: bool
-  share: float = 1.0
-
-
-def _text(field: str, share: float = 1.0) -> Corruption:
-  return Corruption("text", (field,), ("TA",), ("VQ", "MQ"), field in VISIBLE_FIELDS, share)
-
-
-def _picture(
-  *falls: str, fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ("MQ",), share: float = 1.0
-) -> Corruption:
-  return Corruption("picture", fields, falls, stays, True, share)
-
-
-def _motion(fields: tuple[str, ...] = FIELDS, stays: tuple[str, ...] = ()) -> Corruption:
-  return Corruption("motion", fields, ("MQ",), stays, False)
-
-
-CORRUPTIONS = {
-  "color": _text("color", 1.5),
-  "background": _text("background"),
-  "binding": _text("binding", 1.5),
-  "shape": _text("shape", 2.0),
-  "size": _text("size"),
-  "direction": _text("direction", 1.5),
-  "speed": _text("speed"),
-  "blur": _picture("VQ"),
-  "noise": _picture("VQ"),
-  "ghost": _picture("VQ", stays=()),
-  "faint": _picture("VQ", stays=()),
-  "eroded": _picture("VQ", stays=(), share=1.5),
-  "mixed_shape": _picture("VQ", "TA", fields=("shape",), share=2.0),
-  "mixed_color": _picture("TA", fields=("color", "background", "binding")),
-  "flicker": _picture("VQ", stays=()),
-  "freeze": _motion(stays=("VQ",)),
-  "turn": _motion(stays=("VQ",)),
-  "jump": _motion(stays=("VQ",)),
-  "vanish": dataclasses.replace(_motion(), on_frames=True),
-  "resize": dataclasses.replace(_motion(), on_frames=True),
-  "morph": _motion(("color", "shape", "size", "background")),
-}
-"""All corruptions. A wrong direction is a matter of the caption: motion quality is judged before that is read."""
-NAMES = tuple(CORRUPTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +52,6 @@ class PairConfig:
   milder_probability: float = 0.25
   soft_probability: float = 0.5
   emphasis: tuple[tuple[str, float], ...] = ()
-
-
-class Neighbours(NamedTuple):
-  """Which scenes make pairs; a scene is its row in `shapes.all_scenes()`.
-
-  Attributes:
-    rows: scenes that have a neighbour, by what the neighbour differs in; padded.
-    num_rows: how many there are, padding aside.
-    others: neighbours of every scene; padded.
-    num_others: how many there are, padding aside.
-  """
-
-  rows: Int32[Array, "fields N"]
-  num_rows: Int32[Array, " fields"]
-  others: Int32[Array, "1152 fields K"]
-  num_others: Int32[Array, "1152 fields"]
 
 
 class Pairs(NamedTuple):
@@ -180,41 +92,6 @@ def through_codec(codec: VideoCodec) -> Codec:
     return codec.decoder.decode(latents + noise * jax.random.normal(key, latents.shape))[-1]
 
   return last_frame
-
-
-def neighbours(split: str, other_splits: tuple[str, ...]) -> Neighbours:
-  """Pairs of scenes that differ in one field, the first of `split`, the second of one of `other_splits`."""
-  scenes = shapes.all_scenes()
-  row = {scene: index for index, scene in enumerate(scenes)}
-  captioned = [index for index, scene in enumerate(scenes) if shapes.split_of(scene) == split]
-  found = [
-    [[row[s] for s in _that_differ(scene, field) if shapes.split_of(s) in other_splits] for field in FIELDS]
-    for scene in scenes
-  ]
-  rows = [[index for index in captioned if found[index][field]] for field in range(len(FIELDS))]
-  count = lambda lists: np.array([len(entry) for entry in lists], np.int32)
-  most = max(len(entry) for lists in found for entry in lists)
-  return Neighbours(
-    rows=jnp.asarray(_padded(rows, max(map(len, rows)))),
-    num_rows=jnp.asarray(count(rows)),
-    others=jnp.asarray(np.stack([_padded(lists, most) for lists in found])),
-    num_others=jnp.asarray(np.stack([count(lists) for lists in found])),
-  )
-
-
-def _that_differ(scene: shapes.Attributes, field: str) -> list[shapes.Attributes]:
-  names = shapes.attribute_names()
-  if field != "binding":
-    values = range(len(names[field]))
-    return [scene._replace(**{field: value}) for value in values if value != getattr(scene, field)]
-  hues = _HUES.get((names["color"][scene.color], names["background"][scene.background]))
-  if hues is None:
-    return []
-  return [scene._replace(color=names["color"].index(hues[0]), background=names["background"].index(hues[1]))]
-
-
-def _padded(lists: list[list[int]], length: int) -> np.ndarray:
-  return np.array([entry + [0] * (length - len(entry)) for entry in lists], np.int32)
 
 
 def draw_pairs(

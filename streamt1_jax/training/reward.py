@@ -22,6 +22,7 @@ from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.training import preference_loss, preferences, trainer
 from streamt1_jax.training.preferences import PairConfig, Pairs
 from streamt1_jax.training.reward_text import CaptionTokens
+from streamt1_jax.training.scene_pairs import Neighbours
 from streamt1_jax.training.trainer import Trainer
 from streamt1_jax.typing import Params
 
@@ -83,7 +84,7 @@ class Objective(NamedTuple):
   config: Any
   graphdef: nnx.GraphDef
   captions: CaptionTokens
-  scenes: preferences.Neighbours
+  scenes: Neighbours
   codec: tuple[Params, nnx.GraphDef]
   emphasis: tuple[tuple[str, float], ...]
   windows: tuple[tuple[int, int], ...]
