@@ -72,6 +72,7 @@ def denoise(
   renoise: Float32[Array, "between F C H W"],
   text: Any,
   view: Any,
+  image: Float32[Array, "C H W"] | None = None,
 ) -> Float32[Array, "S F C H W"]:
   """Denoises one candidate: the generator predicts x0, the sampler makes the next step's input of it, S times.
 
@@ -82,6 +83,7 @@ def denoise(
     renoise: noise for every step but the last.
     text: the prompt, as the generator reads it.
     view: what the generator can see of its memory.
+    image: the chunk's first latent frame, if that is given.
 
   Returns:
     The x0 prediction of every step; the last one is the chunk.
@@ -92,7 +94,7 @@ def denoise(
 
   def step(x, inputs):
     index, sigma, next_sigma, fresh = inputs
-    x0 = generator.denoise(params["backbone"], x, index, text, view, models.execution)
+    x0 = generator.denoise(params["backbone"], x, index, text, view, models.execution, image)
     return models.sampler(x, x0, fresh, sigma, next_sigma), x0
 
   levels = as_float(sigmas), as_float(np.append(sigmas[1:], 0.0))
@@ -164,6 +166,7 @@ class Step:
       self.state.base_seed,
       beams.seed,
       self.chunk_index,
+      self.state.begin,
       beam_size=self.search.beam_size,
       first_candidate=self.search.first_candidate,
     )
@@ -183,7 +186,10 @@ class Step:
 
     def draw(seed: IntScalar, parent_noise: Latents) -> Proposal:
       draws, sigma = self.models.draw_noise(seed), self.search.noise_sigma
-      noise = draws.fresh if self.first else noise_propagation.fuse_noise(parent_noise, draws.fresh, sigma)
+      noise = draws.fresh
+      if not self.first:
+        fused = noise_propagation.fuse_noise(parent_noise, draws.fresh, sigma)
+        noise = jnp.where(self.chunk_index == self.state.begin, draws.fresh, fused)
       return Proposal(seed, noise, draws.renoise)
 
     draw = jax.vmap(jax.vmap(draw, in_axes=(0, None)))
@@ -193,7 +199,8 @@ class Step:
     """Every x0 of what was proposed."""
 
     def one(noise: Latents, renoise: jax.Array, view: Any) -> jax.Array:
-      return denoise(self.params, self.models, noise, renoise, self.condition.text, view)
+      image = self.condition.image if self.first else None
+      return denoise(self.params, self.models, noise, renoise, self.condition.text, view, image)
 
     run = jax.vmap(jax.vmap(one, in_axes=(0, 0, None)))
     return self._constrain(run(proposal.noise, proposal.renoise, self._view(beams)), "beam", "candidate")
@@ -227,10 +234,15 @@ class Step:
       winners = self._constrain(winners, "beam")
       beams = self._gather(beams, survivor // self.search.beam_size)
     if winners.frames is None:
-      frames, codec = self.models.execution.map_beams(self._decode)(winners.latents, beams.codec)
+      frames, codec = self.models.execution.map_beams(self.decode)(winners.latents, beams.codec)
       winners = winners._replace(frames=frames, codec=codec)
     with jax.named_scope("commit"):
-      return self._commit(beams, winners), winners
+      return self.commit(beams, winners), winners
+
+  def past_after(self, beams: Beam, num_frames: int) -> IntScalar:
+    """Valid past frames of the beams after the chunk, of `num_frames` frames."""
+    capacity = 0 if beams.past is None else beams.past.shape[1]
+    return jnp.minimum(self.state.num_past + num_frames, capacity)
 
   def _constrain(self, tree: Any, *axes: str) -> Any:
     return constrain(self.models.execution.mesh, tree, *axes)
@@ -239,7 +251,7 @@ class Step:
     view = lambda memory: self.models.generator.view(memory, self.chunk_index, self.search)
     return jax.vmap(view)(beams.memory)
 
-  def _decode(self, latents: Latents, codec: Any) -> tuple[Decoded, Any]:
+  def decode(self, latents: Latents, codec: Any) -> tuple[Decoded, Any]:
     """Frames and decoder state of a stream that goes on with `latents`."""
     return self.models.codec.decode(self.params["codec"], latents, codec, first=self.first)
 
@@ -264,7 +276,7 @@ class Step:
   def _score_streamed(self, candidate: tuple[Latents, jax.Array], beam: Beam):
     """Scores, frames and decoder state of one candidate; its window is made of frames that are decoded already."""
     latents, index = candidate
-    frames, codec = self._decode(latents, beam.codec)
+    frames, codec = self.decode(latents, beam.codec)
     past = frames[:0] if beam.past is None else beam.past
     scores = self._rewards(frames, FrameWindow(past, self.num_past, frames), index)
     return *scores, *((None, None) if self.models.execution.decoding == "twice" else (frames, codec))
@@ -301,7 +313,7 @@ class Step:
     rest = jax.tree.map(lambda x: jnp.take(x, parents, axis=0, mode="clip"), beams._replace(memory=None))
     return rest._replace(memory=self.models.generator.gather(beams.memory, parents))
 
-  def _commit(self, beams: Beam, winners: Candidates) -> Beam:
+  def commit(self, beams: Beam, winners: Candidates) -> Beam:
     """Clean pass of the winners [K], and everything that their beams remember of them."""
     assert winners.frames is not None
     generator, execution, text = self.models.generator, self.models.execution, self.condition.text
@@ -371,9 +383,8 @@ def chunk_step(
     frames=winners.frames,
     steps={"noise": candidates.noise, "x0": x0} if record else None,
   )
-  capacity = 0 if beams.past is None else beams.past.shape[1]
-  num_past = jnp.minimum(state.num_past + winners.frames.shape[1], capacity)
-  state = SearchState(state.chunk_index + 1, state.base_seed, num_past, beams, choice.carry)
+  num_past = step.past_after(beams, winners.frames.shape[1])
+  state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry)
   # The trace is what a host reads: every device has all of it.
   mesh = models.execution.mesh
   return with_shardings(mesh, "state", state), constrain(mesh, trace)

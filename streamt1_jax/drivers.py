@@ -55,8 +55,8 @@ class FinalBeams(NamedTuple):
 
 # Prompts of one batch are searched in lockstep: they share the counters, and with them every shape and every branch.
 # Where a state or a condition has arrays, these have the axes that `jax.vmap` takes.
-_STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, num_past=None, beams=0, policy=0)
-_CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None)
+_STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, begin=None, num_past=None, beams=0, policy=0)
+_CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None, image=0)
 
 
 class _JittedChunkStep:

@@ -15,10 +15,10 @@ import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.codec.base import Codec
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.noise_propagation import DrawNoise
 from streamt1_jax.parallel.sharding import Layout
@@ -104,6 +104,7 @@ class Generator(Protocol):
     text: Any,
     view: Any,
     execution: Execution,
+    image: Float32[Array, "C H W"] | None = None,
   ) -> Latents:
     """One denoising step of one candidate.
 
@@ -114,6 +115,7 @@ class Generator(Protocol):
       text: the prompt, as `Condition.text` has it.
       view: of the beam's opened memory.
       execution: on which devices, and how.
+      image: what the chunk's first latent frame is to be, without noise; only the first chunk of a video has one.
 
     Returns:
       The noiseless chunk x0 as this step predicts it.
@@ -126,6 +128,19 @@ class Generator(Protocol):
 
   def commit(self, memory: Any, chunk: Any, flags: Flags, chunk_index: IntScalar) -> Any:
     """The opened memory with what `clean_pass` gave; `flags` say what becomes of the chunk when it has to leave."""
+    ...
+
+  def recache(
+    self,
+    params: Params,
+    memory: Any,
+    chunk_index: IntScalar,
+    text: Any,
+    search: SearchConfig,
+    switch: SwitchConfig,
+    execution: Execution,
+  ) -> Any:
+    """The memory between two chunks as a new prompt finds it; `chunk_index` is the next chunk's."""
     ...
 
   def gather(self, memories: Any, parents: Int32[Array, " K"]) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float32, Float64, Int32
 from streamt1_jax import memory_sinking, recache
 from streamt1_jax.backbone import attention
 from streamt1_jax.backbone.dit import ANYWHERE, Attend, ChunkMemory, Placement, TextMemory
-from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule
+from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule, time_features
 from streamt1_jax.config import ModelConfig, SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
@@ -84,11 +84,21 @@ class WanGenerator:
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
+    image: Float32[Array, "C H W"] | None = None,
   ) -> Latents:
-    """x0 = x - sigma v, with the velocity v of the flow from data to noise."""
+    """x0 = x - sigma v, with the velocity v of the flow from data to noise.
+
+    With an `image` the first frame has timestep 0 and stays what it is (LongLive 2.0).
+    """
     features = jnp.asarray(self.schedule.features)[step]
     sigma = jnp.asarray(self.schedule.sigmas, jnp.float32)[step]
-    return x - sigma * self.velocity(params, x, features, text, view, execution)[0]
+    if image is None:
+      return x - sigma * self.velocity(params, x, features, text, view, execution)[0]
+    still = jnp.asarray(time_features(np.asarray(0.0), self.config.backbone.freq_dim))
+    features = jnp.broadcast_to(features[None], (len(x), len(features))).at[0].set(still)
+    x = x.at[0].set(image)
+    x0 = x - sigma * self.velocity(params, x, features, text, view, execution)[0]
+    return x0.at[0].set(image)
 
   def clean_pass(
     self,
@@ -113,14 +123,14 @@ class WanGenerator:
     self,
     params: Params,
     latents: Latents,
-    features: Float32[Array, " freq_dim"],
+    features: Float32[Array, "*frames freq_dim"],
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
   ) -> tuple[Latents, ChunkMemory]:
     """Velocity of one chunk at one timestep, and the keys and values it would commit.
 
-    `features` are the timestep's sinusoids; the other arguments are those of `denoise`.
+    `features` are the sinusoids of one timestep, or of one per latent frame; the rest is as in `denoise`.
     """
     options = execution.attention, execution.divide_attention
     attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, view, layer, *options)
@@ -129,7 +139,8 @@ class WanGenerator:
   def _forward(
     self, params: Params, latents: Latents, features: jax.Array, text: TextMemory, attend: Attend, execution: Execution
   ) -> tuple[Latents, ChunkMemory]:
-    features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
+    if features.ndim == 1:
+      features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
     return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
 
   def recache(
@@ -141,8 +152,21 @@ class WanGenerator:
     search: SearchConfig,
     switch: SwitchConfig,
     execution: Execution,
+  ) -> Memory:
+    """See `recache.recache`; `chunk_index` is the next chunk's."""
+    return self.recached(params, memory, chunk_index, text, search, switch, execution).memory
+
+  def recached(
+    self,
+    params: Params,
+    memory: Memory,
+    chunk_index: IntScalar,
+    text: TextMemory,
+    search: SearchConfig,
+    switch: SwitchConfig,
+    execution: Execution,
   ) -> Recached:
-    """The memory between two chunks under a new prompt, see `recache.recache`; `chunk_index` is the next chunk's."""
+    """As `recache`, with the velocity of every slot's chunk."""
     features = jnp.asarray(self.schedule.context_features)
     forward = lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
     inputs = memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution

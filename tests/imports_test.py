@@ -15,6 +15,7 @@ FLOORS = (
   ("pipeline", "convert"),
   ("saved_search", "trace"),
   ("drivers",),
+  ("between_chunks",),
   ("chunk_step",),
   ("models",),
   ("wan_generator",),

@@ -44,7 +44,7 @@ class ToyGenerator:
   def view(self, memory, chunk_index, search):
     return memory
 
-  def denoise(self, params, x, step, text, view, execution):
+  def denoise(self, params, x, step, text, view, execution, image=None):
     return view + x
 
   def clean_pass(self, params, latents, text, view, execution):
@@ -52,6 +52,9 @@ class ToyGenerator:
 
   def commit(self, memory, chunk, flags, chunk_index):
     return chunk
+
+  def recache(self, params, memory, chunk_index, text, search, switch, execution):
+    return memory
 
   def gather(self, memories, parents):
     return memories[parents]

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float
 
 from streamt1_jax.backbone import flash_attention, triton_attention
 from streamt1_jax.nn.rotary import FrameTurns, turn
-from streamt1_jax.typing import Implementation, IntScalar, Queries
+from streamt1_jax.typing import HostArray, Implementation, IntScalar, Queries
 
 Divide = Callable[[Callable], Callable]
 """Makes of attention over all prompts (`_all_prompts`) the same on several devices, such as
@@ -167,7 +167,7 @@ def _batch(size: int, batched, arrays) -> tuple:
   )
 
 
-def _all_prompts(all_beams: Callable, q: jax.Array, *memory_and_layer: jax.Array) -> jax.Array:
+def _all_prompts(all_beams: Callable, q: jax.Array, *memory_and_layer: HostArray) -> jax.Array:
   """Attention [G, K, B, T, A, D] of all beams of G prompts; they are beams like any others."""
   *memory, layer = memory_and_layer
   merge = lambda x: x.reshape(-1, *x.shape[2:])
