@@ -5,9 +5,11 @@ chunk step compile again.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool
 
 from streamt1_jax import reward_pruning
 from streamt1_jax.chunk_step import Candidates, Step
@@ -16,8 +18,8 @@ from streamt1_jax.generator import Models
 from streamt1_jax.parallel.sharding import with_shardings
 from streamt1_jax.policies import Scores
 from streamt1_jax.reward_pruning import Flags
-from streamt1_jax.state import Condition, SearchState
-from streamt1_jax.typing import Decoded, Latents, SearchParams
+from streamt1_jax.state import Beam, Condition, SearchState
+from streamt1_jax.typing import Decoded, HostArray, Latents, SearchParams
 
 
 @functools.partial(jax.jit, static_argnames=("models", "search", "switch"), donate_argnames=("state",))
@@ -28,6 +30,7 @@ def switch_prompt(
   models: Models,
   search: SearchConfig,
   switch: SwitchConfig,
+  switches: Bool[HostArray, " prompts"] | None = None,
 ) -> SearchState:
   """The state as a new prompt finds it; compiled once for all switches of a search.
 
@@ -38,20 +41,35 @@ def switch_prompt(
   Args:
     params: weights of all models.
     state: between two chunks; may be donated.
-    condition: the new prompt.
+    condition: the new prompt. For videos in lockstep the prompts of all of them, as `drivers.stack_conditions` puts
+      them together.
     models: static.
     search: static.
-    switch: static; how.
+    switch: static; how. Videos in lockstep share their counters, so that `since` must hold for all of them or none.
+    switches: which videos in lockstep have a new prompt; all by default.
   """
 
-  def recache(memory):
-    backbone, execution = params["backbone"], models.execution
-    return models.generator.recache(backbone, memory, state.chunk_index, condition.text, search, switch, execution)
+  def one_video(beams: Beam, text: Any) -> Beam:
+    def recache(memory):
+      backbone, execution = params["backbone"], models.execution
+      return models.generator.recache(backbone, memory, state.chunk_index, text, search, switch, execution)
 
-  history = jax.vmap(lambda _: reward_pruning.empty_history(search))(state.beams.seed)
-  beams = state.beams._replace(memory=jax.vmap(recache)(state.beams.memory), history=history)
+    history = jax.vmap(lambda _: reward_pruning.empty_history(search))(beams.seed)
+    return beams._replace(memory=jax.vmap(recache)(beams.memory), history=history)
+
+  def if_switched(video: tuple[Beam, Any, jax.Array]) -> Beam:
+    beams, text, switched = video
+    return jax.lax.cond(switched, one_video, lambda beams, _: beams, beams, text)
+
+  if state.base_seed.ndim:
+    switched = jnp.ones(state.base_seed.shape, bool) if switches is None else jnp.asarray(switches)
+    # One after the other: a video that goes on under its prompt costs nothing.
+    beams = jax.lax.map(if_switched, (state.beams, condition.text, switched))
+  else:
+    beams = one_video(state.beams, condition.text)
   num_past = jnp.zeros_like(state.num_past) if switch.video == "since" else state.num_past
-  return with_shardings(models.execution.mesh, "state", state._replace(beams=beams, num_past=num_past))
+  leading = ("prompt",) * state.base_seed.ndim
+  return with_shardings(models.execution.mesh, "state", state._replace(beams=beams, num_past=num_past), leading=leading)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "search", "first"), donate_argnames=("state",))
