@@ -15,6 +15,8 @@ import dataclasses
 import itertools
 from typing import Any, Literal, TypeVar
 
+from streamt1_jax.messages import one_line
+
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
   -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -31,7 +33,13 @@ LATER = {"later": True}
 
 
 class ConfigError(ValueError):
-  """A configuration or an input that cannot work; the message is one line that names the field and what is allowed."""
+  """A configuration or an input that cannot work; the message names the field and what is allowed.
+
+  Whatever text of a file is in it, the message is one line of at most `messages.MESSAGE_LIMIT` characters.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(one_line(message))
 
 
 T = TypeVar("T")
