@@ -12,12 +12,11 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import config_json, limits, manifest, paths
-from streamt1_jax.messages import one_line, shortened
+from streamt1_jax.messages import shortened
 
 FORMAT_VERSION = 1
 PART_FILE = "part.json"
 _MAX_LISTED = 3
-_NAME_SHOWN = 140  # Characters of a listed name; three of them leave room in a message.
 _HASH_THREADS = 8
 
 
@@ -140,9 +139,7 @@ def require_version(document: Mapping[str, Any], path: epath.Path, expected: int
 def list_some(names: Sequence[str], separator: str = ", ") -> str:
   """The first few of `names`, and how many more there are."""
   rest = len(names) - _MAX_LISTED
-  return separator.join(one_line(name, _NAME_SHOWN) for name in names[:_MAX_LISTED]) + (
-    f"{separator}and {rest} more" if rest > 0 else ""
-  )
+  return separator.join(names[:_MAX_LISTED]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def first_line(error: Exception) -> str:
