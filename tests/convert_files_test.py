@@ -251,10 +251,11 @@ class TestLora:
       ({"lora_alpha": {}}, "lora_alpha must be a positive number"),
       ({"lora_alpha": 1, "r": {"x": "y" * 10**5}}, "says rank {'x': 'yyy"),
       ({"lora_alpha": 1, "rank_pattern": {"a\n": 3}}, "rank_pattern is not supported"),
+      ({"lora_alpha": 1, "use_rslora": "false"}, "use_rslora must be true or false, got 'false'"),
       ([], "must hold a JSON object"),
       ('{"r": 3, "r": 3}', "the name 'r' stands twice"),
     ],
-    ids=["huge", "true", "object", "rank", "pattern", "list", "twice"],
+    ids=["huge", "true", "object", "rank", "pattern", "rslora", "list", "twice"],
   )
   def test_configurations_of_peft(self, tmp_path, published, settings, fragment):
     folder = tmp_path / "adapter"

@@ -187,6 +187,8 @@ def _peft_settings(path: pathlib.Path) -> tuple[dict[str, Any], list[pathlib.Pat
   for setting in ("rank_pattern", "alpha_pattern", "use_dora"):
     if settings.get(setting):
       raise ConfigError(f"{file}: {setting} is not supported, got {shortened(settings[setting])}")
+  if settings.get("use_rslora") not in (None, True, False):
+    raise ConfigError(f"{file}: use_rslora must be true or false, got {shortened(settings['use_rslora'])}")
   return settings, [file]
 
 
