@@ -385,15 +385,17 @@ class TestMembers:
     path.write_bytes(content)
     _refused(path)
 
-  @pytest.mark.parametrize("count", [70_000, 300_000])
-  def test_members_without_end(self, tmp_path, count):
+  @pytest.mark.parametrize(
+    ("count", "fragment"), [(70_000, "table of contents has 70000 entries"), (300_000, "at most 8388608 are read")]
+  )
+  def test_members_without_end(self, tmp_path, count, fragment):
     """A table of contents of many members, all at the same empty place."""
     entry = b"PK\x01\x02" + bytes(24) + struct.pack("<H", 8) + bytes(16)
     table = b"".join(entry + b"%08d" % index for index in range(count))
     end = b"PK\x05\x06" + bytes(4) + struct.pack("<HHIIH", count % 2**16, count % 2**16, len(table), 34, 0)
     path = tmp_path / "a.pt"
     path.write_bytes(b"PK\x03\x04" + bytes(30) + table + end)
-    assert "table of contents has" in _refused(path)
+    assert fragment in _refused(path)
 
 
 class TestLimits:
