@@ -197,7 +197,7 @@ def _alpha(given: float | None, settings: Mapping[str, Any], where: str) -> floa
   if given is None and stored is None:
     raise ConfigError(f"{where} does not say its alpha; give --lora_alpha (LongLive: 256, equal to its rank)")
   for alpha in (value for value in (given, stored) if value is not None):
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < _MAX_ALPHA:
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= _MAX_ALPHA:
       raise ConfigError(f"{where}: lora_alpha must be a positive number of at most 1e9, got {shortened(alpha)}")
   if given is not None and stored is not None and given != stored:
     raise ConfigError(f"{where}: --lora_alpha={given:g}, but {CONFIG_FILE} says {stored:g}")
