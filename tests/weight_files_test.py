@@ -228,7 +228,7 @@ class TestHostilePickles:
       (b"\x80\x02X\xff\xff\xff\x7fa.", "corrupt"),
       (b"\x80\x02]K\x01u.", "corrupt"),
       # Lists in lists, ten times each, 25 bytes a level: as text they would have 10^60 entries.
-      (b"\x80\x02]q\x09" + (b"](" + b"h\x09" * 10 + b"eq\x09") * 60 + b".", "no checkpoint does"),
+      (b"\x80\x02(]q\x09" + (b"](" + b"h\x09" * 10 + b"eq\x09") * 60 + b"t.", "no checkpoint does"),
       (b"\x80\x02" + b"N" * (2**24 - 3) + b".", "more than 524288 instructions"),
       (b"\x80\x02a.", "corrupt"),
       (b"\x80\x02\x85.", "corrupt"),

@@ -92,19 +92,28 @@ def _refuse_names(data: bytes, names: Mapping[str, Any], where: str) -> None:
 
 def _require_small(value: Any, where: str) -> None:
   """Raises ConfigError if `value`, written out, is too large for anybody who walks through it."""
-  waiting: list[tuple[Any, int]] = [(value, 0)]
-  count = 0
-  while waiting:
-    item, depth = waiting.pop()
-    if not isinstance(item, (Mapping, list, tuple)):
-      continue
-    count += len(item)
-    if depth >= MAX_DEPTH or count > _MAX_ITEMS:
-      raise ConfigError(
-        f"{where} holds more than {_MAX_ITEMS} things, or containers more than {MAX_DEPTH} deep; no checkpoint does"
-      )
-    inside = item.values() if isinstance(item, Mapping) else item
-    waiting.extend((child, depth + 1) for child in inside if not isinstance(child, _SCALARS))
+  things, height = _measure(value, MAX_DEPTH, {})
+  if things > _MAX_ITEMS or height > MAX_DEPTH:
+    raise ConfigError(
+      f"{where} holds more than {_MAX_ITEMS} things, or containers more than {MAX_DEPTH} deep; no checkpoint does"
+    )
+
+
+def _measure(value: Any, levels: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+  """How many things `value` holds, written out, and how deep; every container is looked into once.
+
+  Below `levels` nothing is looked at: a container that holds itself has no end. It counts as too deep.
+  """
+  if not isinstance(value, (Mapping, list, tuple)):
+    return 0, 0
+  if levels == 0:
+    return 0, MAX_DEPTH + 1
+  if id(value) not in known:
+    inside = value.values() if isinstance(value, Mapping) else value
+    sizes = [_measure(item, levels - 1, known) for item in inside if not isinstance(item, _SCALARS)]
+    things = len(value) + sum(size for size, _ in sizes)
+    known[id(value)] = things, 1 + max((height for _, height in sizes), default=0)
+  return known[id(value)]
 
 
 def _key(value: Any) -> Any:
