@@ -87,6 +87,11 @@ def test_the_most_steps_take_little_memory():
   assert 50 * peak < 2**29
 
 
+def test_a_long_list_that_is_held_many_times():
+  """Looked into once: 200,000 times 200,000 entries would take hours."""
+  assert "no checkpoint does" in _refused(b"](" + b"N" * 200_000 + b"eq\x00](" + b"h\x00" * 200_000 + b"e\x86")
+
+
 def test_calls_with_many_arguments():
   """A call costs as much as it has arguments, and half a million steps are 100,000 calls with the same tuple."""
   assert "calls Global(name='torch.make')" in _refused(b"ctorch\nmake\n(" + b"N" * 17 + b"tR")
