@@ -187,6 +187,8 @@ def _peft_settings(path: pathlib.Path) -> tuple[dict[str, Any], list[pathlib.Pat
   for setting in ("rank_pattern", "alpha_pattern", "use_dora"):
     if settings.get(setting):
       raise ConfigError(f"{file}: {setting} is not supported, got {shortened(settings[setting])}")
+  if settings.get("use_rslora") not in (None, True, False):
+    raise ConfigError(f"{file}: use_rslora must be true or false, got {shortened(settings['use_rslora'])}")
   return settings, [file]
 
 
@@ -195,7 +197,7 @@ def _alpha(given: float | None, settings: Mapping[str, Any], where: str) -> floa
   if given is None and stored is None:
     raise ConfigError(f"{where} does not say its alpha; give --lora_alpha (LongLive: 256, equal to its rank)")
   for alpha in (value for value in (given, stored) if value is not None):
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < _MAX_ALPHA:
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= _MAX_ALPHA:
       raise ConfigError(f"{where}: lora_alpha must be a positive number of at most 1e9, got {shortened(alpha)}")
   if given is not None and stored is not None and given != stored:
     raise ConfigError(f"{where}: --lora_alpha={given:g}, but {CONFIG_FILE} says {stored:g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any, cast
@@ -58,8 +59,8 @@ def verify_files(folder: epath.Path) -> None:
       size = path.stat().length
     except (FileNotFoundError, NotADirectoryError) as error:
       raise Damaged(f"{folder} is incomplete: {name} is missing") from error
-    # A device has no size and no end.
-    if not paths.is_object_store(path) and not path.is_file():
+    # A device has no size and no end, and `epath` takes it for a file.
+    if not paths.is_object_store(path) and not os.path.isfile(path):
       raise Damaged(f"{folder} is incomplete: {name} is not a file")
     if size != expected["bytes"]:
       raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")

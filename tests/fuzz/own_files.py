@@ -26,7 +26,7 @@ _ABSTRACT = {"a": _WEIGHTS["a"], "b": {"c": _WEIGHTS["b/c"]}, "d": np.asarray(_W
 
 @functools.cache
 def _originals() -> pathlib.Path:
-  """A folder of valid parts that lives as long as the process."""
+  """A folder of valid parts that lives as long as the process. Orbax gives the files of a part names by chance."""
   folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz_originals"))
   checkpoint.save_params(folder / "orbax", _ABSTRACT)
   leaves = {name: np.asarray(value) for name, value in _WEIGHTS.items()}

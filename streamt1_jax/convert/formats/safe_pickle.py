@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import collections
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from streamt1_jax.config import ConfigError
@@ -30,6 +30,7 @@ _MAX_ARGUMENTS = 16
 _MAX_NAME = 256
 _LISTED = 5
 _NAME_SHOWN = 60
+_CONTAINERS = (Mapping, list, tuple)
 _SCALARS = (str, int, float, bool, bytes, type(None))
 
 
@@ -92,19 +93,37 @@ def _refuse_names(data: bytes, names: Mapping[str, Any], where: str) -> None:
 
 def _require_small(value: Any, where: str) -> None:
   """Raises ConfigError if `value`, written out, is too large for anybody who walks through it."""
-  waiting: list[tuple[Any, int]] = [(value, 0)]
-  count = 0
+  things, height = _measure(value)
+  if things > _MAX_ITEMS or height > MAX_DEPTH:
+    raise ConfigError(
+      f"{where} holds more than {_MAX_ITEMS} things, or containers more than {MAX_DEPTH} deep; no checkpoint does"
+    )
+
+
+def _measure(value: Any) -> tuple[int, int]:
+  """How many things `value` holds, written out, and how deep; every container is looked into once."""
+  begun: set[int] = set()
+  sizes: dict[int, tuple[int, int]] = {}
+  waiting = [value]
   while waiting:
-    item, depth = waiting.pop()
-    if not isinstance(item, (Mapping, list, tuple)):
+    item = waiting[-1]
+    if id(item) in sizes:
+      waiting.pop()
       continue
-    count += len(item)
-    if depth >= MAX_DEPTH or count > _MAX_ITEMS:
-      raise ConfigError(
-        f"{where} holds more than {_MAX_ITEMS} things, or containers more than {MAX_DEPTH} deep; no checkpoint does"
-      )
-    inside = item.values() if isinstance(item, Mapping) else item
-    waiting.extend((child, depth + 1) for child in inside if not isinstance(child, _SCALARS))
+    inside = [child for child in _inside(item) if isinstance(child, _CONTAINERS)]
+    if id(item) not in begun:
+      begun.add(id(item))
+      waiting.extend(child for child in inside if id(child) not in begun)
+      continue
+    # A container that is not finished holds itself, so it has no end.
+    found = [sizes.get(id(child), (0, MAX_DEPTH)) for child in inside]
+    things = len(item) + sum(size for size, _ in found) if isinstance(item, _CONTAINERS) else 0
+    sizes[id(item)] = things, 1 + max((height for _, height in found), default=0)
+  return sizes[id(value)]
+
+
+def _inside(item: Any) -> Iterable[Any]:
+  return item.values() if isinstance(item, Mapping) else item if isinstance(item, _CONTAINERS) else ()
 
 
 def _key(value: Any) -> Any:

@@ -210,8 +210,7 @@ def _view(path: pathlib.Path, storage: Any, offset: Any, shape: Any, strides: An
     itemsize = storage.dtype.itemsize
     count = limits.span(part, strides)
     raw = read_bytes(storage.member.path, storage.member.offset + (first if count else 0) * itemsize, count * itemsize)
-    # Where there is one number, or none, the stride means nothing and may be too large for numpy.
-    steps = [stride * itemsize if size > 1 else itemsize for size, stride in zip(part, strides, strict=True)]
+    steps = [stride * itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(raw.view(storage.dtype), part, steps, writeable=False)
 
   return LazyTensor(tuple(shape), storage.dtype, read)
