@@ -15,7 +15,7 @@ from etils import epath
 from streamt1_jax import drivers, saved_search
 from streamt1_jax.config import ConfigError
 from streamt1_jax.execution import Execution
-from streamt1_jax.io import checkpoint, part_files, paths
+from streamt1_jax.io import checkpoint, part_files, paths, stored_part
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.sharding import tree_shardings
 from streamt1_jax.saved_search import SavedSearch, SaveError
@@ -108,7 +108,7 @@ def test_only_two_states_are_kept_and_every_trace_once(folder):
   saves = [path for path in sorted(folder.iterdir()) if path.is_dir()]
   assert [path.name for path in saves if (path / "state").exists()] == ["000004", "000007"]
   assert all((path / "trace/part.json").exists() for path in saves)
-  last = saved_search.stored_part.open_part(folder / "000007/trace", None)
+  last = stored_part.open_part(folder / "000007/trace", None)
   assert {name.split("/")[0] for name in last.stores} == {"000004", "000005", "000006"}
 
 

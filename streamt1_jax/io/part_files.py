@@ -29,12 +29,17 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
     "format_version": FORMAT_VERSION,
     "parameters": sum(leaf.size for leaf in leaves.values()),
     "dtype": "+".join(sorted({leaf.dtype.name for leaf in leaves.values()})),
-    "files": {
-      path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
-      for path in paths.files_below(folder)
-    },
+    "files": describe_files(folder),
   }
   manifest.write_json(folder / PART_FILE, part)
+
+
+def describe_files(folder: epath.Path) -> dict[str, dict[str, int | str]]:
+  """Size and SHA-256 of every file below `folder`, by its path from there."""
+  return {
+    path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
+    for path in paths.files_below(folder)
+  }
 
 
 def _sha256(path: epath.Path) -> str:
@@ -72,7 +77,11 @@ def read_part_file(folder: epath.Path) -> dict[str, Any]:
   """The contents of part.json. Raises ConfigError: Damaged if `folder` is not a saved part or the file is corrupt."""
   part = read_json_object(folder, PART_FILE, "a saved model part")
   path = folder / PART_FILE
-  require_version(part, path)
+  try:
+    require_version(part, path)
+  except ConfigError as error:
+    # There has been no other version: a byte has changed.
+    raise Damaged(str(error)) from error
   for field, field_type in (("parameters", int), ("dtype", str), ("files", dict)):
     if not isinstance(part.get(field), field_type):
       raise Damaged(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
