@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar
+
+from streamt1_jax.messages import one_line, shortened
 
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
@@ -31,7 +34,13 @@ LATER = {"later": True}
 
 
 class ConfigError(ValueError):
-  """A configuration or an input that cannot work; the message is one line that names the field and what is allowed."""
+  """A configuration or an input that cannot work; the message names the field and what is allowed.
+
+  Whatever text of a file is in it, the message is one line of at most `messages.MESSAGE_LIMIT` characters.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(one_line(message))
 
 
 T = TypeVar("T")
@@ -47,6 +56,41 @@ def required(value: T | None, what: str) -> T:
 def _require(condition: bool, message: str) -> None:
   if not condition:
     raise ConfigError(message)
+
+
+MAX_SIZE = 2**24
+"""Largest number in the configuration of a model: one digit too many is told before arrays of that size are made."""
+
+
+def require_sizes(config: Any, zero: Collection[str] = (), signed: Collection[str] = ()) -> None:
+  """Raises ConfigError, naming the field, unless every number of a dataclass, alone or in a tuple, is in its range.
+
+  Integers must be in 1..MAX_SIZE, other numbers above 0 and at most MAX_SIZE.
+
+  Args:
+    config: the dataclass; its fields that hold something else are left alone.
+    zero: names of fields that may be 0 as well.
+    signed: names of fields that may have any sign.
+  """
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    for number in value if isinstance(value, tuple) else (value,):
+      if type(number) not in (int, float):
+        continue
+      least = -MAX_SIZE if field.name in signed else 0
+      above = number > 0 or field.name in zero or field.name in signed
+      _require(
+        least <= number <= MAX_SIZE and above,
+        f"{field.name} must be {_allowed(type(number), field.name in zero, least)}, got {shortened(number)}",
+      )
+
+
+def _allowed(number_type: type, zero: bool, least: int) -> str:
+  if least < 0:
+    return f"from {least} to {MAX_SIZE}"
+  if number_type is int:
+    return f"in {0 if zero else 1}..{MAX_SIZE}"
+  return f"{'at least' if zero else 'above'} 0 and at most {MAX_SIZE}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +124,7 @@ class BackboneConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
+    require_sizes(self)
     _require(
       self.dim % self.num_heads == 0 and self.head_dim % 2 == 0,
       f"dim {self.dim} must be a multiple of num_heads {self.num_heads} with an even quotient",
@@ -118,6 +163,10 @@ class CodecConfig:
   latent_std: tuple[float, ...] = WAN_LATENT_STD
 
   def __post_init__(self):
+    require_sizes(self, zero=("num_res_blocks",), signed=("latent_mean",))
+    _require(1 <= len(self.dim_mult) <= 16, f"dim_mult must have 1 to 16 entries, got {len(self.dim_mult)}")
+    # Every one is a module of its own, which takes time even before it has weights.
+    _require(self.num_res_blocks <= 64, f"num_res_blocks must be at most 64, got {self.num_res_blocks}")
     stages = len(self.dim_mult) - 1
     _require(
       len(self.spatial_down) == stages and len(self.temporal_down) == stages,
@@ -171,6 +220,9 @@ class TextConfig:
   max_len: int = 512
   eps: float = 1e-6
 
+  def __post_init__(self):
+    require_sizes(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
@@ -191,6 +243,7 @@ class ScheduleConfig:
   sampler: str = dataclasses.field(default="renoise", metadata=LATER)
 
   def __post_init__(self):
+    require_sizes(self, zero=("context_timestep",))
     steps = self.denoising_steps
     _require(
       bool(steps) and all(a > b for a, b in itertools.pairwise(steps)),
@@ -234,6 +287,7 @@ class ModelConfig:
   fps: int = 16
 
   def __post_init__(self):
+    require_sizes(self)
     patch, chunk = self.backbone.patch_size, self.chunk_frames
     _require(
       self.latent_height % patch == 0 and self.latent_width % patch == 0,

@@ -26,7 +26,7 @@ FLOORS = (
   ("io", "parallel", "shipped"),
   ("nn",),
   ("config",),
-  ("typing",),
+  ("messages", "typing"),
 )
 """Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
 

@@ -300,7 +300,7 @@ class TestDamagedSafetensors:
   def test_headers_that_are_no_json(self, tmp_path):
     assert "invalid JSON" in _refused(self._path(tmp_path, b"{'a': 1}"))
     assert "invalid UTF-8" in _refused(self._path(tmp_path, b"{\xff}"))
-    assert "recursion limit" in _refused(self._path(tmp_path, b'{"a":' + b"[" * 10**6 + b"}"))
+    assert "recursion limit" in _refused(self._path(tmp_path, b'{"a":' + b"[" * 10**5 + b"}"))
 
   @pytest.mark.parametrize(("length", "fragment"), [(10**6, "invalid header length"), (2**40, "neither")])
   def test_a_header_longer_than_the_file(self, tmp_path, length, fragment):

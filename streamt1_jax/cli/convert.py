@@ -79,7 +79,7 @@ def read_model(name: str) -> ModelConfig:
   path = pathlib.Path(name)
   if not path.is_file():
     raise ConfigError(f"--model {path} does not exist")
-  return checkpoint.model_config_from_dict(config_json.parse_strict_json(path.read_text(), str(path)), str(path))
+  return checkpoint.model_config_from_dict(config_json.read_json(path, str(path)), str(path))
 
 
 def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:

@@ -24,7 +24,7 @@ import tensorstore as ts
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import part_files, paths
+from streamt1_jax.io import limits, part_files, paths
 from streamt1_jax.io.finite import is_finite, refuse
 from streamt1_jax.io.quiet import quiet_orbax
 
@@ -34,6 +34,8 @@ _OCDBT_MANIFEST = "manifest.ocdbt"
 # Chunks that are read and converted at a time. Larger slabs read no faster, and memory peaks at a weight and two slabs.
 _SLAB_BYTES = 16 << 20
 _ALIGNMENT = 64
+# What zstd makes of zeros. A part that claims more has chunks that are not there, which would be read as zeros.
+_MAX_COMPRESSION = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def open_part(directory: epath.PathLike, abstract_params: Any, dtype: Any = None
   with readable(source):
     part_files.verify_files(source)
     stored = _describe(source)
+    _require_possible(source, stored)
     wanted = stored if abstract_params is None else named_leaves(abstract_params)
     _require_same_leaves(source, stored, wanted)
     kvstore = _kvstore(source)
@@ -163,6 +166,18 @@ def _as_dict(metadata: Any) -> Any:
   if isinstance(metadata, Mapping):
     return {str(name): _as_dict(child) for name, child in metadata.items()}
   return jax.ShapeDtypeStruct(metadata.shape, metadata.dtype)
+
+
+def _require_possible(source: epath.Path, stored: Mapping[str, Any]) -> None:
+  """Raises ConfigError if the part claims weights that no files of its size can hold."""
+  limits.require_few(len(stored), str(source))
+  claimed = 0
+  for name, leaf in stored.items():
+    where = f"{source}: {limits.require_name(name, str(source))}"
+    claimed += limits.count_numbers(leaf.shape, f"{where}: shape") * np.dtype(leaf.dtype).itemsize
+  held = sum(entry["bytes"] for entry in part_files.read_part_file(source)["files"].values())
+  if claimed > _MAX_COMPRESSION * held:
+    raise ConfigError(f"{source} claims {claimed} bytes of weights; its files have {held}, which is too few")
 
 
 def _require_same_leaves(source: epath.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
