@@ -24,7 +24,7 @@ SEARCH_FILE = "search.json"
 STATE, TRACE = "state", "trace"
 _DIGITS = 6
 # Orbax adds an ending to the name of what it is writing.
-_NAME = re.compile(r"([0-9]{6,18})(\..*)?", re.DOTALL)
+_NAME = re.compile(r"(?P<chunks>[0-9]{6,18})(?P<ending>\..*)?", re.DOTALL)
 
 
 class Description(NamedTuple):
@@ -154,8 +154,9 @@ def keep_up_to(folder: epath.Path, chunks: int) -> None:
   """Removes later saves and what is unfinished. Folders of other names are nobody's saves and stay."""
   with contextlib.suppress(OSError):
     for path in folder.iterdir():
-      number = _chunks(path.name)
-      if _NAME.fullmatch(path.name) and path.is_dir() and (number is None or number > chunks):
+      found, number = _NAME.fullmatch(path.name), _chunks(path.name)
+      unfinished = found is not None and found["ending"] is not None
+      if (unfinished or (number is not None and number > chunks)) and path.is_dir():
         path.rmtree(missing_ok=True)
 
 
@@ -172,7 +173,7 @@ def discard(folder: epath.Path) -> None:
 def _chunks(name: str) -> int | None:
   """Finished chunks of the save of that name, or None if it is not the name of a save."""
   found = _NAME.fullmatch(name)
-  return int(found[1]) if found and name == _chunk_name(int(found[1])) else None
+  return int(found["chunks"]) if found and name == _chunk_name(int(found["chunks"])) else None
 
 
 def _chunk_name(chunk: int) -> str:

@@ -139,7 +139,7 @@ def with_own_prompts(videos: list[epath.Path]) -> list[Task]:
 
 
 def _with_own_prompt(video: epath.Path) -> Task:
-  if not (video.parent / results.MANIFEST).is_file():
+  if not paths.is_regular_file(video.parent / results.MANIFEST):
     return Task(video, None)
   try:
     settings = part_files.read_json_object(video.parent, results.MANIFEST, "a generated video").get("settings")

@@ -64,7 +64,7 @@ def verify_files(folder: epath.Path) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
       raise Damaged(f"{folder} is incomplete: {name} is missing") from error
     # A device has no size and no end.
-    if not paths.is_object_store(path) and not path.is_file():
+    if not paths.is_regular_file(path):
       raise Damaged(f"{folder} is incomplete: {name} is not a file")
     if size != expected["bytes"]:
       raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
@@ -125,6 +125,8 @@ def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]
         raise Damaged(f"{folder} is a file; expected the folder of {kind}")
       found = sorted(entry.name for entry in folder.iterdir())
       raise Damaged(f"{folder} is not {kind}: it has no {name} (found: {list_some(found) or 'nothing'})")
+    if not path.is_dir() and not paths.is_regular_file(path):
+      raise Damaged(f"{path} is not a file")  # A pipe would be waited for.
     with path.open("rb") as file:
       content = file.read(config_json.MAX_JSON_BYTES + 1)
   except OSError as error:

@@ -23,6 +23,7 @@ from av.format import Flags
 from etils import epath
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import paths
 
 FORMATS = (
   "mov", "matroska", "avi", "flv", "mpegts", "mpeg", "asf", "ogg", "mxf", "nut", "ivf", "yuv4mpegpipe", "gif", "apng"
@@ -50,7 +51,7 @@ def opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStrea
       `MOST_PIXELS` pixels. Also for whatever goes wrong in the body: it reads the file, and PyAV raises many types.
   """
   source = epath.Path(path)
-  if not source.is_file():
+  if not paths.is_regular_file(source):
     raise ConfigError(f"{source} does not exist or is not a file; expected a video")
   try:
     with source.open("rb") as file, _container(source, cast(IO[bytes], file)) as container:
