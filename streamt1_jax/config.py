@@ -201,9 +201,9 @@ class TextConfig:
     dim: width of the residual stream.
     attn_dim: total width of the attention heads.
     ffn_dim: hidden width of the gated feed-forward layers.
-    num_heads: attention heads.
+    num_heads: attention heads; `attn_dim` is a multiple of it.
     num_layers: encoder blocks.
-    num_buckets: relative-position buckets.
+    num_buckets: relative-position buckets, a multiple of 4.
     max_distance: distance at which the buckets saturate.
     max_len: longest token sequence, end token included.
     eps: epsilon of every RMSNorm.
@@ -222,6 +222,15 @@ class TextConfig:
 
   def __post_init__(self):
     require_sizes(self)
+    _require(
+      self.attn_dim % self.num_heads == 0,
+      f"attn_dim {self.attn_dim} must be a multiple of num_heads {self.num_heads}",
+    )
+    _require(
+      self.num_buckets % 4 == 0 and self.max_distance > self.num_buckets // 4,
+      f"num_buckets must be a multiple of 4 and less than 4 times max_distance ({self.max_distance}), "
+      f"got {self.num_buckets}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,8 @@ class VideoAlignConfig:
 
   def __post_init__(self):
     require_sizes(self, signed=("mean",))
+    if self.min_frames > self.max_frames:
+      raise ConfigError(f"min_frames must be at most max_frames ({self.max_frames}), got {self.min_frames}")
     if self.head_dtype not in ("float32", "bfloat16"):
       raise ConfigError(f"head_dtype must be float32 or bfloat16, got {self.head_dtype!r}")
 
