@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import struct
-import types
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import IO, cast
@@ -64,13 +63,25 @@ def opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStrea
     raise ConfigError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
 
 
+class _Nameless:
+  """What FFmpeg gets of a file: its bytes. From a name it would make guesses."""
+
+  def __init__(self, file: IO[bytes]):
+    self._file, self.read, self.tell = file, file.read, file.tell
+
+  def seek(self, offset: int, whence: int) -> int:
+    """Goes to a place. Where a damaged file leads nowhere, FFmpeg wants a negative number; PyAV prints exceptions."""
+    try:
+      return self._file.seek(offset, whence)
+    except (OSError, ValueError):
+      return -1
+
+
 def _container(source: epath.Path, file: IO[bytes]) -> InputContainer:
   _require_plausible_counts(source, file)
-  # FFmpeg would make guesses from the name of a file.
-  nameless = types.SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
   try:
     return av.open(
-      nameless,
+      _Nameless(file),
       mode="r",
       options=_LIMITS,
       container_options={"format_whitelist": ",".join((*FORMATS, *_TIMELESS)), "protocol_whitelist": ""},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import pathlib
 import shutil
@@ -102,7 +104,9 @@ class _Mean:
 
 def _read_video(path: pathlib.Path) -> None:
   task = score_inputs.Task(epath.Path(path), None)
-  row = score.score_video(task, score.start_row(task), [_Mean()])
+  with contextlib.redirect_stderr(io.StringIO()) as printed:
+    row = score.score_video(task, score.start_row(task), [_Mean()])
+  assert not printed.getvalue()
   score_rows.to_table([row], ["mean"])
   if row.error is not None:
     raise ConfigError(row.error)
