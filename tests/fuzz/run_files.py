@@ -248,7 +248,7 @@ def _changed_saves(rng: Rng, folder: pathlib.Path) -> pathlib.Path:
       case 0:
         path.unlink()
       case 1:
-        shutil.copyfile(path, pick(rng, files))
+        pick(rng, files).write_bytes(path.read_bytes())
       case 2:
         found = pick(rng, sorted(place.iterdir()))
         found.rename(place / pick(rng, ("²", "000009", "0000002", "000002.tmp", "x" * 200, "000001", "00000\n3")))
