@@ -14,6 +14,7 @@ FLOORS = (
   ("measuring", "training"),
   ("pipeline", "convert"),
   ("saved_search", "trace"),
+  ("save_folder",),
   ("drivers",),
   ("chunk_step",),
   ("models",),

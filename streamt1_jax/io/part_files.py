@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any, cast
@@ -31,12 +30,17 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
     "format_version": FORMAT_VERSION,
     "parameters": sum(leaf.size for leaf in leaves.values()),
     "dtype": "+".join(sorted({leaf.dtype.name for leaf in leaves.values()})),
-    "files": {
-      path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
-      for path in paths.files_below(folder)
-    },
+    "files": describe_files(folder),
   }
   manifest.write_json(folder / PART_FILE, part)
+
+
+def describe_files(folder: epath.Path) -> dict[str, dict[str, int | str]]:
+  """Size and SHA-256 of every file below `folder`, by its path from there."""
+  return {
+    path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
+    for path in paths.files_below(folder)
+  }
 
 
 def _sha256(path: epath.Path) -> str:
@@ -59,8 +63,8 @@ def verify_files(folder: epath.Path) -> None:
       size = path.stat().length
     except (FileNotFoundError, NotADirectoryError) as error:
       raise Damaged(f"{folder} is incomplete: {name} is missing") from error
-    # A device has no size and no end, and `epath` takes it for a file.
-    if not paths.is_object_store(path) and not os.path.isfile(path):
+    # A device has no size and no end.
+    if not paths.is_regular_file(path):
       raise Damaged(f"{folder} is incomplete: {name} is not a file")
     if size != expected["bytes"]:
       raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
@@ -77,7 +81,11 @@ def read_part_file(folder: epath.Path) -> dict[str, Any]:
   """The contents of part.json. Raises ConfigError: Damaged if `folder` is not a saved part or the file is corrupt."""
   part = read_json_object(folder, PART_FILE, "a saved model part")
   path = folder / PART_FILE
-  require_version(part, path)
+  try:
+    require_version(part, path)
+  except ConfigError as error:
+    # There has been no other version: a byte has changed.
+    raise Damaged(str(error)) from error
   for field, field_type in (("parameters", int), ("dtype", str), ("files", dict)):
     if not isinstance(part.get(field), field_type):
       raise Damaged(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
@@ -117,6 +125,8 @@ def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]
         raise Damaged(f"{folder} is a file; expected the folder of {kind}")
       found = sorted(entry.name for entry in folder.iterdir())
       raise Damaged(f"{folder} is not {kind}: it has no {name} (found: {list_some(found) or 'nothing'})")
+    if not path.is_dir() and not paths.is_regular_file(path):
+      raise Damaged(f"{path} is not a file")  # A pipe would be waited for.
     with path.open("rb") as file:
       content = file.read(config_json.MAX_JSON_BYTES + 1)
   except OSError as error:

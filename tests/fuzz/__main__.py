@@ -10,10 +10,10 @@ import traceback
 
 import numpy as np
 
-from tests.fuzz import own_files, weights
+from tests.fuzz import own_files, run_files, weights
 from tests.fuzz.kinds import cases, try_file
 
-KINDS = {**weights.KINDS, **own_files.KINDS}
+KINDS = {**weights.KINDS, **own_files.KINDS, **run_files.KINDS}
 
 
 def main() -> int:
