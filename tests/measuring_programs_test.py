@@ -123,6 +123,7 @@ def test_switch_cost(tmp_path):
     assert ratio > 0
 
 
+@pytest.mark.slow
 def test_benchmark_on_a_mesh(tmp_path):
   """Two prompts are twice the work, on four devices four times the machine."""
   reports = []
@@ -149,6 +150,7 @@ def test_benchmark_table(tmp_path):
   assert (rows[2]["temporary"] - rows[1]["temporary"]) / 4 < rows[0]["beam_memory"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "frames"), [("hpsv3", [12, 6, 3, 1]), ("videoalign", [117, 57, 9])])
 def test_benchmark_of_a_reward(tmp_path, name, frames):
   """HPSv3's work is by the frame; of VideoAlign's, slices of two frames are a part: 14, 8 and 4 are looked at."""
