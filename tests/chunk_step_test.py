@@ -13,13 +13,16 @@ from flax import nnx
 from streamt1_jax import drivers
 from streamt1_jax.backbone import attention
 from streamt1_jax.chunk_step import chunk_step, denoise
+from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import VideoDecoder
 from streamt1_jax.config import CodecConfig, SearchConfig, preset
+from streamt1_jax.execution import Execution
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from streamt1_jax.rewards.base import Promptless
-from streamt1_jax.state import init_state, past_capacity
+from streamt1_jax.state import Condition, init_state, past_capacity
 from tests import small_search as small
+from tests import toy_generator as toy
 
 
 def _stream(models, search, num_chunks, seed=0, params=None, **options):
@@ -255,6 +258,74 @@ class TestBadCandidates:
       self._check(_stream(models, self.SEARCH, 5, seed), banned[seed], seed)
 
 
+@dataclasses.dataclass(frozen=True)
+class _DoctoredSum(toy.WindowSum):
+  """The sum of the window, but for one candidate of one chunk."""
+
+  def __call__(self, params, condition, window, info):
+    bad = (info.chunk_index == params["chunk"]) & (info.candidate_index == params["candidate"])
+    return jnp.where(bad, params["value"], super().__call__(params, condition, window, info))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("chunk", "candidate", "others"), [(0, 3, [2, 1]), (1, 0, [1, 3])])
+def test_bad_video_score_of_the_best_candidate(chunk, candidate, others, value):
+  """By hand. The noise of chunk 0 is 0 to 3, and a chunk is half of it: 3 and 2 survive, without 3 these are 2 and 1.
+
+  In chunk 1 the fresh noise is 6, 0, 1, 2. Fused with -0.1 of the parents' 3 and 2 it is 5.67, -0.3, 0.79, 1.79, and
+  chunks are 5.1, 2.1, 1.9, 2.4, windows 6.6, 3.6, 2.9, 3.4. A quarter of the first and the rest of the second: 0 is
+  best, then 1, then 3.
+  """
+  models = dataclasses.replace(toy.MODELS, video_reward=_DoctoredSum())
+  reward = {"chunk": jnp.int32(chunk), "candidate": jnp.int32(candidate), "value": jnp.float32(value)}
+  search = dataclasses.replace(small.SEARCH, first_candidate="fresh")
+  condition = Condition((), (), (), jnp.int32(5))
+  stream = drivers.stream(toy.PARAMS | {"video_reward": reward}, condition, models, search, num_chunks=5, seed=0)
+  traces = [next(stream) for _ in range(chunk + 1)]
+  assert small.per_candidate(traces[chunk].candidates.usable).tolist() == [n != candidate for n in range(4)]
+  assert traces[chunk].survivor.tolist() == others
+  if chunk:
+    assert traces[0].survivor.tolist() == [3, 2]
+
+
+class _TwoNumbers(toy.ToyGenerator):
+  """Latents of two equal numbers, the second of which is NaN where a first chunk ends with 1.5."""
+
+  def init_memory(self, params, search):
+    return jnp.zeros(self.latent_shape)
+
+  def denoise(self, params, x, step, chunk_index, text, view, execution):
+    x0 = view + x
+    return x0.at[0, 0, 0, 1].set(jnp.where((step == 1) & (x0[0, 0, 0, 0] == 1.5), jnp.nan, x0[0, 0, 0, 1]))
+
+
+class _Bytes(LatentCodec):
+  """Frames in bytes, where a NaN is 0."""
+
+  def decode(self, params, latents, state, *, first):
+    return jnp.nan_to_num(10 * latents).astype(jnp.uint8), state
+
+  def frame_dtype(self):
+    return jnp.dtype(jnp.uint8)
+
+
+def test_a_single_nan_that_no_frame_shows():
+  """The frames of the four candidates are 0, 5, 10, and 15 beside 0: a mean of 7.5 that would survive."""
+  shape = (1, 1, 1, 2)
+
+  def draw(seed):
+    return NoiseDraws(jnp.full(shape, seed % 7, jnp.float32), jnp.zeros((1, *shape)))
+
+  models = dataclasses.replace(
+    toy.MODELS, generator=_TwoNumbers(latent_shape=shape), codec=_Bytes(shape[1:]), draw_noise=draw
+  )
+  condition, search = Condition((), (), (), jnp.int32(2)), small.SEARCH
+  trace = next(drivers.stream(toy.PARAMS, condition, models, search, num_chunks=2, seed=0))
+  np.testing.assert_array_equal(trace.candidates.short, [[0.0, 5.0], [10.0, 7.5]])
+  np.testing.assert_array_equal(trace.candidates.usable, [[True, True], [True, False]])
+  assert trace.survivor.tolist() == [2, 1]
+
+
 TINY_CODEC = CodecConfig(
   base_dim=4,
   dim_mult=(1, 1),
@@ -308,10 +379,12 @@ class TestRewardDecode:
     params = jax.tree.map(random, nnx.to_pure_dict(state))
     return StreamingDecoder(graphdef, TINY_CODEC, (4, 4)), params
 
-  def _traces(self, reward_decode, **overrides):
+  def _traces(self, reward_decode, decoding="together", **overrides):
     decoder, codec_params = self._decoder()
-    reward = _Brightness()
-    models = dataclasses.replace(small.models(), codec=decoder, image_reward=reward, video_reward=reward)
+    reward, execution = _Brightness(), Execution(decoding=decoding)
+    models = dataclasses.replace(
+      small.models(), codec=decoder, image_reward=reward, video_reward=reward, execution=execution
+    )
     search = SearchConfig(
       max_sink_frames=6, sliding_window=self.WINDOW, reward_decode=reward_decode, first_candidate="fresh", **overrides
     )
@@ -358,9 +431,10 @@ class TestRewardDecode:
     assert past(10) + codec.num_frames(3, first=False) == 117
     assert (past(2), past(1)) == (9, 0)
 
-  def test_frames_follow_the_winners_lineage(self):
+  @pytest.mark.parametrize("decoding", ["together", "twice"])
+  def test_frames_follow_the_winners_lineage(self, decoding):
     """Two beams of two: every beam's decoder state went where the beam went."""
-    traces = self._traces("streamed")
+    traces = self._traces("streamed", decoding)
     assert any(list(trace.survivor // 2) != [0, 1] for trace in traces[1:])
     for beam in range(2):
       path = _ancestors(traces, 2, 3, beam)

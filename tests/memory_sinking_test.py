@@ -279,3 +279,14 @@ def test_float32_sinks_decay():
 def test_compute_dtype_loses_the_decay():
   """0.999 x rounds back to x in bfloat16: 0.927 of the distance is left."""
   np.testing.assert_allclose(_distance_left("compute"), 0.927, atol=0.025)
+
+
+def test_products_are_rounded_one_by_one():
+  """Beside 1 in bfloat16 lie 255/256 and 1 + 1/128. 0.999 * 1 rounds to 1, and 1 - 0.001 to 1 once more.
+
+  The sum of both products, 0.998, would round to 255/256. In float32 nothing is lost.
+  """
+  one = jnp.ones(1, jnp.bfloat16)
+  assert memory_sinking.mix(one, -one, 0.999).tolist() == [1.0]
+  assert memory_sinking.mix(one, -one, 0.999).dtype == jnp.bfloat16
+  np.testing.assert_allclose(memory_sinking.mix(jnp.ones(1), -one, 0.999), [0.998], rtol=1e-6)
