@@ -8,19 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone import attention
 from streamt1_jax.chunk_step import chunk_step, denoise
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
-from streamt1_jax.codec.vae import VideoDecoder
-from streamt1_jax.config import CodecConfig, SearchConfig, preset
+from streamt1_jax.config import SearchConfig, preset
 from streamt1_jax.execution import Execution
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition, init_state, past_capacity
+from tests import small_codec
 from tests import small_search as small
 from tests import toy_generator as toy
 
@@ -326,40 +325,6 @@ def test_a_single_nan_that_no_frame_shows():
   assert trace.survivor.tolist() == [2, 1]
 
 
-TINY_CODEC = CodecConfig(
-  base_dim=4,
-  dim_mult=(1, 1),
-  num_res_blocks=0,
-  spatial_down=(False,),
-  temporal_down=(True,),
-  latent_channels=4,
-  patch_size=2,
-  latent_mean=(0.1, -0.2, 0.3, 0.0),
-  latent_std=(1.5, 0.5, 1.0, 2.0),
-)
-"""3 latent frames are 5 pixel frames at the start of a stream and 6 later."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Brightness(Promptless):
-  """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
-
-  def __call__(self, params, condition, frames, info):
-    count = frames.shape[0] if isinstance(frames, jax.Array) else frames.num_frames
-    if not isinstance(frames, jax.Array):
-      index = jnp.arange(frames.past.shape[0] + frames.chunk.shape[0])
-      frames = frames.take(jnp.minimum(index, count - 1))
-    index = jnp.arange(frames.shape[0])
-    x = frames.astype(jnp.float32) / 255.0
-    contrast = x[:, :, :4].mean(axis=(1, 2, 3)) - x[:, :, 4:].mean(axis=(1, 2, 3))
-    return jnp.where(index < count, (index + 1) * contrast, 0.0).sum()
-
-  def by_numpy(self, frames):
-    x = frames.astype(np.float64) / 255.0
-    contrast = x[:, :, :4].mean(axis=(1, 2, 3)) - x[:, :, 4:].mean(axis=(1, 2, 3))
-    return (np.arange(1, len(x) + 1) * contrast).sum()
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(decoder, params, latents):
   return decoder.decode(params, latents, decoder.init_state(params), first=True)[0]
@@ -370,18 +335,9 @@ class TestRewardDecode:
 
   WINDOW = 2
 
-  @staticmethod
-  @functools.cache
-  def _decoder():
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: VideoDecoder(TINY_CODEC, rngs=nnx.Rngs(0))), nnx.Param)
-    generator = np.random.default_rng(7)
-    random = lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32)
-    params = jax.tree.map(random, nnx.to_pure_dict(state))
-    return StreamingDecoder(graphdef, TINY_CODEC, (4, 4)), params
-
   def _traces(self, reward_decode, decoding="together", **overrides):
-    decoder, codec_params = self._decoder()
-    reward, execution = _Brightness(), Execution(decoding=decoding)
+    decoder, codec_params = small_codec.decoder()
+    reward, execution = small_codec.Brightness(), Execution(decoding=decoding)
     models = dataclasses.replace(
       small.models(), codec=decoder, image_reward=reward, video_reward=reward, execution=execution
     )
@@ -392,7 +348,7 @@ class TestRewardDecode:
 
   def _decode_alone(self, latents):
     """One call of the decoder on latents that begin a video."""
-    decoder, params = self._decoder()
+    decoder, params = small_codec.decoder()
     return np.asarray(_decode(decoder, params, latents))
 
   def test_scores(self):
@@ -402,7 +358,7 @@ class TestRewardDecode:
     latents = np.concatenate([trace.latents[0] for trace in streamed])
     video = self._decode_alone(latents)
     bounds = [0, 5, 11, 17, 23]
-    judge = _Brightness().by_numpy
+    judge = small_codec.Brightness().by_numpy
     for chunk in range(4):
       own = latents[3 * chunk : 3 * chunk + 3]
       window = latents[max(0, 3 * (chunk + 1 - self.WINDOW)) : 3 * chunk + 3]
@@ -424,7 +380,7 @@ class TestRewardDecode:
 
   def test_a_full_window_is_as_long_as_its_latents_alone(self):
     """117 frames for the 30 latents of the released window, however long the video is."""
-    codec = StreamingDecoder(self._decoder()[0].graphdef, preset("tiny").codec, (4, 4))
+    codec = StreamingDecoder(small_codec.decoder()[0].graphdef, preset("tiny").codec, (4, 4))
     assert codec.config.temporal_stride == 4
     models = dataclasses.replace(small.models(), codec=codec)
     past = lambda window: past_capacity(models, SearchConfig(max_sink_frames=6, sliding_window=window))
