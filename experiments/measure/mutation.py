@@ -84,26 +84,27 @@ def run(values: flags.FlagValues) -> None:
   if values.again:
     known = [row for row in known if row["noticed"] or row["module"] not in values.modules]
   writer = rows.Writer(output, settings, known)
-  done = {(row["module"], row["fault"]): row for row in known}
+  done = {(row["module"], row["place"]): row for row in known}
   wanted = []
   with tempfile.TemporaryDirectory(prefix="streamt1_jax_mutation_") as folder:
     for module in values.modules:
       source = _source(module)
       indices = drawn(source, values.faults, values.seed)
       names = [str(fault) for fault in faults.faults(source)]
-      wanted += [(module, names[index]) for index in indices]
-      todo = [index for index in indices if (module, names[index]) not in done]
+      wanted += [(module, index) for index in indices]
+      todo = [index for index in indices if (module, index) not in done]
       if not todo:
         continue
       with TestRuns(_ROOT, pathlib.Path(folder), values.seconds) as runs:
         tests = [f"tests/{name}_test.py" for name in TESTS[module]]
         runs.require_good(tests)
         for index in todo:
+          command.raise_if_interrupted()
           noticed, seconds = runs.fails(f"streamt1_jax/{module}.py", faults.with_fault(source, index), tests)
-          row = {"module": module, "source": _digest(source), "fault": names[index]}
+          row = {"module": module, "source": _digest(source), "place": index, "fault": names[index]}
           row |= {"noticed": noticed, "seconds": seconds}
           writer.append(row)
-          done[module, names[index]] = row
+          done[module, index] = row
           print(f"{'noticed' if noticed else 'MISSED '} {seconds:5.1f} s  {module}: {names[index]}", flush=True)
   _report([done[key] for key in wanted], values.share)
 

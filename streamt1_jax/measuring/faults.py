@@ -72,22 +72,25 @@ class Fault:
 
 def faults(source: str) -> list[Fault]:
   """All faults of a module, in the order of its text. Raises SyntaxError if it is no Python."""
-  return [fault for fault, _ in _changes(ast.parse(source))]
+  return [
+    Fault(getattr(node, "lineno", 0), getattr(node, "col_offset", 0), _short(node), _short(other))
+    for node, other, _ in _changes(ast.parse(source))
+  ]
 
 
 def with_fault(source: str, index: int) -> str:
   """The module with one of its `faults`, without its comments."""
   tree = ast.parse(source)
-  change = list(_changes(tree))[index][1]
-  change()
+  _, other, put = list(_changes(tree))[index]
+  put(other)
   return ast.unparse(ast.fix_missing_locations(tree))
 
 
-Change = tuple[Fault, Callable[[], None]]
+Change = tuple[ast.AST, ast.AST, Callable[[ast.AST], None]]
 
 
 def _changes(tree: ast.AST) -> Iterator[Change]:
-  """Every fault with what puts it into the tree; to be called before the next one is asked for, or never."""
+  """Every fault: a node, what it becomes, and what puts that into the tree."""
   for field, value in ast.iter_fields(tree):
     if field in _SKIPPED_FIELDS:
       continue
@@ -114,15 +117,11 @@ def _own_changes(parent: ast.AST, field: str, place: int | None, node: ast.AST) 
       getattr(parent, field)[place] = other
 
   for other in _others(node):
-    where = (node.lineno, node.col_offset) if isinstance(node, (ast.expr, ast.stmt)) else (0, 0)
-    yield (
-      Fault(*where, *(_short(ast.unparse(ast.fix_missing_locations(x))) for x in (node, other))),
-      lambda x=other: put(x),
-    )
+    yield node, other, put
 
 
-def _short(code: str) -> str:
-  line = " ".join(code.split())
+def _short(node: ast.AST) -> str:
+  line = " ".join(ast.unparse(ast.fix_missing_locations(node)).split())
   return line if len(line) <= 80 else f"{line[:77]}..."
 
 

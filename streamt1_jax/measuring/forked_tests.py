@@ -39,7 +39,6 @@ def _answer(arguments: list[str], seconds: float) -> dict:
   if not child:
     code = 3
     try:
-      os.setpgid(0, 0)
       code = _run(arguments)
     finally:
       sys.stdout.flush()

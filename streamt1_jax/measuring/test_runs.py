@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,12 +34,15 @@ class TestRuns:
     """
     self._root, self._copy, self._seconds = root, folder / "repository", seconds
     self._environment = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")} | os.environ
+    self._copy.mkdir(parents=True, exist_ok=True)
     for name in _COPIED:
-      if not (self._copy / name).exists():
-        copy = shutil.copytree if (root / name).is_dir() else shutil.copyfile
-        self._copy.mkdir(exist_ok=True)
-        options: dict[str, Any] = {"ignore": shutil.ignore_patterns("__pycache__"), "symlinks": True}
-        copy(root / name, self._copy / name, **(options if (root / name).is_dir() else {}))
+      source, target = root / name, self._copy / name
+      if target.exists():
+        continue
+      if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+      elif source.exists():
+        shutil.copyfile(source, target)
 
   def __enter__(self) -> TestRuns:
     self._server = subprocess.Popen(
@@ -48,11 +52,13 @@ class TestRuns:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
+      start_new_session=True,
     )
     return self
 
   def __exit__(self, *error: Any) -> None:
-    self._server.kill()
+    # With what it forked.
+    os.killpg(self._server.pid, signal.SIGKILL)
     self._server.wait()
 
   def require_good(self, tests: Sequence[str]) -> None:
