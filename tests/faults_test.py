@@ -54,13 +54,13 @@ def test_one_place_alone():
   ]
 
 
-def test_every_fault_of_the_core_is_another_program():
-  for module in mutation.TESTS:
-    source = (ROOT / "streamt1_jax" / f"{module}.py").read_text()
-    (index,) = mutation.drawn(source, 1, 0)
-    changed = faults.with_fault(source, index)
-    compile(changed, module, "exec")
-    assert changed != ast.unparse(ast.parse(source))
+@pytest.mark.parametrize("module", ["sampling", "backbone/schedule"])
+def test_a_fault_of_the_core_is_another_program(module):
+  source = (ROOT / "streamt1_jax" / f"{module}.py").read_text()
+  (index,) = mutation.drawn(source, 1, 0)
+  changed = faults.with_fault(source, index)
+  compile(changed, module, "exec")
+  assert changed != ast.unparse(ast.parse(source))
 
 
 def test_draws():
@@ -94,14 +94,15 @@ def test_runs(tmp_path):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(text)
   path, tests = "streamt1_jax/halves.py", ["tests/halves_test.py::test_half"]
-  with TestRuns(root, tmp_path / "work", 3.0) as runs:
+  with TestRuns(root, tmp_path / "work", 300.0) as runs:
     runs.require_good(tests)
     assert runs.fails(path, good.replace("/", "*"), tests)[0]
     assert not runs.fails(path, good.replace("x / 2", "x - 2"), tests)[0]
-    noticed, seconds = runs.fails(path, "while True: pass", tests)
-    assert noticed
-    assert seconds >= 3.0
     assert not runs.fails(path, good, tests)[0]
     with pytest.raises(ConfigError, match="without a fault pytest ends with 1, not 0"):
       runs.require_good(["tests/halves_test.py"])
+  with TestRuns(root, tmp_path / "work", 1.0) as runs:
+    noticed, seconds = runs.fails(path, "while True: pass", tests)
+    assert noticed
+    assert seconds >= 1.0
   assert {name: (root / name).read_text() for name in files} == files
