@@ -210,6 +210,17 @@ class TestFailure:
       next(chunks)
     assert all(np.isfinite(trace.latents).all() for trace in good)
 
+  @pytest.mark.parametrize(("seeds", "failed"), [((1, 7), 1), ((7, 1), 0)])
+  def test_which_of_two_prompts(self, seeds, failed):
+    """Two of the four seeds of the other prompt's third chunk are bad as well, 2101 and 2102: the search goes on."""
+    condition = drivers.stack_conditions([Condition((), (), (), jnp.int32(5))] * 2)
+    search = dataclasses.replace(small.SEARCH, first_candidate="fresh")
+    chunks = drivers.stream(toy.PARAMS, condition, self.MODELS, search, num_chunks=5, seed=seeds)
+    next(chunks), next(chunks)
+    with pytest.raises(SearchError, match=r"chunk 2\b.*seed 7\b") as error:
+      next(chunks)
+    assert error.value.prompt == failed
+
   def test_first_chunk(self):
     with pytest.raises(SearchError, match=r"chunk 0\b.*seed 100\b"):
       next(_toy(5, seed=100, models=self.MODELS))

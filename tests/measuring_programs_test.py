@@ -53,6 +53,8 @@ from tests.command_line import call, save_model, small_model
       ["--work_dir=gs://bucket/check"],
       ["--work_dir=gs://bucket/check", "a path of this machine"],
     ),
+    ("measure.mutation", [], ["--output"]),
+    ("measure.mutation", ["--output=rows", "--modules=heads"], ["--modules=heads", "sampling", "chunk_step"]),
     ("evaluate.small_model", ["--split=all"], ["--split=all", "train|tune|test"]),
     ("evaluate.small_model", ["--num_captions=0"], ["--num_captions=0", "1"]),
     ("evaluate.small_model", ["--seed=-1"], ["--seed=-1", "0"]),

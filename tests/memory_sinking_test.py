@@ -318,3 +318,14 @@ class TestPlacedFrames:
   def test_a_first_sink_that_is_not_the_first_chunk(self):
     assert self._placed(90, [12], 96) == [12, 90, 93]
     assert self._placed(90, [12], 105) == [15, 99, 102]
+
+
+def test_products_are_rounded_one_by_one():
+  """Beside 1 in bfloat16 lie 255/256 and 1 + 1/128. 0.999 * 1 rounds to 1, and 1 - 0.001 to 1 once more.
+
+  The sum of both products, 0.998, would round to 255/256. In float32 nothing is lost.
+  """
+  one = jnp.ones(1, jnp.bfloat16)
+  assert memory_sinking.mix(one, -one, 0.999).tolist() == [1.0]
+  assert memory_sinking.mix(one, -one, 0.999).dtype == jnp.bfloat16
+  np.testing.assert_allclose(memory_sinking.mix(jnp.ones(1), -one, 0.999), [0.998], rtol=1e-6)

@@ -22,6 +22,7 @@ from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.hpsv3 import abstract_params as hpsv3_params
 from streamt1_jax.rewards.qwen2_vl.layout import LAYOUT
 from streamt1_jax.state import init_state
+from tests import small_codec
 from tests import small_search as small
 
 P = PartitionSpec
@@ -243,6 +244,29 @@ def test_same_winners_and_latents(text):
 def test_decoding_changes_nothing(text, decoding):
   mesh = None if text is None else _mesh(text)
   _assert_same_search(_search(mesh, decoding=decoding), _on_one_device())
+
+
+def test_the_state_of_a_real_decoder_is_divided_by_rows():
+  """Both devices hold half of the rows of every history [K, frames, rows, columns, channels], and beams move.
+
+  Frames are those of one device, but for the last digit before they are cut to bytes.
+  """
+  (decoder, weights), reward, found = small_codec.decoder(), small_codec.Brightness(), []
+  search = dataclasses.replace(small.SEARCH, first_candidate="fresh")
+  for mesh in (None, _mesh("model:2")):
+    models = dataclasses.replace(_models(mesh), codec=decoder, image_reward=reward, video_reward=reward)
+    params = (small.params() if mesh is None else _params(mesh)) | {"codec": weights}
+    states = drivers.stream_states(params, small.condition(3), models, search, num_chunks=3, seed=0)
+    # Only their shapes are read: the next chunk takes the buffers of a state.
+    found.append([(jax.tree.leaves(state.beams.codec), jax.device_get(trace)) for state, trace in states])
+  assert any(list(trace.survivor // 2) != [0, 1] for _, trace in found[0][1:])
+  for (_, expected), (histories, trace) in zip(*found, strict=True):
+    assert histories
+    for x in histories:
+      beams, frames, rows, *rest = x.shape
+      assert x.sharding.shard_shape(x.shape) == (beams, frames, rows // 2, *rest)
+    np.testing.assert_array_equal(trace.survivor, expected.survivor)
+    assert np.abs(trace.frames.astype(int) - expected.frames).max() <= 1
 
 
 def test_prompts_are_apart():

@@ -212,3 +212,9 @@ class TestStored:
     policy = {"name": "keep_beams", "class": KeepBeams, "no_hash": NoHash()}[kind]
     with pytest.raises(ConfigError, match="policy must have init and select and be an instance of a frozen dataclass"):
       SearchConfig(policy=policy)
+
+
+def test_selection_key_by_hand():
+  """A search that is replayed must draw what it drew: 2^20 + chunk is folded into the seed, then the event."""
+  expected = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1048576 + 7), 0)
+  np.testing.assert_array_equal(jax.random.key_data(selection_key(3, 7)), jax.random.key_data(expected))
