@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from streamt1_jax import memory_sinking
-from streamt1_jax.backbone.dit import ChunkMemory
 from streamt1_jax.config import BackboneConfig, ModelConfig, SearchConfig
-from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, DISCARD, EMA, NOTHING
+from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, DISCARD, EMA, NOTHING, FinishedChunk
 from streamt1_jax.reward_pruning import Flags
 
 BEAMS = 2
@@ -151,7 +150,9 @@ def _run(model, search, dtype=jnp.float32, atol=1e-5, num_chunks=40, seed=0, tra
     k, v = (np.stack(parts) for parts in zip(*arrays, strict=True))
     flags = Flags(*(np.array([getattr(chunk, name) for chunk in chunks]) for name in Flags._fields))
     before = memory
-    memory, eviction = step(memory, ChunkMemory(k, v), flags, jnp.int32(frame))
+    memory, eviction = step(
+      memory, FinishedChunk(k, v, np.zeros((BEAMS, *model.latent_shape), np.float32)), flags, jnp.int32(frame)
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(memory, before)
     chex.assert_tree_shape_prefix((memory, eviction), (BEAMS,))
     np.testing.assert_array_equal(np.stack(eviction, axis=1), expected)
@@ -201,7 +202,8 @@ class TestStep(chex.TestCase):
     step = jax.jit(functools.partial(counted, model=model, search=search))
     memory = memory_sinking.empty_memory(model, search, jnp.float32)
     c = model.backbone
-    chunk = ChunkMemory(*np.ones((2, c.num_layers, c.num_heads, model.chunk_tokens, c.head_dim), np.float32))
+    keys, values = np.ones((2, c.num_layers, c.num_heads, model.chunk_tokens, c.head_dim), np.float32)
+    chunk = FinishedChunk(keys, values, np.zeros(model.latent_shape, np.float32))
     for index in range(20):
       flags = Flags(np.bool_(index % 3 == 1), np.bool_(index % 3 == 2))
       memory, _ = step(memory, chunk, flags, np.int32(index * model.chunk_frames))
@@ -243,17 +245,19 @@ def _distance_left(sink_ema_dtype):
   start, target = np.random.default_rng(0).standard_normal((2, *shape))
   frames = np.arange(1, 1003) * model.chunk_frames
   narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
-  key = narrow(_turn(target, model))
+  key, latents = narrow(_turn(target, model)), jnp.zeros(model.latent_shape)
   flags, none = Flags(jnp.bool(True), jnp.bool(False)), Flags(jnp.bool(False), jnp.bool(False))
 
   def step(memory, frame):
     memory, eviction = memory_sinking.evict(memory, model, search)
-    return memory_sinking.commit(memory, ChunkMemory(key, narrow(target)), flags, frame, model), eviction.route
+    return memory_sinking.commit(
+      memory, FinishedChunk(key, narrow(target), latents), flags, frame, model
+    ), eviction.route
 
   @jax.jit
   def run():
     memory = memory_sinking.empty_memory(model, search, jnp.bfloat16)
-    first = ChunkMemory(narrow(_turn(start, model)), narrow(start))
+    first = FinishedChunk(narrow(_turn(start, model)), narrow(start), latents)
     memory = memory_sinking.commit(memory, first, none, jnp.int32(0), model)
     return jax.lax.scan(step, memory, jnp.asarray(frames))
 
