@@ -13,6 +13,9 @@ FLOORS = (
   ("evaluation",),
   ("measuring", "training"),
   ("pipeline", "convert"),
+  ("session", "starts"),
+  ("saved_session",),
+  ("steering",),
   ("saved_search", "trace"),
   ("drivers",),
   ("between_chunks",),
@@ -28,7 +31,7 @@ FLOORS = (
   ("io", "parallel", "shipped"),
   ("nn",),
   ("config",),
-  ("typing",),
+  ("typing", "receipts"),
 )
 """Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
 
