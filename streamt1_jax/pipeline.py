@@ -68,7 +68,9 @@ class Video:
     latents: [num_latent_frames, C, H, W] float32.
     score: what the video reward gives the whole video.
     beams: all surviving videos; this one is `beams.best`.
-    traces: what every chunk left behind.
+    traces: what every chunk that was made left behind.
+    segments: first chunk and prompt of every segment.
+    given_chunks: chunks that the video begins with and that were not made.
   """
 
   frames: np.ndarray
@@ -77,6 +79,8 @@ class Video:
   score: float
   beams: drivers.FinalBeams
   traces: list[ChunkTrace]
+  segments: tuple[tuple[int, str], ...] = ()
+  given_chunks: int = 0
 
   def save(self, path: epath.PathLike) -> None:
     """Writes an H.264 mp4; small videos are enlarged by whole pixels so that they can be watched."""
@@ -99,7 +103,8 @@ class Pipeline:
     rewards: what judges.
     encoder: pixels to latents, for videos that begin with a picture or another video; its weights stay on disk until
       then. None without a checkpoint.
-    sha256: identifies the checkpoint; empty without one.
+    sha256: identifies the checkpoint and its rewards; empty without one.
+    model_sha256: identifies the checkpoint alone: latents are of a model, whatever judged them.
   """
 
   models: Models
@@ -108,6 +113,7 @@ class Pipeline:
   rewards: Rewards
   encoder: ChunkEncoder | None = None
   sha256: str = ""
+  model_sha256: str = ""
 
   @classmethod
   def load(
@@ -182,7 +188,7 @@ class Pipeline:
     sha256 = parts_sha256(directory, [f"{REWARDS_FOLDER}/{name}" for name in choice.stored])
     load_codec = lambda: restore("codec", abstract_codec(codec)[1])["encoder"]
     encoder = ChunkEncoder(config, encoder_graphdef(codec), load_codec)
-    return cls(models, params, text, rewards, encoder, sha256)
+    return cls(models, params, text, rewards, encoder, sha256, parts_sha256(directory))
 
   @property
   def config(self) -> ModelConfig:
@@ -286,8 +292,9 @@ class Pipeline:
     *,
     segments: Sequence[drivers.Segment] = (),
     given: drivers.Given | None = None,
+    prompts: Sequence[str] = (),
   ) -> Video:
-    """The best of the surviving videos; arguments as in `drivers.final_beams`."""
+    """The best of the surviving videos; `prompts` are of the segments, the rest is as in `drivers.final_beams`."""
     alone = len(segments) < 2 and given is None
     scores = drivers.last_window_scores(search, traces) if alone else None
     options = {"scores": scores, "segments": segments, "given": given}
@@ -300,6 +307,8 @@ class Pipeline:
       score=float(beams.scores[best]),
       beams=beams,
       traces=traces,
+      segments=tuple((segment.begin, prompt) for segment, prompt in zip(segments, prompts)),
+      given_chunks=0 if given is None else len(given.frames),
     )
 
   @property
@@ -458,7 +467,12 @@ class Pipeline:
 
     session = self.session(prompt, search=search, seed=seed, num_chunks=num_chunks, on_trace=keep, **steering)
     collections.deque(session, maxlen=0)
-    return self.assemble(session.condition, search, traces, segments=session.judged_segments, given=session.given)
+    told = {
+      "segments": session.judged_segments,
+      "given": session.given,
+      "prompts": [text for _, text in session.segments],
+    }
+    return self.assemble(session.condition, search, traces, **told)
 
   def generate_together(
     self, prompts: Sequence[str], seeds: Sequence[int], *, num_latent_frames: int, search: SearchConfig

@@ -78,7 +78,7 @@ def save(folder: epath.PathLike, state: SearchState, progress: Progress, start: 
     "waiting": [{"index": index, "segment": segment} for index, segment, _ in progress.waiting],
     "follow": progress.follow,
   }
-  arrays = {
+  arrays: dict[str, Any] = {
     f"waiting/{number}/{name}": np.asarray(leaf)
     for number, (_, _, trace) in enumerate(progress.waiting)
     for name, leaf in _named(trace).items()

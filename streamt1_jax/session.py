@@ -278,7 +278,7 @@ class Session:
       return None
     made = self._waiting.popleft()
     trace = made.trace
-    shown = trace.frames[beam], trace.latents[beam], trace
+    shown = np.asarray(trace.frames[beam]), np.asarray(trace.latents[beam]), trace
     return Chunk(made.index, *shown, made.prompt, made.segment, made.events, len(self._waiting))
 
   def restore(self, saved: saved_session.Saved) -> None:
