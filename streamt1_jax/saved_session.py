@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,8 @@ from etils import epath
 from streamt1_jax.config import ConfigError, SearchConfig, SessionConfig
 from streamt1_jax.drivers import Given
 from streamt1_jax.io import checkpoint, config_json, part_files
+from streamt1_jax.io.named_tuples import named, rebuilt
+from streamt1_jax.messages import shortened
 from streamt1_jax.state import ChunkTrace, SearchState
 from streamt1_jax.steering import Start
 
@@ -81,7 +82,7 @@ def save(folder: epath.PathLike, state: SearchState, progress: Progress, start: 
   arrays: dict[str, Any] = {
     f"waiting/{number}/{name}": np.asarray(leaf)
     for number, (_, _, trace) in enumerate(progress.waiting)
-    for name, leaf in _named(trace).items()
+    for name, leaf in named(trace).items()
   }
   if given is not None:
     arrays |= {f"given/{index}": frames for index, frames in enumerate(given.frames)} | {"latents": given.latents}
@@ -91,7 +92,7 @@ def save(folder: epath.PathLike, state: SearchState, progress: Progress, start: 
   np.savez(buffer, **arrays)
   text = json.dumps(document, indent=2, allow_nan=False) + "\n"
   files = {SESSION_FILE: text.encode(), CHUNKS_FILE: buffer.getvalue()}
-  checkpoint.save_params(epath.Path(folder), checkpoint.nested(_named(state)), files=files)
+  checkpoint.save_params(epath.Path(folder), checkpoint.nested(named(state)), files=files)
 
 
 def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: SearchConfig | None) -> Progress:
@@ -120,12 +121,12 @@ def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: S
     parsed = parsed if search is None else dataclasses.replace(parsed, search=search)
     segments = [(int(entry["begin"]), str(entry["prompt"])) for entry in document["segments"]]
     counts = int(document["num_given"]), int(document["unshown_given"])
-    stored, follow = document["identity"], document["follow"]
+    stored, follow = dict(document["identity"]), document["follow"]
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ConfigError(f"{path} is corrupt: {type(error).__name__} {error}") from error
   for name, value in identity.items():
     if stored.get(name) != value:
-      raise ConfigError(f"{path}: the session was made with {name} {stored.get(name)}, not {value}")
+      raise ConfigError(f"{path}: the session was made with {name} {shortened(stored.get(name))}, not {value}")
   return Progress(parsed, stored, segments, *counts, [], follow)
 
 
@@ -141,7 +142,7 @@ def read(folder: epath.PathLike, progress: Progress, abstract_state: SearchState
     ConfigError: the files are damaged, or are of another model.
   """
   path, document = _document(folder)
-  names = _named(abstract_state)
+  names = named(abstract_state)
   loaded = checkpoint.load_arrays(path.parent, names)
   state = jax.tree.unflatten(jax.tree.structure(abstract_state), [loaded[name] for name in names])
   with np.load(io.BytesIO((path.parent / CHUNKS_FILE).read_bytes()), allow_pickle=False) as arrays:
@@ -163,17 +164,5 @@ def _document(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:
   return source / SESSION_FILE, document
 
 
-def _named(tree: Any) -> dict[str, Any]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 def _rebuilt(arrays: Mapping[str, np.ndarray], prefix: str) -> ChunkTrace:
-  template = _template(ChunkTrace)
-  return jax.tree.unflatten(jax.tree.structure(template), [arrays[prefix + name] for name in _named(template)])
-
-
-def _template(kind: type) -> Any:
-  """A named tuple with 0 for every array. Fields of any type, such as recorded steps, are None."""
-  value = lambda hint: _template(hint) if hasattr(hint, "_fields") else None if hint is Any else 0
-  return kind(**{name: value(hint) for name, hint in typing.get_type_hints(kind).items()})
+  return rebuilt(ChunkTrace, {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)})

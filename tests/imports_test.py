@@ -17,6 +17,7 @@ FLOORS = (
   ("saved_session",),
   ("steering",),
   ("saved_search", "trace"),
+  ("save_folder",),
   ("drivers",),
   ("between_chunks",),
   ("chunk_step",),
@@ -31,7 +32,7 @@ FLOORS = (
   ("io", "parallel", "shipped"),
   ("nn",),
   ("config",),
-  ("typing", "receipts"),
+  ("typing", "receipts", "messages"),
 )
 """Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
 

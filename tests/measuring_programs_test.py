@@ -108,6 +108,21 @@ def test_benchmark_reports(tmp_path):
   assert report["model_tflop"] * 1e12 == pytest.approx(2 * 5 * sum(forward(visible) for visible in (1, 2, 3)))
 
 
+def test_switch_cost(tmp_path):
+  """Every way to recache is measured, and once compiled it compiles no more."""
+  result = call("measure.switch_cost", tmp_path, "--preset=golden", "--top_k=1", "--beam_size=1", "--repeats=1")
+  assert result.code == 0, result
+  (line,) = result.stdout.splitlines()
+  report = json.loads(line)
+  assert report["compilations_after_warmup"] == 0
+  # The sinks are full: 9 frames, and 9 frames of the window.
+  assert report["chunks_before"] == 3 + 3 + 2
+  assert set(report["in_chunks"]) == {"released keep", "causal keep", "none keep", "released recache"}
+  for name, ratio in report["in_chunks"].items():
+    assert ratio == pytest.approx(report["seconds"][name] / report["seconds"]["chunk"])
+    assert ratio > 0
+
+
 def test_benchmark_on_a_mesh(tmp_path):
   """Two prompts are twice the work, on four devices four times the machine."""
   reports = []

@@ -59,7 +59,7 @@ from streamt1_jax.cli.steering_flags import Steered
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.drivers import SearchError
-from streamt1_jax.io import config_json, manifest
+from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
@@ -337,7 +337,8 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
         folder = staging[prompt]
         told = {"given_chunks": searcher.start.num_chunks, "segments": searcher.script(prompt)}
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search, **told))
-        manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[prompt]})
+        failed_at = {"error": str(error), "chunk": len(chunks), "files": part_files.describe_files(folder)}
+        manifest.write_json(folder / results.FAILURE, failed_at | runs[prompt])
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
       hosts.everyone(None)
       raise failure from error
@@ -348,7 +349,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       with timer.phase("write"):
         told = {"given_chunks": made.given_chunks, "segments": made.segments}
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search, **told)
-        results.write_video_files(folder, made, trace, searcher.pipeline.model_sha256)
+        run |= results.write_video_files(folder, made, trace, searcher.pipeline.model_sha256)
       run |= results.describe_video(made, trace, plan.seed) | {
         "segments": results.describe_segments(made, searcher.pipeline.clock),
         "resumed_at_chunks": saved.resumed_at,

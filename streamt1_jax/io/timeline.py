@@ -17,6 +17,7 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import config_json, manifest
+from streamt1_jax.messages import shortened
 
 VERSION = 1
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
@@ -122,17 +123,11 @@ def load(path: epath.PathLike) -> Timeline:
   file = epath.Path(path)
   if not file.is_file():
     raise ConfigError(f"timeline {path} does not exist or is not a file")
-  try:
-    text = file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode()
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"timeline {path} is not UTF-8 text (byte {error.start + 1})") from error
-  except OSError as error:
-    raise ConfigError(f"timeline {path} cannot be read: {error.strerror or error}") from error
-  document = config_json.parse_strict_json(text, f"timeline {path}")
+  document = config_json.read_json(file, f"timeline {path}")
   try:
     return from_json(document)
   except ConfigError as error:
-    raise ConfigError(f"timeline {path}{_line_of(text, str(error))}: {error}") from error
+    raise ConfigError(f"timeline {path}{_line_of(file.read_text(), str(error))}: {error}") from error
 
 
 def from_json(document: Any) -> Timeline:
@@ -141,12 +136,12 @@ def from_json(document: Any) -> Timeline:
     raise ConfigError("it must hold a JSON object")
   unknown = sorted(set(document) - {"version", "seed", "entries"})
   if unknown:
-    raise ConfigError(f"it has unknown {', '.join(map(repr, unknown))}; known: version, seed, entries")
+    raise ConfigError(f"it has unknown {', '.join(map(shortened, unknown))}; known: version, seed, entries")
   if document.get("version") != VERSION or isinstance(document["version"], bool):
-    raise ConfigError(f"version is {document.get('version')!r}; this program reads {VERSION}")
+    raise ConfigError(f"version is {shortened(document.get('version'))}; this program reads {VERSION}")
   seed, entries = document.get("seed"), document.get("entries")
   if seed is not None and (type(seed) is not int or not -(2**31) <= seed < 2**31):
-    raise ConfigError(f"seed must be a whole number of 32 bits, got {seed!r}")
+    raise ConfigError(f"seed must be a whole number of 32 bits, got {shortened(seed)}")
   if not isinstance(entries, list):
     raise ConfigError("entries must be a list")
   return Timeline(tuple(_entry(entry, number) for number, entry in enumerate(entries, start=1)), seed)
@@ -157,9 +152,9 @@ def _entry(entry: Any, number: int) -> Entry:
     raise ConfigError(f"entry {number} must have start and prompt, and nothing else")
   start, prompt = entry["start"], entry["prompt"]
   if type(start) not in (int, float) or start < 0:
-    raise ConfigError(f"entry {number}: start must be seconds, 0 or more, got {start!r}")
+    raise ConfigError(f"entry {number}: start must be seconds, 0 or more, got {shortened(start)}")
   if not isinstance(prompt, str) or prompt.encode(errors="ignore").decode() != prompt:
-    raise ConfigError(f"entry {number}: the prompt must be a text, got {prompt!r:.60}")
+    raise ConfigError(f"entry {number}: the prompt must be a text, got {shortened(prompt)}")
   return Entry(float(start), prompt)
 
 

@@ -143,7 +143,7 @@ def _with_prompts(program: Program) -> Program:
   state, condition = jax.tree.map(lead, (program.state, program.condition))
   return dataclasses.replace(
     program,
-    state=state._replace(chunk_index=program.state.chunk_index, num_past=program.state.num_past),
+    state=state._replace(**{name: getattr(program.state, name) for name in ("chunk_index", "begin", "num_past")}),
     condition=condition._replace(num_chunks=program.condition.num_chunks),
   )
 
