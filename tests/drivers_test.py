@@ -100,8 +100,9 @@ class TestTwoDrivers:
     search = SearchConfig.streaming(small.MODEL)
     judged = dataclasses.replace(search, judges=True)
     for trace, other in zip(_stream(6, search), _stream(6, judged), strict=True):
-      np.testing.assert_allclose(trace.latents, other.latents, rtol=0, atol=1e-6)
-      np.testing.assert_allclose(trace.frames, other.frames, rtol=0, atol=1e-6)
+      # Two programs, whose last bits differ.
+      np.testing.assert_allclose(trace.latents, other.latents, rtol=1e-6, atol=1e-6)
+      np.testing.assert_allclose(trace.frames, other.frames, rtol=1e-6, atol=1e-6)
       assert other.candidates.long.all()
     past = lambda search: drivers.abstract_state(small.params(), small.models(), search, 0, num_chunks=6).beams.past
     assert past(search) is None

@@ -333,13 +333,16 @@ class TestWhatLiesWhere:
 
   @pytest.mark.parametrize("text", [_BY_MODEL, _BY_TOKENS])
   def test_memory_moves_block_by_block(self, text):
-    """Pruning may move a beam to another device; nothing larger than one block of both beams is ever sent."""
+    """Pruning may move a beam to another device: keys and values of one block after the other, then the rest."""
     mesh, _, _, _, after, _, compiled = _step(text)
     shard = after.beams.memory.k.addressable_shards[0].data
     one_block = small.SEARCH.top_k * shard.nbytes // _MANY_BLOCKS.backbone.num_layers
     found = hlo_collectives.find(compiled.as_text(), dict(mesh.shape))
-    assert max(one.bytes for one in found) == one_block
     assert {one.axes for one in found if one.bytes == one_block} == {"beam"}
+    # What is not keys or values is next to nothing at full size, and is sent together.
+    rest = after.beams._replace(memory=after.beams.memory._replace(k=None, v=None))
+    most = small.SEARCH.top_k * sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(rest))
+    assert max(one.bytes for one in found) <= max(one_block, most)
 
   @pytest.mark.parametrize("text", [_BY_MODEL, _BY_TOKENS])
   def test_nothing_is_gathered(self, text):
