@@ -1,17 +1,23 @@
 """Sessions: what people say takes effect between chunks, is answered, and can be told again."""
 
 import dataclasses
+import gc
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from streamt1_jax import drivers, saved_session
 from streamt1_jax.config import ConfigError, SearchConfig, SessionConfig, SwitchConfig
+from streamt1_jax.execution import Execution
 from streamt1_jax.io import timeline
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.io.timeline import Entry, Timeline
+from streamt1_jax.parallel import mesh as device_mesh
+from streamt1_jax.parallel import sharding
+from streamt1_jax.policies import Choice
 from streamt1_jax.session import Session
 from streamt1_jax.state import Condition
 from streamt1_jax.steering import Start
@@ -167,6 +173,42 @@ class TestEvents:
     assert (receipts[0].status, receipts[0].superseded_by) == ("superseded", newer)
 
 
+def test_a_session_holds_no_more_the_longer_it_runs():
+  session = sessions.session(num_chunks=None)
+  held = []
+  for chunk in session:
+    if chunk.index == 3:
+      session.switch("b")
+    if chunk.index in (6, 36):
+      del chunk
+      gc.collect()
+      traces = sum(isinstance(thing, drivers.ChunkTrace) for thing in gc.get_objects())
+      held.append((traces, len(jax.live_arrays())))
+    if len(held) == 2:
+      session.stop()
+  assert held[0] == held[1]
+
+
+def test_one_device_and_several_switch_alike():
+  search = sessions.TWO_BEAMS
+  mesh = device_mesh.make_mesh(device_mesh.parse_sizes("candidate:4"), small.MODEL, search)
+  models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
+  params = {
+    name: jax.device_put(part, sharding.tree_shardings(mesh, name, part)) for name, part in small.params().items()
+  }
+  config = SessionConfig(search=search, num_chunks=4, emit="commit")
+  divided = Session(sessions.SmallRuntime(models, params), sessions.CLOCK, "a", config)
+  alone = Session(sessions.runtime(), sessions.CLOCK, "a", config)
+  for _ in range(4):
+    chunk, other = next(divided), next(alone)
+    np.testing.assert_array_equal(chunk.trace.survivor, other.trace.survivor)
+    # The devices add in another order.
+    np.testing.assert_allclose(chunk.latents, other.latents, rtol=0, atol=1e-5)
+    if chunk.index == 1:
+      receipts = [session.switch("b") for session in (divided, alone)]
+  assert [(receipt.status, receipt.chunk) for receipt in receipts] == [("applied", 2)] * 2
+
+
 class TestAgain:
   def test_what_happened_can_be_told_again(self, tmp_path, switched):
     chunks, _, session = switched
@@ -256,8 +298,6 @@ class _Changeable:
     return None
 
   def select(self, carry, scores, key, chunk_index, num_chunks):
-    from streamt1_jax.policies import Choice
-
     join = chunk_index % 3 == 2
     survivor = jnp.where(join, jnp.array([2, 3]), jnp.array([0, 3])).astype(jnp.int32)
     return Choice(survivor, scores.hybrid.reshape(-1)[survivor], carry)
