@@ -182,11 +182,11 @@ def _segments(listed: Any, where: epath.Path) -> tuple[Part, ...]:
   if not isinstance(listed, list) or len(listed) < 2:
     return ()
   try:
-    parts = tuple(Part(*entry["frames"], entry["prompt"]) for entry in listed)
+    parts = tuple(Part(begin, end, entry["prompt"]) for entry in listed for begin, end in [entry["frames"]])
     bounds = [0, *(part.end for part in parts)]
     follow = [part.begin for part in parts] == bounds[:-1] and all(a < b for a, b in itertools.pairwise(bounds))
     whole = follow and all(type(bound) is int for bound in bounds) and all(type(part.prompt) is str for part in parts)
-  except (TypeError, KeyError):
+  except (TypeError, KeyError, ValueError):
     whole = False
   if not whole:
     raise ConfigError(f"{where} has segments that do not follow one another")
