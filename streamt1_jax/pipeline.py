@@ -384,8 +384,8 @@ class Pipeline:
     """
     progress = saved_session.read_progress(folder, self._identity, search)
     config = progress.config
-    length = config.length(progress.num_given)
-    shapes = self.abstract_state(config.search, num_chunks=length, seeds=[config.seed])
+    capacity = config.capacity(progress.num_given)
+    shapes = self.abstract_state(config.search, num_chunks=capacity, seeds=[config.seed])
     saved = saved_session.read(folder, progress, shapes)
     options = {"start": saved.start, "on_trace": on_trace, "identity": self._identity}
     session = Session(self, self.clock, progress.segments[0][1], config, **options)

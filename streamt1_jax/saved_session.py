@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +38,7 @@ class Progress(NamedTuple):
     config: what decides it.
     identity: of the model and its devices, as JSON values.
     segments: first chunk and prompt of every segment so far.
+    script: first chunks and prompts that a timeline has left.
     num_given: chunks that the video began with.
     unshown_given: how many of these were not shown yet.
     waiting: chunks that were not shown yet: index, segment and trace.
@@ -47,6 +48,7 @@ class Progress(NamedTuple):
   config: SessionConfig
   identity: dict[str, Any]
   segments: list[tuple[int, str]]
+  script: list[tuple[int, str]]
   num_given: int
   unshown_given: int
   waiting: list[tuple[int, int, ChunkTrace]]
@@ -73,7 +75,8 @@ def save(folder: epath.PathLike, state: SearchState, progress: Progress, start: 
     "format_version": FORMAT_VERSION,
     "identity": progress.identity,
     "config": config_json.to_json_value(progress.config),
-    "segments": [{"begin": begin, "prompt": prompt} for begin, prompt in progress.segments],
+    "segments": _to_json(progress.segments),
+    "script": _to_json(progress.script),
     "num_given": progress.num_given,
     "unshown_given": progress.unshown_given,
     "waiting": [{"index": index, "segment": segment} for index, segment, _ in progress.waiting],
@@ -119,7 +122,7 @@ def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: S
     config["search"] = {name: value for name, value in config["search"].items() if name != "policy"}
     parsed = config_json.from_json_value(SessionConfig, config, f"{path}: config")
     parsed = parsed if search is None else dataclasses.replace(parsed, search=search)
-    segments = [(int(entry["begin"]), str(entry["prompt"])) for entry in document["segments"]]
+    told = [_from_json(document[name]) for name in ("segments", "script")]
     counts = int(document["num_given"]), int(document["unshown_given"])
     stored, follow = dict(document["identity"]), document["follow"]
   except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -127,7 +130,7 @@ def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: S
   for name, value in identity.items():
     if stored.get(name) != value:
       raise ConfigError(f"{path}: the session was made with {name} {shortened(stored.get(name))}, not {value}")
-  return Progress(parsed, stored, segments, *counts, [], follow)
+  return Progress(parsed, stored, *told, *counts, [], follow)
 
 
 def read(folder: epath.PathLike, progress: Progress, abstract_state: SearchState) -> Saved:
@@ -155,6 +158,14 @@ def read(folder: epath.PathLike, progress: Progress, abstract_state: SearchState
       given = Given(arrays["latents"], [arrays[f"given/{index}"] for index in range(progress.num_given)])
     start = Start(None if given is None else given.latents, arrays.get("image"))
   return Saved(state, progress._replace(waiting=waiting), start, given)
+
+
+def _to_json(prompts: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+  return [{"begin": begin, "prompt": prompt} for begin, prompt in prompts]
+
+
+def _from_json(entries: Any) -> list[tuple[int, str]]:
+  return [(int(entry["begin"]), str(entry["prompt"])) for entry in entries]
 
 
 def _document(folder: epath.PathLike) -> tuple[epath.Path, dict[str, Any]]:

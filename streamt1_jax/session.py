@@ -103,8 +103,9 @@ class Session:
     script = [(0, prompt)] if isinstance(prompt, str) else prompt.chunks(clock, end)
     self.config, self._runtime, self._clock = config, runtime, clock
     self._on_trace, self._identity = on_trace, dict(identity or {})
-    length = config.length(start.num_chunks)
-    self._steering = Steering(runtime, script, config.search, config.switch, horizon=length, start=start)
+    length, capacity = config.length(start.num_chunks), config.capacity(start.num_chunks)
+    options = {"horizon": length, "capacity": capacity, "start": start}
+    self._steering = Steering(runtime, script, config.search, config.switch, **options)
     self._state: SearchState | None = None
     self._steps: Iterator[tuple[SearchState, ChunkTrace]] | None = None
     self._unshown_given = 0
@@ -145,6 +146,7 @@ class Session:
         config=self.config,
         identity=self._identity,
         segments=self.segments,
+        script=self._steering.script,
         num_given=self._steering.start.num_chunks,
         unshown_given=self._unshown_given,
         waiting=[(made.index, made.segment, made.trace) for made in self._waiting],
@@ -286,7 +288,7 @@ class Session:
     progress = saved.progress
     self._state, self._steering.given = saved.state, saved.given
     self._unshown_given, self._steering.follow = progress.unshown_given, progress.follow
-    self._steering.resume(int(hosts.to_host(saved.state.chunk_index)), progress.segments)
+    self._steering.resume(int(hosts.to_host(saved.state.chunk_index)), progress.segments, progress.script)
     for index, segment, trace in progress.waiting:
       self._waiting.append(_Made(trace, index, progress.segments[segment][1], segment, ()))
 

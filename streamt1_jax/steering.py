@@ -133,6 +133,7 @@ class Steering:
     switch: SwitchConfig,
     *,
     horizon: int,
+    capacity: int,
     start: Start = NOTHING,
   ):
     """Reads all prompts of the script.
@@ -143,13 +144,14 @@ class Steering:
       search: how to search.
       switch: how prompts change.
       horizon: what `Condition.num_chunks` is to be.
+      capacity: the `num_chunks` that `state.init_state` makes the state for.
       start: what the video begins with.
 
     Raises:
       ConfigError: a prompt cannot be read.
     """
     self._runtime, self._search, self._switch = runtime, search, switch
-    self._horizon, self.start = horizon, start
+    self._horizon, self._capacity, self.start = horizon, capacity, start
     self._script = dict(script[1:])
     self._lock = threading.Lock()
     self._queue: list[tuple[Receipt, Condition | None]] = []
@@ -192,7 +194,8 @@ class Steering:
   def begin(self, seed: int) -> SearchState:
     """The state before the first chunk that is made, with `given` in all its memories."""
     runtime, search = self._runtime, self._search
-    state = drivers.jitted_init_state(runtime.params, np.asarray(seed, np.int32), runtime.models, search, self._horizon)
+    inputs = runtime.params, np.asarray(seed, np.int32), runtime.models, search, self._capacity
+    state = drivers.jitted_init_state(*inputs)
     if self.start.latents is not None:
       chunks = []
       for index, latents in enumerate(self.start.latents):
@@ -204,15 +207,27 @@ class Steering:
       self.given = Given(np.asarray(self.start.latents, np.float32), chunks)
     return state
 
-  def resume(self, chunk: int, segments: Sequence[tuple[int, str]] | None = None) -> None:
+  @property
+  def script(self) -> list[tuple[int, str]]:
+    """What is left of the script: first chunks and prompts."""
+    return sorted(self._script.items())
+
+  def resume(
+    self,
+    chunk: int,
+    segments: Sequence[tuple[int, str]] | None = None,
+    script: Sequence[tuple[int, str]] | None = None,
+  ) -> None:
     """Puts the prompts in force that a video had whose next chunk is `chunk`.
 
     Args:
       chunk: as it says.
       segments: first chunks and prompts of the segments so far; by default those of the script.
+      script: what is left of the script; by default what begins with `chunk` or later.
     """
     past = [(begin, prompt) for begin, prompt in self._script.items() if begin < chunk]
-    self._script = {begin: prompt for begin, prompt in self._script.items() if begin >= chunk}
+    left = [(begin, prompt) for begin, prompt in self._script.items() if begin >= chunk]
+    self._script = dict(left if script is None else script)
     if segments is not None:
       self.prompts = [segments[0][1]]
       self.condition = self._read(segments[0][1])
@@ -241,7 +256,12 @@ class Steering:
     if newest is not None:
       receipt, condition = newest
       assert condition is not None
-      state = self._apply(state, chunk, receipt, condition)
+      try:
+        state = self._apply(state, chunk, receipt, condition)
+      except BaseException as error:
+        # Somebody may wait for the answer.
+        receipt.decide("failed", chunk, reason=f"{type(error).__name__}: {error}")
+        raise
       if receipt.status in ("applied", "failed"):
         self.applied = (receipt,)
     return state, self.condition

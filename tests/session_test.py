@@ -242,6 +242,13 @@ class TestAgain:
     assert [chunk.prompt for chunk in rest] == [chunk.prompt for chunk in chunks[after:]]
     assert resumed.timeline == whole.timeline
 
+  def test_a_timeline_that_was_killed_goes_on(self, tmp_path, switched):
+    chunks, _, whole = switched
+    session = sessions.session(whole.timeline)
+    first = [next(session) for _ in range(3)]
+    session.save(tmp_path / "saved")
+    _same(first + list(_resumed(tmp_path / "saved")), chunks)
+
   def test_saves_of_others_are_refused(self, tmp_path):
     session = sessions.session()
     session.save(tmp_path / "saved")
@@ -265,7 +272,7 @@ def _resumed(folder, runtime=None, clock=sessions.CLOCK):
   progress = saved_session.read_progress(folder, {}, None)
   config = progress.config
   shapes = drivers.abstract_state(
-    runtime.params, runtime.models, config.search, config.seed, num_chunks=config.length(progress.num_given)
+    runtime.params, runtime.models, config.search, config.seed, num_chunks=config.capacity(progress.num_given)
   )
   saved = saved_session.read(folder, progress, shapes)
   session = Session(runtime, clock, progress.segments[0][1], config, start=saved.start)

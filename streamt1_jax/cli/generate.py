@@ -218,8 +218,8 @@ def search_videos(
     )
     conditions = jax.block_until_ready(conditions)
   with timer.phase("load"):
-    whole, end = plan.steered.horizon or plan.length(searcher.start), plan.length(searcher.start)
-    abstract = pipeline.abstract_state(plan.search, num_chunks=whole, seeds=seeds)
+    end = plan.length(searcher.start)
+    abstract = pipeline.abstract_state(plan.search, num_chunks=max(end, plan.steered.horizon or 0), seeds=seeds)
     state, earlier = saved.restore(abstract, warn) or (None, [])
   for chunks, done in zip(traces, earlier):
     chunks.extend(done)
@@ -261,7 +261,8 @@ def begin_steering(searcher: Searcher, prompt: str) -> Steering:
   """Steers a video that begins under `prompt`. Raises ConfigError for a prompt that cannot be read."""
   plan, pipeline = searcher.plan, searcher.pipeline
   end, script = plan.length(searcher.start), searcher.script(prompt)
-  options = {"horizon": plan.steered.horizon or end, "start": searcher.start}
+  horizon = plan.steered.horizon or end
+  options = {"horizon": horizon, "capacity": max(end, horizon), "start": searcher.start}
   return Steering(pipeline, script, plan.search, plan.steered.switch, **options)
 
 

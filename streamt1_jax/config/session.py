@@ -47,3 +47,7 @@ class SessionConfig:
   def length(self, given: int) -> int:
     """What the search takes for the video's length: `end`, or `horizon`."""
     return self.end(given) or self.horizon
+
+  def capacity(self, given: int) -> int:
+    """Chunks that the windows of the state are made for: of a video without an end, all that a window may have."""
+    return self.end(given) or max(self.horizon, self.search.sliding_window)
