@@ -174,10 +174,7 @@ class Pipeline:
     rewards = selection.load(
       directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
     )
-    if decoding is None:
-      pixels = config.latent_height * config.latent_width * codec.spatial_stride**2
-      decoding = "in_turn" if pixels > _LARGE_FRAME else "together"
-    execution = Execution(mesh=mesh, attention=attention, decoding=decoding)
+    execution = Execution(mesh=mesh, attention=attention, decoding=decoding or _default_decoding(config))
     models = make_models(config, rewards.image.reward, rewards.video.reward, execution=execution)
     params = {
       "backbone": backbone_params,
@@ -486,6 +483,11 @@ class Pipeline:
     chunks = [traces for _, traces in self.stream_states(conditions, search, num_chunks=num_chunks, seeds=seeds)]
     by_prompt = zip(conditions, zip(*chunks, strict=True), strict=True)
     return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
+
+
+def _default_decoding(config: ModelConfig) -> Decoding:
+  pixels = config.latent_height * config.latent_width * config.required_codec.spatial_stride**2
+  return "in_turn" if pixels > _LARGE_FRAME else "together"
 
 
 def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: DTypeLike, mesh: Mesh | None) -> Params:

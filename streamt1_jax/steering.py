@@ -3,7 +3,7 @@
   script, switch(), stop() ── queue ── border ── state and prompt that the next chunk begins with ── receipts
 
 `Steering.border` is what `drivers.stream_states` calls before every chunk. A session steers, and so does the command
-line with a timeline; a video that nothing steers has no border. Source: docs/reference/interactive.md, section 10.
+line with a timeline; a video that nothing steers has no border. Source: docs/reference/interactive.md.
 """
 
 from __future__ import annotations
