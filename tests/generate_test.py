@@ -73,7 +73,7 @@ def finished(tmp_path_factory, small_checkpoint) -> Finished:
 
 
 def test_every_file_is_there_and_nothing_else(finished):
-  names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json"}
+  names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json", "latents.safetensors"}
   folders = list((finished.folder / "outputs").iterdir())
   assert {folder.name for folder in folders} == {output.name for output in finished.outputs}
   for folder in folders:

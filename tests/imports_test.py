@@ -13,6 +13,9 @@ FLOORS = (
   ("evaluation",),
   ("measuring", "training"),
   ("pipeline", "convert"),
+  ("session", "starts"),
+  ("saved_session",),
+  ("steering",),
   ("saved_search", "trace"),
   ("save_folder",),
   ("drivers",),
@@ -29,7 +32,7 @@ FLOORS = (
   ("io", "parallel", "shipped"),
   ("nn",),
   ("config",),
-  ("messages", "typing"),
+  ("typing", "receipts", "messages"),
 )
 """Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -48,7 +49,7 @@ from streamt1_jax.io import manifest, part_files, video
 from streamt1_jax.messages import one_line
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring
-from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
+from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer, VideoScores
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 
 _MOST_BYTES = 8 << 30
@@ -164,15 +165,30 @@ def score_video(task: Task, row: Row, scorers: Sequence[VideoScorer]) -> Row:
     for scorer in scorers:
       if task.prompt is not None or not scorer.reads_prompt:
         with noting_in(errors, task):
-          indices[scorer] = scorer.look_at(info.num_frames, info.fps)
+          parts = task.parts(info.num_frames, reads_prompt=scorer.reads_prompt)
+          indices[scorer] = [(part, part.begin + scorer.look_at(part.end - part.begin, info.fps)) for part in parts]
     if indices:
-      needed = np.unique(np.concatenate(list(indices.values())))
+      needed = np.unique(np.concatenate([own for looked_at in indices.values() for _, own in looked_at]))
       frames = read_needed(task, info, needed)
       row = dataclasses.replace(row, height=frames.shape[1], width=frames.shape[2])
-    for scorer, own in indices.items():
+    for scorer, looked_at in indices.items():
       with noting_in(errors, task):
-        scores |= scorer(task.prompt, frames if len(own) == len(needed) else frames[np.searchsorted(needed, own)])
+        of = lambda own: frames if len(own) == len(needed) else frames[np.searchsorted(needed, own)]
+        scores |= joined([(part.end - part.begin, scorer(part.prompt, of(own))) for part, own in looked_at])
   return dataclasses.replace(row, scores=scores, error=one_line("; ".join(dict.fromkeys(errors))) or None)
+
+
+def joined(parts: Sequence[tuple[int, VideoScores]]) -> VideoScores:
+  """Scores of a video from lengths and scores of its parts: means weighted by length; scores of frames in a row."""
+  if len(parts) == 1:
+    return parts[0][1]
+  lengths, by_part = zip(*parts)
+  return {
+    column: list(itertools.chain(*values))
+    if isinstance(values[0], list)
+    else float(np.average(values, weights=lengths))
+    for column, values in ((column, [scores[column] for scores in by_part]) for column in by_part[0])
+  }
 
 
 def read_needed(task: Task, info: video.VideoInfo, indices: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ _FLOATS = {
   "fusion_cap": "Largest weight of the image score, in [0, 1].",
 }
 _FIELDS = (*_INTEGERS, *_FLOATS)
+_LONGEST_SESSION = 2_000_000
 
 
 def define(values: flags.FlagValues) -> None:
@@ -49,6 +51,13 @@ def define(values: flags.FlagValues) -> None:
     flag_types.define_integer(values, name, getattr(released, name), meaning)
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
+  flag_types.define_integer(
+    values,
+    "sink_distance",
+    None,
+    "Most latent frames between a chunk and the first sink as the chunk sees it. A video then has no longest length.",
+    1,
+  )
   flag_types.define_string(
     values,
     "reward",
@@ -78,9 +87,11 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
     given = [name for name in ("semantics", *_FIELDS) if values[name].present]
     if given:
       raise ConfigError(f"--search=none takes no search flags, got --{', --'.join(given)}")
-    return SearchConfig.streaming(model)
+    search = dataclasses.replace(SearchConfig.streaming(model), sink_distance=values.sink_distance)
+    search.validate_for(model)
+    return search
   semantics = SearchConfig.paper if values.semantics == "paper" else SearchConfig.released
-  search = semantics(**{name: values[name].value for name in _FIELDS})
+  search = semantics(**{name: values[name].value for name in _FIELDS}, sink_distance=values.sink_distance)
   search.validate_for(model)
   # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
@@ -161,13 +172,21 @@ def reward_settings(values: flags.FlagValues, choice: RewardChoice, dtype: str) 
   }
 
 
-def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
+def video_chunks(
+  model: ModelConfig,
+  *,
+  seconds: float | None = None,
+  num_latent_frames: int | None = None,
+  search: SearchConfig | None = None,
+) -> int:
   """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag."""
   try:
     chunks = chunks_of_length(model, seconds=seconds, num_latent_frames=num_latent_frames)
-    longest = model.max_chunks
+    endless = search is not None and search.sink_distance is not None
+    longest = _LONGEST_SESSION if endless else model.max_chunks
     if chunks > longest:
-      raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {chunks}")
+      remedy = "seeds" if endless else "rotary tables; --sink_distance lifts it"
+      raise ConfigError(f"the number of chunks must be in 1..{longest} ({remedy}), got {chunks}")
   except (ConfigError, OverflowError) as error:
     given = f"--seconds={seconds}" if num_latent_frames is None else f"--num_latent_frames={num_latent_frames}"
     raise ConfigError(f"{given}: {error}") from error

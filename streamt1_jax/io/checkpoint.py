@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -208,6 +209,19 @@ def load_info(directory: epath.PathLike) -> CheckpointInfo:
 def load_config(directory: epath.PathLike) -> ModelConfig:
   """The model's configuration from `config.json`. Raises ConfigError as `load_info` does."""
   return load_info(directory).model
+
+
+def parts_sha256(directory: epath.PathLike, further: Sequence[str] = ()) -> str:
+  """Identifies a model wherever its folder is: checksum of config, tokenizer and the parts' own checksums.
+
+  Args:
+    directory: the checkpoint.
+    further: parts of its folder that are used, beside backbone, codec and text encoder.
+  """
+  folder = epath.Path(directory)
+  parts = ("backbone", "codec", "text", *further)
+  names = [CONFIG_FILE, TOKENIZER_FILE, *(f"{part}/{part_files.PART_FILE}" for part in parts)]
+  return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
