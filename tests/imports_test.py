@@ -14,7 +14,7 @@ FLOORS = (
   ("measuring", "training"),
   ("pipeline", "convert"),
   ("saved_search", "trace"),
-  ("save_folder",),
+  ("save_folder", "planning"),
   ("drivers",),
   ("chunk_step",),
   ("models",),
