@@ -38,6 +38,7 @@ from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.typing import Implementation, Params
 from streamt1_jax.wan_generator import WanGenerator
 
+
 @dataclasses.dataclass(frozen=True)
 class Video:
   """A searched video.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.typing import DTypeLike
 
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.execution import Decoding, Execution
+from streamt1_jax.generator import Models
 from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.parallel.sharding import Layout, placed
 from streamt1_jax.planning import memory
@@ -25,7 +27,7 @@ from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.selection import RewardChoice
 from streamt1_jax.rewards.spec import RewardSpec, RewardTable
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
-from streamt1_jax.state import init_state
+from streamt1_jax.state import SearchState, init_state
 
 _LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
@@ -91,12 +93,7 @@ def device_limit(mesh: Mesh | None) -> int | None:
 def sizes(request: Request) -> Sizes:
   """Bytes on one device, by shapes."""
   model, search, mesh = request.model, request.search, request.execution.mesh
-  judges = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
-  models = make_models(model, *judges)
-  params: dict[str, Any] = {**abstract_params(model, request.dtype), "image_reward": {}, "video_reward": {}}
-  state = jax.eval_shape(lambda params: init_state(params, models, search, 0, request.num_chunks), params)
-  text = jax.ShapeDtypeStruct((model.backbone.text_len, model.backbone.text_dim), request.dtype)
-  prompt = jax.eval_shape(models.generator.text_memory, params["backbone"], text)
+  models, params, state, prompt = _shapes(model, search, jnp.dtype(request.dtype), request.num_chunks)
   on_device = lambda layout, tree: _device_bytes(mesh, layout, tree)
   parts = {name: state.beams._replace(**{name: None}) for name in ("memory", "codec")}
   whole = on_device("state", state)
@@ -131,6 +128,19 @@ def sizes(request: Request) -> Sizes:
     keeps_candidates=search.judges and search.reward_decode == "streamed",
     beams_in_all=search.top_k,
   )
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(
+  model: ModelConfig, search: SearchConfig, dtype: Any, num_chunks: int | None
+) -> tuple[Models, dict[str, Any], SearchState, Any]:
+  """The static half of a search, and the shapes of its weights, of its state and of a prompt, on no device yet."""
+  # Rewards change nothing here.
+  models = make_models(model, *(cast(Any, REWARDS[name].make(None, model.fps)) for name in DEFAULT_REWARDS))
+  params = {**abstract_params(model, dtype), "image_reward": {}, "video_reward": {}}
+  state = jax.eval_shape(lambda params: init_state(params, models, search, 0, num_chunks), params)
+  text = jax.ShapeDtypeStruct((model.backbone.text_len, model.backbone.text_dim), dtype)
+  return models, params, state, jax.eval_shape(models.generator.text_memory, params["backbone"], text)
 
 
 def _shards(execution: Execution) -> dict[str, int]:
