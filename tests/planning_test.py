@@ -112,14 +112,14 @@ def test_refusal_is_one_line():
   assert "--top_k=1 would fit" in str(caught.value)
 
 
-def _rows(name):
-  return json.loads((EVIDENCE / f"{name}.json").read_text())["rows"]
+def _evidence(name):
+  return json.loads((EVIDENCE / f"{name}.json").read_text())
 
 
 def test_every_recorded_compilation():
   """Temporaries are as close as the plan says. Arguments are by shapes; a program leaves out what it does not read."""
-  slices = list(plan_check.of_slices(_rows("compiled_slices")))
-  candidates = list(plan_check.of_candidates(_rows("memory_of_candidates")))
+  slices = list(plan_check.of_slices(_evidence("compiled_slices")))
+  candidates = list(plan_check.of_candidates(_evidence("memory_of_candidates")))
   assert len(slices) >= 12
   assert len(candidates) == 3
   for one in (*slices, *candidates):
@@ -244,8 +244,14 @@ def test_programs_are_those_that_are_compiled(tmp_path, caplog):
 
 
 def test_program_that_checks_the_plan(tmp_path):
-  result = call("measure.plan_check", tmp_path)
+  """One row of each file, and a row that no plan meets."""
+  for name, of_row in (("compiled_slices", ("9.09", "90.9")), ("memory_of_candidates", ("", ""))):
+    evidence = _evidence(name)
+    evidence["rows"] = [[cell.replace(*of_row) for cell in evidence["rows"][0]]]
+    (tmp_path / f"{name}.json").write_text(json.dumps(evidence))
+  result = call("measure.plan_check", tmp_path, "--evidence_dir=.")
   assert result.code == 0, result
-  head, _, *made = result.stdout.splitlines()
-  assert len(made) == len(_rows("compiled_slices")) + len(_rows("memory_of_candidates"))
-  assert "arguments" in head
+  _, _, one, other = result.stdout.splitlines()
+  assert one.startswith("| v6e:1x1 | candidate:1 | twice |")
+  assert one.endswith("| no |")
+  assert other.endswith("| yes |")

@@ -37,9 +37,9 @@ def run(values: flags.FlagValues) -> None:
     jax.config.update("jax_num_cpu_devices", _DEVICES)
   if jax.device_count() < _DEVICES:
     raise ConfigError(f"this needs {_DEVICES} devices, such as those of JAX_PLATFORMS=cpu")
-  rows = lambda name: json.loads((pathlib.Path(values.evidence_dir) / f"{name}.json").read_text())["rows"]
-  slices = plan_check.of_slices(rows("compiled_slices"))
-  candidates = plan_check.of_candidates(rows("memory_of_candidates"))
+  read = lambda name: json.loads((pathlib.Path(values.evidence_dir) / f"{name}.json").read_text())
+  slices = plan_check.of_slices(read("compiled_slices"))
+  candidates = plan_check.of_candidates(read("memory_of_candidates"))
   print(markdown.table(plan_check.COLUMNS, (one.cells() for one in (*slices, *candidates))))
 
 

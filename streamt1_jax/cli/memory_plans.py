@@ -1,4 +1,4 @@
-"""The flag --device_memory, and what the flags of a search take of a device: as a decision, and as a table for people."""
+"""The flag --device_memory, and what a search takes of a device: as a decision, and as a table for people."""
 
 from __future__ import annotations
 

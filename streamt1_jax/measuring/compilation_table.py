@@ -26,8 +26,8 @@ CASES = (*_LATER, *({**case, "first_chunk": True} for case in _LATER))
 """Flags of `experiments.measure.aot_compile`, one compilation each: a search compiles its step twice."""
 
 COLUMNS = (
-  "slice", "mesh", "decoding", "rewards", "sink frames", "chunk", "arguments", "outputs", "temporaries", "peak", "of", "fits",
-  "collectives, GB", "per block", "between candidates", "compile, s",
+  "slice", "mesh", "decoding", "rewards", "sink frames", "chunk", "arguments", "outputs", "temporaries", "peak", "of",
+  "fits", "collectives, GB", "per block", "between candidates", "compile, s",
 )  # fmt: skip
 
 

@@ -53,9 +53,8 @@ def _numerics(tokens: tuple[int, int]) -> ModelConfig:
   model = preset("bench_mid")
   schedule = dataclasses.replace(model.schedule, denoising_steps=model.schedule.denoising_steps[:1])
   backbone = dataclasses.replace(model.backbone, dim=256, ffn_dim=512, num_heads=2, num_layers=2)
-  return dataclasses.replace(
-    model, backbone=backbone, schedule=schedule, latent_height=tokens[0], latent_width=tokens[1]
-  )
+  size = {"latent_height": tokens[0], "latent_width": tokens[1]}
+  return dataclasses.replace(model, backbone=backbone, schedule=schedule, **size)
 
 
 def _full() -> Sizes:
@@ -117,7 +116,7 @@ def random_video(sizes: Sizes, search: SearchConfig, attention: Any = None, *, d
 
 
 def random_like(shapes: Params, dtype: DTypeLike | None = None, scale: float = 0.02) -> Params:
-  """Normal weights of standard deviation `scale`, made on the device; integers are 1. By default in their own dtypes."""
+  """Normal weights of standard deviation `scale`, made on the device; integers are 1. Their own dtypes by default."""
 
   @jax.jit
   def make() -> Params:

@@ -83,12 +83,12 @@ def decoder(sizes: Sizes) -> dict[str, Any]:
   params = random_like(abstract_codec(model.required_codec)[1]["decoder"], sizes.dtype)
   rewards = (cast(Any, REWARDS[name].make(None, model.fps)) for name in DEFAULT_REWARDS)
   models = make_models(model, *rewards)
+  latents = jnp.zeros(model.latent_shape)
   for name, at_once in (("frame_by_frame", False), ("at_once", True)):
     codec = dataclasses.replace(cast(Any, models.codec), frame_by_frame=not at_once)
     decode = jax.jit(functools.partial(codec.decode, first=False), donate_argnums=2)
     state = jax.jit(codec.init_state)(params)
-    latents = jnp.zeros(model.latent_shape)
-    seconds, _ = _time_with_state(lambda state, decode=decode: decode(params, latents, state), state)
+    seconds, _ = _time_with_state(functools.partial(decode, params, latents), state)
     frames = model.required_codec.temporal_stride * model.chunk_frames
     found |= {f"{name}_seconds_per_chunk": seconds, f"{name}_frames_per_second": frames / seconds}
   return found | {"peak_bytes": manifest.peak_device_bytes()}

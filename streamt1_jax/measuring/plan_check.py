@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import jax.numpy as jnp
 
@@ -54,9 +54,12 @@ class Comparison:
     return (*self.labels, *pairs, f"{self.error / GIB:.2g}", "yes" if self.is_within else "no")
 
 
-def of_slices(rows: Sequence[Sequence[str]]) -> Iterator[Comparison]:
+def of_slices(evidence: Mapping[str, Any]) -> Iterator[Comparison]:
   """The rows of `docs/evidence/compiled_slices.json`, whose sizes are GiB per chip. Needs eight devices of any kind."""
-  for topology, mesh, decoding, rewards, sinks, arguments, temporaries, *_ in rows:
+  names = "slice", "mesh", "decoding", "rewards", "sink frames", "arguments", "temporaries"
+  at = [evidence["columns"].index(name) for name in names]
+  for row in evidence["rows"]:
+    topology, mesh, decoding, rewards, sinks, arguments, temporaries = (row[index] for index in at)
     model, search = preset("wan_1_3b"), SearchConfig.released(max_sink_frames=int(sinks))
     # Devices that search other prompts change nothing on this one.
     sizes = device_mesh.parse_sizes(mesh) | {"data": 1}
@@ -76,9 +79,9 @@ def of_slices(rows: Sequence[Sequence[str]]) -> Iterator[Comparison]:
     yield _compare(labels, recorded, planned, _CORES.get(topology.partition(":")[0], 1))
 
 
-def of_candidates(rows: Sequence[Sequence[str]]) -> Iterator[Comparison]:
+def of_candidates(evidence: Mapping[str, Any]) -> Iterator[Comparison]:
   """The rows of `docs/evidence/memory_of_candidates.json`: a small model on a CPU, attention by XLA's operations."""
-  for row in rows:
+  for row in evidence["rows"]:
     candidates, live, temporaries = (int(cell.replace(",", "")) for cell in row[:3])
     model = preset("bench_mid")
     search = SearchConfig.released(top_k=1, beam_size=candidates, max_sink_frames=9)
