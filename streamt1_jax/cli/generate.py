@@ -164,11 +164,14 @@ def prompt_source(values: flags.FlagValues) -> str:
 
 def read_prompts(values: flags.FlagValues) -> list[str]:
   """The prompts of the flags, each once; with --plan there may be none."""
-  if values.prompt is None and values.prompts_file is None:
-    if values.plan:
-      return []
+  if values.prompts_file is not None:
+    prompts = load_prompts(values.prompts_file)
+  elif values.prompt is not None:
+    prompts = [values.prompt]
+  elif values.plan:
+    return []
+  else:
     raise ConfigError("exactly one of --prompt and --prompts_file must be given")
-  prompts = [values.prompt] if values.prompts_file is None else load_prompts(values.prompts_file)
   for prompt in prompts:
     if prompt.encode(errors="ignore").decode() != prompt:
       raise ConfigError(f"{prompt_source(values)}: the prompt {prompt!r} is not UTF-8 text")

@@ -111,7 +111,7 @@ def golden(sizes: Sizes) -> dict[str, Any]:
     support = importlib.import_module("tests.golden_support")
   except ImportError as error:
     raise NotHere("the recorded searches are in a checkout alone: run this in its folder") from error
-  path = pathlib.Path(support.__file__).parent / "golden" / f"{_GOLDEN}.npz"
+  path = pathlib.Path(support.__file__ or "").parent / "golden" / f"{_GOLDEN}.npz"
   if not path.exists():
     raise NotHere(f"there is no {path}")
   with jax.default_matmul_precision("highest"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ def random_video(sizes: Sizes, search: SearchConfig, attention: Any = None, *, d
   built = random_search.build(model, execution, sizes.dtype, sizes.chunks, append_always=False)
   if not decodes:
     return RandomVideo(built.params, built.condition, built.models, search)
-  image, video = (REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS)
+  image, video = (cast(Any, REWARDS[name].make(None, model.fps)) for name in DEFAULT_REWARDS)
   params = built.params | {"codec": random_like(abstract_codec(model.required_codec)[1]["decoder"], sizes.dtype)}
   condition = built.condition._replace(image_reward={}, video_reward={})
   return RandomVideo(params, condition, make_models(model, image, video, execution=execution), search)

@@ -187,8 +187,9 @@ def make_plan(sizes: Sizes, limit: int | None, decoding: Decoding | None = None)
     decoding: the only way that is allowed. By default all are, but for large frames not "together": it takes many times
       the memory to keep a device busy that one candidate keeps busy, and no compilation of it is recorded.
   """
-  ways = WAYS[1:] if sizes.large_frames else WAYS
-  return Plan([estimate(sizes, way) for way in ([decoding] if decoding else ways)], limit)
+  by_default = WAYS[1:] if sizes.large_frames else WAYS
+  ways = by_default if decoding is None else (decoding,)
+  return Plan([estimate(sizes, way) for way in ways], limit)
 
 
 def require_fit(plan: Plan, remedy: str | None) -> None:

@@ -28,6 +28,7 @@ from streamt1_jax.rewards.selection import RewardChoice
 from streamt1_jax.rewards.spec import RewardSpec, RewardTable
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.state import SearchState, init_state
+from streamt1_jax.wan_generator import WanGenerator
 
 _LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
@@ -140,7 +141,8 @@ def _shapes(
   params = {**abstract_params(model, dtype), "image_reward": {}, "video_reward": {}}
   state = jax.eval_shape(lambda params: init_state(params, models, search, 0, num_chunks), params)
   text = jax.ShapeDtypeStruct((model.backbone.text_len, model.backbone.text_dim), dtype)
-  return models, params, state, jax.eval_shape(models.generator.text_memory, params["backbone"], text)
+  text_memory = cast(WanGenerator, models.generator).text_memory
+  return models, params, state, jax.eval_shape(text_memory, params["backbone"], text)
 
 
 def _shards(execution: Execution) -> dict[str, int]:
