@@ -318,12 +318,17 @@ def _whole_video_scores(params, condition, frames, models, last):
   return jax.lax.map(score, frames)
 
 
+def scores_whole_videos(search: SearchConfig, num_chunks: int) -> bool:
+  """Whether the finished videos are judged once more: the last sliding window was not the whole video as it is."""
+  return not search.judges or search.reward_decode != "streamed" or num_chunks > search.sliding_window
+
+
 def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> Float32[np.ndarray, " K"] | None:
   """Long-term scores of the finished videos, if the last sliding window was the whole video; None otherwise.
 
   They are what `final_beams` would compute, up to the rounding of another program (2e-7 of scores around 1).
   """
-  if not search.judges or search.reward_decode != "streamed" or len(traces) > search.sliding_window:
+  if scores_whole_videos(search, len(traces)):
     return None
   long, survivor = hosts.to_host((traces[-1].candidates.long, traces[-1].survivor))
   return long.reshape(-1)[survivor]

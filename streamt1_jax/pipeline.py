@@ -40,6 +40,7 @@ from streamt1_jax.io.video import write_video
 from streamt1_jax.models import abstract_backbone, abstract_codec, encoder_graphdef, make_models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, tree_shardings, with_shardings
+from streamt1_jax.planning.request import Request, device_limit, plan, reward_configs, uses_kernel
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 from streamt1_jax.rewards.selection import Rewards
@@ -54,8 +55,6 @@ from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.typing import Implementation, Params
 from streamt1_jax.wan_generator import WanGenerator
-
-_LARGE_FRAME = 256 * 256  # pixels; a candidate's chunk then takes a gigabyte or so to decode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +143,8 @@ class Pipeline:
       reward_dtype: dtype of the rewards' backbones; `dtype` by default. int8 halves what they take in bfloat16.
       reward_table: the rewards there are; `{**REWARDS, "mine": SPEC}` adds one.
       mesh: devices, as `parallel.mesh.make_mesh` arranges them; weights go straight to their shards. None for one.
-      decoding: how much memory decoding may take, see `execution.Execution`; candidates of more than 256x256
-        pixels are decoded in turn by default.
+      decoding: how much memory decoding may take, see `execution.Execution`. By default what fits the device in a
+        search by the published settings, see `planning.memory`.
       attention: implementation of the backbone's attention, see `backbone.attention`; by platform if None.
 
     Raises:
@@ -168,13 +167,22 @@ class Pipeline:
     text = PromptEncoder(directory / "text", encoder, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
+    asked = Request(
+      model=config,
+      search=SearchConfig.released(),
+      rewards=reward_configs(directory, choice, reward_table),
+      dtype=dtype,
+      reward_dtype=reward_dtype or dtype,
+      execution=Execution(mesh, attention),
+      kernel=uses_kernel(attention, jax.default_backend(), config.backbone.head_dim),
+    )
+    execution = dataclasses.replace(asked.execution, decoding=decoding or _plan_decoding(asked))
     restore = functools.partial(_restore, directory, dtype=dtype, mesh=mesh)
     backbone_params = restore("backbone", abstract_backbone(config)[1])
     codec_params = restore("codec", abstract_codec(codec)[1])
     rewards = selection.load(
       directory, choice, fps=config.fps, dtype=reward_dtype or dtype, mesh=mesh, table=reward_table
     )
-    execution = Execution(mesh=mesh, attention=attention, decoding=decoding or _default_decoding(config))
     models = make_models(config, rewards.image.reward, rewards.video.reward, execution=execution)
     params = {
       "backbone": backbone_params,
@@ -485,14 +493,14 @@ class Pipeline:
     return [self.assemble(condition, search, list(traces)) for condition, traces in by_prompt]
 
 
-def _default_decoding(config: ModelConfig) -> Decoding:
-  pixels = config.latent_height * config.latent_width * config.required_codec.spatial_stride**2
-  return "in_turn" if pixels > _LARGE_FRAME else "together"
-
-
 def _restore(directory: epath.Path, part: str, shapes: Params, *, dtype: DTypeLike, mesh: Mesh | None) -> Params:
   """The weights of one part of a checkpoint; nothing else is allocated."""
   return load_params(directory / part, placed(mesh, part, shapes), dtype)
+
+
+def _plan_decoding(asked: Request) -> Decoding:
+  """The way to decode that fits this process's devices; process 0 decides for all."""
+  return hosts.first_decides(lambda: plan(asked, device_limit(asked.execution.mesh)).chosen.decoding)
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "mesh"))

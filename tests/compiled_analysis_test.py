@@ -203,6 +203,19 @@ def test_slices_that_are_described(topology, count):
   assert len(tpu_compiler.get_devices(topology)) == count
 
 
+def test_the_first_chunk_is_another_program(tmp_path):
+  """The decoder makes 9 frames of it, not 12: less work of the same weights and the same state."""
+  arguments = ["--checkpoint_preset=tiny", "--platform=cuda", "--attention=fold"]
+  reports = []
+  for first in ("", "no"):
+    result = _compile(tmp_path, *arguments, f"--{first}first_chunk")
+    assert result.code == 0, result
+    reports.append(json.loads(result.stdout))
+  assert [report["first_chunk"] for report in reports] == [True, False]
+  assert reports[0]["flop"] < reports[1]["flop"]
+  assert reports[0]["argument_bytes"] == reports[1]["argument_bytes"]
+
+
 def test_lowers_for_cuda(tmp_path):
   """The step has two places with attention: denoising and the clean pass, each one kernel in a loop over blocks."""
   arguments = ["--checkpoint_preset=bench_mid", "--platform=cuda", "--dtype=bfloat16"]
@@ -277,11 +290,13 @@ def test_table_of_what_is_compiled_already(tmp_path):
   assert (tmp_path / "rows.jsonl").read_text() == before
   header, _, *made = result.stdout.splitlines()
   assert len(made) == len(compilation_table.CASES)
+  assert sum("| first |" in row for row in made) == sum("| later |" in row for row in made)
   columns = [cell.strip() for cell in header.strip("|").split("|")]
   for case, row in zip(compilation_table.CASES, made, strict=True):
     cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
     assert cells["slice"] == case["topology"]
     assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
+    assert cells["chunk"] == ("first" if case.get("first_chunk") else "later")
     assert (cells["fits"], cells["rewards"], cells["compile, s"]) == ("yes", "built in", "62")
     assert (cells["collectives, GB"], cells["per block"]) == ("all-reduce 1.50", "3")
 

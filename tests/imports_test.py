@@ -17,7 +17,7 @@ FLOORS = (
   ("saved_session",),
   ("steering",),
   ("saved_search", "trace"),
-  ("save_folder",),
+  ("save_folder", "planning"),
   ("drivers",),
   ("between_chunks",),
   ("chunk_step",),

@@ -38,7 +38,7 @@ def define(values: flags.FlagValues) -> None:
     None,
     typing.get_args(Decoding),
     "Candidates are decoded together, in turn with less memory, or in turn and winners twice with even less. By "
-    "default in turn if frames are large.",
+    "default the first of these that fits the device, and never together if frames are large.",
   )
   flag_types.define_choice(
     values,

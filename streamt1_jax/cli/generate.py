@@ -3,6 +3,7 @@
   streamt1 generate --prompt="a red circle moves left over a dark blue background"
   streamt1 generate --prompts_file=prompts.txt --seconds=30 --seed=7 --output_dir=outputs/long
   streamt1 generate --flagfile=generate_tiny.flags --search=none
+  streamt1 generate --plan --flagfile=paper_5s.flags --checkpoint=checkpoints/wan_1_3b
 
 Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 
@@ -48,6 +49,7 @@ from streamt1_jax.cli import (
   device_flags,
   flag_types,
   host_flags,
+  memory_plans,
   monitoring,
   results,
   search_flags,
@@ -94,7 +96,10 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   for group in (steering_flags, search_flags, host_flags, stopped_searches, monitoring):
     group.define(values)
-  flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file", "timeline"], required=True, flag_values=values)
+  flag_types.define_switch(
+    values, "plan", False, "Say what the search takes of a device and what is compiled, and stop; needs no prompt."
+  )
+  flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file", "timeline"], flag_values=values)
   flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"], flag_values=values)
 
 
@@ -190,10 +195,17 @@ def prompt_source(values: flags.FlagValues) -> str:
 
 
 def read_prompts(values: flags.FlagValues, steered: Steered) -> list[str]:
-  """The prompts of the flags, each once; of a timeline, the first."""
+  """The prompts of the flags, each once; of a timeline, the first. With --plan there may be none."""
   if steered.timeline is not None:
     return [steered.timeline.entries[0].prompt]
-  prompts = [values.prompt] if values.prompts_file is None else load_prompts(values.prompts_file)
+  if values.prompts_file is not None:
+    prompts = load_prompts(values.prompts_file)
+  elif values.prompt is not None:
+    prompts = [values.prompt]
+  elif values.plan:
+    return []
+  else:
+    raise ConfigError("exactly one of --prompt, --prompts_file and --timeline must be given")
   for prompt in prompts:
     if prompt.encode(errors="ignore").decode() != prompt:
       raise ConfigError(f"{prompt_source(values)}: the prompt {prompt!r} is not UTF-8 text")
@@ -368,8 +380,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   model = load_config(checkpoint)
   require_video_model(model, str(checkpoint))
   search = search_flags.search_config(values, model)
-  seconds = DEFAULT_SECONDS if values.seconds is None and values.num_latent_frames is None else values.seconds
-  chunks = search_flags.video_chunks(model, seconds=seconds, num_latent_frames=values.num_latent_frames, search=search)
+  chunks = _num_chunks(values, model, search)
   monitoring.check_flags(values, chunks)
   choice = search_flags.reward_choice(values, checkpoint, model)
   readers = search_flags.prompt_readers(checkpoint, choice)
@@ -381,6 +392,26 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   sha256 = checkpoint_sha256(checkpoint, choice.stored)
   seed = steering_flags.seed(values, steered)
   return Plan(values, checkpoint, model, rewards, search, chunks, sha256, steered, seed)
+
+
+def _num_chunks(values: flags.FlagValues, model: ModelConfig, search: SearchConfig) -> int:
+  seconds = DEFAULT_SECONDS if values.seconds is None and values.num_latent_frames is None else values.seconds
+  return search_flags.video_chunks(model, seconds=seconds, num_latent_frames=values.num_latent_frames, search=search)
+
+
+def describe_memory(values: flags.FlagValues, num_prompts: int) -> list[str]:
+  """What --plan prints. No weight is read. Raises ConfigError, naming the flag, also where the search does not fit."""
+  checkpoint = find_checkpoint(values.checkpoint)
+  model = load_config(checkpoint)
+  require_video_model(model, str(checkpoint))
+  chunks = _num_chunks(values, model, search_flags.search_config(values, model))
+  asked = search_flags.memory_request(values, checkpoint, model, values.dtype, max(num_prompts, 1), chunks)
+  plan = memory_plans.make(values, asked)
+  lines = list(memory_plans.lines(plan, asked, chunks))
+  if not plan.fits:
+    tell(*lines)
+  memory_plans.require_fit(plan, asked)
+  return lines
 
 
 def load(plan: Plan, num_prompts: int) -> Searcher:
@@ -426,6 +457,9 @@ def run(values: flags.FlagValues) -> None:
   host_flags.start(values)
   steered = steering_flags.read(values)
   prompts = read_prompts(values, steered)
+  if values.plan:
+    tell(*describe_memory(values, len(prompts)))
+    return
   plan = make_plan(values, prompts, steered)
   folders = {prompt: plan.folder(prompt) for prompt in prompts}
   finished = hosts.first_decides(lambda: find_finished(plan, folders))

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import device_flags, flag_types
+from streamt1_jax.cli import device_flags, flag_types, memory_plans
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.config import video_chunks as chunks_of_length
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.planning.request import Request
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import selection
 from streamt1_jax.rewards.selection import RewardChoice
@@ -79,6 +80,7 @@ def define(values: flags.FlagValues) -> None:
     "Dtype of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
   )
   device_flags.define(values)
+  memory_plans.define(values)
 
 
 def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
@@ -118,16 +120,32 @@ def prompt_readers(checkpoint: epath.Path, choice: RewardChoice) -> list[Callabl
   return [reward_folder.load_prompt(parts / name) for name in choice.stored]
 
 
+def memory_request(
+  values: flags.FlagValues,
+  checkpoint: epath.Path,
+  model: ModelConfig,
+  dtype: str,
+  num_prompts: int = 1,
+  num_chunks: int | None = None,
+) -> Request:
+  """What the search of the flags asks of a device. Raises ConfigError, naming the flag or the file."""
+  search = search_config(values, model)
+  mesh = device_flags.make_mesh(values, model, search, num_prompts)
+  choice = reward_choice(values, checkpoint, model)
+  return memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype, num_chunks)
+
+
 def load_pipeline(
   values: flags.FlagValues, checkpoint: epath.Path, dtype: str = "float32", num_prompts: int = 1
 ) -> Pipeline:
   """The model of a checkpoint with the rewards and on the devices of the flags.
 
-  Raises ConfigError, naming the flag or the file.
+  Raises ConfigError, naming the flag or the file, also for a search that does not fit its devices.
   """
   device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
-  mesh = device_flags.make_mesh(values, model, search_config(values, model), num_prompts)
+  asked = memory_request(values, checkpoint, model, dtype, num_prompts)
+  decoding = memory_plans.decide(values, asked)
   device_flags.warn_if_slow(model)
   return Pipeline.load(
     checkpoint,
@@ -136,8 +154,8 @@ def load_pipeline(
     reward_weights=_reward_weights(values),
     short_frames=values.short_frames,
     reward_dtype=None if values.reward_dtype is None else jnp.dtype(values.reward_dtype),
-    mesh=mesh,
-    decoding=values.decoding,
+    mesh=asked.execution.mesh,
+    decoding=decoding,
     attention=values.attention,
   )
 

@@ -196,6 +196,7 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "hpsv3", TEXT),
   load=loading.load,
+  searched=loading.without_table,
   layout=LAYOUT,
   candidate_flop=candidate_flop,
   text=TEXT,

@@ -283,6 +283,7 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "videoalign", TEXT),
   load=loading.load,
+  searched=loading.without_table,
   layout=LAYOUT,
   scorer=make_scorer,
   candidate_flop=candidate_flop,
