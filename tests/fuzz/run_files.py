@@ -252,13 +252,21 @@ def _changed_saves(rng: Rng, folder: pathlib.Path) -> pathlib.Path:
       case 2:
         found = pick(rng, sorted(place.iterdir()))
         found.rename(place / pick(rng, ("²", "000009", "0000002", "000002.tmp", "x" * 200, "000001", "00000\n3")))
-      case 3 if path.suffix == ".json":
-        path.write_text(changes.of_json(rng, json.loads(path.read_text())), errors="replace")
+      case 3 if path.suffix == ".json" and (document := _json_of(path)) is not None:
+        path.write_text(changes.of_json(rng, document), errors="replace")
       case _:
         path.write_bytes(changes.of_bytes(rng, path.read_bytes()))
     if not any(path.is_file() for path in place.rglob("*")):
       break
   return place
+
+
+def _json_of(path: pathlib.Path) -> Any:
+  """None if the file was changed before and is no JSON now."""
+  try:
+    return json.loads(path.read_bytes())
+  except ValueError:
+    return None
 
 
 def _read_saves(path: pathlib.Path) -> None:
