@@ -85,7 +85,7 @@ def read_model(name: str) -> ModelConfig:
   path = pathlib.Path(os.path.expanduser(name))
   if not path.is_file():
     raise ConfigError(f"--model {name} does not exist")
-  return checkpoint.model_config_from_dict(config_json.read_json(path, name), name)
+  return checkpoint.model_config_from_dict(config_json.read_json(path, f"--model {name}"), name)
 
 
 def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:

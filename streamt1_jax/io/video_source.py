@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import IO, cast
+from typing import Any, cast
 
 import av
 from av.container import InputContainer
@@ -53,7 +53,7 @@ def opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStrea
   if not paths.is_regular_file(source):
     raise ConfigError(f"{source} does not exist or is not a file; expected a video")
   try:
-    with source.open("rb") as file, _container(source, cast(IO[bytes], file)) as container:
+    with source.open("rb") as file, _container(source, file) as container:
       yield container, _video_stream(source, container)
   except ConfigError:
     raise
@@ -66,7 +66,7 @@ def opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStrea
 class _Nameless:
   """What FFmpeg gets of a file: its bytes. From a name it would make guesses."""
 
-  def __init__(self, file: IO[bytes]):
+  def __init__(self, file: Any):
     self._file, self.read, self.tell = file, file.read, file.tell
 
   def seek(self, offset: int, whence: int) -> int:
@@ -77,7 +77,7 @@ class _Nameless:
       return -1
 
 
-def _container(source: epath.Path, file: IO[bytes]) -> InputContainer:
+def _container(source: epath.Path, file: Any) -> InputContainer:
   _require_plausible_counts(source, file)
   try:
     return av.open(
@@ -106,7 +106,7 @@ def _video_stream(source: epath.Path, container: InputContainer) -> av.VideoStre
   return stream
 
 
-def _require_plausible_counts(source: epath.Path, file: IO[bytes]) -> None:
+def _require_plausible_counts(source: epath.Path, file: Any) -> None:
   """Raises ConfigError for an mp4 that says it holds more frames than bytes: FFmpeg takes 36 bytes for each."""
   size = file.seek(0, os.SEEK_END)
   for start, end in _boxes(file, size):
@@ -119,7 +119,7 @@ def _require_plausible_counts(source: epath.Path, file: IO[bytes]) -> None:
   file.seek(0)
 
 
-def _boxes(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
+def _boxes(file: Any, size: int) -> Iterator[tuple[int, int]]:
   """Where an mp4's descriptions of frames begin and end; nothing for other files."""
   place = 0
   while place + 8 <= size:

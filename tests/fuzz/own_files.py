@@ -50,14 +50,14 @@ def _changed_config(rng: Rng, folder: pathlib.Path) -> pathlib.Path:
 def _read_config(path: pathlib.Path) -> None:
   model = checkpoint.load_config(path)
   # Whatever loads can be counted with.
-  assert min(model.frame_tokens, model.window_chunks, model.sink_chunks, model.backbone.head_dim - 1) >= 1
+  assert min(model.frame_tokens, model.window_chunks, model.sink_frames, model.backbone.head_dim - 1) >= 1
   assert model.max_chunks >= 0
   assert model.codec is None or model.codec.spatial_stride >= 1 <= model.codec.temporal_stride
 
 
 def _changed_reward(rng: Rng, folder: pathlib.Path) -> pathlib.Path:
   name, config = pick(rng, sorted(small_rewards.CONFIGS.items()))
-  document = json.loads(reward_folder.config_json_bytes(small_rewards.spec_of(config, small_rewards.REWARDS), config))
+  document = json.loads(reward_folder.config_json_bytes(small_rewards.spec_of(config), config))
   (folder / reward_folder.REWARD_FILE).write_text(changes.of_json(rng, document))
   return folder
 
