@@ -49,7 +49,9 @@ main() {
   : "${NAME:?name of the group}" "${ZONE:?zone of the group}" "${MACHINE:?type of a host, such as ct6e-standard-4t}"
   : "${TOPOLOGY:?chips of the slice, such as 2x4}"
   REGION=${ZONE%-*}
-  FLAGS=$(xla_flags "$(accelerator)")
+  local chips
+  chips=$(accelerator)
+  FLAGS=$(xla_flags "$chips")
   HOSTS=$(count_hosts)
   "$action" "$@"
 }

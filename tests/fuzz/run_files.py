@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
@@ -278,7 +279,8 @@ def _read_saves(path: pathlib.Path) -> None:
   for line in told:
     assert line.isprintable(), repr(line)
   if progress is None:
-    assert told or not any(name.startswith("00000") for name in there), "saves were removed without a word"
+    # Other names are nobody's saves, or one that was never finished, as 000002.tmp.
+    assert told or not any(re.fullmatch("[0-9]{6}", name) for name in there), "saves were removed without a word"
     raise ConfigError("begins anew")
   state, (found,) = progress
   chunks = len(found)
