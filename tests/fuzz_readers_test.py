@@ -15,6 +15,9 @@ from streamt1_jax.config import ConfigError
 from tests.fuzz import kinds, own_files, run_files, weights
 from tests.fuzz.kinds import Kind, cases, try_file
 
+MANY = 120
+"""Files of a kind in the slow test."""
+
 KINDS = {**weights.KINDS, **own_files.KINDS, **run_files.KINDS}
 
 
@@ -29,7 +32,7 @@ def test_changed_files_load_or_end_in_one_line(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_changed_files(tmp_path, kind):
   made = cases(np.random.default_rng(14), tmp_path, {kind: KINDS[kind]})
-  for _, (_, path) in zip(range(120), made):
+  for _, (_, path) in zip(range(MANY), made):
     try_file(KINDS[kind], path)
 
 
