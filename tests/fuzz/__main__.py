@@ -52,7 +52,8 @@ def main() -> int:
   if given.output:
     minutes = (time.perf_counter() - start) / 60
     note = f"{failed} of {given.count} broke the law. They took {minutes:.0f} minutes."
-    given.output.write_text(json.dumps(_evidence(table, note), indent=2) + "\n")
+    command = f"python -m tests.fuzz --count={given.count} --seed={given.seed}"
+    given.output.write_text(json.dumps(_evidence(command, table, note), indent=2) + "\n")
   return 1 if failed else 0
 
 
@@ -63,11 +64,11 @@ def _row(name: str, outcomes: list[Outcome]) -> list[str]:
   return [f"`{name}`", *map(str, counts), f"{slowest:.2f} s", f"{grown / 1e6:.0f} MB"]
 
 
-def _evidence(table: list[list[str]], note: str) -> dict:
+def _evidence(command: str, table: list[list[str]], note: str) -> dict:
   git = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True, check=True)
   return {
     "title": "What became of changed files",
-    "command": [f"python -m tests.fuzz {' '.join(sys.argv[1:])}"],
+    "command": [command],
     "date": datetime.date.today().isoformat(),
     "commit": git.stdout.strip(),
     "machine": "two CPU cores, beside other work",
