@@ -34,6 +34,7 @@ from streamt1_jax.config import (
 )
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
+from streamt1_jax.io import hub
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params, parts_sha256
 from streamt1_jax.io.timeline import ChunkClock, Timeline
 from streamt1_jax.io.video import write_video
@@ -134,7 +135,7 @@ class Pipeline:
 
     Args:
       directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model`, and `rewards/` if it has
-        any. By default the small model that travels with this package.
+        any; or "hf://org/name[@revision]", such a folder on the hub. By default the small model of this package.
       dtype: dtype of weights and activations.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
@@ -151,7 +152,7 @@ class Pipeline:
       ConfigError: the folder is missing, foreign, damaged or of another model, or the rewards are impossible; the
         message names the file or the argument.
     """
-    directory = shipped.checkpoint() if directory is None else epath.Path(directory)
+    directory = shipped.checkpoint() if directory is None else hub.local(directory)
     config = load_config(directory)
     require_video_model(config, str(directory))
     codec, encoder = config.required_codec, config.required_text

@@ -142,7 +142,7 @@ def start_function(folder: pathlib.Path, function: Callable, *arguments: Any, ja
 
 def run_generate(arguments: Sequence[str]) -> None:
   """Runs the program in this process; for `start_function`."""
-  _run_main("generate", arguments)
+  run_main("generate", arguments)
 
 
 def generate_terminated(arguments: Sequence[str]) -> None:
@@ -173,13 +173,19 @@ def _run_program(
 ) -> None:
   _prepare(folder, jax_settings)
   if file_bytes is not None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    limit_file_size(file_bytes)
   with contextlib.nullcontext() if bucket is None else memory_store.moved_to_bucket(bucket):
-    _run_main(program, arguments)
+    run_main(program, arguments)
 
 
-def _run_main(program: str, arguments: Sequence[str]) -> None:
+def limit_file_size(file_bytes: int) -> None:
+  """From now on no file of this process may grow beyond this."""
+  signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+
+def run_main(program: str, arguments: Sequence[str]) -> None:
+  """Runs `experiments.PROGRAM` in this process and ends it with its exit code."""
   raise SystemExit(importlib.import_module(f"experiments.{program}").main(arguments))
 
 

@@ -1,5 +1,6 @@
 """What all commands share: flags of their own, exit codes, warnings, signals, the compilation cache, shipped files."""
 
+import logging as std_logging
 import pathlib
 import re
 import signal
@@ -69,6 +70,7 @@ class TestMain:
       (["--output=a", "b"], ["'b'", "--name=value"]),
       (["--output=a", "--depth=3"], ["depth"]),
       (["--output=s3://bucket/a"], ["s3://bucket/a", "gs://bucket/name"]),
+      (["--output=hf://maker/model"], ["hf://maker/model", "gs://bucket/name"]),
       (["--output="], ["--output=", "empty", "current folder"]),
       (["--output=a\0b"], ["--output=a", "NUL"]),
       (["--output=a", "--fast=perhaps"], ["--fast=perhaps", "true or false"]),
@@ -111,6 +113,15 @@ class TestMain:
   def test_warnings_are_lines(self, capsys):
     assert call(lambda values: logging.warning("one %s", "thing"), "--output=a") == 0
     assert capsys.readouterr().err == "warning: one thing\n"
+
+  def test_warnings_are_lines_where_a_library_uses_the_handler_of_absl(self, monkeypatch):
+    root, own, seen = std_logging.getLogger(), logging.get_absl_handler(), []
+    before = [*(handler for handler in root.handlers if handler is not own), own]
+    monkeypatch.setattr(root, "handlers", before)
+    assert call(lambda values: seen.extend(root.handlers), "--output=a") == 0
+    assert seen
+    assert own not in seen
+    assert own in root.handlers
 
   def test_runs_outside_the_main_thread(self, capsys):
     codes = []

@@ -10,8 +10,10 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+import yaml
 
 from streamt1_jax.cli import command, generate
 from tests.command_line import HOST_DEVICES, REPOSITORY
@@ -31,7 +33,10 @@ with open(os.environ["NOTES"], "a") as notes:
 """
 )
 _GCLOUD = """
-action = sys.argv[4]
+# gcloud compute tpus tpu-vm ACTION, gcloud compute instance-groups managed ACTION, gcloud compute ssh.
+action = sys.argv[2] if sys.argv[2] in ("ssh", "scp") else sys.argv[4]
+if action == "list-instances":
+  print("stream-ab12\\nstream-cd34")
 states = os.environ["STATES"].split() if "STATES" in os.environ else []
 if action == "describe":
   notes = [json.loads(line) for line in open(os.environ["NOTES"])]
@@ -67,7 +72,8 @@ def launch(tmp_path):
   (tmp_path / "bin").mkdir()
   (tmp_path / "worker/streamt1_jax").mkdir(parents=True)
   (tmp_path / "worker/venv/bin").mkdir(parents=True)
-  fakes = {"bin/gcloud": _GCLOUD, "bin/srun": _SRUN, "bin/scontrol": _SCONTROL, "worker/venv/bin/python": _PYTHON}
+  fakes = {"bin/kubectl": "json.dump(sys.stdin.read(), open(os.environ['NOTES'] + '.yaml', 'w'))\n"}
+  fakes |= {"bin/gcloud": _GCLOUD, "bin/srun": _SRUN, "bin/scontrol": _SCONTROL, "worker/venv/bin/python": _PYTHON}
   for name, behaviour in fakes.items():
     (tmp_path / name).write_text(_NOTE + behaviour)
     (tmp_path / name).chmod(0o755)
@@ -82,6 +88,7 @@ def launch(tmp_path):
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     return done, [json.loads(line) for line in notes.read_text().splitlines()]
 
+  run.applied = lambda: yaml.safe_load(json.loads((tmp_path / "notes.yaml").read_text()))
   run.python = str(tmp_path / "worker/venv/bin/python")
   return run
 
@@ -224,6 +231,175 @@ def test_slurm(launch):
   assert done.returncode == 2
   assert "sbatch" in done.stderr
   assert calls == []
+
+
+def test_the_cloud_tpu_api_is_said_to_get_fixes_only(launch):
+  done, _ = launch("tpu_slice.sh", "delete", **TPU)
+  (line,) = done.stderr.splitlines()
+  assert "fixes only" in line
+  for script in re.findall(r"\w+\.sh", line):
+    assert (LAUNCH / script).exists()
+
+
+MIG = {
+  "NAME": "stream",
+  "ZONE": "us-east5-b",
+  "MACHINE": "ct6e-standard-4t",
+  "TOPOLOGY": "2x4",
+  "BUCKET": "gs://bucket/a",
+}
+_GROUP = ["compute", "instance-groups", "managed"]
+
+
+def test_create_a_group_of_two_hosts(launch):
+  done, (template, policy, group, wait) = launch("tpu_mig.sh", "create", **MIG, SPOT="1")
+  assert done.returncode == 0, done.stderr
+  assert template["args"] == [
+    "compute", "instance-templates", "create", "stream", "--machine-type=ct6e-standard-4t",
+    "--maintenance-policy=TERMINATE", "--image-family=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e",
+    "--image-project=ubuntu-os-accelerator-images", "--boot-disk-type=hyperdisk-balanced", "--boot-disk-size=200GB",
+    "--scopes=cloud-platform", "--provisioning-model=SPOT", "--instance-termination-action=STOP",
+  ]  # fmt: skip
+  assert policy["args"] == [
+    "compute", "resource-policies", "create", "workload-policy", "stream", "--region=us-east5",
+    "--type=HIGH_THROUGHPUT", "--accelerator-topology=2x4",
+  ]  # fmt: skip
+  assert group["args"] == [
+    *_GROUP, "create", "stream", "--zone=us-east5-b", "--template=stream", "--size=2",
+    "--target-size-policy-mode=bulk", "--default-action-on-vm-failure=do-nothing", "--workload-policy=stream",
+  ]  # fmt: skip
+  assert wait["args"] == [*_GROUP, "wait-until", "stream", "--zone=us-east5-b", "--stable"]
+
+
+def test_a_single_host_needs_no_policy(launch):
+  _, calls = launch("tpu_mig.sh", "create", **MIG | {"MACHINE": "ct6e-standard-8t"})
+  assert [call["args"][1] for call in calls] == ["instance-templates", "instance-groups", "instance-groups"]
+  assert "--size=1" in calls[1]["args"]
+  _, calls = launch("tpu_mig.sh", "delete", **MIG | {"MACHINE": "ct6e-standard-8t"})
+  assert [call["args"][1] for call in calls] == ["instance-groups", "instance-templates"]
+
+
+def test_a_group_is_installed_and_run_on_every_host(launch):
+  done, (listed, *calls) = launch("tpu_mig.sh", "install", **MIG)
+  assert done.returncode == 0, done.stderr
+  assert listed["args"] == [*_GROUP, "list-instances", "stream", "--zone=us-east5-b", "--format=value(NAME)"]
+  assert [(call["args"][1], call["args"][2]) for call in calls[:2]] == [("scp", calls[0]["args"][2])] + [
+    ("scp", calls[1]["args"][2])
+  ]
+  assert [call["args"][3] for call in calls[:2]] == ["stream-ab12:", "stream-cd34:"]
+  commands = [call["args"][4] for call in calls if call["args"][1] == "ssh"]
+  assert len(commands) == 2
+  assert all('"./streamt1_jax[tpu,gcs,tensorboard]"' in command for command in commands)
+  done, calls = launch("tpu_mig.sh", "run", *FLAGS, **MIG)
+  assert done.returncode == 0, done.stderr
+  runs = [call for call in calls if call["name"] == "python"]
+  assert len(runs) == 2
+  for run in runs:
+    assert run["args"] == [
+      "-m", "experiments.generate", "--output_dir=gs://bucket/a/videos", "--compilation_cache_dir=gs://bucket/a/compiled",
+      "--save_every=5", *FLAGS,
+    ]  # fmt: skip
+    assert "--xla_tpu_scoped_vmem_limit_kib=98304" in run["LIBTPU_INIT_ARGS"].split()
+  assert launch("tpu_mig.sh", "run", *FLAGS, **MIG, CODE="3")[0].returncode == 3
+
+
+def test_a_dry_run_of_a_group_calls_nothing(launch):
+  for action in ("create", "install", "run", "delete"):
+    done, calls = launch("tpu_mig.sh", "--dry_run", action, *FLAGS, **MIG)
+    assert done.returncode == 0, done.stderr
+    assert calls == []
+    assert "gcloud compute" in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("changes", "fragment"),
+  [
+    ({"MACHINE": "n2-standard-4"}, "MACHINE=n2-standard-4"),
+    ({"MACHINE": "ct6e-standard"}, "MACHINE=ct6e-standard"),
+    ({"TOPOLOGY": "2x3"}, "6 chips"),
+    ({"MACHINE": "tpu7x-standard-4t", "TOPOLOGY": "2x2x1"}, "IMAGE_FAMILY"),
+    ({"TOPOLOGY": ""}, "TOPOLOGY"),
+  ],
+)
+def test_an_impossible_group_is_one_line(launch, changes, fragment):
+  done, calls = launch("tpu_mig.sh", "create", **MIG | changes)
+  assert done.returncode != 0
+  assert calls == []
+  (line,) = done.stderr.splitlines()
+  assert fragment in line
+
+
+JOBSET = {"NAME": "stream", "IMAGE": "images/streamt1:1", "HOSTS": "2", "CHIPS": "4"}
+TPU_NODES = {"TARGET": "tpu", "ACCELERATOR": "tpu-v6e-slice", "TOPOLOGY": "2x4"}
+JOBSET_FLAGS = [*FLAGS, "--prompts_file=a\\b\tc"]
+
+
+def _pod(manifest):
+  (job,) = manifest["spec"]["replicatedJobs"]
+  spec = job["template"]["spec"]
+  assert spec["parallelism"] == spec["completions"] == 2
+  pod = spec["template"]["spec"]
+  (container,) = pod["containers"]
+  assert container["args"] == JOBSET_FLAGS
+  assert container["image"] == "images/streamt1:1"
+  return pod, container, {entry["name"]: entry.get("value") for entry in container["env"]}
+
+
+def test_a_slice_on_kubernetes(launch):
+  done, (call,) = launch("jobset.sh", *JOBSET_FLAGS, **JOBSET, **TPU_NODES)
+  assert done.returncode == 0, done.stderr
+  assert (call["name"], call["args"]) == ("kubectl", ["apply", "--filename=-"])
+  manifest = launch.applied()
+  assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
+  assert list(manifest["metadata"]["annotations"].values()) == ["cloud.google.com/gke-nodepool"]
+  pod, container, variables = _pod(manifest)
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice", "cloud.google.com/gke-tpu-topology": "2x4"
+  }  # fmt: skip
+  assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+  assert "--xla_tpu_scoped_vmem_limit_kib=98304" in variables["LIBTPU_INIT_ARGS"]
+  assert not [name for name in variables if name.startswith("JAX_")]
+
+
+@pytest.mark.parametrize(("target", "limits"), [("cuda", {"limits": {"nvidia.com/gpu": 4}}), ("cpu", None)])
+def test_other_hosts_on_kubernetes_are_told_where_the_first_one_is(launch, target, limits):
+  done, calls = launch("jobset.sh", "--dry_run", *JOBSET_FLAGS, **JOBSET, TARGET=target)
+  assert done.returncode == 0, done.stderr
+  assert calls == []
+  _, container, variables = _pod(yaml.safe_load(done.stdout))
+  assert variables["JAX_COORDINATOR_ADDRESS"] == "stream-hosts-0-0.stream:20041"
+  assert variables["JAX_NUM_PROCESSES"] == "2"
+  assert "JAX_PROCESS_ID" in variables
+  assert limits is None or container["resources"] == limits
+
+
+@pytest.mark.parametrize(
+  ("variables", "fragment"),
+  [
+    ({"TARGET": "rocm"}, "TARGET=rocm"),
+    ({"TARGET": "tpu"}, "ACCELERATOR"),
+    ({**TPU_NODES, "ACCELERATOR": "gpu"}, "ACCELERATOR=gpu"),
+    ({"TARGET": "cpu", "IMAGE": ""}, "IMAGE"),
+  ],
+)
+def test_an_impossible_jobset_is_one_line(launch, variables, fragment):
+  done, calls = launch("jobset.sh", *FLAGS, **JOBSET | variables)
+  assert done.returncode != 0
+  assert calls == []
+  assert fragment in done.stderr
+  assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_dockerfile_copies_what_is_there_and_has_a_target_for_each_kind():
+  text = (LAUNCH / "Dockerfile").read_text()
+  assert set(re.findall(r"^FROM base AS (\w+)$", text, re.MULTILINE)) == {"cpu", "cuda", "tpu"}
+  for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
+    for name in line.split():
+      assert (REPOSITORY / name).exists(), name
+  extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  installed = re.findall(r"-e '\.\[(.*)\]'$", text, re.MULTILINE)
+  assert len(installed) == 3
+  assert {extra for line in installed for extra in line.split(",")} <= set(extras)
 
 
 def test_flags_are_explained_and_known_to_xla():

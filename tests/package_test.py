@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.command_line import REPOSITORY
 
@@ -20,6 +21,7 @@ HEAVY = (
   "transformers",
   "diffusers",
   "peft",
+  "huggingface_hub",
 )
 NOT_COPIED = (".git", "tests", "docs", "outputs", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 PROGRAM = """
@@ -85,6 +87,35 @@ class TestWheel:
     required = {re.match(r"[\w-]+", line).group().replace("_", "-") for line in project["dependencies"]}
     assert required.isdisjoint({"tensorflow-datasets", "array-record", "matplotlib", "tensorboardx", "gcsfs", "torch"})
     assert {"jax", "flax", "optax", "orbax-checkpoint", "chex", "numpy", "absl-py"} <= required
-    assert {"train", "test", "docs", "tpu", "cuda12", "cuda13", "gcs", "tensorboard", "oracle"} <= set(
+    assert {"train", "test", "docs", "tpu", "cuda12", "cuda13", "gcs", "hub", "tensorboard", "oracle"} <= set(
       project["optional-dependencies"]
     )
+
+
+class TestConstraints:
+  """The versions that everything was tested with."""
+
+  TEXT = (REPOSITORY / "constraints.txt").read_text()
+  PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+  def versions(self):
+    lines = [line for line in self.TEXT.splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
+    return dict(line.split("==") for line in lines)
+
+  def test_name_every_requirement_in_a_version_that_it_allows(self):
+    versions, extras = self.versions(), self.PROJECT["optional-dependencies"]
+    tested = [lines for name, lines in extras.items() if not name.startswith(("cuda", "gcs"))]
+    for line in [*self.PROJECT["dependencies"], *(line for lines in tested for line in lines)]:
+      requirement = Requirement(line)
+      name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+      if name != "streamt1-jax":
+        assert requirement.specifier.contains(versions[name]), line
+
+  def test_name_no_place_to_get_them_from(self):
+    assert not re.search(r"://|--|\.(org|com|io)\b", self.TEXT.split("\n", 2)[2])
+
+  def test_are_what_everything_that_must_pass_installs(self):
+    installs = re.findall(r"^.*\bpip\"? install .*$", (REPOSITORY / ".ci/run").read_text(), re.MULTILINE)
+    assert len(installs) >= 5
+    assert all("-c constraints.txt" in line for line in installs)

@@ -24,6 +24,8 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=xla_flags.sh
 source "$HERE/xla_flags.sh"
+# shellcheck source=install.sh
+source "$HERE/install.sh"
 
 main() {
   local action=${1:-help}
@@ -40,6 +42,7 @@ main() {
   # Else `keep_running` would try for ever.
   xla_flags "$ACCELERATOR" >/dev/null
   [[ -n ${RUNTIME:-} ]] || RUNTIME=$(runtime_version)
+  echo "note: Google gives the Cloud TPU API fixes only, and no chips after v6e; tpu_mig.sh and jobset.sh do without it" >&2
   "$action" "$@"
 }
 
@@ -73,11 +76,7 @@ install() {
   archive=$(mktemp -d)/streamt1_jax.tar.gz
   git -C "$HERE/../.." archive --format=tar.gz --output="$archive" HEAD &&
     gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:" --zone="$ZONE" --worker=all &&
-    on_all_workers 'set -e
-      mkdir -p streamt1_jax && tar -xzf streamt1_jax.tar.gz -C streamt1_jax
-      python3 -m pip install --quiet --user uv
-      python3 -m uv venv --quiet --allow-existing --python 3.12 venv
-      python3 -m uv pip install --quiet --python venv/bin/python -e "./streamt1_jax[tpu,gcs,tensorboard]"' &&
+    on_all_workers "$INSTALL" &&
     rm -r "$(dirname "$archive")"
 }
 

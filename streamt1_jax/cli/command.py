@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from absl import logging as absl_logging
 
 from streamt1_jax.cli import flagfiles
 from streamt1_jax.cli.files import FULL_DISK
@@ -147,8 +148,10 @@ def _warnings_as_lines() -> Iterator[None]:
   # JAX reports every platform that is not there.
   logging.getLogger("jax").setLevel(logging.WARNING)
   root = logging.getLogger()
-  # absl calls `logging.basicConfig` when it is imported; its handler would say everything twice.
-  replaced = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
+  # absl calls `logging.basicConfig` when it is imported, and some libraries put absl's own handler there: either would
+  # say everything twice.
+  own = absl_logging.get_absl_handler()
+  replaced = [handler for handler in root.handlers if type(handler) is logging.StreamHandler or handler is own]
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(_Line())
   root.handlers = [handler, *(other for other in root.handlers if other not in replaced)]

@@ -11,6 +11,10 @@ The reward models are optional parts, `rewards/hpsv3` and `rewards/videoalign`, 
     --hpsv3=HPSv3.safetensors --hpsv3_prompt=hpsv3-1.0.0-py3-none-any.whl \
     --videoalign=VideoReward --videoalign_prompt=prompt_template.py
 
+`--from_hub` downloads the published files that no flag gives and no part was made from, and needs the extra `hub`:
+
+  streamt1 convert --from_hub --output=checkpoints/longlive
+
 Which flavour a file is (Wan, diffusers, Hugging Face, a training program's) is told from its content. Parts may come
 in several runs; the folder becomes a checkpoint when the last one is there, and a part that is done is skipped.
 `--dry_run` says what would be done and what is missing. Exit codes: 0; 2 for bad input, after which nothing
@@ -27,7 +31,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from streamt1_jax.cli import command, flag_types
+from streamt1_jax.cli import command, flag_types, hub_sources
 from streamt1_jax.config import PRESETS, ConfigError, ModelConfig, preset
 from streamt1_jax.convert import engine, execute, plan, reward_part
 from streamt1_jax.convert.tables.rewards import CONVERSIONS
@@ -61,6 +65,7 @@ def define_flags(values: flags.FlagValues) -> None:
     path(f"{name}_prompt", f"Its text: {conversion.text}.")
     path(f"{name}_config", "Other sizes: a JSON file like `config` in a reward.json.")
   path("reward_tokenizer", "tokenizer.json of Qwen2-VL or its folder.")
+  hub_sources.define(values)
   path("output", "The checkpoint folder.")
   flag_types.define_choice(values, "dtype", "bfloat16", DTYPES, "Dtype of the stored weights.")
   flag_types.define_switch(values, "dry_run", False, "Only say what would be done, and what is missing.")
@@ -120,6 +125,7 @@ def print_missing(lacking: list[str]) -> None:
 def run(values: flags.FlagValues) -> None:
   """Converts what the flags name."""
   model = read_model(values.model)
+  hub_sources.fetch_missing(values, model)
   sources = plan.Sources(
     _path(values.backbone),
     values.backbone_entry,
@@ -146,7 +152,7 @@ def run(values: flags.FlagValues) -> None:
     dry_run(values, model, plans)
     return
   start = time.perf_counter()
-  lacking = execute.execute(model, plans, _path(values.tokenizer), output, values.dtype)
+  lacking = execute.execute(model, plans, _path(values.tokenizer), output, values.dtype, print)
   print_missing(lacking)
   state = "is not complete yet" if lacking else "is a checkpoint"
   print(f"{values.output} {state} ({time.perf_counter() - start:.0f} s)")

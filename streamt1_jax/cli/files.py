@@ -9,7 +9,7 @@ from etils import epath
 
 from streamt1_jax import shipped
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import checkpoint
+from streamt1_jax.io import checkpoint, hub
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -17,8 +17,8 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def find_checkpoint(path: str | None) -> epath.Path:
-  """The folder that --checkpoint means: the small model's where the flag is not given."""
-  return shipped.checkpoint() if path is None else epath.Path(path)
+  """The folder that --checkpoint means: the small model's where the flag is not given. Downloads what is on the hub."""
+  return shipped.checkpoint() if path is None else hub.local(path)
 
 
 def _probe(file: epath.Path) -> None:

@@ -8,6 +8,8 @@ import os.path
 import fsspec
 from absl import flags
 
+from streamt1_jax.io import hub
+
 # A flag belongs to the module that calls these functions; --help lists it under that module's name.
 flags.disclaim_key_flags()
 
@@ -36,7 +38,7 @@ class _FiniteFloat(flags.FloatParser):
 
 
 class _Path(flags.ArgumentParser):
-  """A path of this machine's file systems or, if `url` is set, of Google's object store.
+  """A path of this machine's file systems or, if `url` is set, of Google's object store; with `repo` also of the hub.
 
   A path that begins with `~` is in the user's home. An empty one is refused unless `empty` is set: it would be the
   current folder, and comes from a variable of the shell that has no value.
@@ -44,8 +46,8 @@ class _Path(flags.ArgumentParser):
 
   syntactic_help = "a path"
 
-  def __init__(self, url: bool, empty: bool):
-    self._url, self._empty = url, empty
+  def __init__(self, url: bool, empty: bool, repo: bool):
+    self._url, self._empty, self._repo = url, empty, repo
 
   def parse(self, argument: str) -> str:
     if not argument and not self._empty:
@@ -56,8 +58,12 @@ class _Path(flags.ArgumentParser):
     if not separator:
       # Shells leave --flag=~/name as it is.
       return os.path.expanduser(argument)
+    if self._repo and hub.is_hub(argument):
+      hub.parse(argument)  # A ConfigError is a ValueError.
+      return argument
     if not self._url or scheme != "gs":
       allowed = "a path of this machine or gs://bucket/name" if self._url else "a path of this machine"
+      allowed += ", or hf://org/name" if self._repo else ""
       raise ValueError(f"{argument!r} is not {allowed}")
     try:
       fsspec.get_filesystem_class("gcs")
@@ -116,14 +122,21 @@ def define_path(
   required: bool = False,
   url: bool = True,
   empty: bool = False,
+  repo: bool = False,
 ) -> None:
-  """A flag of a file or folder; gs:// is refused unless `url`, and an empty path unless `empty`."""
-  _define(_Path(url, empty), values, name, default, meaning, required)
+  """A flag of a file or folder; gs:// is refused unless `url`, hf:// unless `repo`, an empty path unless `empty`."""
+  _define(_Path(url, empty, repo), values, name, default, meaning, required)
 
 
 def define_checkpoint(values: flags.FlagValues, meaning: str = "Folder of the model") -> None:
   """The flag --checkpoint; `files.find_checkpoint` gives the folder it means."""
-  define_path(values, "checkpoint", None, f"{meaning}; by default the small model that travels with this package.")
+  define_path(
+    values,
+    "checkpoint",
+    None,
+    f"{meaning}, also hf://org/name of the hub; by default the small model that travels with this package.",
+    repo=True,
+  )
 
 
 def define_string(

@@ -13,14 +13,14 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tqdm
 from etils import epath
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import engine
+from streamt1_jax.convert import engine, known_files
 from streamt1_jax.convert.base import parts_of
 from streamt1_jax.convert.plan import PartPlan
 from streamt1_jax.io import atomic, checkpoint, config_json, part_files, part_writer
@@ -35,7 +35,12 @@ _BLOCK_BYTES = 16 * 2**20
 
 
 def execute(
-  model: ModelConfig, plans: Sequence[PartPlan], tokenizer: pathlib.Path | None, output: pathlib.Path, dtype: Any
+  model: ModelConfig,
+  plans: Sequence[PartPlan],
+  tokenizer: pathlib.Path | None,
+  output: pathlib.Path,
+  dtype: Any,
+  tell: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
   """Converts every planned part that is not there yet; writes `config.json` when nothing is missing.
 
@@ -45,6 +50,7 @@ def execute(
     tokenizer: sentencepiece model, or None.
     output: the checkpoint folder; made if missing.
     dtype: dtype of the stored weights.
+    tell: called before anything is written, with a line per file: whether it is a published one.
 
   Returns:
     What the folder still lacks: folders of parts, and `tokenizer.model`. Empty if it is a checkpoint.
@@ -58,8 +64,12 @@ def execute(
   if tokenizer is not None:
     tokenizer_content = read_tokenizer(tokenizer, model)
     _require_same_tokenizer(output / TOKENIZER_FILE, tokenizer_content, tokenizer)
+    tell(known_files.describe(tokenizer.name, len(tokenizer_content), hashlib.sha256(tokenizer_content).hexdigest()))
   # All that exists is compared before anything is written.
   provenance = {plan.part: _provenance(plan, dtype) for plan in plans}
+  for found in provenance.values():
+    for source in (*found["sources"], *(found["lora"] or {"sources": ()})["sources"]):
+      tell(known_files.describe(source["file"], source["bytes"], source["sha256"]))
   waiting = [plan for plan in plans if not _is_done(output / plan.part, provenance[plan.part])]
   _require_space(output, sum(plan.stored_bytes(dtype) for plan in waiting))
   for plan in waiting:

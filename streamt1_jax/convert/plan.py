@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from streamt1_jax.config import ConfigError, ModelConfig
-from streamt1_jax.convert import adapters, engine, state_dicts
+from streamt1_jax.convert import adapters, engine, known_files, state_dicts
 from streamt1_jax.convert.base import Flavour, FlavourTable
 from streamt1_jax.convert.flavours import FLAVOURS, detect, of_model
 from streamt1_jax.convert.formats import weight_files
@@ -164,7 +164,7 @@ def describe(plan: PartPlan, dtype: Any) -> Iterator[str]:
     f"{count:,} parameters, {plan.stored_bytes(dtype):,} bytes to write"
   )
   files = [*plan.files, *(plan.adapter.files if plan.adapter else [])]
-  yield from (f"  file {path}, {path.stat().st_size:,} bytes" for path in files)
+  yield from (f"  file {path}, {_told_size(path.stat().st_size)}" for path in files)
   if plan.entry is not None:
     yield f"  entry {plan.entry}"
   if plan.adapter is not None:
@@ -175,3 +175,8 @@ def describe(plan: PartPlan, dtype: Any) -> Iterator[str]:
   for rule in plan.flavour.rules:
     leaf = leaves[rule.path.replace(".", "/")]
     yield f"  {rule.source} -> {rule.path} {list(leaf.shape)} {leaf.dtype}"
+
+
+def _told_size(size: int) -> str:
+  published = known_files.guess(size)
+  return f"{size:,} bytes" + (f", {published}" if published else "")

@@ -2,13 +2,14 @@
 
 KINDS = {**weights.KINDS, **own_files.KINDS}       a room adds a table
 for kind, path in cases(rng, folder, KINDS): ...   one changed file after the other, of random kinds
-  outcome = try_file(KINDS[kind], path)            "" if it loads, else the one line of its refusal
+  outcome = try_file(KINDS[kind], path)            outcome.line: "" if it loads, else the one line of its refusal
 """
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
+import re
 import resource
 import shutil
 import sys
@@ -52,6 +53,20 @@ class Kind(NamedTuple):
   refusals: tuple[type[Exception], ...] = (ConfigError,)
 
 
+class Outcome(NamedTuple):
+  """What became of a file.
+
+  Attributes:
+    line: "" if it loaded, else the one line of its refusal.
+    seconds: how long it took, without the time in which other processes had the cores.
+    grown: bytes that the process held while it read the file, beyond those that it held before.
+  """
+
+  line: str
+  seconds: float
+  grown: int
+
+
 def cases(
   rng: np.random.Generator, folder: pathlib.Path, kinds: Mapping[str, Kind]
 ) -> Iterator[tuple[str, pathlib.Path]]:
@@ -67,25 +82,51 @@ def cases(
       shutil.rmtree(place, ignore_errors=True)
 
 
-def try_file(kind: Kind, path: pathlib.Path) -> str:
+def try_file(kind: Kind, path: pathlib.Path) -> Outcome:
   """Reads a file. Raises AssertionError if it breaks the law: one line, five seconds, a gigabyte, nothing started."""
-  outcome, start, before = "", time.perf_counter(), _peak_bytes()
+  line, before = "", _reset_peak()
+  start = _own_seconds()
   with _watched() as forbidden:
     try:
       kind.read(path)
     except kind.refusals as error:
-      outcome = getattr(error, "line", None) or str(error)
-      assert outcome, "a refusal says why"
-  seconds, grown = time.perf_counter() - start, _peak_bytes() - before
-  assert outcome.isprintable(), repr(outcome)
-  assert len(outcome) <= MESSAGE_LIMIT, outcome
+      line = getattr(error, "line", None) or str(error)
+      assert line, "a refusal says why"
+  outcome = Outcome(line, _own_seconds() - start, max(0, _peak_bytes() - before))
+  assert line.isprintable(), repr(line)
+  assert len(line) <= MESSAGE_LIMIT, line
   assert not forbidden, f"{forbidden} while {path} was read"
-  assert seconds <= SECONDS, f"{seconds:.1f} s for {path}: {outcome}"
-  assert grown <= PEAK_BYTES, f"{grown} bytes for {path}: {outcome}"
+  assert outcome.seconds <= SECONDS, f"{outcome.seconds:.1f} s for {path}: {line}"
+  assert outcome.grown <= PEAK_BYTES, f"{outcome.grown} bytes for {path}: {line}"
   return outcome
 
 
+_PROCESS = pathlib.Path("/proc/self")
+
+
+def _own_seconds() -> float:
+  """A clock that stands still while this thread waits for a core. It goes on while it waits for anything else."""
+  try:
+    waited = int((_PROCESS / "schedstat").read_text().split()[1]) / 1e9
+  except (OSError, IndexError):
+    waited = 0.0
+  return time.perf_counter() - waited
+
+
+def _reset_peak() -> int:
+  """Bytes that the process holds now. Linux then counts its peak anew; elsewhere a peak is the highest one so far."""
+  with contextlib.suppress(OSError):
+    (_PROCESS / "clear_refs").write_text("5")
+  return _peak_bytes()
+
+
 def _peak_bytes() -> int:
+  try:
+    found = re.search(r"VmHWM:\s+(\d+) kB", (_PROCESS / "status").read_text())
+  except OSError:
+    found = None
+  if found:
+    return int(found[1]) * 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from typing import Any
@@ -252,13 +253,21 @@ def _changed_saves(rng: Rng, folder: pathlib.Path) -> pathlib.Path:
       case 2:
         found = pick(rng, sorted(place.iterdir()))
         found.rename(place / pick(rng, ("²", "000009", "0000002", "000002.tmp", "x" * 200, "000001", "00000\n3")))
-      case 3 if path.suffix == ".json":
-        path.write_text(changes.of_json(rng, json.loads(path.read_text())), errors="replace")
+      case 3 if path.suffix == ".json" and (document := _json_of(path)) is not None:
+        path.write_text(changes.of_json(rng, document), errors="replace")
       case _:
         path.write_bytes(changes.of_bytes(rng, path.read_bytes()))
     if not any(path.is_file() for path in place.rglob("*")):
       break
   return place
+
+
+def _json_of(path: pathlib.Path) -> Any:
+  """None if the file was changed before and is no JSON now."""
+  try:
+    return json.loads(path.read_bytes())
+  except ValueError:
+    return None
 
 
 def _read_saves(path: pathlib.Path) -> None:
@@ -270,7 +279,8 @@ def _read_saves(path: pathlib.Path) -> None:
   for line in told:
     assert line.isprintable(), repr(line)
   if progress is None:
-    assert told or not any(name.startswith("00000") for name in there), "saves were removed without a word"
+    # Other names are nobody's saves, or one that was never finished, as 000002.tmp.
+    assert told or not any(re.fullmatch("[0-9]{6}", name) for name in there), "saves were removed without a word"
     raise ConfigError("begins anew")
   state, (found,) = progress
   chunks = len(found)
