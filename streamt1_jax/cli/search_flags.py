@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,12 @@ _FLOATS = {
   "long_threshold": "Fall of the video score: a new scene.",
   "fusion_cap": "Largest weight of the image score, in [0, 1].",
 }
-_FIELDS = (*_INTEGERS, *_FLOATS)
+_CHOICES = {
+  "reward_decode": "What the rewards see. streamed: the frames of the video, each decoded once. scratch: every "
+  "candidate's chunk and window decoded anew, as the released code does; its frames differ, and it takes more work.",
+}
+_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES)
+_ALLOWED = typing.get_type_hints(SearchConfig)
 
 
 def define(values: flags.FlagValues) -> None:
@@ -49,6 +55,8 @@ def define(values: flags.FlagValues) -> None:
     flag_types.define_integer(values, name, getattr(released, name), meaning)
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
+  for name, meaning in _CHOICES.items():
+    flag_types.define_choice(values, name, getattr(released, name), typing.get_args(_ALLOWED[name]), meaning)
   flag_types.define_string(
     values,
     "reward",
