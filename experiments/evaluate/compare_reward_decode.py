@@ -1,6 +1,6 @@
 """What `--reward_decode` changes: how often rewards decide otherwise when each candidate is decoded from scratch.
 
-  python -m experiments.evaluate.compare_reward_decode --split=test --num_prompts=64 --seconds=10 --output=runs/ways.jsonl
+  python -m experiments.evaluate.compare_reward_decode --split=test --num_prompts=64 --seconds=10 --output=ways.jsonl
 
 Every chunk of a search is decided twice from the same beams and noises: by what the released program shows the rewards
 (`scratch`: chunk and window decoded anew, each as a video of its own) and by the video itself (`streamed`). The search

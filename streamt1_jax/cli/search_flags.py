@@ -62,7 +62,7 @@ def define(values: flags.FlagValues) -> None:
     "reward",
     None,
     f"Rewards joined by '+'; known are {', '.join(REWARDS)}. By default {'+'.join(LEARNED_REWARDS)} if the checkpoint "
-    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}.",
+    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}; a warning says so where it has one of them.",
   )
   flag_types.define_list(
     values, "reward_weights", None, "Factors of their scores, 1 by default: hpsv3:0.5,videoalign:1."
