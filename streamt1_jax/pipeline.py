@@ -22,7 +22,7 @@ from streamt1_jax.backbone.dit import TextMemory
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model, video_chunks
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
-from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params
+from streamt1_jax.io.checkpoint import load_config, load_params, tokenizer_file
 from streamt1_jax.io.video import write_video
 from streamt1_jax.models import abstract_backbone, abstract_codec, make_models
 from streamt1_jax.parallel import hosts
@@ -105,8 +105,8 @@ class Pipeline:
     """Reads a checkpoint folder.
 
     Args:
-      directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model`, and `rewards/` if it has
-        any. By default the small model that travels with this package.
+      directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model` or `tokenizer.json`, and
+        `rewards/` if it has any. By default the small model that travels with this package.
       dtype: dtype of weights and activations.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
@@ -135,7 +135,7 @@ class Pipeline:
       chunk_frames=codec.temporal_stride * config.chunk_frames,
       table=reward_table,
     )
-    tokenizer = Tokenizer(directory / TOKENIZER_FILE, encoder.max_len)
+    tokenizer = Tokenizer(tokenizer_file(directory), encoder.max_len)
     text = PromptEncoder(directory / "text", encoder, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])

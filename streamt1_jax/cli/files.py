@@ -10,6 +10,7 @@ from etils import epath
 
 from streamt1_jax import shipped
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io.checkpoint import tokenizer_file
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,5 +58,5 @@ def checkpoint_sha256(folder: epath.Path, rewards: Sequence[str] = ()) -> str:
     rewards: names of its reward models that are used.
   """
   parts = ("backbone", "codec", "text", *(f"{REWARDS_FOLDER}/{name}" for name in rewards))
-  names = ["config.json", "tokenizer.model", *(f"{part}/part.json" for part in parts)]
+  names = ["config.json", tokenizer_file(folder).name, *(f"{part}/part.json" for part in parts)]
   return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
