@@ -20,6 +20,7 @@ from streamt1_jax.execution import compiler_options
 from streamt1_jax.generator import Models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
+from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
 from streamt1_jax.typing import HostArray, SearchParams
@@ -116,6 +117,7 @@ def _init_state(params, seed, models, search, num_chunks):
 def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
   """Raises ConfigError unless a video of `num_chunks` chunks can be searched."""
   models.generator.check(search)
+  window_codecs.require_usable(search.reward_codec)
   longest = models.generator.max_chunks
   if not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
@@ -227,8 +229,15 @@ def rollout(
   seed: int,
   record: bool = False,
 ) -> list[ChunkTrace]:
-  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`."""
+  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`.
+
+  Raises ConfigError for a `reward_codec` that works on the host as well.
+  """
   check_length(models, search, num_chunks)
+  if window_codecs.find(search.reward_codec).on_host:
+    raise ConfigError(
+      f"reward_codec {search.reward_codec} works on the host, and rollout stays on the device: use stream"
+    )
   first, rest = _rollout(params, condition, seed, models, search, num_chunks, record)
   traces = [first, *(jax.tree.map(lambda x, i=i: x[i], rest) for i in range(num_chunks - 1))]
   for index, trace in enumerate(traces):
@@ -316,7 +325,8 @@ def final_beams(
   join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
   latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
   last = traces[-1].frames.shape[1]
-  judge = lambda: hosts.to_host(_whole_video_scores(params, condition, frames, models, last))
+  coded = lambda: np.stack([window_codecs.find(search.reward_codec).frames(video) for video in frames])
+  judge = lambda: hosts.to_host(_whole_video_scores(params, condition, coded(), models, last))
   known = judge() if scores is None else scores
   ranked = np.where(np.isfinite(known), known, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=known, best=int(np.argmax(ranked)))

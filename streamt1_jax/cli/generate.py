@@ -74,7 +74,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_float(values, "seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
   flag_types.define_integer(values, "num_latent_frames", None, "Length in latent frames, whole chunks.")
   flag_types.define_integer(values, "seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
-  flag_types.define_choice(values, "dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and activations.")
+  device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   flag_types.define_path(values, "output_dir", "outputs/", "Where the folders of the prompts are made.")
   flag_types.define_switch(
     values,
@@ -95,6 +95,7 @@ class Plan:
 
   Attributes:
     values: the flags.
+    dtype: of weights and activations.
     checkpoint: folder of the model.
     model: its configuration.
     rewards: what judges, as JSON values.
@@ -104,6 +105,7 @@ class Plan:
   """
 
   values: flags.FlagValues
+  dtype: str
   checkpoint: epath.Path
   model: ModelConfig
   rewards: dict[str, Any]
@@ -118,7 +120,7 @@ class Plan:
       "seed": self.values.seed,
       "num_latent_frames": self.num_chunks * self.model.chunk_frames,
       "checkpoint_sha256": self.checkpoint_sha256,
-      "dtype": self.values.dtype,
+      "dtype": self.dtype,
       **self.rewards,
       **config_json.to_json_value(self.search),
     }
@@ -292,16 +294,17 @@ def make_plan(values: flags.FlagValues, prompts: list[str]) -> Plan:
   search_flags.check_prompts(readers, prompts, prompt_source(values))
   host_flags.require_same_inputs(checkpoint, prompts)
   hosts.first_decides(lambda: monitoring.make_folders(values))
-  rewards = search_flags.reward_settings(values, choice, values.dtype)
+  dtype = device_flags.use_dtype(values.dtype)
+  rewards = search_flags.reward_settings(values, choice, dtype)
   sha256 = checkpoint_sha256(checkpoint, choice.stored)
-  return Plan(values, checkpoint, model, rewards, search, chunks, sha256)
+  return Plan(values, dtype, checkpoint, model, rewards, search, chunks, sha256)
 
 
 def load(plan: Plan, num_prompts: int) -> Searcher:
   """Loads the model that all prompts share."""
   timer = manifest.PhaseTimer()
   with timer.phase("load"):
-    pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.values.dtype, num_prompts)
+    pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.dtype, num_prompts)
   return Searcher(plan, pipeline, timer.seconds["load"])
 
 
@@ -346,7 +349,7 @@ def run(values: flags.FlagValues) -> None:
     Batch({prompt: folders[prompt] for prompt in group}, searcher.settings(group), finished) for group in groups
   ]
   # Bad input is told in one line and nothing else, so this waits until all of it is known.
-  device_flags.tell_devices(searcher.pipeline.models.execution.mesh)
+  device_flags.tell_devices(plan.dtype, searcher.pipeline.models.execution.mesh)
   # The text encoder is read from disk once for all of them.
   searcher.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
   for batch in batches:

@@ -32,6 +32,8 @@ class SearchConfig:
       "float32" accumulates in float32.
     reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each
       candidate's chunk and window anew, as the released code does.
+    reward_codec: what windows and whole videos go through before the video reward sees them, a name of
+      `rewards.window_codecs.REWARD_CODECS`: "none"; "h264" as in the released code, which writes and reads mp4 files.
     policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
     judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
   """
@@ -49,6 +51,7 @@ class SearchConfig:
   short_baseline: Literal["history", "window"] = "history"
   sink_ema_dtype: Literal["compute", "float32"] = "compute"
   reward_decode: Literal["streamed", "scratch"] = "streamed"
+  reward_codec: str = dataclasses.field(default="none", metadata=LATER)
   # Typed as Any, because policies know the search and not the other way round.
   policy: Any = dataclasses.field(default=None, metadata=LATER)
   judges: bool = dataclasses.field(default=True, metadata=LATER)
