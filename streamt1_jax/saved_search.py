@@ -2,7 +2,7 @@
 
   .a-red-circle-1e5d7e4c.saved/
     search.json       what decides the result, and the chunks at which the search went on after a stop
-    000005/trace/     chunks 0 to 4: each is written once
+    000005/trace/     chunks 0 to 4: each is written once; beside every trace lies a copy of search.json
     000010/trace/     chunks 5 to 9
     000010/state/     state before chunk 10
     000015/trace/     chunks 10 to 14
@@ -26,9 +26,8 @@ import contextlib
 import os
 import re
 import time
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,15 +35,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from streamt1_jax import save_folder
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import checkpoint, manifest, part_files, paths, quiet, stored_part
+from streamt1_jax.io import checkpoint, part_files, paths, quiet
+from streamt1_jax.io.named_tuples import named
 from streamt1_jax.parallel import hosts
+from streamt1_jax.save_folder import SEARCH_FILE, STATE, TRACE, Description, read_description, save_path
 from streamt1_jax.state import ChunkTrace, SearchState
-
-FORMAT_VERSION = 1
-SEARCH_FILE = "search.json"
-STATE, TRACE = "state", "trace"
-_DIGITS = 6
 
 Progress = tuple[SearchState, list[list[ChunkTrace]]]
 """What the next chunk begins with, and per video the chunks so far, on the host."""
@@ -54,42 +51,10 @@ class SaveError(RuntimeError):
   """A search cannot be saved: the disk is full, say. What was saved before is kept."""
 
 
-class Description(NamedTuple):
-  """The contents of `search.json`.
-
-  Attributes:
-    settings: what decides the result, as JSON values.
-    resumed_at: number of finished chunks whenever the search went on after a stop.
-  """
-
-  settings: dict[str, Any]
-  resumed_at: list[int]
-
-
-def read_description(directory: epath.PathLike) -> Description | None:
-  """What is saved in `directory`, or None if there is nothing. Raises ConfigError if that cannot be told."""
-  folder = epath.Path(directory)
-  with stored_part.readable(folder):
-    # The file is written before all others: without it nothing is lost.
-    if not paths.exists(folder / SEARCH_FILE):
-      return None
-  document = part_files.read_json_object(folder, SEARCH_FILE, "a saved search")
-  part_files.require_version(document, folder / SEARCH_FILE, FORMAT_VERSION)
-  settings, resumed_at = document.get("settings"), document.get("resumed_at")
-  if not isinstance(settings, dict) or not isinstance(resumed_at, list):
-    raise ConfigError(f"{folder / SEARCH_FILE} is corrupt: settings or resumed_at is missing")
-  return Description(settings, resumed_at)
-
-
 def discard(directory: epath.PathLike) -> None:
-  """Removes a saved search. Its description goes last, because it says what the rest is."""
-  folder = epath.Path(directory)
-  if not hosts.is_first() or not folder.exists():
-    return
-  for path in folder.iterdir():
-    if path.is_dir():
-      path.rmtree(missing_ok=True)
-  folder.rmtree(missing_ok=True)
+  """Removes a saved search; the first process does."""
+  if hosts.is_first():
+    save_folder.discard(epath.Path(directory))
 
 
 class SavedSearch:
@@ -139,11 +104,13 @@ class SavedSearch:
     Raises:
       ConfigError: a save may be whole, but a process cannot read it or cannot use it; nothing is removed.
     """
-    found = hosts.first_decides(lambda: read_description(self.folder))
+    found, told = hosts.first_decides(self._find)
+    for message in told:
+      warn(message)
     if found is None:
       self.discard()
       return None
-    saves = hosts.first_decides(self._saves_with_state)
+    saves = hosts.first_decides(lambda: save_folder.saves_with_state(self.folder))
     loaded = (self._load_if_whole(chunks, abstract_state, warn) for chunks in saves)
     progress = next((each for each in loaded if each is not None), None)
     self.saved = len(progress[1][0]) if progress else None
@@ -167,11 +134,11 @@ class SavedSearch:
     self._last = time.monotonic()
     with self._failures_named():
       self._describe()
-      items = {STATE: _named(jax.tree.map(_copied, state)), TRACE: _named_traces(traces, self.saved or 0)}
+      items = {STATE: named(jax.tree.map(_copied, state)), TRACE: save_folder.named_traces(traces, self.saved or 0)}
       self._stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), items)
       self._pending = len(traces[0])
       args = {name: ocp.args.PyTreeSave(checkpoint.nested(item)) for name, item in items.items()}
-      self._checkpointer.save(self._save_folder(self._pending), args=ocp.args.Composite(**args))
+      self._checkpointer.save(save_path(self.folder, self._pending), args=ocp.args.Composite(**args))
 
   def seconds_since_save(self) -> float:
     """Since the last save began, or else since this object was made."""
@@ -191,9 +158,20 @@ class SavedSearch:
     discard(self.folder)
 
   def _describe(self) -> None:
-    document = {"format_version": FORMAT_VERSION, "settings": self._settings, "resumed_at": self.resumed_at}
     if hosts.is_first():
-      manifest.write_json(self.folder / SEARCH_FILE, document)
+      save_folder.write_description(self.folder, self._description)
+
+  @property
+  def _description(self) -> Description:
+    return Description(self._settings, self.resumed_at)
+
+  def _find(self) -> tuple[Description | None, list[str]]:
+    """What is saved, and what has to be told of it."""
+    told: list[str] = []
+    found = read_description(self.folder, told.append)
+    if found is None and (saves := save_folder.saves(self.folder)):
+      told.append(f"{self.folder} has {len(saves)} saves and no {SEARCH_FILE} that says of what; they are removed")
+    return found, told
 
   @contextlib.contextmanager
   def _failures_named(self) -> Iterator[None]:
@@ -208,39 +186,23 @@ class SavedSearch:
   def _seal(self) -> None:
     """Adds checksums and removes old states. Orbax calls this in the first process, before the save gets its name."""
     assert self._pending is not None
-    (written,) = self.folder.glob(self._save_folder(self._pending).name + "*")
+    (written,) = self.folder.glob(save_path(self.folder, self._pending).name + "*")
+    save_folder.write_description(written, self._description)
     for name, leaves in self._stored.items():
       part_files.write_part_file(written / name, leaves)
     # On an object store the new save has its name already.
-    for chunks in [chunks for chunks in self._saves_with_state() if chunks != self._pending][1:]:
-      (self._save_folder(chunks) / STATE).rmtree(missing_ok=True)
-
-  def _save_folder(self, chunks: int) -> epath.Path:
-    return self.folder / f"{chunks:0{_DIGITS}}"
-
-  def _saves(self) -> list[int]:
-    """Finished chunks of the saves that have their names, newest first."""
-    with stored_part.readable(self.folder):
-      return sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdigit()), reverse=True)
-
-  def _saves_with_state(self) -> list[int]:
-    with stored_part.readable(self.folder):
-      return [chunks for chunks in self._saves() if paths.exists(self._save_folder(chunks) / STATE)]
+    for chunks in [chunks for chunks in save_folder.saves_with_state(self.folder) if chunks != self._pending][1:]:
+      (save_path(self.folder, chunks) / STATE).rmtree(missing_ok=True)
 
   def _keep_up_to(self, chunks: int) -> None:
-    """Removes later saves and what is unfinished."""
-    if not hosts.is_first():
-      return
-    with contextlib.suppress(OSError):
-      for path in self.folder.iterdir():
-        if path.is_dir() and not (path.name.isdigit() and int(path.name) <= chunks):
-          path.rmtree(missing_ok=True)
+    if hosts.is_first():
+      save_folder.keep_up_to(self.folder, chunks)
 
   def _load_if_whole(self, chunks: int, abstract_state: SearchState, warn: Callable[[str], None]) -> Progress | None:
     """A save, or None after a warning if it is damaged for any process."""
     progress = damage = refusal = None
     try:
-      traces = self._load_traces(chunks)
+      traces = save_folder.load_traces(self.folder, chunks)
       progress = self._load_state(chunks, abstract_state), traces
     except part_files.Damaged as error:
       damage = str(error)
@@ -256,54 +218,15 @@ class SavedSearch:
     return progress
 
   def _load_state(self, chunks: int, abstract_state: SearchState) -> SearchState:
-    names = _named(abstract_state)
-    loaded = checkpoint.load_arrays(self._save_folder(chunks) / STATE, names)
+    names = named(abstract_state)
+    loaded = checkpoint.load_arrays(save_path(self.folder, chunks) / STATE, names)
     return jax.tree.unflatten(jax.tree.structure(abstract_state), [loaded[name] for name in names])
-
-  def _load_traces(self, chunks: int) -> list[list[ChunkTrace]]:
-    videos: dict[int, dict[int, dict[str, np.ndarray]]] = {}
-    for save in (save for save in self._saves() if save <= chunks):
-      part = stored_part.open_part(self._save_folder(save) / TRACE, None)
-      for name in part.stores:
-        chunk, video, leaf = name.split("/", 2)
-        videos.setdefault(int(video), {}).setdefault(int(chunk), {})[leaf] = part.read(name)
-    if not videos or any(sorted(by_chunk) != list(range(chunks)) for by_chunk in videos.values()):
-      raise part_files.Damaged(f"{self.folder}: the traces of some of the first {chunks} chunks are missing")
-    return [[_rebuilt(videos[video][chunk], self.folder) for chunk in range(chunks)] for video in sorted(videos)]
 
 
 def _reason(error: Exception) -> str:
   """Why writing failed. TensorStore hides the system's error code in pages of text."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   return os.strerror(int(code[1])) if code else part_files.first_line(error)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  """Leaves by path: keys of dicts, fields of tuples and indices, joined by slashes."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, np.ndarray]:
-  return {
-    f"{chunk:0{_DIGITS}}/{video}/{name}": np.asarray(leaf)
-    for video, chunks in enumerate(traces)
-    for chunk, trace in enumerate(chunks[first:], first)
-    for name, leaf in _named(trace).items()
-  }
-
-
-def _rebuilt(leaves: Mapping[str, np.ndarray], folder: epath.Path) -> ChunkTrace:
-  names = _named(_template(ChunkTrace))
-  if set(leaves) != set(names):
-    raise ConfigError(f"{folder}: its traces have other fields than this program's")
-  return jax.tree.unflatten(jax.tree.structure(_template(ChunkTrace)), [leaves[name] for name in names])
-
-
-def _template(kind: type) -> Any:
-  """A named tuple with 0 for every array. Fields of any type, such as recorded steps, are None."""
-  value = lambda hint: _template(hint) if hasattr(hint, "_fields") else None if hint is Any else 0
-  return kind(**{name: value(hint) for name, hint in typing.get_type_hints(kind).items()})
 
 
 def _copied(array: jax.Array) -> jax.Array | np.ndarray:

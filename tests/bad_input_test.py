@@ -11,7 +11,7 @@ from etils import epath
 from streamt1_jax.cli import results
 from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.config import ConfigError, preset
-from streamt1_jax.io import checkpoint
+from streamt1_jax.io import checkpoint, manifest, part_files
 from tests.command_line import generate, save_model
 
 PROMPT = "--prompt=a red circle"
@@ -234,3 +234,55 @@ def test_foreign_folder_in_the_place_of_a_result_is_kept(tmp_path, small_checkpo
   line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", "--overwrite")
   assert "is not an earlier result" in line
   assert (folder / "thesis.txt").read_text() == "ten years"
+
+
+@pytest.mark.parametrize(
+  "stored", ['""', "0", "[]", "null", '"prompt"', '{"prompt": {"a": 1}}', '{"prompt": "\\u001b[2J"}']
+)
+def test_manifests_of_other_types(tmp_path, small_checkpoint, stored):
+  folder = pathlib.Path(tmp_path / results.result_folder("outputs", "a red circle"))
+  folder.mkdir(parents=True)
+  (folder / "manifest.json").write_text(f'{{"settings": {stored}}}')
+  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}")
+  assert "was made with " in line
+  assert "--overwrite" in line
+  assert line.strip().isprintable()
+
+
+def test_a_result_that_was_altered_is_told(tmp_path, caplog):
+  """It is still the result that was asked for, so nothing is made anew unasked."""
+  folder = epath.Path(tmp_path / "result")
+  folder.mkdir()
+  for name in (results.VIDEO, results.TRACE):
+    (folder / name).write_text(f"this is {name}")
+  document = {"settings": {"seed": 1}, "files": part_files.describe_files(folder)}
+  manifest.write_json(folder / results.MANIFEST, document)
+  assert results.is_finished(folder, {"seed": 1}, overwrite=False)
+  assert not caplog.messages
+  (folder / results.TRACE).write_text("this is trace.jsom")
+  (folder / results.VIDEO).unlink()
+  assert results.is_finished(folder, {"seed": 1}, overwrite=False)
+  assert caplog.messages == [f"{folder}/trace.json is not what was written; --overwrite makes it again"]
+  for other in (0, "", [], {"trace.json": 3}):
+    manifest.write_json(folder / results.MANIFEST, document | {"files": other})
+    assert results.is_finished(folder, {"seed": 1}, overwrite=False)
+
+
+@pytest.mark.parametrize(
+  ("content", "fragment"),
+  [
+    ("a red circle".encode("utf-16"), "line 1: not UTF-8"),
+    ("a red circle".encode("utf-16-le"), "line 1: control character"),
+    ("a red circle".encode("utf-32"), "line 1: not UTF-8"),
+    ("un café".encode("latin-1"), "line 1: not UTF-8 text (byte 7)"),
+    (b"a\x1b[2Jred circle", "line 1: control character"),
+    (b"\xef\xbb\xbf\r\n\r\n", "no prompt"),
+    (b"\xed\xa0\x80", "line 1: not UTF-8"),
+    (b"a\n\xc2\x9b2Jb", "line 2"),
+  ],
+)
+def test_prompts_files_of_odd_encodings(tmp_path, content, fragment):
+  (tmp_path / "list.txt").write_bytes(content)
+  line = refused(tmp_path, "--prompts_file=list.txt")
+  assert fragment in line
+  assert line.strip().isprintable()

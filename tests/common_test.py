@@ -86,7 +86,7 @@ class TestMain:
   @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-      (ConfigError("two\n lines"), 2, "two lines"),
+      (ConfigError("two\n lines"), 2, r"two\n lines"),
       (FileNotFoundError(2, "No such file", "a/b"), 2, "a/b: No such file"),
       (OSError(28, "No space left", "a/b"), 3, "a/b: No space left"),
       (command.RunFailed("one of two failed"), 3, "one of two failed"),

@@ -44,6 +44,25 @@ def test_prompts_of_one_caption_are_not_independent():
   assert comparison.interval(np.repeat([1.0, 0.0], [400, 1200]), np.repeat(range(400), 4)) == once
 
 
+def test_rows_of_other_programs_are_none():
+  """What a file of rows may hold instead; each would end the summary with a traceback."""
+  row = _row(plain=True)
+  verdicts = row["verdicts"]
+  assert comparison.is_row(row | {"seed": 3})
+  for wrong in (
+    {},
+    {"caption": "a red circle"},
+    {"verdicts": verdicts},
+    row | {"caption": 3},
+    row | {"caption": ["a"]},
+    row | {"verdicts": []},
+    row | {"verdicts": {"plain": verdicts["plain"]}},
+    row | {"verdicts": verdicts | {"search": None}},
+    row | {"verdicts": verdicts | {"search": verdicts["search"] | {"shape": "yes"}}},
+  ):
+    assert not comparison.is_row(wrong)
+
+
 def test_the_table_has_a_row_for_every_method_and_difference():
   table = comparison.table(comparison.summary([_row(plain=True), _row(search=True)]))
   lines = table.splitlines()

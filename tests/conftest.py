@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join(
       *os.environ.get("XLA_FLAGS", "").split(),
       "--xla_force_host_platform_device_count=8",
       "--xla_cpu_use_fusion_emitters=false",
+      # Where other work has the cores, one of eight devices may be late for more than the 40 s that XLA waits for it.
+      "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
   )
 )

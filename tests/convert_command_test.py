@@ -96,7 +96,7 @@ def test_an_incomplete_checkpoint_says_what_is_missing(tmp_path, published):
     (["--backbone=nowhere.pt", "--output=out"], ["nowhere.pt does not exist"]),
     (["--model=wan_14b", "--backbone=a", "--output=out"], ["--model", "wan_14b", "wan_1_3b", ".json"]),
     (["--model=none.json", "--backbone=a", "--output=out"], ["--model none.json does not exist"]),
-    (["--model=binary.json", "--backbone=a", "--output=out"], ["--model binary.json is not UTF-8"]),
+    (["--model=binary.json", "--backbone=a", "--output=out"], ["--model binary.json cannot be read: 'utf-8' codec"]),
     (["--backbone=~nobody_of_this_name/a", "--output=out"], ["~nobody_of_this_name/a does not exist"]),
     (["--backbone=", "--output=out"], ["--backbone=", "empty"]),
     (["--dtype=int8", "--backbone=a", "--output=out"], ["dtype", "bfloat16"]),

@@ -226,14 +226,46 @@ class TestLora:
       (lambda t: {name: np.concatenate([x, x], axis=1) for name, x in t.items()}, ["--lora", "misshapen"]),
       (lambda t: {name: x for name, x in t.items() if "blocks.1.ffn.0.lora_B" not in name}, ["1 missing", "ffn.0"]),
       (lambda t: t | {"extra.lora_A.weight": np.zeros((RANK, 4), np.float32)}, ["1 unknown", "extra"]),
+      (lambda t: {name: x[:0] if "lora_A" in name else x[:, :0] for name, x in t.items()}, ["needs one rank", "[0]"]),
+      (lambda t: {name: x[0, 0] for name, x in t.items()}, ["needs one rank"]),
+      (lambda t: {name: x[None] if "lora_A" in name else x for name, x in t.items()}, ["misshapen"]),
+      (lambda t: {name: x[:, :-1] if "lora_B" in name else x for name, x in t.items()}, ["20 misshapen", "lora_B"]),
+      (
+        lambda t: {name: x[:-1] if "blocks.0.ffn.0.lora_A" in name else x for name, x in t.items()},
+        ["one rank", "[2, 3]"],
+      ),
     ],
-    ids=["empty", "names", "shapes", "half", "extra"],
+    ids=["empty", "names", "shapes", "half", "extra", "no rank", "no axes", "three axes", "rank of B", "rank of one A"],
   )
   def test_adapter_of_another_model(self, tmp_path, published, change, fragments):
     write_safetensors(tmp_path / "lora.safetensors", change(adapter()))
     line = refused_here(tmp_path, published, lora="lora.safetensors", lora_alpha=1)
     for fragment in fragments:
       assert fragment in line
+
+  @pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+      ({"lora_alpha": 10**400}, "lora_alpha must be a positive number"),
+      ({"lora_alpha": True}, "lora_alpha must be a positive number of at most 1e9, got True"),
+      ({"lora_alpha": {}}, "lora_alpha must be a positive number"),
+      ({"lora_alpha": 1, "r": {"x": "y" * 10**5}}, "says rank {'x': 'yyy"),
+      ({"lora_alpha": 1, "rank_pattern": {"a\n": 3}}, "rank_pattern is not supported"),
+      ({"lora_alpha": 1, "use_rslora": "false"}, "use_rslora must be true or false, got 'false'"),
+      ([], "must hold a JSON object"),
+      ('{"r": 3, "r": 3}', "the name 'r' stands twice"),
+    ],
+    ids=["huge", "true", "object", "rank", "pattern", "rslora", "list", "twice"],
+  )
+  def test_configurations_of_peft(self, tmp_path, published, settings, fragment):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_safetensors(folder / "adapter_model.safetensors", adapter())
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    (folder / "adapter_config.json").write_text(text)
+    line = refused_here(tmp_path, published, lora=folder)
+    assert fragment in line
+    assert line.isprintable()
 
   def test_alpha_must_be_known(self, tmp_path, published):
     line = refused_here(tmp_path, published, lora=published / "lora.pt")

@@ -7,6 +7,8 @@ another name stands for the published ones, which are not part of this repositor
 import json
 import pathlib
 import shutil
+import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.convert import reward_part
+from streamt1_jax.convert import reward_part, reward_prompts
 from streamt1_jax.convert.tables import hpsv3, videoalign
 from streamt1_jax.io import config_json
 from streamt1_jax.measuring import random_rewards
@@ -214,3 +216,58 @@ def test_foreign_folders(tmp_path):
   (tmp_path / "reward.json").write_text('{"format_version": 1, "reward": "clip", "config": {}}')
   with pytest.raises(ConfigError, match="reward must be one of hpsv3, videoalign, got 'clip'"):
     load_reward(tmp_path, fps=16.0)
+
+
+class TestHostileTexts:
+  """An instruction text comes from a module or a wheel that somebody put on the web."""
+
+  MEMBER = "hpsv3/dataset/data_collator_qwen.py"
+
+  def _refused(self, path: pathlib.Path) -> str:
+    tracemalloc.start()
+    with pytest.raises(ConfigError) as caught:
+      reward_prompts.read("hpsv3", path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+  def test_a_wheel_that_unpacks_to_a_gigabyte(self, tmp_path):
+    with (
+      zipfile.ZipFile(tmp_path / "w.whl", "w", zipfile.ZIP_DEFLATED) as archive,
+      archive.open(self.MEMBER, "w") as file,
+    ):
+      for _ in range(2**7):
+        file.write(b" " * 2**20)
+    assert (tmp_path / "w.whl").stat().st_size < 10**6
+    assert "is not a wheel of hpsv3: it is too large" in self._refused(tmp_path / "w.whl")
+
+  @pytest.mark.parametrize(("at", "value"), [(8, 99), (8, 12), (6, 1), (14, 7), (30, 200)])
+  def test_a_wheel_that_is_damaged(self, tmp_path, at, value):
+    """Its method of compression, encryption, checksum and name; and data that cannot be unpacked."""
+    with zipfile.ZipFile(tmp_path / "w.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+      archive.writestr(self.MEMBER, "INSTRUCTION = 'text'\n" * 50)
+    content = bytearray((tmp_path / "w.whl").read_bytes())
+    content[at] = value
+    table = content.index(b"PK\x01\x02")
+    if at < 30:
+      content[table + at + 2] = value
+    (tmp_path / "w.whl").write_bytes(content)
+    assert "is not a wheel of hpsv3" in self._refused(tmp_path / "w.whl")
+
+  @pytest.mark.parametrize(
+    "text",
+    [
+      "(" * 10**5,
+      "x = " + "[" * 150 + "]" * 150,
+      "x = " + "-" * 20_000 + "1",
+      "x = " + "1+" * 9000 + "1",
+      " " * 2**21,
+      "\0",
+    ],
+    ids=["brackets", "nested", "signs", "sums", "long", "zero"],
+  )
+  def test_modules_that_are_deep_or_long(self, tmp_path, text):
+    (tmp_path / "m.py").write_text(text)
+    self._refused(tmp_path / "m.py")

@@ -156,6 +156,10 @@ def _adapted(generator=None, out: int = 5, inputs: int = 4, rank: int = 2) -> di
   }
 
 
+def _reshape(tensors, matrix: str, shape: tuple[int, ...]) -> None:
+  tensors[f"base_model.model.layer.{matrix}.weight"] = np.zeros(shape, np.float32)
+
+
 def _rename(tensors: dict, old: str, new: str) -> None:
   tensors[f"base_model.model.{new}"] = tensors.pop(f"base_model.model.{old}")
 
@@ -195,6 +199,13 @@ class TestAdapters:
       (lambda t: t.update({"base_model.model.layer.bias": np.zeros(5)}), "has layer.bias twice: .*base_layer.bias"),
       (lambda t: t.update({"stray": np.zeros(1)}), "names every tensor base_model.model..*, found stray"),
       (lambda t: t.update(_adapted(rank=3)), r"adapter of layer is \[5, 3\] by \[3, 4\]; rank 2"),
+      (lambda t: _reshape(t, "lora_B.default", (5, 3)), r"adapter of layer is \[5, 3\] by \[2, 4\]; rank 2"),
+      (lambda t: _reshape(t, "lora_B.default", (4, 2)), r"adapter of layer is \[4, 2\] by \[2, 4\]; rank 2"),
+      (lambda t: _reshape(t, "lora_A.default", (3, 4)), r"adapter of layer is \[5, 2\] by \[3, 4\]; rank 2"),
+      (lambda t: _reshape(t, "lora_A.default", (2, 5)), r"adapter of layer is \[5, 2\] by \[2, 5\]; rank 2"),
+      (lambda t: _reshape(t, "base_layer", ()), r"adapter of layer belongs to a weight of \[\]; expected a matrix"),
+      (lambda t: _reshape(t, "base_layer", (5,)), r"a weight of \[5\]; expected a matrix"),
+      (lambda t: _reshape(t, "base_layer", (5, 4, 1)), r"a weight of \[5, 4, 1\]; expected a matrix"),
     ],
   )
   def test_faults(self, change, message):

@@ -303,6 +303,18 @@ class TestGroups:
     self._make(tmp_path, overwrite=True, **changes)
     assert not folder.exists()
 
+  @pytest.mark.parametrize("prompts", [0, "a", None, {"a": 1}, [["a"]], [3]])
+  def test_prompts_of_another_type_are_refused(self, tmp_path, prompts):
+    folder = stopped_searches.saved_folder(epath.Path(tmp_path) / "a")
+    document = {"format_version": 1, "settings": {"prompts": prompts, "seed": 0}, "resumed_at": []}
+    manifest.write_json(folder / "search.json", document)
+    with pytest.raises(ConfigError, match=r"\.a\.saved does not say which prompts"):
+      self._make(tmp_path)
+    stopped_searches.discard_finished([epath.Path(tmp_path) / "a"], ["a"])
+    assert folder.exists()
+    self._make(tmp_path, overwrite=True)
+    assert not folder.exists()
+
   def test_same_settings_go_on_whatever_overwrite_says(self, tmp_path):
     folder = self._stop(tmp_path, "c", "d")
     assert self._make(tmp_path, overwrite=True) == [["a", "b"], ["c", "d"], ["e"]]

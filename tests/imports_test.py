@@ -14,6 +14,7 @@ FLOORS = (
   ("measuring", "training"),
   ("pipeline", "convert"),
   ("saved_search", "trace"),
+  ("save_folder",),
   ("drivers",),
   ("chunk_step",),
   ("models",),
@@ -26,7 +27,7 @@ FLOORS = (
   ("io", "parallel", "shipped"),
   ("nn",),
   ("config",),
-  ("typing",),
+  ("messages", "typing"),
 )
 """Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 import time
@@ -55,6 +56,25 @@ def test_what_json_cannot_hold_becomes_null_or_a_number(tmp_path):
 def test_dataclasses_are_objects(tmp_path):
   search = SearchConfig.paper(beam_size=3)
   assert _write_and_read(tmp_path / "a.json", {"search": search}) == {"search": dataclasses.asdict(search)}
+
+
+def test_a_checksum_is_that_of_the_other_fields(tmp_path):
+  """By hand: SHA-256 of the fields sorted by name, on one line."""
+  found = _write_and_read(tmp_path / "a.json", {"seed": 3, "prompt": "ü"})
+  assert not manifest.is_whole(found)
+  manifest.write_json(tmp_path / "a.json", {"seed": 3, "prompt": "ü"}, checksum=True)
+  found = json.loads((tmp_path / "a.json").read_text())
+  assert found.pop(manifest.CHECKSUM) == hashlib.sha256(rb'{"prompt": "\u00fc", "seed": 3}').hexdigest()
+  assert found == {"seed": 3, "prompt": "ü"}
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"seed": 3.0}, {"seed": True}, {"prompt": "u"}, {"more": None}])
+def test_another_content_is_not_whole(tmp_path, change):
+  manifest.write_json(tmp_path / "a.json", {"seed": 3, "prompt": "ü", "scores": [1.5, float("nan")]}, checksum=True)
+  found = json.loads((tmp_path / "a.json").read_text())
+  assert manifest.is_whole(found)
+  assert not manifest.is_whole(found | change)
+  assert not manifest.is_whole({name: value for name, value in found.items() if name != "seed"})
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def test_other_files_are_refused(path, content, message):
   assert path.read_bytes() == content
 
 
+def test_rows_of_another_program_are_refused(path):
+  rows.Writer(path, {}, [{"caption": "a"}, {"text": "b"}])
+  with pytest.raises(ConfigError, match="^--output=x, line 3 is not a row of such a run; give the same flags"):
+    rows.read(path, {}, name="--output=x", is_row=lambda row: "caption" in row)
+  assert rows.read(path, {}) == [{"caption": "a"}, {"text": "b"}]
+
+
 def test_what_is_no_json_is_not_written(path):
   writer = rows.Writer(path, {})
   with pytest.raises(ValueError, match="Out of range float"):

@@ -1,9 +1,11 @@
 """Searches that go on where they were saved: bit for bit, from the newest save that is whole."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import itertools
+import json
 import resource
 import signal
 
@@ -15,7 +17,7 @@ from etils import epath
 from streamt1_jax import drivers, saved_search
 from streamt1_jax.config import ConfigError
 from streamt1_jax.execution import Execution
-from streamt1_jax.io import checkpoint, part_files, paths
+from streamt1_jax.io import checkpoint, manifest, part_files, paths, stored_part
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.sharding import tree_shardings
 from streamt1_jax.saved_search import SavedSearch, SaveError
@@ -108,7 +110,7 @@ def test_only_two_states_are_kept_and_every_trace_once(folder):
   saves = [path for path in sorted(folder.iterdir()) if path.is_dir()]
   assert [path.name for path in saves if (path / "state").exists()] == ["000004", "000007"]
   assert all((path / "trace/part.json").exists() for path in saves)
-  last = saved_search.stored_part.open_part(folder / "000007/trace", None)
+  last = stored_part.open_part(folder / "000007/trace", None)
   assert {name.split("/")[0] for name in last.stores} == {"000004", "000005", "000006"}
 
 
@@ -246,6 +248,122 @@ def test_descriptions(tmp_path):
   (tmp_path / "search.json").write_text('{"format_version": 1}')
   with pytest.raises(ConfigError, match=r"search\.json is corrupt"):
     saved_search.read_description(tmp_path)
+
+
+def _alter(path, old, new):
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new))
+
+
+def test_every_bit_of_the_description_is_checked(tmp_path):
+  """A bit that flips is told, or the description is the one that was written: where names are put apart by layout."""
+  _run(tmp_path, until=3, save_at=(2,))
+  path = tmp_path / "search.json"
+  content, expected = path.read_bytes(), saved_search.read_description(tmp_path)
+  (tmp_path / "000002/search.json").unlink()
+  harmless = 0
+  for place in range(8 * len(content)):
+    flipped = bytearray(content)
+    flipped[place // 8] ^= 1 << place % 8
+    path.write_bytes(flipped)
+    with contextlib.suppress(part_files.Damaged):
+      assert saved_search.read_description(tmp_path) == expected
+      harmless += 1
+  # Spaces become tabs and the like; and the name of the checksum may become another, with 17 letters of 8 bits.
+  assert harmless < 8 * 17 + 3 * content.count(b" ") + content.count(b"\n")
+
+
+@pytest.mark.parametrize("name", ["search.json", "000005/state/part.json", "000005/trace/part.json"])
+def test_another_format_version_is_damage(tmp_path, name):
+  """One bit makes 1 of 3. What is damaged does not count, and what is whole does."""
+  _run(tmp_path, until=6, save_at=(3, 5))
+  _alter(tmp_path / name, '"format_version": 1', '"format_version": 3')
+  warnings = []
+  first, traces = _run(tmp_path, until=8, save_at=(), warn=warnings.append)
+  assert first == (5 if name == "search.json" else 3)
+  _assert_same(traces)
+  (warning,) = warnings
+  assert name.split("/")[-1] in warning
+
+
+def test_a_later_version_is_refused_and_kept(tmp_path):
+  """It is not damaged: its checksum is right."""
+  _run(tmp_path, until=4, save_at=(3,))
+  description = json.loads((tmp_path / "search.json").read_text())
+  del description[manifest.CHECKSUM]
+  manifest.write_json(tmp_path / "search.json", description | {"format_version": 2}, checksum=True)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(ConfigError, match="format_version is 2; this program reads 1"):
+    _run(tmp_path, until=8, save_at=())
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), _flip])
+def test_a_description_that_is_lost_is_taken_from_a_save(tmp_path, damage):
+  _run(tmp_path, until=6, save_at=(3, 5))
+  damage(tmp_path / "search.json")
+  warnings = []
+  first, traces = _run(tmp_path, until=8, save_at=(), warn=warnings.append)
+  assert first == 5
+  _assert_same(traces)
+  (warning,) = warnings
+  assert "search.json" in warning
+  assert "the copy in the save after chunk 5 is taken" in warning
+  assert saved_search.read_description(tmp_path) == (SETTINGS, [5])
+
+
+def test_saves_without_any_description_are_removed_with_a_warning(tmp_path):
+  _run(tmp_path, until=4, save_at=(3,))
+  for path in tmp_path.rglob("search.json"):
+    path.unlink()
+  warnings = []
+  assert _run(tmp_path, until=1, save_at=(), warn=warnings.append)[0] == 0
+  (warning,) = warnings
+  assert warning == f"{tmp_path} has 1 saves and no search.json that says of what; they are removed"
+
+
+def test_folders_of_other_names_are_no_saves_and_stay(tmp_path):
+  """Some have names that Python takes for digits or numbers."""
+  names = ["²", "００００05", "5", "0000005", "000005x", "9" * 200, "notes"]
+  _run(tmp_path, until=4, save_at=(3,))
+  for name in names:
+    (tmp_path / name / "state").mkdir(parents=True)
+  assert _run(tmp_path, until=5, save_at=(4,))[0] == 3
+  assert all((tmp_path / name / "state").exists() for name in names)
+  assert _run(tmp_path, until=5, save_at=())[0] == 4
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_missing_chunk_is_damage(tmp_path, chunk):
+  """The files are what their checksums say, but one chunk was never written."""
+  _run(tmp_path, until=5, save_at=(2, 4))
+  trace = tmp_path / ("000002" if chunk < 2 else "000004") / "trace"
+  arrays = stored_part.open_part(trace, None)
+  kept = {name: arrays.read(name) for name in arrays.stores if not name.startswith(f"{chunk:06}/")}
+  assert 0 < len(kept) < len(arrays.stores)
+  checkpoint.save_params(trace, checkpoint.nested(kept))
+  warnings = []
+  assert _run(tmp_path, until=4, save_at=(), warn=warnings.append)[0] == (2 if chunk > 1 else 0)
+  assert "the traces of some of the first 4 chunks are missing" in warnings[0]
+
+
+def test_the_state_is_what_was_saved(tmp_path):
+  """Leaf by leaf: score histories may differ without a later decision that shows it."""
+  _run(tmp_path, until=5, save_at=(5,))
+  expected = next(state for state, trace in _states() if int(state.chunk_index) == 5)
+  params, _, models = _inputs()
+  with SavedSearch(tmp_path, SETTINGS) as saved:
+    abstract = drivers.abstract_state(params, models, SEARCH, _seed(()), num_chunks=NUM_CHUNKS)
+    state, traces = saved.restore(abstract, pytest.fail)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
+  _assert_same([traces[0] + _undisturbed()[5:]])
+  history = jax.device_get(state.beams.history)
+  # No two numbers of a history are the same, so none could stand in another's place.
+  numbers = [*history.short_sum, *history.recent.ravel(), *history.long]
+  assert len({float(number) for number in numbers}) > len(numbers) // 2
+  assert not np.array_equal(history.short_sum, history.long)
+  assert history.count.tolist() == [5] * SEARCH.top_k
 
 
 @pytest.mark.usefixtures("unchecked_types")

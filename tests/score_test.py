@@ -1,10 +1,12 @@
 """Videos scored by the command line: the numbers of the rewards themselves, and no bad file stops the others."""
 
 import csv
+import dataclasses
 import fractions
 import io
 import json
 import math
+import os
 import pathlib
 import shutil
 
@@ -16,12 +18,15 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from streamt1_jax.cli import score as score_command
 from streamt1_jax.cli import score_inputs
+from streamt1_jax.cli.score_rows import Output, Row
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import video
-from streamt1_jax.rewards.base import CandidateInfo
+from streamt1_jax.io import manifest, video
+from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, Promptless
 from streamt1_jax.rewards.folder import load_reward
 from streamt1_jax.rewards.quality import ImageQuality
+from streamt1_jax.rewards.scorers import FrameScorer, WindowScorer
 from tests import videos
 from tests.command_line import Result, result_of, score, start
 from tests.small_rewards import resize, save_reward
@@ -283,6 +288,8 @@ class TestResuming:
       ("scores.json", '{"rows": []}', "scores.json does not say which settings it was made with"),
       (".scores.partial.jsonl", "", ".scores.partial.jsonl does not hold the rows of a run"),
       (".scores.partial.jsonl", '{"settings": {}}\nnone\n', ".scores.partial.jsonl, line 2"),
+      ("scores.json", '{"settings": "", "rows": []}', "scores.json does not say which settings"),
+      ("scores.json", '{"settings": 0, "rows": []}', "scores.json does not say which settings"),
     ],
   )
   def test_foreign_files_are_kept(self, tmp_path, name, content, message):
@@ -292,6 +299,90 @@ class TestResuming:
     assert result.code == 2, result
     assert message in result.stderr
     assert (tmp_path / name).read_text() == content
+
+
+_ROW = dataclasses.asdict(Row("a.mp4", "a red circle", 9, 1, 3, 16.0, 32, 48, {"quality": 1.0}, None))
+
+
+class TestRowsOfOthers:
+  @pytest.mark.parametrize(
+    "rows",
+    [
+      None,
+      "text",
+      {"a.mp4": _ROW},
+      [3],
+      ["text"],
+      [[]],
+      [_ROW | {"video": ["a.mp4"]}],
+      [_ROW | {"video": None}],
+      [_ROW | {"prompt": 3}],
+      [_ROW | {"error": {"a": 1}}],
+      [_ROW | {"bytes": "9"}],
+      [_ROW | {"modified": True}],
+      [_ROW | {"num_frames": [3]}],
+      [_ROW | {"fps": "16"}],
+      [_ROW | {"height": {}}],
+      [_ROW | {"scores": []}],
+      [_ROW | {"scores": {"quality": "1.0"}}],
+      [_ROW | {"scores": {"quality": {"mean": 1.0}}}],
+      [_ROW | {"scores": {"quality": None}}],
+      [_ROW | {"scores": {"quality": [1.0, "2"]}}],
+      [_ROW | {"scores": {"quality": 10**400}}],
+      [{name: value for name, value in _ROW.items() if name != "fps"}],
+      [_ROW | {"more": 1}],
+    ],
+  )
+  def test_are_refused(self, tmp_path, rows):
+    output = Output(epath.Path(tmp_path / "scores.csv"))
+    manifest.write_json(output.json, {"settings": {"reward": "quality"}, "rows": [_ROW]})
+    assert output.earlier_rows({"reward": "quality"}) == {"a.mp4": Row(**_ROW)}
+    output.json.write_text(json.dumps({"settings": {"reward": "quality"}, "rows": rows}))
+    with pytest.raises(ConfigError, match="is not a file of scores; use --overwrite or another --output"):
+      output.earlier_rows({"reward": "quality"})
+
+  def test_are_refused_by_the_command(self, tmp_path):
+    video.write_video(tmp_path / "a.mp4", clip(3), 16)
+    settings = {"reward": "quality", "dtype": "bfloat16", "image_frames": None}
+    (tmp_path / "scores.json").write_text(json.dumps({"settings": settings, "rows": [_ROW | {"scores": {"q": "1"}}]}))
+    result = score(tmp_path, "--videos=a.mp4", "--reward=quality")
+    assert result.code == 2, result
+    (line,) = result.stderr.splitlines()
+    assert line == "error: scores.json is not a file of scores; use --overwrite or another --output"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Root(Promptless):
+  """Square root of the mean brightness less 100: NaN for dark pictures."""
+
+  def __call__(self, params, condition, frames, info):
+    pixels = frames.chunk if isinstance(frames, FrameWindow) else frames
+    return jnp.sqrt(jnp.mean(pixels, dtype=jnp.float32) - 100)
+
+
+class TestRewardsWithoutANumber:
+  @pytest.mark.parametrize("scorer", [FrameScorer, WindowScorer])
+  def test_is_no_score(self, scorer):
+    made = scorer("root", _Root(), {}, lambda prompt: (), False)
+    frames = np.full((3, 4, 4, 3), 181, np.uint8)
+    np.testing.assert_allclose(made(None, frames)["root"], 9.0, rtol=1e-6)
+    frames[1 if scorer is FrameScorer else slice(None)] = 19
+    with pytest.raises(ConfigError, match="^the score of root is NaN or Inf$"):
+      made(None, frames)
+
+  def test_is_told_in_the_row(self, tmp_path):
+    """Its scores alone are missing, and the next video has them all."""
+    rewards = {"root": _Root(), "quality": ImageQuality()}
+    scorers = [FrameScorer(name, reward, {}, lambda prompt: (), False) for name, reward in rewards.items()]
+    rows = []
+    for grey in (19, 181):
+      path = epath.Path(tmp_path / f"{grey}.mp4")
+      video.write_video(path, np.full((3, 16, 16, 3), grey, np.uint8), 16)
+      task = score_inputs.Task(path, None)
+      rows.append(score_command.score_video(task, score_command.start_row(task), scorers))
+    assert [row.error for row in rows] == ["the score of root is NaN or Inf", None]
+    of_quality = ["quality", "quality_frames"]
+    assert [sorted(row.scores) for row in rows] == [of_quality, [*of_quality, "root", "root_frames"]]
 
 
 def _patched(content: bytes, box: bytes, offset: int, value: bytes) -> bytes:
@@ -371,6 +462,64 @@ class TestBadFiles:
     assert result.code == 3, result
     assert "50 frames of 8192x8192 take 9.4 GiB" in result.stderr
     assert "--image_frames" in result.stderr
+
+  def test_the_worst_of_them_do_not_stop_the_rest(self, tmp_path):
+    """What a folder may hold under the name of a video; the last one is scored."""
+    clips = tmp_path / "clips"
+    video.write_video(clips / "z.mp4", clip(9), 16)
+    whole = (clips / "z.mp4").read_bytes()
+    (clips / "broken.mp4").symlink_to("nowhere")
+    (clips / "changes.avi").write_bytes(videos.pictures([(32, 48), (64, 48)]))
+    (clips / "device.mp4").symlink_to("/dev/zero")
+    (clips / "folder.mp4").mkdir()
+    (clips / "large.avi").write_bytes(videos.pictures([(9000, 9000)]))
+    (clips / "latin.mov").write_bytes(videos.encode("mov", title=b"caf\xe9"))
+    (clips / "list.mp4").write_text("ffconcat version 1.0\nfile z.mp4\n")
+    (clips / "loop").symlink_to(clips)
+    (clips / "loop2").symlink_to(clips)
+    os.mkfifo(clips / "pipe.mp4")
+    (clips / "rows\x1b[2J\n.mp4").write_bytes(whole[: len(whole) // 2])
+    result = score(tmp_path, "--videos=clips", "--reward=quality")
+    assert result.code == 3, result
+    rows = read_rows(tmp_path)
+    messages = {
+      "broken.mp4": "does not exist or is not a file",
+      "changes.avi": "changes the size of its frames midway",
+      "device.mp4": "does not exist or is not a file",
+      "large.avi": "more than 67108864 pixels",
+      "latin.mov": None,
+      "list.mp4": "its format is none of mp4",
+      "pipe.mp4": "does not exist or is not a file",
+      "rows\x1b[2J\n.mp4": "is ",
+      "z.mp4": None,
+    }
+    assert list(rows) == list(messages)
+    for name, message in messages.items():
+      assert rows[name]["error"] is None if message is None else message in rows[name]["error"]
+      assert (rows[name]["error"] or "").isprintable()
+      assert len(rows[name]["error"] or "") <= 500
+    assert all(line.isprintable() for line in result.stdout.splitlines())
+    assert len(result.stdout.splitlines()) == 1 + len(messages) + 2
+    assert result.stderr.splitlines()[-1].isprintable()
+    # The same run again: rows with any text are read as they were written.
+    assert score(tmp_path, "--videos=clips", "--reward=quality").code == 3
+    assert read_rows(tmp_path) == rows
+
+  @pytest.mark.parametrize("reward", ["quality", "coherence"])
+  def test_frames_of_15_pixels(self, tmp_path, reward):
+    for size in ((15, 16), (16, 15), (16, 16)):
+      name = f"{size[0]}x{size[1]}.avi"
+      (tmp_path / name).write_bytes(videos.encode("avi", "ffv1", size=size, frames=4))
+    result = score(tmp_path, "--videos=*.avi", f"--reward={reward}")
+    assert result.code == 3, result
+    rows = read_rows(tmp_path)
+    assert {name: row["error"] is None for name, row in rows.items()} == {
+      "15x16.avi": False, "16x15.avi": False, "16x16.avi": True
+    }  # fmt: skip
+    for name in ("15x16.avi", "16x15.avi"):
+      assert "at least 16" in rows[name]["error"]
+      assert rows[name]["scores"] == {}
+      assert rows[name]["num_frames"] == 4
 
   def test_are_tried_again(self, tmp_path):
     (tmp_path / "clips").mkdir()

@@ -47,18 +47,19 @@ def _tokenizer() -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def _spec_of(config) -> RewardSpec:
+def spec_of(config) -> RewardSpec:
+  """The reward that `config` belongs to."""
   return next(spec for spec in REWARDS.values() if spec.config_type is type(config))
 
 
 def abstract_params(config, dtype=np.float32):
   """Shapes of the parameters of the reward that `config` belongs to."""
-  return _spec_of(config).abstract_params(config, dtype)
+  return spec_of(config).abstract_params(config, dtype)
 
 
 def convert(tensors: Mapping[str, np.ndarray], config, dtype=np.float32, lora: tuple[int, int] | None = None):
   """Parameters in memory from the tensors of a published checkpoint; `lora` is another rank and alpha."""
-  conversion = CONVERSIONS[_spec_of(config).name]
+  conversion = CONVERSIONS[spec_of(config).name]
   if peft_merge.is_peft(tensors):
     tensors = peft_merge.merged(tensors, *(lora or conversion.lora))
   rules = conversion.rules(config, qwen2_vl.has_new_names(tensors))

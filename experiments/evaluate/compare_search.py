@@ -60,7 +60,7 @@ def run(values: flags.FlagValues) -> None:
     **search_flags.reward_settings(values, choice, "float32"),
     **config_json.to_json_value(search),
   }
-  made = rows.read(output, settings, name=f"--output={output}")
+  made = rows.read(output, settings, name=f"--output={output}", is_row=comparison.is_row)
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_prompts)
   pipeline = search_flags.load_pipeline(values, checkpoint)
   pipeline.text.prepare(captions[len(made) :])

@@ -19,7 +19,7 @@ from etils import epath
 
 from streamt1_jax.cli import command, files, flag_types
 from streamt1_jax.io import markdown, rows
-from streamt1_jax.measuring.compilation_table import CASES, COLUMNS, cells
+from streamt1_jax.measuring.compilation_table import CASES, COLUMNS, cells, is_row
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -46,7 +46,7 @@ def run(values: flags.FlagValues) -> None:
   """Makes what is missing, then prints the table."""
   files.require_writable("output", values.output)
   path, settings = epath.Path(values.output), {"num_layers": values.num_layers}
-  made = rows.read(path, settings, name=f"--output={path}")
+  made = rows.read(path, settings, name=f"--output={path}", is_row=is_row)
   missing = [case for case in CASES if case not in [row["case"] for row in made]]
   if missing:
     writer = rows.Writer(path, settings, made)

@@ -25,6 +25,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.io import signals
 from streamt1_jax.io.signals import Terminated, is_terminated, raise_if_interrupted, termination_deferred
+from streamt1_jax.messages import one_line
 from streamt1_jax.parallel import hosts
 from streamt1_jax.saved_search import SaveError
 
@@ -181,5 +182,5 @@ def _exit_code(run: Callable[[flags.FlagValues], None], values: flags.FlagValues
 
 
 def _report(message: str, code: int) -> int:
-  print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  print(f"error: {one_line(' '.join(message.split()))}", file=sys.stderr, flush=True)
   return code

@@ -77,14 +77,10 @@ def read_model(name: str) -> ModelConfig:
       return preset(name)
     except ConfigError as error:
       raise ConfigError(f"--model: {error}; or the path of a .json file") from error
-  path = os.path.expanduser(name)
-  if not os.path.isfile(path):
+  path = pathlib.Path(os.path.expanduser(name))
+  if not path.is_file():
     raise ConfigError(f"--model {name} does not exist")
-  try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise ConfigError(f"--model {name} is not UTF-8 text: {error}") from error
-  return checkpoint.model_config_from_dict(config_json.parse_strict_json(text, name), name)
+  return checkpoint.model_config_from_dict(config_json.read_json(path, f"--model {name}"), name)
 
 
 def reward_sources(values: flags.FlagValues) -> list[reward_part.RewardSources]:

@@ -51,7 +51,7 @@ from streamt1_jax.cli.files import checkpoint_sha256, find_checkpoint
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.drivers import SearchError
-from streamt1_jax.io import config_json, manifest
+from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
@@ -259,7 +259,8 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       if prompt in staging:
         folder = staging[prompt]
         manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
-        manifest.write_json(folder / results.FAILURE, {"error": str(error), "chunk": len(chunks), **runs[prompt]})
+        failed_at = {"error": str(error), "chunk": len(chunks), "files": part_files.describe_files(folder)}
+        manifest.write_json(folder / results.FAILURE, failed_at | runs[prompt])
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
       hosts.everyone(None)
       raise failure from error
@@ -269,7 +270,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       folder, run = staging[prompt], runs[prompt]
       with timer.phase("write"):
         trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
-        results.write_video_files(folder, made, trace)
+        run |= results.write_video_files(folder, made, trace)
       run |= results.describe_video(made, trace, plan.values.seed) | {
         "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,

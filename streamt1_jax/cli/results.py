@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,11 +16,13 @@ from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.cli.files import FULL_DISK
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, manifest, part_files, paths, video
+from streamt1_jax.messages import shortened
 from streamt1_jax.pipeline import Video, display_scale
 
 MANIFEST, FAILURE = "manifest.json", "failed.json"
 VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
 _SLUG_LENGTH = 48
+_LOGGER = logging.getLogger(__name__)
 
 
 def result_folder(output_dir: epath.PathLike, prompt: str) -> epath.Path:
@@ -41,15 +44,28 @@ def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: b
   """
   if not folder.exists() or (folder / FAILURE).is_file() or _is_half_published(folder):
     return False
-  stored = part_files.read_json_object(folder, MANIFEST, "an earlier result").get("settings", {})
+  document = part_files.read_json_object(folder, MANIFEST, "an earlier result")
   if overwrite:
     return False
-  require_same(f"{folder} was made", stored, settings, "use --overwrite or another --output_dir")
+  require_same(f"{folder} was made", document.get("settings", {}), settings, "use --overwrite or another --output_dir")
+  _warn_of_changes(folder, document.get("files"))
   return True
 
 
-def require_same(what: str, stored: Mapping[str, Any], settings: Mapping[str, Any], remedy: str) -> None:
+def _warn_of_changes(folder: epath.Path, listed: Any) -> None:
+  """Warns of files that are not what the manifest says was written. An older one lists no files."""
+  # An object is written whole, and to hash it is to download it.
+  if paths.is_object_store(folder) or not isinstance(listed, dict):
+    return
+  for name, found in part_files.describe_files(folder).items():
+    if listed.get(name, found) != found:
+      _LOGGER.warning(f"{folder / name} is not what was written; --overwrite makes it again")
+
+
+def require_same(what: str, stored: Any, settings: Mapping[str, Any], remedy: str) -> None:
   """Raises ConfigError, "`what` with NAME VALUE, not VALUE; `remedy`", at the first of `settings` stored otherwise."""
+  if not isinstance(stored, Mapping):
+    raise ConfigError(f"{what} with settings that are {shortened(stored)}; {remedy}")
   for name, value in settings.items():
     if stored.get(name) != value:
       raise ConfigError(f"{what} with {name} {stored.get(name)}, not {value}; {remedy}")
@@ -153,8 +169,10 @@ def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, A
   }
 
 
-def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any]) -> None:
+def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any]) -> dict[str, Any]:
+  """Writes the files of a result but for its manifest. Returns their sizes and checksums, for that."""
   made.save(folder / VIDEO)
   scale = display_scale(made.frames.shape[1])
   video.write_png(folder / CONTACT_SHEET, video.contact_sheet(made.frames, made.fps, scale=scale))
   manifest.write_json(folder / TRACE, trace)
+  return {"files": part_files.describe_files(folder)}

@@ -45,6 +45,7 @@ from streamt1_jax.cli.score_inputs import Task
 from streamt1_jax.cli.score_rows import Output, Row, to_table
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, video
+from streamt1_jax.messages import one_line
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring
 from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
@@ -128,14 +129,10 @@ def read_tasks(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> list
   return tasks
 
 
-def as_text(name: str) -> str:
-  """The name of a file may be no text at all; JSON and CSV are."""
-  return name.encode(errors="backslashreplace").decode()
-
-
 def start_row(task: Task) -> Row:
   """The row of a video before anything of it is read."""
-  name = as_text(os.fspath(task.video))
+  # The name of a file may be no text at all; JSON and CSV are.
+  name = os.fspath(task.video).encode(errors="backslashreplace").decode()
   try:
     stat = task.video.stat()
     return Row(name, task.prompt, stat.length, int(stat.mtime))
@@ -150,6 +147,8 @@ def noting_in(errors: list[str], task: Task) -> Iterator[None]:
     yield
   except (ConfigError, OSError) as error:
     errors.append(" ".join(str(error).removeprefix(f"{task.video} ").split()))
+  except MemoryError:
+    errors.append("there is not enough memory for its frames")
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
@@ -175,7 +174,7 @@ def score_video(task: Task, row: Row, scorers: Sequence[VideoScorer]) -> Row:
     for scorer, own in indices.items():
       with noting_in(errors, task):
         scores |= scorer(task.prompt, frames if len(own) == len(needed) else frames[np.searchsorted(needed, own)])
-  return dataclasses.replace(row, scores=scores, error=as_text("; ".join(dict.fromkeys(errors))) or None)
+  return dataclasses.replace(row, scores=scores, error=one_line("; ".join(dict.fromkeys(errors))) or None)
 
 
 def read_needed(task: Task, info: video.VideoInfo, indices: np.ndarray) -> np.ndarray:

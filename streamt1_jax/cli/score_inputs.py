@@ -60,13 +60,17 @@ def _matches(pattern: epath.Path) -> list[epath.Path]:
   return list(pattern.parent.glob(pattern.name))
 
 
-def _videos_at(place: epath.Path) -> Iterator[epath.Path]:
+def _videos_at(place: epath.Path, above: frozenset[str] = frozenset()) -> Iterator[epath.Path]:
   if not place.is_dir():
     yield place
     return
+  # A link may lead back to a folder that is being searched.
+  real = os.path.realpath(place)
+  if real in above and not paths.is_object_store(place):
+    return
   for entry in place.iterdir():
     if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix.lower() in SUFFIXES):
-      yield from _videos_at(entry)
+      yield from _videos_at(entry, above | {real})
 
 
 def with_given_prompts(videos: list[epath.Path], prompts_file: str) -> list[Task]:
@@ -135,7 +139,7 @@ def with_own_prompts(videos: list[epath.Path]) -> list[Task]:
 
 
 def _with_own_prompt(video: epath.Path) -> Task:
-  if not (video.parent / results.MANIFEST).is_file():
+  if not paths.is_regular_file(video.parent / results.MANIFEST):
     return Task(video, None)
   try:
     settings = part_files.read_json_object(video.parent, results.MANIFEST, "a generated video").get("settings")

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, manifest, part_files, rows
+from streamt1_jax.messages import one_line
 
 _NAME_WIDTH = 48
 _REMEDY = "use --overwrite or another --output"
@@ -142,10 +144,27 @@ def _to_json(row: Row) -> dict[str, Any]:
 
 def _by_video(values: Any, path: epath.Path) -> dict[str, Row]:
   """Rows as a file holds them. Raises ConfigError if they are no rows of scores."""
-  is_row = lambda value: isinstance(value, dict) and set(value) == set(_FIELDS) and isinstance(value["scores"], dict)
-  if not isinstance(values, list) or not all(map(is_row, values)):
+  if not isinstance(values, list) or not all(map(_is_row, values)):
     raise ConfigError(f"{path} is not a file of scores; {_REMEDY}")
   return {value["video"]: Row(**value) for value in values}
+
+
+def _is_row(value: Any) -> bool:
+  return (
+    isinstance(value, dict)
+    and set(value) == set(_FIELDS)
+    and isinstance(value["video"], str)
+    and all(value[name] is None or isinstance(value[name], str) for name in ("prompt", "error"))
+    and all(map(_is_number, (value["bytes"], value["modified"])))
+    and all(value[name] is None or _is_number(value[name]) for name in ("num_frames", "fps", "height", "width"))
+    and isinstance(value["scores"], dict)
+    and all(all(map(_is_number, score if isinstance(score, list) else [score])) for score in value["scores"].values())
+  )
+
+
+def _is_number(value: Any) -> bool:
+  # JSON knows integers of any size, and Python compares them exactly.
+  return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -192,11 +211,12 @@ def to_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     "  ".join([cells[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))])
     for cells in (header, *body)
   ]
-  errors = ["", *(row.error or "" for row in rows), ""]
+  errors = ["", *(one_line(row.error or "") for row in rows), ""]
   return "\n".join(f"{line}  {error}".rstrip() for line, error in zip(lines, errors))
 
 
 def _shorten(name: str) -> str:
+  name = one_line(name)
   return name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
 
 

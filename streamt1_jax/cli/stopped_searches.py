@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -139,10 +140,25 @@ def group_prompts(
 def discard_finished(folders: Iterable[epath.Path], finished: Collection[str]) -> None:
   """Removes the saves beside `folders` whose results are all there: a kill after the last result leaves them."""
   for folder in map(saved_folder, folders):
-    description = saved_search.read_description(folder)
-    prompts = description.settings.get("prompts", []) if description else []
-    if prompts and all(prompt in finished for prompt in prompts):
-      saved_search.discard(folder)
+    # What cannot be told is left: no result needs it.
+    with contextlib.suppress(ConfigError):
+      stopped = _read(folder)
+      if stopped and stopped["prompts"] and all(prompt in finished for prompt in stopped["prompts"]):
+        saved_search.discard(folder)
+
+
+def _read(folder: epath.Path) -> dict[str, Any] | None:
+  """The settings of the search that is saved in `folder`, or None if there is none; "prompts" is a list of texts.
+
+  Raises ConfigError if that cannot be told.
+  """
+  description = saved_search.read_description(folder)
+  if description is None:
+    return None
+  prompts = description.settings.get("prompts")
+  if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+    raise ConfigError(f"{folder} does not say which prompts it was searching; use --overwrite or another --output_dir")
+  return description.settings
 
 
 def _stopped_prompts(
@@ -156,10 +172,10 @@ def _stopped_prompts(
 ) -> list[str]:
   """The prompts of the search that is saved in `folder`; none if there is no search to go on with."""
   try:
-    description = saved_search.read_description(folder)
-    if description is None:
+    stopped = _read(folder)
+    if stopped is None:
       return []
-    prompts = description.settings.get("prompts", [])
+    prompts = stopped["prompts"]
     done = [prompt for prompt in prompts if prompt in finished]
     elsewhere = [prompt for prompt in prompts if prompt in given and prompt not in [*missing, *finished]]
     # A kill between the last result and the end of the search leaves the first.
@@ -171,7 +187,7 @@ def _stopped_prompts(
       return []
     known = [prompt for prompt in prompts if prompt in given]
     remedy = "give the same flags to go on with it, --overwrite to begin anew, or another --output_dir"
-    results.require_same(f"{folder} holds a stopped search", description.settings, settings(known), remedy)
+    results.require_same(f"{folder} holds a stopped search", stopped, settings(known), remedy)
   except ConfigError:
     if not overwrite:
       raise

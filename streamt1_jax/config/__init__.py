@@ -9,7 +9,7 @@ Units: a *latent frame* is one time step of the VAE's latent; a *chunk* is `chun
 one patch of a latent frame.
 """
 
-from streamt1_jax.config.base import LATER, ConfigError, require, required
+from streamt1_jax.config.base import LATER, MAX_SIZE, ConfigError, require, require_sizes, required
 from streamt1_jax.config.model import (
   BackboneConfig,
   CodecConfig,
@@ -24,6 +24,7 @@ from streamt1_jax.config.search import SearchConfig
 
 __all__ = [
   "LATER",
+  "MAX_SIZE",
   "PRESETS",
   "BackboneConfig",
   "CodecConfig",
@@ -34,6 +35,7 @@ __all__ = [
   "TextConfig",
   "preset",
   "require",
+  "require_sizes",
   "require_video_model",
   "required",
   "video_chunks",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import dataclasses
+from collections.abc import Collection
+from typing import Any, TypeVar
+
+from streamt1_jax.messages import one_line, shortened
 
 T = TypeVar("T")
 
@@ -11,7 +15,13 @@ LATER = {"later": True}
 
 
 class ConfigError(ValueError):
-  """A configuration or an input that cannot work; the message is one line that names the field and what is allowed."""
+  """A configuration or an input that cannot work; the message names the field and what is allowed.
+
+  Whatever text of a file is in it, the message is one line of at most `messages.MESSAGE_LIMIT` characters.
+  """
+
+  def __init__(self, message: str):
+    super().__init__(one_line(message))
 
 
 def required(value: T | None, what: str) -> T:
@@ -25,3 +35,38 @@ def require(condition: bool, message: str) -> None:
   """Raises ConfigError with `message` unless the condition holds."""
   if not condition:
     raise ConfigError(message)
+
+
+MAX_SIZE = 2**24
+"""Largest number in the configuration of a model: one digit too many is told before arrays of that size are made."""
+
+
+def require_sizes(config: Any, zero: Collection[str] = (), signed: Collection[str] = ()) -> None:
+  """Raises ConfigError, naming the field, unless every number of a dataclass, alone or in a tuple, is in its range.
+
+  Integers must be in 1..MAX_SIZE, other numbers above 0 and at most MAX_SIZE.
+
+  Args:
+    config: the dataclass; its fields that hold something else are left alone.
+    zero: names of fields that may be 0 as well.
+    signed: names of fields that may have any sign.
+  """
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    for number in value if isinstance(value, tuple) else (value,):
+      if type(number) not in (int, float):
+        continue
+      least = -MAX_SIZE if field.name in signed else 0
+      above = number > 0 or field.name in zero or field.name in signed
+      require(
+        least <= number <= MAX_SIZE and above,
+        f"{field.name} must be {_allowed(type(number), field.name in zero, least)}, got {shortened(number)}",
+      )
+
+
+def _allowed(number_type: type, zero: bool, least: int) -> str:
+  if least < 0:
+    return f"from {least} to {MAX_SIZE}"
+  if number_type is int:
+    return f"in {0 if zero else 1}..{MAX_SIZE}"
+  return f"{'at least' if zero else 'above'} 0 and at most {MAX_SIZE}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from streamt1_jax.config.base import LATER, ConfigError, require, required
+from streamt1_jax.config.base import LATER, ConfigError, require, require_sizes, required
 
 # Published per-channel statistics of the Wan 2.1 latent space (docs/reference/wan_vae.md).
 WAN_LATENT_MEAN = (
@@ -49,6 +49,7 @@ class BackboneConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
+    require_sizes(self)
     require(
       self.dim % self.num_heads == 0 and self.head_dim % 2 == 0,
       f"dim {self.dim} must be a multiple of num_heads {self.num_heads} with an even quotient",
@@ -87,6 +88,10 @@ class CodecConfig:
   latent_std: tuple[float, ...] = WAN_LATENT_STD
 
   def __post_init__(self):
+    require_sizes(self, zero=("num_res_blocks",), signed=("latent_mean",))
+    require(1 <= len(self.dim_mult) <= 16, f"dim_mult must have 1 to 16 entries, got {len(self.dim_mult)}")
+    # Every one is a module of its own, which takes time even before it has weights.
+    require(self.num_res_blocks <= 64, f"num_res_blocks must be at most 64, got {self.num_res_blocks}")
     stages = len(self.dim_mult) - 1
     require(
       len(self.spatial_down) == stages and len(self.temporal_down) == stages,
@@ -121,9 +126,9 @@ class TextConfig:
     dim: width of the residual stream.
     attn_dim: total width of the attention heads.
     ffn_dim: hidden width of the gated feed-forward layers.
-    num_heads: attention heads.
+    num_heads: attention heads; `attn_dim` is a multiple of it.
     num_layers: encoder blocks.
-    num_buckets: relative-position buckets.
+    num_buckets: relative-position buckets, a multiple of 4.
     max_distance: distance at which the buckets saturate.
     max_len: longest token sequence, end token included.
     eps: epsilon of every RMSNorm.
@@ -139,6 +144,18 @@ class TextConfig:
   max_distance: int = 128
   max_len: int = 512
   eps: float = 1e-6
+
+  def __post_init__(self):
+    require_sizes(self)
+    require(
+      self.attn_dim % self.num_heads == 0,
+      f"attn_dim {self.attn_dim} must be a multiple of num_heads {self.num_heads}",
+    )
+    require(
+      self.num_buckets % 4 == 0 and self.max_distance > self.num_buckets // 4,
+      f"num_buckets must be a multiple of 4 and less than 4 times max_distance ({self.max_distance}), "
+      f"got {self.num_buckets}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +177,7 @@ class ScheduleConfig:
   sampler: str = dataclasses.field(default="renoise", metadata=LATER)
 
   def __post_init__(self):
+    require_sizes(self, zero=("context_timestep",))
     steps = self.denoising_steps
     require(
       bool(steps) and all(a > b for a, b in itertools.pairwise(steps)),
@@ -203,6 +221,7 @@ class ModelConfig:
   fps: int = 16
 
   def __post_init__(self):
+    require_sizes(self)
     patch, chunk = self.backbone.patch_size, self.chunk_frames
     require(
       self.latent_height % patch == 0 and self.latent_width % patch == 0,

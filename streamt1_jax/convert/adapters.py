@@ -27,11 +27,13 @@ from streamt1_jax.convert.formats import weight_files
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.peft_merge import PREFIX, MergedWeight, Tensor
 from streamt1_jax.io import config_json
+from streamt1_jax.messages import shortened
 
 CONFIG_FILE = "adapter_config.json"
 ENTRIES = ("generator_lora",)
 _WEIGHT, _DOWN, _UP = ".weight", ".lora_A.weight", ".lora_B.weight"
 _ADAPTER_NAME = "default"
+_MAX_ALPHA = 1e9
 
 
 class Adapter(NamedTuple):
@@ -77,7 +79,7 @@ def load(path: pathlib.Path, alpha: float | None, backbone: Flavour, known: Sequ
   settings, files = _peft_settings(path)
   alpha = _alpha(alpha, settings, where)
   if settings.get("r", rank) != rank:
-    raise ConfigError(f"{where}: {CONFIG_FILE} says rank {settings['r']}, the tensors have {rank}")
+    raise ConfigError(f"{where}: {CONFIG_FILE} says rank {shortened(settings['r'])}, the tensors have {rank}")
   scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
   return Adapter(layers, rank, alpha, scale, [*file.files, *files], found.skipped)
 
@@ -142,11 +144,10 @@ def _under_plain_names(tensors: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def _rank(tensors: Mapping[str, Any], where: str) -> int:
-  ranks = sorted({tuple(tensor.shape)[:1] for name, tensor in tensors.items() if name.endswith(_DOWN)})
-  if len(ranks) != 1 or ranks == [()]:
-    found = [rank for (rank,) in filter(None, ranks)]
-    raise ConfigError(f"{where} needs one rank, found {found or 'no lora_A tensors'}")
-  return ranks[0][0]
+  ranks = sorted({tensor.shape[0] for name, tensor in tensors.items() if name.endswith(_DOWN) and tensor.shape})
+  if len(ranks) != 1 or ranks == [0]:
+    raise ConfigError(f"{where} needs one rank, found {shortened(ranks) if ranks else 'no lora_A tensors'}")
+  return ranks[0]
 
 
 def _matrices(flavour: Flavour, rank: int) -> dict[Rule, dict[str, jax.ShapeDtypeStruct]]:
@@ -180,15 +181,14 @@ def _peft_settings(path: pathlib.Path) -> tuple[dict[str, Any], list[pathlib.Pat
   file = (path if path.is_dir() else path.parent) / CONFIG_FILE
   if not file.is_file():
     return {}, []
-  try:
-    settings = config_json.parse_strict_json(file.read_text(), str(file))
-  except (OSError, UnicodeDecodeError) as error:
-    raise ConfigError(f"{file} cannot be read: {error}") from error
+  settings = config_json.read_json(file, str(file))
   if not isinstance(settings, dict):
     raise ConfigError(f"{file} must hold a JSON object")
   for setting in ("rank_pattern", "alpha_pattern", "use_dora"):
     if settings.get(setting):
-      raise ConfigError(f"{file}: {setting} is not supported, got {settings[setting]!r:.60}")
+      raise ConfigError(f"{file}: {setting} is not supported, got {shortened(settings[setting])}")
+  if settings.get("use_rslora") not in (None, True, False):
+    raise ConfigError(f"{file}: use_rslora must be true or false, got {shortened(settings['use_rslora'])}")
   return settings, [file]
 
 
@@ -197,8 +197,8 @@ def _alpha(given: float | None, settings: Mapping[str, Any], where: str) -> floa
   if given is None and stored is None:
     raise ConfigError(f"{where} does not say its alpha; give --lora_alpha (LongLive: 256, equal to its rank)")
   for alpha in (value for value in (given, stored) if value is not None):
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
-      raise ConfigError(f"{where}: lora_alpha must be a positive number, got {alpha!r:.60}")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha <= _MAX_ALPHA:
+      raise ConfigError(f"{where}: lora_alpha must be a positive number of at most 1e9, got {shortened(alpha)}")
   if given is not None and stored is not None and given != stored:
     raise ConfigError(f"{where}: --lora_alpha={given:g}, but {CONFIG_FILE} says {stored:g}")
   return float(required(stored if given is None else given, f"{where}: alpha"))

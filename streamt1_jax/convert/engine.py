@@ -31,6 +31,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.transforms import IDENTITY, Transform
 from streamt1_jax.io.part_writer import CHUNK_BYTES, Piece
+from streamt1_jax.messages import one_line
 from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.typing import Params
 
@@ -70,7 +71,7 @@ class _Slot(NamedTuple):
 
 
 class FitError(ConfigError):
-  """A checkpoint or a table does not fit the model; the message has one line per problem.
+  """A checkpoint or a table does not fit the model; its text has one line per problem.
 
   Attributes:
     line: the same as one line, with the first problems of every kind.
@@ -79,8 +80,12 @@ class FitError(ConfigError):
   def __init__(self, summary: str, problems: Mapping[str, Sequence[str]]):
     self._summary, self._problems = summary, problems
     counts = f"{summary}: " + ", ".join(f"{len(lines)} {kind}" for kind, lines in problems.items())
-    super().__init__("\n".join([counts, *_listed(problems, _LISTED)]))
-    self.line = "; ".join([counts, *(text.strip() for text in _listed(problems, _LISTED_IN_LINE))])
+    super().__init__("; ".join([counts, *(text.strip() for text in _listed(problems, _LISTED_IN_LINE))]))
+    self.line = super().__str__()
+    self._text = "\n".join(map(one_line, [counts, *_listed(problems, _LISTED)]))
+
+  def __str__(self) -> str:
+    return self._text
 
   def prefixed(self, where: str) -> "FitError":
     """The same error, beginning with the file it is about."""

@@ -99,6 +99,8 @@ def merged(tensors: Mapping[str, Any], rank: int, alpha: float) -> dict[str, Any
 
 def _merged_weight(module: str, plain: Mapping[str, Any], rank: int, scale: float) -> MergedWeight:
   base, down, up = plain[module + _WEIGHT], plain[module + _DOWN], plain[module + _UP]
+  if len(base.shape) != 2:
+    raise ConfigError(f"the adapter of {module} belongs to a weight of {list(base.shape)}; expected a matrix")
   out_dim, in_dim = base.shape
   if tuple(down.shape) != (rank, in_dim) or tuple(up.shape) != (out_dim, rank):
     raise ConfigError(

@@ -28,7 +28,8 @@ from streamt1_jax.convert.peft_merge import MergedWeight
 from streamt1_jax.convert.plan import PartPlan
 from streamt1_jax.convert.tables import qwen2_vl
 from streamt1_jax.convert.tables.rewards import CONVERSIONS
-from streamt1_jax.io import config_json
+from streamt1_jax.io import config_json, limits
+from streamt1_jax.messages import shortened
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 from streamt1_jax.rewards.qwen2_vl import prompts
@@ -149,12 +150,8 @@ def _read_config(sources: RewardSources) -> Any:
   if sources.config is None:
     return spec.make_config()
   where = f"--{sources.name}_config {sources.config}"
-  try:
-    text = sources.config.read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise ConfigError(f"{where} cannot be read: {error}") from error
   config_type = required(spec.config_type, f"the configuration of {spec.name}")
-  return config_json.from_json_value(config_type, config_json.parse_strict_json(text, where), where)
+  return config_json.from_json_value(config_type, config_json.read_json(sources.config, where), where)
 
 
 def _read_tokenizer(path: pathlib.Path, template: PromptTemplate, config: Any) -> bytes:
@@ -178,7 +175,10 @@ def _plain_tensors(content: Mapping[str, Any], where: str) -> tuple[dict[str, La
   """The tensors that the reward reads, and the names of the others."""
   for name, value in content.items():
     if not isinstance(name, str) or not isinstance(value, LazyTensor):
-      raise ConfigError(f"{where}: {name!r:.80} is a {type(value).__name__}; a reward model's file holds tensors only")
+      raise ConfigError(
+        f"{where}: {shortened(name)} is a {type(value).__name__}; a reward model's file holds tensors only"
+      )
+    limits.require_name(name, where)
   is_unused = lambda name: name.removeprefix(peft_merge.PREFIX) in qwen2_vl.UNUSED
   return (
     {name: tensor for name, tensor in content.items() if not is_unused(name)},

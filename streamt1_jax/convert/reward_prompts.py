@@ -7,13 +7,18 @@ Source: docs/reference/rewards.md.
 
 import ast
 import pathlib
+import struct
 import zipfile
+import zlib
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
 from streamt1_jax.rewards.table import REWARDS
+
+_MAX_SOURCE = 2**20
+"""Bytes; the published modules have 0.01 MB."""
 
 
 def read(name: str, path: pathlib.Path) -> PromptTemplate:
@@ -45,14 +50,14 @@ def _string_constants(source: str, path: pathlib.Path) -> dict[str, str]:
   """Strings assigned to plain names at the top of a module."""
   try:
     body = ast.parse(source).body
-  except (SyntaxError, ValueError) as error:
+  except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     raise ConfigError(f"{path} is not Python source: {error}") from error
   constants = {}
   for node in body:
     if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
       try:
         value = ast.literal_eval(node.value)
-      except (ValueError, TypeError):
+      except (ValueError, TypeError, RecursionError, MemoryError):
         continue
       if isinstance(value, str):
         constants[node.targets[0].id] = value
@@ -61,14 +66,23 @@ def _string_constants(source: str, path: pathlib.Path) -> dict[str, str]:
 
 def _read(path: pathlib.Path) -> str:
   try:
-    return path.read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
+    with path.open("rb") as file:
+      return _text(file.read(_MAX_SOURCE + 1))
+  except (OSError, ValueError) as error:
     raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _read_member(path: pathlib.Path, name: str, member: str) -> str:
   try:
-    with zipfile.ZipFile(path) as archive:
-      return archive.read(member).decode("utf-8")
-  except (OSError, KeyError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+    with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+      return _text(file.read(_MAX_SOURCE + 1))
+  # `zipfile` and its decompressors raise many types for a damaged file.
+  except (OSError, KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, struct.error) as error:
     raise ConfigError(f"{path} is not a wheel of {name}: {error}") from error
+
+
+def _text(content: bytes) -> str:
+  """Raises ValueError if `content` is longer than any text of a reward, or not UTF-8."""
+  if len(content) > _MAX_SOURCE:
+    raise ValueError(f"it is too large: at most {_MAX_SOURCE} bytes are read")
+  return content.decode("utf-8")

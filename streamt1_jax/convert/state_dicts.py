@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats.lazy import LazyTensor
 from streamt1_jax.convert.formats.weight_files import WeightFile
-from streamt1_jax.io import part_files
+from streamt1_jax.io import limits, part_files
+from streamt1_jax.messages import one_line, shortened
 
 # FSDP, activation checkpointing, torch.compile and DistributedDataParallel put these between the names of modules.
 _WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "module"})
+_NAME_SHOWN = 140  # Characters of an entry's name.
 # Entries with tensors that are not the part's weights. Others are refused, so that no weights get lost.
 _UNUSED = (
   *("generator*", "critic*", "fake_score*", "real_score*", "discriminator*", "model", "*ema*", "*lora*"),
@@ -60,22 +62,30 @@ def read(file: WeightFile, entries: Sequence[str], entry: str | None, where: str
   chosen = next((name for name in ([entry] if entry else entries) if name in nested), None)
   if chosen is None:
     wanted = entry or " or ".join(entries) or "plain tensors"
-    raise ConfigError(f"{where} has no entry {wanted}; its entries: {part_files.list_some(list(map(str, nested)))}")
+    raise ConfigError(f"{where} has no entry {wanted}; its entries: {part_files.list_some(list(map(_shown, nested)))}")
   skipped, unused = [], (*_UNUSED, *entries)
   for name, value in file.content.items():
     if name == chosen:
       continue
     count = _count_tensors(value)
-    skipped.append(f"{name} ({count} tensors)" if count else str(name))
+    skipped.append(f"{_shown(name)} ({count} tensors)" if count else _shown(name))
     if count and not any(fnmatch.fnmatch(str(name), pattern) for pattern in unused):
-      raise ConfigError(f"{where} has an entry {name!r} of {count} tensors that is neither weights nor training state")
+      raise ConfigError(
+        f"{where} has an entry {shortened(name)} of {count} tensors that is neither weights nor training state"
+      )
   return StateDict(_clean(nested[chosen], f"{where}, entry {chosen}"), chosen, skipped)
 
 
+def _shown(name: Any) -> str:
+  return one_line(name, _NAME_SHOWN) if isinstance(name, str) else shortened(name)
+
+
 def _clean(content: Mapping[str, Any], where: str) -> dict[str, LazyTensor]:
+  limits.require_few(len(content), where)
   for name, value in content.items():
     if not isinstance(name, str) or not isinstance(value, LazyTensor):
-      raise ConfigError(f"{where}: {name!r:.80} is a {type(value).__name__}; expected names and tensors only")
+      raise ConfigError(f"{where}: {shortened(name)} is a {type(value).__name__}; expected names and tensors only")
+    limits.require_name(name, where)
   pairs = [(_without_wrappers(name), name) for name in content]
   if all(cleaned.startswith("model.") for cleaned, _ in pairs):
     pairs = [(cleaned.removeprefix("model."), name) for cleaned, name in pairs]

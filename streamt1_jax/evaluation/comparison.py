@@ -51,6 +51,17 @@ def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str,
   }
 
 
+def is_row(row: Mapping[str, Any]) -> bool:
+  """Whether `row`, a JSON object, has what `summary` reads of what `compare` returned."""
+  verdicts = row.get("verdicts")
+  has_all = lambda of: isinstance(of, dict) and all(type(of.get(name)) is bool for name in verify.VERDICTS)
+  return (
+    isinstance(row.get("caption"), str)
+    and isinstance(verdicts, dict)
+    and all(has_all(verdicts.get(method)) for method in METHODS)
+  )
+
+
 def interval(values: np.ndarray, captions: Sequence[Hashable] | np.ndarray, seed: int = 0) -> dict[str, float]:
   """Mean of [prompts] values and its 95 % percentile bootstrap interval.
 

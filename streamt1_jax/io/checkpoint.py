@@ -30,6 +30,7 @@ from streamt1_jax.io import atomic, config_json, manifest, part_files, paths, st
 from streamt1_jax.io.finite import is_finite, refuse
 from streamt1_jax.io.quiet import quiet_orbax
 from streamt1_jax.io.stored_part import named_leaves, target_dtype
+from streamt1_jax.messages import shortened
 from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
@@ -209,7 +210,7 @@ def load_info(directory: epath.PathLike) -> CheckpointInfo:
       raise ConfigError(f"{path}: {field} must be an object")
   model = model_config_from_dict(document["model"], f"{path}: model")
   if document["preset"] != model.name:
-    raise ConfigError(f"{path}: preset is {document['preset']!r} but model.name is {model.name!r}")
+    raise ConfigError(f"{path}: preset is {shortened(document['preset'])} but model.name is {shortened(model.name)}")
   parts = {
     name: config_json.from_json_value(PartInfo, part, f"{path}: parts.{name}")
     for name, part in document["parts"].items()

@@ -5,11 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pathlib
 import types
 import typing
 from typing import Any, TypeVar, cast
 
+from etils import epath
+
 from streamt1_jax.config import LATER, ConfigError
+from streamt1_jax.messages import shortened
+
+MAX_JSON_BYTES = 64 * 2**20
+"""The index of a sharded model has 0.1 MB."""
+# Two brackets are two bytes of text and up to 64 bytes of memory.
+_MAX_CONTAINERS = 2**20
 
 Config = TypeVar("Config")
 _SCALAR_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
@@ -55,7 +64,7 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
     ConfigError: a field is missing, unknown or of another type, or the dataclass refuses the values.
   """
   if not isinstance(value, dict):
-    raise ConfigError(f"{where} must be an object, got {_shorten(value)}")
+    raise ConfigError(f"{where} must be an object, got {shortened(value)}")
   hints = typing.get_type_hints(config_type)
   fields = dataclasses.fields(cast(Any, config_type))
   known = [field.name for field in fields]
@@ -64,7 +73,7 @@ def from_json_value(config_type: type[Config], value: Any, where: str) -> Config
   if missing:
     raise ConfigError(f"{where} lacks {', '.join(missing)}")
   if unknown:
-    raise ConfigError(f"{where} has unknown {', '.join(map(_shorten, unknown))}; known: {', '.join(known)}")
+    raise ConfigError(f"{where} has unknown {', '.join(map(shortened, unknown))}; known: {', '.join(known)}")
   fields = {name: _parse(hints[name], value[name], f"{where}.{name}") for name in known if name in value}
   try:
     return config_type(**fields)
@@ -88,41 +97,80 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
 
 def _parse_literal(allowed: tuple, value: Any, where: str) -> Any:
   if value not in allowed:
-    raise ConfigError(f"{where} must be one of {', '.join(map(repr, allowed))}, got {_shorten(value)}")
+    raise ConfigError(f"{where} must be one of {', '.join(map(repr, allowed))}, got {shortened(value)}")
   return value
 
 
 def _parse_tuple(item_types: tuple, value: Any, where: str) -> tuple:
   if not isinstance(value, list):
-    raise ConfigError(f"{where} must be a list, got {_shorten(value)}")
-  return tuple(_parse(item_types[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    raise ConfigError(f"{where} must be a list, got {shortened(value)}")
+  if item_types[-1] is Ellipsis:
+    item_types = item_types[:1] * len(value)
+  if len(item_types) != len(value):
+    raise ConfigError(f"{where} must have {len(item_types)} entries, got {len(value)}")
+  return tuple(_parse(hint, item, f"{where}[{index}]") for index, (hint, item) in enumerate(zip(item_types, value)))
 
 
 def _parse_scalar(scalar_type: type, value: Any, where: str) -> Any:
   # Many tools write 5.0 as 5 in JSON, so an integer is a float here. True is never a number.
   accepted = (int, float) if scalar_type is float else (scalar_type,)
   if type(value) not in accepted:
-    raise ConfigError(f"{where} must be {_SCALAR_NAMES[scalar_type]}, got {_shorten(value)}")
-  return scalar_type(value)
-
-
-def parse_strict_json(text: str, where: str) -> Any:
-  """`text` as JSON values. Raises ConfigError, naming `where`, if it is not strict JSON, which has no NaN."""
-
-  def refuse(constant: str):
-    raise ValueError(f"{constant} is not JSON")
-
-  def finite(number: str) -> float:
-    if not math.isfinite(float(number)):
-      refuse(number)
-    return float(number)
-
+    raise ConfigError(f"{where} must be {_SCALAR_NAMES[scalar_type]}, got {shortened(value)}")
   try:
-    return json.loads(text, parse_constant=refuse, parse_float=finite)
+    return scalar_type(value)
+  except OverflowError as error:
+    raise ConfigError(f"{where} must be {_SCALAR_NAMES[scalar_type]}, got {shortened(value)}") from error
+
+
+def read_json(path: pathlib.Path | epath.Path, where: str) -> Any:
+  """The JSON values in a file. Raises ConfigError as `parse_strict_json`, and if the file cannot be read."""
+  try:
+    with path.open("rb") as file:
+      content = file.read(MAX_JSON_BYTES + 1)
+  except (OSError, ValueError) as error:  # A name with a zero byte is a ValueError.
+    raise ConfigError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+  return parse_strict_json(content, where)
+
+
+def parse_strict_json(content: bytes | str, where: str) -> Any:
+  """JSON values of a text.
+
+  Args:
+    content: the text; bytes are UTF-8.
+    where: begins every message.
+
+  Raises:
+    ConfigError: it is not strict JSON, which has no NaN; a name stands twice in one object; it is larger than 64 MiB,
+      or has more than a million lists and objects.
+  """
+  if len(content) > MAX_JSON_BYTES:
+    raise ConfigError(f"{where} is too large: at most {MAX_JSON_BYTES} bytes of JSON are read")
+  try:
+    text = content.decode() if isinstance(content, bytes) else content
+  except UnicodeDecodeError as error:
+    raise ConfigError(f"{where} cannot be read: {error}") from error
+  if text.count("[") + text.count("{") > _MAX_CONTAINERS:
+    raise ConfigError(f"{where} has too many lists and objects: at most {_MAX_CONTAINERS} are read")
+  try:
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_doubles)
   except (ValueError, RecursionError) as error:
     raise ConfigError(f"{where} is not valid JSON: {error}") from error
 
 
-def _shorten(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 60 else text[:57] + "..."
+def _refuse(constant: str) -> None:
+  raise ValueError(f"{shortened(constant)} is not JSON")
+
+
+def _finite(number: str) -> float:
+  if not math.isfinite(float(number)):
+    _refuse(number)
+  return float(number)
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) != len(pairs):
+    seen: set[str] = set()
+    twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+    raise ValueError(f"the name {shortened(twice)} stands twice in one object")
+  return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -22,24 +23,39 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic
 
+CHECKSUM = "sha256_of_the_rest"
+"""The field of a JSON object that holds the SHA-256 of its other fields, sorted by name and written without layout."""
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "streamt1_jax")
 
 
-def write_json(path: epath.PathLike, data: Any) -> None:
+def write_json(path: epath.PathLike, data: Any, *, checksum: bool = False) -> None:
   """Writes `data` as strict JSON; a reader sees the old file or the new one, never half of one.
 
   Args:
     path: the file; its parent folders are made.
     data: nested mappings with string keys, lists, tuples, strings, numbers, bools, None, dataclasses, paths,
       numpy or jax arrays. NaN and infinities, which JSON cannot hold, become null.
+    checksum: whether `data`, a mapping then, gets the field `CHECKSUM`, by which `is_whole` tells damage.
 
   Raises:
     ConfigError: `data` holds something else; nothing is written.
     OSError: the file system refuses; an earlier file stays.
   """
-  text = json.dumps(_plain(data, "data"), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+  plain = _plain(data, "data")
+  if checksum:
+    plain[CHECKSUM] = _sha256(plain)
+  text = json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
   atomic.replace_bytes(path, text.encode())
+
+
+def is_whole(document: Mapping[str, Any]) -> bool:
+  """Whether the JSON object has a checksum, and that of its other fields."""
+  return document.get(CHECKSUM) == _sha256({name: value for name, value in document.items() if name != CHECKSUM})
+
+
+def _sha256(document: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any, where: str) -> Any:

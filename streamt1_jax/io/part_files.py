@@ -11,7 +11,8 @@ from typing import Any, cast
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import config_json, manifest, paths
+from streamt1_jax.io import config_json, limits, manifest, paths
+from streamt1_jax.messages import shortened
 
 FORMAT_VERSION = 1
 PART_FILE = "part.json"
@@ -29,12 +30,17 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
     "format_version": FORMAT_VERSION,
     "parameters": sum(leaf.size for leaf in leaves.values()),
     "dtype": "+".join(sorted({leaf.dtype.name for leaf in leaves.values()})),
-    "files": {
-      path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
-      for path in paths.files_below(folder)
-    },
+    "files": describe_files(folder),
   }
   manifest.write_json(folder / PART_FILE, part)
+
+
+def describe_files(folder: epath.Path) -> dict[str, dict[str, int | str]]:
+  """Size and SHA-256 of every file below `folder`, by its path from there."""
+  return {
+    path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
+    for path in paths.files_below(folder)
+  }
 
 
 def _sha256(path: epath.Path) -> str:
@@ -57,6 +63,9 @@ def verify_files(folder: epath.Path) -> None:
       size = path.stat().length
     except (FileNotFoundError, NotADirectoryError) as error:
       raise Damaged(f"{folder} is incomplete: {name} is missing") from error
+    # A device has no size and no end.
+    if not paths.is_regular_file(path):
+      raise Damaged(f"{folder} is incomplete: {name} is not a file")
     if size != expected["bytes"]:
       raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
   # Threads help, because hashing releases the interpreter's lock and one file is read while another is hashed.
@@ -72,13 +81,27 @@ def read_part_file(folder: epath.Path) -> dict[str, Any]:
   """The contents of part.json. Raises ConfigError: Damaged if `folder` is not a saved part or the file is corrupt."""
   part = read_json_object(folder, PART_FILE, "a saved model part")
   path = folder / PART_FILE
-  require_version(part, path)
+  try:
+    require_version(part, path)
+  except ConfigError as error:
+    # There has been no other version: a byte has changed.
+    raise Damaged(str(error)) from error
   for field, field_type in (("parameters", int), ("dtype", str), ("files", dict)):
     if not isinstance(part.get(field), field_type):
       raise Damaged(f"{path} is corrupt: {field} is missing or not a {field_type.__name__}")
-  if not all(isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry) for entry in part["files"].values()):
-    raise Damaged(f"{path} is corrupt: files need bytes and sha256")
+  limits.require_few(len(part["files"]), f"{path}: files")
+  for name, entry in part["files"].items():
+    if not _is_inside(name):
+      raise Damaged(f"{path} is corrupt: {shortened(name)} is no file in its folder")
+    if not (isinstance(entry, dict) and {"bytes", "sha256"} <= set(entry)):
+      raise Damaged(f"{path} is corrupt: files need bytes and sha256")
   return part
+
+
+def _is_inside(name: str) -> bool:
+  """Whether a name from part.json is one that `write_part_file` can have written: of a file in the folder or below."""
+  steps = name.split("/")
+  return len(name) <= limits.MAX_NAME and "\0" not in name and not {"", ".", ".."} & set(steps)
 
 
 def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]:
@@ -102,13 +125,14 @@ def read_json_object(folder: epath.Path, name: str, kind: str) -> dict[str, Any]
         raise Damaged(f"{folder} is a file; expected the folder of {kind}")
       found = sorted(entry.name for entry in folder.iterdir())
       raise Damaged(f"{folder} is not {kind}: it has no {name} (found: {list_some(found) or 'nothing'})")
-    content = path.read_bytes()
+    if not path.is_dir() and not paths.is_regular_file(path):
+      raise Damaged(f"{path} is not a file")  # A pipe would be waited for.
+    with path.open("rb") as file:
+      content = file.read(config_json.MAX_JSON_BYTES + 1)
   except OSError as error:
     raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
   try:
-    document = config_json.parse_strict_json(content.decode(), str(path))
-  except UnicodeDecodeError as error:
-    raise Damaged(f"{path} cannot be read: {first_line(error)}") from error
+    document = config_json.parse_strict_json(content, str(path))
   except ConfigError as error:
     raise Damaged(str(error)) from error
   if not isinstance(document, dict):
@@ -120,7 +144,7 @@ def require_version(document: Mapping[str, Any], path: epath.Path, expected: int
   """Raises ConfigError unless `document`, read from `path`, has the format version this program reads."""
   version = document.get("format_version")
   if version != expected or isinstance(version, bool):
-    raise ConfigError(f"{path}: format_version is {version!r}; this program reads {expected}")
+    raise ConfigError(f"{path}: format_version is {shortened(version)}; this program reads {expected}")
 
 
 def list_some(names: Sequence[str], separator: str = ", ") -> str:

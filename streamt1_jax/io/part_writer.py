@@ -25,11 +25,11 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files
 from streamt1_jax.io.finite import is_finite
+from streamt1_jax.io.stored_part import TREE_FILE
 
 CHUNK_BYTES = 64 * 2**20
 """A parameter of more bytes is stored in several files."""
 
-_METADATA_FILE = "_METADATA"
 _DICT_KEY = 2  # Orbax's number for a step of a path that is a key of a dict.
 
 
@@ -74,7 +74,7 @@ def write_part(
     staging.rmtree(missing_ok=True)
     staging.mkdir(parents=True)
     _write_leaves(staging, leaves, pieces)
-    (staging / _METADATA_FILE).write_text(json.dumps(_orbax_metadata(leaves)))
+    (staging / TREE_FILE).write_text(json.dumps(_orbax_metadata(leaves)))
     for name, content in (extra_files or {}).items():
       (staging / name).write_bytes(content)
     part_files.write_part_file(staging, leaves)

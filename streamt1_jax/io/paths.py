@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 
 from etils import epath
@@ -37,6 +38,16 @@ def exists(path: epath.PathLike) -> bool:
       raise
     return False
   return True
+
+
+def is_regular_file(path: epath.PathLike) -> bool:
+  """Whether there is a file that can be read to its end: no folder, and no pipe or device as `epath` takes for one."""
+  if is_object_store(path):
+    return epath.Path(path).is_file()
+  try:
+    return stat.S_ISREG(os.stat(path).st_mode)
+  except (OSError, ValueError):  # A name with a zero byte is a ValueError.
+    return False
 
 
 def files_below(folder: epath.Path) -> Iterator[epath.Path]:

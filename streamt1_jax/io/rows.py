@@ -10,7 +10,7 @@ A kill leaves whole rows and at most one cut line at the end, which does not cou
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -22,7 +22,14 @@ Row = dict[str, Any]
 REMEDY = "give the same flags or another file"
 
 
-def read(path: epath.Path, settings: Mapping[str, Any], *, name: str = "", remedy: str = REMEDY) -> list[Row]:
+def read(
+  path: epath.Path,
+  settings: Mapping[str, Any],
+  *,
+  name: str = "",
+  remedy: str = REMEDY,
+  is_row: Callable[[Row], bool] = lambda row: True,
+) -> list[Row]:
   """The rows of an earlier run with the same settings; no rows if there was no run.
 
   Args:
@@ -30,6 +37,7 @@ def read(path: epath.Path, settings: Mapping[str, Any], *, name: str = "", remed
     settings: what decides the rows, as JSON values.
     name: how a message names the file, as in `--output=rows.jsonl`; its path by default.
     remedy: how a message ends.
+    is_row: whether a JSON object is a row of such a run.
 
   Raises:
     ConfigError: the file has rows of other settings, and the first difference is named; or it holds something else.
@@ -47,6 +55,9 @@ def read(path: epath.Path, settings: Mapping[str, Any], *, name: str = "", remed
   if not values or not all(isinstance(value, dict) for value in values):
     raise ConfigError(f"{name} does not hold the rows of a run; {remedy}")
   require_same(name, values[0].get("settings"), settings, remedy)
+  for number, row in enumerate(values[1:], 2):
+    if not is_row(row):
+      raise ConfigError(f"{name}, line {number} is not a row of such a run; {remedy}")
   return values[1:]
 
 

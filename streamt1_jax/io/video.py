@@ -5,7 +5,6 @@ Rewards in a search see the frames on the device, never these files.
 
 from __future__ import annotations
 
-import contextlib
 import fractions
 import io
 from collections.abc import Iterator, Sequence
@@ -14,14 +13,12 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
-from av.format import Flags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import atomic
+from streamt1_jax.io import atomic, video_source
 
 _BACKGROUND = 24
 _LABEL_COLOR = (220, 220, 220)
@@ -65,7 +62,7 @@ class VideoInfo(NamedTuple):
 
   Attributes:
     num_frames: frames it shows. Frames that an editor has cut off may still lie in the file.
-    fps: frames per second; the average if the rate varies.
+    fps: frames per second; the average if the rate varies, or the file's time stamps contradict what it says.
     height: rows of a frame as it is stored, in pixels, before a rotation that the file asks for.
     width: columns of a frame as it is stored.
   """
@@ -80,20 +77,33 @@ def probe_video(path: epath.PathLike) -> VideoInfo:
   """Length, speed and size of a video. Nothing is decoded if the file says how many frames it holds.
 
   Raises:
-    ConfigError: the file is missing, empty, not a video or of an unknown codec, or does not say its frame rate.
+    ConfigError: the file is missing, empty, not a video of `video_source.FORMATS` or of an unknown codec, its frames
+      have more than `video_source.MOST_PIXELS` pixels, or it does not say its frame rate.
   """
-  with _opened(path) as (container, stream):
-    num_frames = _shown_frames(container, stream) or sum(1 for _ in container.decode(stream))
-    if not num_frames:
+  with video_source.opened(path) as (container, stream):
+    height, width, said = stream.height, stream.width, video_source.shown_frames(container, stream)
+    seen, times = 0, []
+    for entry in _shown_packets(container, stream) if said else container.decode(stream):
+      seen += 1
+      if entry.pts is not None:
+        times.append((entry.pts, entry.duration or 0))
+    if not (said or seen):
       raise ConfigError(f"{path} is empty: it holds no frame")
-    return VideoInfo(num_frames, _frame_rate(path, container, stream), stream.height, stream.width)
+    if seen < said:
+      raise ConfigError(f"{path} is incomplete: {seen} frames of {said}")
+    return VideoInfo(said or seen, video_source.frame_rate(path, container, stream, times), height, width)
+
+
+def _shown_packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+  # Demultiplexing ends with an empty packet.
+  return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
 
 
 def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
   """Some frames of a video file. The whole file is decoded, so that damage is noticed wherever it is.
 
   Args:
-    path: a file of any format FFmpeg reads.
+    path: a file of one of `video_source.FORMATS`.
     indices: which frames, at least one, 0..num_frames - 1.
     num_frames: what `probe_video` found.
 
@@ -104,51 +114,25 @@ def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_f
     ConfigError: as for `probe_video`, or the file is damaged or incomplete.
   """
   wanted, kept, count = {int(index) for index in indices}, {}, 0
-  with _opened(path) as (container, stream):
+  with video_source.opened(path) as (container, stream):
+    said, size = stream.height * stream.width, None
     for frame in container.decode(stream):
       if frame.is_corrupt:
         raise ConfigError(f"{path} is damaged: frame {count} cannot be decoded whole")
+      # The caller has memory for the frames that the file speaks of.
+      if size is None and frame.height * frame.width > said:
+        raise ConfigError(f"{path} is damaged: its frames are larger than it says")
+      size = size or (frame.height, frame.width)
+      if size != (frame.height, frame.width):
+        raise ConfigError(f"{path} changes the size of its frames midway")
       if count in wanted:
         kept[count] = _upright(frame)
       count += 1
   if count != num_frames:
     raise ConfigError(f"{path} is incomplete: {count} frames of {num_frames}")
   if len({frame.shape for frame in kept.values()}) > 1:
-    raise ConfigError(f"{path} changes the size of its frames midway")
+    raise ConfigError(f"{path} turns its frames midway")
   return np.stack([kept[int(index)] for index in indices])
-
-
-@contextlib.contextmanager
-def _opened(path: epath.PathLike) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-  source = epath.Path(path)
-  if not source.is_file():
-    raise ConfigError(f"{source} does not exist or is not a file; expected a video")
-  try:
-    with av.open(io.BytesIO(source.read_bytes()), mode="r") as container:
-      if not container.streams.video:
-        raise ConfigError(f"{source} is not a video: it has no pictures")
-      stream = container.streams.video[0]
-      if stream.codec_context is None:
-        raise ConfigError(f"{source} is not readable: FFmpeg knows no decoder for its codec")
-      yield container, stream
-  except FFmpegError as error:
-    raise ConfigError(f"{source} is not a readable video: {error.strerror}") from error
-
-
-def _shown_frames(container: InputContainer, stream: av.VideoStream) -> int:
-  """How many frames the file says it shows, even if some are missing; 0 if it does not say."""
-  if not stream.frames or "mp4" not in container.format.name.split(","):
-    return stream.frames
-  # An mp4 counts all frames it holds, and its edit list says which are shown. FFmpeg marks the others as discarded.
-  return sum(not entry.is_discard for entry in stream.index_entries)
-
-
-def _frame_rate(path: epath.PathLike, container: InputContainer, stream: av.VideoStream) -> float:
-  # FFmpeg makes up 25 frames per second for pictures and for streams without time stamps.
-  made_up = container.format.flags & Flags.no_timestamps.value or container.format.name.endswith("_pipe")
-  if made_up or not stream.average_rate:
-    raise ConfigError(f"{path} does not say its frame rate")
-  return float(stream.average_rate)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -51,3 +51,12 @@ def cells(case: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, ...]
     of_model("candidate_collectives_in_denoising"),
     f"{report['compile_seconds']:.0f}",
   )
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
+  """Whether `row`, a JSON object, has what `cells` shows."""
+  try:
+    cells(**row)
+  except (AttributeError, KeyError, TypeError, ValueError):
+    return False
+  return True

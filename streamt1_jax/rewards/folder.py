@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from streamt1_jax.config import ConfigError, required
 from streamt1_jax.io import checkpoint, config_json, part_files
+from streamt1_jax.messages import shortened
 from streamt1_jax.parallel.sharding import placed
 from streamt1_jax.rewards.base import LoadedReward, PromptReader, read_nothing
 from streamt1_jax.rewards.spec import RewardSpec, RewardTable
@@ -48,7 +49,7 @@ def load_config(folder: epath.PathLike, table: RewardTable = REWARDS) -> tuple[R
   stored = {name: spec for name, spec in table.items() if spec.is_stored}
   found = content.get("reward")
   if not isinstance(found, str) or found not in stored:
-    raise ConfigError(f"{path}: reward must be one of {', '.join(stored)}, got {found!r:.60}")
+    raise ConfigError(f"{path}: reward must be one of {', '.join(stored)}, got {shortened(found)}")
   spec = stored[found]
   config_type = required(spec.config_type, f"the configuration of {spec.name}")
   return spec, config_json.from_json_value(config_type, content.get("config"), f"{path}: config")

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
+from streamt1_jax.config import require_sizes
 from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.rewards.base import CandidateInfo, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
@@ -45,6 +46,9 @@ class HPSv3Config:
   head_dims: tuple[int, int] = (1024, 16)
   min_pixels: int = _PIXELS
   max_pixels: int = _PIXELS
+
+  def __post_init__(self):
+    require_sizes(self)
 
   def resized(self, size: tuple[int, int]) -> tuple[int, int]:
     """Size in which a frame of `size` is looked at. Raises ConfigError as `preprocess.smart_resize` does."""

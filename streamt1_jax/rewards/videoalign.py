@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, require_sizes
 from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
@@ -60,6 +60,9 @@ class VideoAlignConfig:
   head_dtype: Literal["float32", "bfloat16"] = "float32"
 
   def __post_init__(self):
+    require_sizes(self, signed=("mean",))
+    if self.min_frames > self.max_frames:
+      raise ConfigError(f"min_frames must be at most max_frames ({self.max_frames}), got {self.min_frames}")
     if self.head_dtype not in ("float32", "bfloat16"):
       raise ConfigError(f"head_dtype must be float32 or bfloat16, got {self.head_dtype!r}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 from etils import epath
 
@@ -51,7 +52,7 @@ def _decode(line: bytes, path: str | os.PathLike[str], number: int) -> str:
   except UnicodeDecodeError as error:
     raise ConfigError(f"{path}, line {number}: not UTF-8 text (byte {error.start + 1})") from error
   # A binary file given by mistake is often valid UTF-8 in its first lines.
-  unprintable = next((character for character in prompt if character < " " and character != "\t"), None)
+  unprintable = next((each for each in prompt if unicodedata.category(each) == "Cc" and each != "\t"), None)
   if unprintable is not None:
     raise ConfigError(f"{path}, line {number}: control character {unprintable!r}")
   return prompt

@@ -40,7 +40,8 @@ class Run:
   def curve(self) -> list[rows.Row]:
     """The rows of the loss curve, oldest first. Raises ConfigError if the folder holds a run with other settings."""
     remedy = "give the same flags or another folder"
-    return rows.read(self._curve_file, self.settings, name=f"--run_dir={self.folder}", remedy=remedy)
+    name = f"--run_dir={self.folder}"
+    return rows.read(self._curve_file, self.settings, name=name, remedy=remedy, is_row=_is_row)
 
   def curve_writer(self, kept: Sequence[rows.Row]) -> rows.Writer:
     """Begins the loss curve anew with the rows `kept`."""
@@ -49,6 +50,11 @@ class Run:
   @property
   def _curve_file(self) -> epath.Path:
     return self.folder / "loss.jsonl"
+
+
+def _is_row(row: rows.Row) -> bool:
+  """Whether `row` has a step and, as other fields, losses; one that was not finite is None."""
+  return type(row.get("step")) is int and all(loss is None or type(loss) in (int, float) for loss in row.values())
 
 
 def run_steps(carry: Carry, update: Callable[[Carry, jax.Array], tuple[Carry, Terms]], steps: int, run: Run) -> Carry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,12 +33,14 @@ class LazyTensor:
     return array if dtype is None else array.astype(dtype, copy=False)
 
   def blocks(self, max_bytes: int) -> Iterator[np.ndarray]:
-    """The tensor in order, in blocks of whole rows: as many as fit into `max_bytes`, and at least one."""
-    if not self.shape:
-      yield self.read(0, 1)
+    """The tensor in order, in blocks of whole rows: as many as fit into `max_bytes`, and at least one.
+
+    A tensor without numbers is one block, however many rows it has.
+    """
+    if not self.shape or 0 in self.shape:
+      yield np.asarray(self)
       return
-    row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-    rows = max(1, max_bytes // max(1, row_bytes))
+    rows = max(1, max_bytes // (math.prod(self.shape[1:]) * self.dtype.itemsize))
     for start in range(0, self.shape[0], rows):
       yield self.read(start, min(start + rows, self.shape[0]))
 
@@ -45,6 +48,9 @@ class LazyTensor:
 def read_bytes(path: pathlib.Path, offset: int, count: int) -> np.ndarray:
   """`count` bytes of a file from `offset` on, uint8. Raises ConfigError if the file ends before."""
   try:
+    # Compared first, because memory for `count` bytes is taken before they are read.
+    if not 0 <= offset <= offset + count <= path.stat().st_size:
+      raise ConfigError(f"{path} is truncated: it ends before byte {offset + count}")
     content = np.fromfile(path, np.uint8, count, offset=offset)
   except OSError as error:
     raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
+import functools
+import io
 import pathlib
 import struct
 import zipfile
@@ -24,9 +25,12 @@ import numpy as np
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats import safe_pickle
 from streamt1_jax.convert.formats.lazy import LazyTensor, read_bytes
+from streamt1_jax.io import limits
+from streamt1_jax.messages import shortened
 
 MAGIC = b"PK\x03\x04"
 _PICKLE_LIMIT = 16 * 2**20  # The data.pkl of a model of 825 tensors has 0.1 MB; with an optimizer's state, 0.4 MB.
+_TABLE_LIMIT = 8 * 2**20  # Bytes of the table of contents. A storage takes about 80 of them.
 _BLOCK_BYTES = 16 * 2**20
 _ENCRYPTED = 0x1
 _STORAGE_DTYPES = {
@@ -62,9 +66,10 @@ def load(path: pathlib.Path) -> Any:
     raise ConfigError(f"{path}: data.pkl has {members[pickles[0]].size} bytes, at most {_PICKLE_LIMIT} are read")
   storages = _Storages(members, root)
   names = {
-    "collections.OrderedDict": collections.OrderedDict,
-    "torch.Size": tuple,
-    "torch._utils._rebuild_tensor_v2": _view,
+    # PyTorch fills it afterwards. With arguments it would copy them.
+    "collections.OrderedDict": lambda: collections.OrderedDict(),
+    "torch.Size": lambda sizes: limits.require_numbers(sizes, f"{path}: data.pkl: a size"),
+    "torch._utils._rebuild_tensor_v2": functools.partial(_view, path),
     "torch._utils._rebuild_parameter": lambda tensor, requires_grad, hooks: tensor,
   }
   names |= dict.fromkeys(_STORAGE_DTYPES)
@@ -104,15 +109,19 @@ class _Member:
       block = read_bytes(self.path, self.offset + start, min(_BLOCK_BYTES, self.size - start))
       checksum = zlib.crc32(block.data, checksum)
     if checksum != self.checksum:
-      raise ConfigError(f"{self.path} is corrupt: {self.name} does not have the checksum it was written with")
+      raise ConfigError(
+        f"{self.path} is corrupt: {self.name} does not have the checksum it was written with. (PyTorch can leave "
+        "checksums out: if that was done, load the file there and save it again with set_crc32_options(True))"
+      )
     self.verified = True
 
 
 def _read_members(path: pathlib.Path) -> dict[str, _Member]:
   try:
     size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
       entries = archive.infolist()
+    limits.require_few(len(entries), f"{path}: its table of contents")
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
       raise ConfigError(f"{path} is a TorchScript program, not a file of torch.save")
     members = [_locate(path, entry) for entry in entries]
@@ -124,6 +133,15 @@ def _read_members(path: pathlib.Path) -> dict[str, _Member]:
     raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
   _refuse_overlaps(path, members, size)
   return {member.name: member for member in members}
+
+
+class _Bounded(io.FileIO):
+  """A file that `zipfile` reads its table of contents from, in one piece: as long as the file says it is."""
+
+  def read(self, size: int | None = -1) -> bytes:
+    if size is not None and size > _TABLE_LIMIT:
+      raise zipfile.BadZipFile(f"its table of contents has {size} bytes, at most {_TABLE_LIMIT} are read")
+    return super().read(size)
 
 
 def _locate(path: pathlib.Path, entry: zipfile.ZipInfo) -> _Member:
@@ -166,38 +184,33 @@ class _Storages:
     self._members, self._root = members, root
 
   def load(self, persistent_id: Any) -> _Storage:
+    if not isinstance(persistent_id, tuple) or len(persistent_id) != 5:
+      raise ValueError(f"it refers to a storage as {shortened(persistent_id)}")
     kind, storage_type, key, _, size = persistent_id
-    name = f"{self._root}data/{key}"
-    if kind != "storage" or not isinstance(storage_type, safe_pickle.Global) or name not in self._members:
-      raise ValueError(f"it refers to a storage that does not exist: {key!r:.60}")
+    known = isinstance(key, str) and len(key) <= limits.MAX_NAME and f"{self._root}data/{key}" in self._members
+    if kind != "storage" or not isinstance(storage_type, safe_pickle.Global) or not known:
+      raise ValueError(f"it refers to a storage that does not exist: {shortened(key)}")
+    member = self._members[f"{self._root}data/{key}"]
     dtype = _STORAGE_DTYPES[storage_type.name]
-    if not isinstance(size, int) or self._members[name].size != size * dtype.itemsize:
-      raise ValueError(f"{name} has {self._members[name].size} bytes, expected {size} of {dtype}")
-    return _Storage(self._members[name], dtype, size)
+    if type(size) is not int or member.size != size * dtype.itemsize:
+      raise ValueError(f"{member.name} has {member.size} bytes, expected {shortened(size)} of {dtype}")
+    return _Storage(member, dtype, size)
 
 
-def _view(storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> LazyTensor:
+def _view(path: pathlib.Path, storage: Any, offset: Any, shape: Any, strides: Any, *unused: Any) -> LazyTensor:
   """A tensor; stands in for `torch._utils._rebuild_tensor_v2`."""
-  numbers = (offset, *shape, *strides)
-  if not isinstance(storage, _Storage) or not all(type(number) is int and number >= 0 for number in numbers):
-    raise ValueError(f"a tensor has shape {shape!r:.60}, strides {strides!r:.60}, offset {offset!r:.60}")
-  if len(shape) != len(strides) or offset + _span(shape, strides) > storage.size:
-    raise ValueError(f"a tensor of shape {list(shape)} and strides {list(strides)} leaves its storage")
+  if not isinstance(storage, _Storage):
+    raise ValueError(f"a tensor is a view of {shortened(storage)}, expected a storage")
+  limits.require_view(shape, strides, offset, storage.size, f"{path}: data.pkl: a tensor")
 
   def read(start: int, stop: int) -> np.ndarray:
     part = (stop - start, *shape[1:]) if shape else ()
     first = offset + (start * strides[0] if shape else 0)
     storage.member.verify()
     itemsize = storage.dtype.itemsize
-    raw = read_bytes(storage.member.path, storage.member.offset + first * itemsize, _span(part, strides) * itemsize)
+    count = limits.span(part, strides)
+    raw = read_bytes(storage.member.path, storage.member.offset + (first if count else 0) * itemsize, count * itemsize)
     steps = [stride * itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(raw.view(storage.dtype), part, steps, writeable=False)
 
   return LazyTensor(tuple(shape), storage.dtype, read)
-
-
-def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-  """How many numbers of a storage lie between the first and the last that a view touches, both included."""
-  if math.prod(shape) == 0:
-    return 0
-  return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from streamt1_jax.config import require
+from streamt1_jax.config import require, require_sizes
 
 RopeDtype = Literal["bf16_reference", "float32"]
 ROPE_DTYPES = ("bf16_reference", "float32")
@@ -39,6 +39,7 @@ class VisionConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
+    require_sizes(self)
     require(
       self.dim % self.num_heads == 0 and self.head_dim % 4 == 0,
       f"vision dim {self.dim} must be num_heads ({self.num_heads}) times a multiple of 4",
@@ -84,6 +85,7 @@ class DecoderConfig:
   eps: float = 1e-6
 
   def __post_init__(self):
+    require_sizes(self)
     require(
       self.dim % self.num_heads == 0 and self.head_dim % 2 == 0,
       f"decoder dim {self.dim} must be a multiple of num_heads {self.num_heads} with an even quotient",

@@ -99,12 +99,8 @@ def load_template(path: epath.PathLike) -> PromptTemplate:
   """
   path = epath.Path(path)
   path = path / TEMPLATE_FILE if path.is_dir() else path
-  try:
-    text = path.read_bytes().decode("utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise ConfigError(f"{path} cannot be read: {error}") from error
   where = str(path)
-  stored = config_json.from_json_value(_TemplateFile, config_json.parse_strict_json(text, where), where)
+  stored = config_json.from_json_value(_TemplateFile, config_json.read_json(path, where), where)
   template = PromptTemplate(stored.model, stored.text, stored.reward_tokens)
   if template.sha256 != stored.sha256:
     raise ConfigError(f"{path}: the text has sha256 {template.sha256}, the file says {stored.sha256}")
