@@ -29,35 +29,38 @@ def test_decisions_are_those_of_searches(model):
   row = reward_decodes.compare(pipeline, search, chunks, _CAPTION, _SEED)
   for way in reward_decodes.WAYS:
     searched = dataclasses.replace(search, reward_decode=way)
-    traces = pipeline.stream(pipeline.condition(_CAPTION, chunks), searched, num_chunks=chunks, seed=_SEED)
+    traces = list(pipeline.stream(pipeline.condition(_CAPTION, chunks), searched, num_chunks=chunks, seed=_SEED))
     for found, trace in zip(row["chunks"], traces, strict=True):
       assert found[way]["survivors"] == trace.survivor.tolist()
       for score in ("short", "long", "hybrid"):
         np.testing.assert_allclose(found[way][score], np.ravel(getattr(trace.candidates, score)), atol=_ROUNDING)
+    for found, trace in zip(reward_decodes.flags(row["chunks"], way, search), traces, strict=True):
+      np.testing.assert_array_equal(found, [np.ravel(flag) for flag in trace.candidates.flags])
   first, second = row["chunks"]
   np.testing.assert_allclose(first["scratch"]["short"], first["streamed"]["short"], atol=_ROUNDING)
   assert np.abs(np.subtract(second["scratch"]["short"], second["streamed"]["short"])).max() > 10 * _ROUNDING
 
 
-def _decision(survivors, short, ema=(False, False, False)):
-  return {"survivors": survivors, "short": short, "long": [1, 2, 3], "hybrid": [3, 2, 1], "ema": list(ema),
-          "append": [False] * 3}  # fmt: skip
+def _decision(survivors, short):
+  return {"survivors": survivors, "short": short, "long": [1.0, 2.0, 3.0], "hybrid": [3.0, 2.0, 1.0]}
 
 
 def test_summary():
-  """Three chunks and a window of two: every chunk has a place of its own."""
-  alike = {way: _decision([0, 1], [1, 2, 3]) for way in reward_decodes.WAYS}
-  # One of three pairs changes places; one of three candidates has other flags.
-  other = alike | {"streamed": _decision([1, 0], [1, 3, 2], (True, False, False))}
-  another = alike | {"streamed": _decision([1, 2], [3, 2, 1])}
-  report = reward_decodes.summary([{"chunks": [alike, other, another]}] * 2, window=2)
+  """One beam of three, and a window of two chunks: every one of three chunks has a place of its own."""
+  search = SearchConfig.released(beam_size=3, top_k=1, sliding_window=2, long_threshold=10.0)
+  alike = {way: _decision([0], [2.0, 4.0, 6.0]) for way in reward_decodes.WAYS}
+  # Two of three pairs change places. The mean so far is 2 both ways.
+  other = alike | {"streamed": _decision([0], [4.0, 6.0, 1.0])}
+  # The means so far are 2 and 3: by its own, `streamed` would forget the second candidate.
+  another = {"scratch": _decision([0], [1.0, 3.0, 5.0]), "streamed": _decision([1], [1.0, 3.0, 5.0])}
+  report = reward_decodes.summary([{"chunks": [alike, other, another]}] * 2, search)
   same = {"long_order": 1.0, "hybrid_order": 1.0}
   assert report == {
     "1": {"chunks": 2, "same_best": 1, "same_survivors": 1, "short_order": 1, "other_flags": 0, **same},
-    "2 to 2": {"chunks": 2, "same_best": 0, "same_survivors": 1, "short_order": 0.667, "other_flags": 0.333, **same},
-    "from 3": {"chunks": 2, "same_best": 0, "same_survivors": 0, "short_order": 0, "other_flags": 0, **same},
+    "2 to 2": {"chunks": 2, "same_best": 1, "same_survivors": 1, "short_order": 0.333, "other_flags": 0.667, **same},
+    "from 3": {"chunks": 2, "same_best": 0, "same_survivors": 0, "short_order": 1, "other_flags": 0.333, **same},
   }
-  assert "| 2 to 2 | 2 | 0.00 | 1.00 | 0.67 | 1.00 | 1.00 | 0.33 |" in reward_decodes.table(report)
+  assert "| from 3 | 2 | 0.00 | 0.00 | 1.00 | 1.00 | 1.00 | 0.33 |" in reward_decodes.table(report)
 
 
 def test_program_goes_on(tmp_path, capsys, model):

@@ -68,7 +68,7 @@ def run(values: flags.FlagValues) -> None:
     command.raise_if_interrupted()
     made.append(reward_decodes.compare(pipeline, search, chunks, captions[index], seeds[index]))
     writer.append(made[-1])
-  report = reward_decodes.summary(made[: values.num_prompts], search.sliding_window)
+  report = reward_decodes.summary(made[: values.num_prompts], search)
   print(reward_decodes.table(report))
   settings = {"prompts": values.num_prompts, **settings}
   print(json.dumps({"settings": settings, "results": report}), flush=True)
