@@ -24,6 +24,7 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.parallel.sharding import BY_BEAM, by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
+from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
@@ -298,6 +299,7 @@ class Step:
     """Short-term and long-term score of candidate `index`."""
     models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
     try:
+      window = window_codecs.find(self.search.reward_codec).window(window)
       short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
       long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
     except ConfigError as error:

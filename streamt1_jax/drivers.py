@@ -20,6 +20,7 @@ from streamt1_jax.execution import compiler_options
 from streamt1_jax.generator import Models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
+from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
 from streamt1_jax.typing import HostArray, SearchParams
@@ -122,6 +123,7 @@ def _init_state(params, seed, models, search, num_chunks):
 def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -> None:
   """Raises ConfigError unless a video of `num_chunks` chunks, or one without an end, can be searched."""
   models.generator.check(search)
+  window_codecs.require_usable(search.reward_codec)
   longest = models.generator.max_chunks(search)
   if num_chunks is not None and not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
@@ -241,8 +243,15 @@ def rollout(
   seed: int,
   record: bool = False,
 ) -> list[ChunkTrace]:
-  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`."""
+  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`.
+
+  Raises ConfigError for a `reward_codec` that works on the host as well.
+  """
   check_length(models, search, num_chunks)
+  if window_codecs.find(search.reward_codec).on_host:
+    raise ConfigError(
+      f"reward_codec {search.reward_codec} works on the host, and rollout stays on the device: use stream"
+    )
   first, rest = _rollout(params, condition, seed, models, search, num_chunks, record)
   traces = [first, *(jax.tree.map(lambda x, i=i: x[i], rest) for i in range(num_chunks - 1))]
   for index, trace in enumerate(traces):
@@ -368,20 +377,27 @@ def final_beams(
   chunks += [(trace.latents[beam], trace.frames[beam]) for beam, trace in zip(path, traces, strict=True)]
   latents, frames = (np.concatenate(arrays, axis=1) for arrays in zip(*chunks, strict=True))
   ends = np.cumsum([chunk.shape[1] for _, chunk in chunks])
-  known = _judged(params, segments or [Segment(0, condition)], models, frames, ends) if scores is None else scores
+  judge = lambda: _judged(params, segments or [Segment(0, condition)], models, search, frames, ends)
+  known = judge() if scores is None else scores
   ranked = np.where(np.isfinite(known), known, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=known, best=int(np.argmax(ranked)))
 
 
 def _judged(
-  params: SearchParams, segments: Sequence[Segment], models: Models, frames: np.ndarray, ends: np.ndarray
+  params: SearchParams,
+  segments: Sequence[Segment],
+  models: Models,
+  search: SearchConfig,
+  frames: np.ndarray,
+  ends: np.ndarray,
 ) -> Float32[np.ndarray, " K"]:
   """Whole-video scores of videos whose chunk c ends before frame `ends[c]`."""
   starts = np.append(0, ends[:-1])
   scores, lengths = [], []
   for segment, after in zip(segments, [*(each.begin for each in segments[1:]), len(ends)], strict=True):
     own, last = frames[:, starts[segment.begin] : ends[after - 1]], int(ends[after - 1] - starts[after - 1])
-    scores.append(hosts.to_host(_whole_video_scores(params, segment.condition, own, models, last)))
+    coded = np.stack([window_codecs.find(search.reward_codec).frames(video) for video in own])
+    scores.append(hosts.to_host(_whole_video_scores(params, segment.condition, coded, models, last)))
     lengths.append(own.shape[1])
   if len(scores) == 1:
     return scores[0]

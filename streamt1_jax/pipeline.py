@@ -35,7 +35,7 @@ from streamt1_jax.config import (
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.io import hub
-from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_config, load_params, parts_sha256
+from streamt1_jax.io.checkpoint import load_config, load_params, parts_sha256, tokenizer_file
 from streamt1_jax.io.timeline import ChunkClock, Timeline
 from streamt1_jax.io.video import write_video
 from streamt1_jax.models import abstract_backbone, abstract_codec, encoder_graphdef, make_models
@@ -134,8 +134,9 @@ class Pipeline:
     """Reads a checkpoint folder.
 
     Args:
-      directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model`, and `rewards/` if it has
-        any; or "hf://org/name[@revision]", such a folder on the hub. By default the small model of this package.
+      directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model` or `tokenizer.json`, and
+        `rewards/` if it has any; or "hf://org/name[@revision]", such a folder on the hub. By default the small model of
+        this package.
       dtype: dtype of weights and activations.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
@@ -164,7 +165,7 @@ class Pipeline:
       chunk_frames=codec.temporal_stride * config.chunk_frames,
       table=reward_table,
     )
-    tokenizer = Tokenizer(directory / TOKENIZER_FILE, encoder.max_len)
+    tokenizer = Tokenizer(tokenizer_file(directory), encoder.max_len)
     text = PromptEncoder(directory / "text", encoder, tokenizer, config.backbone.text_len, dtype)
     if latent_size is not None:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])

@@ -85,7 +85,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_float(values, "seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
   flag_types.define_integer(values, "num_latent_frames", None, "Length in latent frames, whole chunks.")
   flag_types.define_integer(values, "seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
-  flag_types.define_choice(values, "dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and activations.")
+  device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   flag_types.define_path(values, "output_dir", "outputs/", "Where the folders of the prompts are made.")
   flag_types.define_switch(
     values,
@@ -109,6 +109,7 @@ class Plan:
 
   Attributes:
     values: the flags.
+    dtype: of weights and activations.
     checkpoint: folder of the model.
     model: its configuration.
     rewards: what judges, as JSON values.
@@ -120,6 +121,7 @@ class Plan:
   """
 
   values: flags.FlagValues
+  dtype: str
   checkpoint: epath.Path
   model: ModelConfig
   rewards: dict[str, Any]
@@ -136,7 +138,7 @@ class Plan:
       "seed": self.seed,
       "num_latent_frames": self.num_chunks * self.model.chunk_frames,
       "checkpoint_sha256": self.checkpoint_sha256,
-      "dtype": self.values.dtype,
+      "dtype": self.dtype,
       **self.rewards,
       **config_json.to_json_value(self.search),
       # Fields that older results lack are compared as well.
@@ -388,10 +390,11 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   steering_flags.check(values, steered, model, readers)
   host_flags.require_same_inputs(checkpoint, [*prompts, repr(steered.settings)])
   hosts.first_decides(lambda: monitoring.make_folders(values))
-  rewards = search_flags.reward_settings(values, choice, values.dtype)
+  dtype = device_flags.use_dtype(values.dtype)
+  rewards = search_flags.reward_settings(values, choice, dtype)
   sha256 = checkpoint_sha256(checkpoint, choice.stored)
   seed = steering_flags.seed(values, steered)
-  return Plan(values, checkpoint, model, rewards, search, chunks, sha256, steered, seed)
+  return Plan(values, dtype, checkpoint, model, rewards, search, chunks, sha256, steered, seed)
 
 
 def _num_chunks(values: flags.FlagValues, model: ModelConfig, search: SearchConfig) -> int:
@@ -405,7 +408,9 @@ def describe_memory(values: flags.FlagValues, num_prompts: int) -> list[str]:
   model = load_config(checkpoint)
   require_video_model(model, str(checkpoint))
   chunks = _num_chunks(values, model, search_flags.search_config(values, model))
-  asked = search_flags.memory_request(values, checkpoint, model, values.dtype, max(num_prompts, 1), chunks)
+  asked = search_flags.memory_request(
+    values, checkpoint, model, device_flags.use_dtype(values.dtype), max(num_prompts, 1), chunks
+  )
   plan = memory_plans.make(values, asked)
   lines = list(memory_plans.lines(plan, asked, chunks))
   if not plan.fits:
@@ -418,7 +423,7 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
   """Loads the model that all prompts share."""
   timer = manifest.PhaseTimer()
   with timer.phase("load"):
-    pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.values.dtype, num_prompts)
+    pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.dtype, num_prompts)
   if plan.steered.is_steered and pipeline.prompts_together > 1:
     raise ConfigError(
       "--mesh: a video that changes its prompt or begins with something is searched alone: data must be 1"
@@ -477,7 +482,7 @@ def run(values: flags.FlagValues) -> None:
     Batch({prompt: folders[prompt] for prompt in group}, searcher.settings(group), finished) for group in groups
   ]
   # Bad input is told in one line and nothing else, so this waits until all of it is known.
-  device_flags.tell_devices(searcher.pipeline.models.execution.mesh)
+  device_flags.tell_devices(plan.dtype, searcher.pipeline.models.execution.mesh)
   # The text encoder is read from disk once for all of them.
   searcher.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
   for batch in batches:

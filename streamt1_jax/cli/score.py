@@ -40,7 +40,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import command, device_flags, flag_types, score_inputs
+from streamt1_jax.cli import command, device_flags, flag_types, score_inputs, search_flags
 from streamt1_jax.cli.files import find_checkpoint, require_writable
 from streamt1_jax.cli.score_inputs import Task
 from streamt1_jax.cli.score_rows import Output, Row, to_table
@@ -51,6 +51,7 @@ from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring
 from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer, VideoScores
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
+from streamt1_jax.rewards.window_codecs import find as find_codec
 
 _MOST_BYTES = 8 << 30
 _BUILT_IN = [name for name, spec in REWARDS.items() if not spec.is_stored]
@@ -68,11 +69,10 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flag_types.define_checkpoint(values, "Folder whose rewards/ holds the rewards")
   flag_types.define_path(values, "output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
-  flag_types.define_choice(
-    values, "dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Dtype of the rewards' backbones."
-  )
+  device_flags.define_dtype(values, ["float32", "bfloat16", "int8"], "Dtype of the rewards' backbones.")
   flag_types.define_integer(values, "image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
   flag_types.define_integer(values, "batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
+  search_flags.define_reward_codec(values)
   flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, also those of other videos.")
   device_flags.define_compilation_cache(values)
 
@@ -104,10 +104,12 @@ def reward_sha256(folder: epath.Path) -> str:
   return hashlib.sha256((folder / part_files.PART_FILE).read_bytes()).hexdigest()
 
 
-def run_settings(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> dict[str, Any]:
+def run_settings(values: flags.FlagValues, dtype: str, rewards: dict[str, epath.Path]) -> dict[str, Any]:
   """Everything but the videos and prompts that decides the scores."""
   weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in _BUILT_IN}
-  return {"reward": "+".join(rewards), "dtype": values.dtype, "image_frames": values.image_frames, **weights}
+  settings = {"reward": "+".join(rewards), "dtype": dtype, "image_frames": values.image_frames, **weights}
+  # Scores that were made before there was a choice have none.
+  return settings | ({"reward_codec": values.reward_codec} if find_codec(values.reward_codec).on_host else {})
 
 
 def read_tasks(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> list[Task]:
@@ -247,16 +249,18 @@ def run(values: flags.FlagValues) -> None:
   start = time.perf_counter()
   rewards = find_rewards(values)
   tasks = read_tasks(values, rewards)
-  settings = run_settings(values, rewards)
+  dtype = device_flags.use_dtype(values.dtype)
+  settings = run_settings(values, dtype, rewards)
   output = Output(epath.Path(values.output))
   rows = earlier_rows(values, output, tasks, settings)
   require_writable("output", values.output)
   device_flags.use_compilation_cache(values)
   options = ScoringOptions(values.image_frames, values.batch)
   scorers = [
-    scoring.make_scorer(name, path, dtype=jnp.dtype(values.dtype), options=options) for name, path in rewards.items()
+    scoring.make_scorer(name, path, dtype=jnp.dtype(dtype), options=options, reward_codec=values.reward_codec)
+    for name, path in rewards.items()
   ]
-  device_flags.tell_devices()
+  device_flags.tell_devices(dtype)
   columns = [column for scorer in scorers for column in scorer.columns]
   with manifest.CompileCounter() as compilations:
     finished = score_all(tasks, rows, scorers, output, settings)

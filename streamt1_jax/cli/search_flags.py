@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.planning.request import Request
 from streamt1_jax.rewards import folder as reward_folder
-from streamt1_jax.rewards import selection
+from streamt1_jax.rewards import selection, window_codecs
 from streamt1_jax.rewards.selection import RewardChoice
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
 
@@ -37,7 +38,12 @@ _FLOATS = {
   "long_threshold": "Fall of the video score: a new scene.",
   "fusion_cap": "Largest weight of the image score, in [0, 1].",
 }
-_FIELDS = (*_INTEGERS, *_FLOATS)
+_CHOICES = {
+  "reward_decode": "What the rewards see. streamed: the frames of the video, each decoded once. scratch: every "
+  "candidate's chunk and window decoded anew, as the released code does; its frames differ, and it takes more work.",
+}
+_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec")
+_ALLOWED = typing.get_type_hints(SearchConfig)
 _LONGEST_SESSION = 2_000_000
 
 
@@ -59,12 +65,15 @@ def define(values: flags.FlagValues) -> None:
     "Most latent frames between a chunk and the first sink as the chunk sees it. A video then has no longest length.",
     1,
   )
+  for name, meaning in _CHOICES.items():
+    flag_types.define_choice(values, name, getattr(released, name), typing.get_args(_ALLOWED[name]), meaning)
+  define_reward_codec(values)
   flag_types.define_string(
     values,
     "reward",
     None,
     f"Rewards joined by '+'; known are {', '.join(REWARDS)}. By default {'+'.join(LEARNED_REWARDS)} if the checkpoint "
-    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}.",
+    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}; a warning says so where it has one of them.",
   )
   flag_types.define_list(
     values, "reward_weights", None, "Factors of their scores, 1 by default: hpsv3:0.5,videoalign:1."
@@ -83,6 +92,19 @@ def define(values: flags.FlagValues) -> None:
   memory_plans.define(values)
 
 
+def define_reward_codec(values: flags.FlagValues) -> None:
+  """Defines --reward_codec."""
+  flag_types.define_choice(
+    values,
+    "reward_codec",
+    SearchConfig.released().reward_codec,
+    list(window_codecs.REWARD_CODECS),
+    "What videos go through before a video reward sees them. h264: an mp4 in memory, as the released code writes for "
+    "VideoAlign (16 frames per second, 1024 kbit/s on average). Not with several processes; and no program with it is "
+    "kept in the compilation cache.",
+  )
+
+
 def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   """The search that the flags ask for. Raises ConfigError, naming the flag, if it cannot run on `model`."""
   if values.search == "none":
@@ -95,6 +117,7 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   semantics = SearchConfig.paper if values.semantics == "paper" else SearchConfig.released
   search = semantics(**{name: values[name].value for name in _FIELDS}, sink_distance=values.sink_distance)
   search.validate_for(model)
+  window_codecs.require_usable(search.reward_codec)
   # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
   for name, limit in (("sliding_window", frames // model.chunk_frames), ("max_sink_frames", frames)):
@@ -149,7 +172,7 @@ def load_pipeline(
   device_flags.warn_if_slow(model)
   return Pipeline.load(
     checkpoint,
-    dtype=jnp.dtype(dtype),
+    dtype=jnp.dtype(device_flags.use_dtype(dtype)),
     reward=_reward_names(values),
     reward_weights=_reward_weights(values),
     short_frames=values.short_frames,

@@ -35,6 +35,8 @@ class SearchConfig:
     sink_distance: most latent frames between a chunk and the first sink as the chunk sees it. None sees sinks where
       they are (released code, and LongLive 1.0), for videos of up to `max_frames` latent frames; 9 is what LongLive's
       endless videos do. With a number a video has no longest length.
+    reward_codec: what windows and whole videos go through before the video reward sees them, a name of
+      `rewards.window_codecs.REWARD_CODECS`: "none"; "h264" as in the released code, which writes and reads mp4 files.
     policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
     judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
   """
@@ -52,6 +54,7 @@ class SearchConfig:
   short_baseline: Literal["history", "window"] = "history"
   sink_ema_dtype: Literal["compute", "float32"] = "compute"
   reward_decode: Literal["streamed", "scratch"] = "streamed"
+  reward_codec: str = dataclasses.field(default="none", metadata=LATER)
   # Typed as Any, because policies know the search and not the other way round.
   policy: Any = dataclasses.field(default=None, metadata=LATER)
   judges: bool = dataclasses.field(default=True, metadata=LATER)

@@ -2,7 +2,7 @@
 
   tiny/
     config.json        format version, the whole ModelConfig, size and dtype of every part, provenance
-    tokenizer.model    sentencepiece model of the text encoder
+    tokenizer.model    sentencepiece model of the text encoder; or tokenizer.json, a file of the tokenizers library
     backbone/          one part: an orbax checkpoint, and part.json with size and SHA-256 of its files
     codec/
     text/
@@ -36,8 +36,21 @@ from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
+TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.json")
+"""A checkpoint has one of them, and its name tells what reads it."""
 _CHUNK_BYTES = 16 << 20
 _COMMIT_MARKER = "commit_success.txt"
+
+
+def tokenizer_file(folder: epath.PathLike) -> epath.Path:
+  """The tokenizer of a checkpoint; where there is none, the place of `tokenizer.model`.
+
+  Raises ConfigError if there are two, which might differ.
+  """
+  found = [path for path in (epath.Path(folder) / name for name in TOKENIZER_FILES) if path.exists()]
+  if len(found) > 1:
+    raise ConfigError(f"{folder} has both {' and '.join(TOKENIZER_FILES)}; remove one")
+  return found[0] if found else epath.Path(folder) / TOKENIZER_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +233,7 @@ def parts_sha256(directory: epath.PathLike, further: Sequence[str] = ()) -> str:
   """
   folder = epath.Path(directory)
   parts = ("backbone", "codec", "text", *further)
-  names = [CONFIG_FILE, TOKENIZER_FILE, *(f"{part}/{part_files.PART_FILE}" for part in parts)]
+  names = [CONFIG_FILE, tokenizer_file(folder).name, *(f"{part}/{part_files.PART_FILE}" for part in parts)]
   return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
