@@ -130,7 +130,9 @@ def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: S
   for name, value in identity.items():
     if stored.get(name) != value:
       raise ConfigError(f"{path}: the session was made with {name} {shortened(stored.get(name))}, not {value}")
-  return Progress(parsed, stored, *told, *counts, [], follow)
+  segments, script = told
+  num_given, unshown_given = counts
+  return Progress(parsed, stored, segments, script, num_given, unshown_given, [], follow)
 
 
 def read(folder: epath.PathLike, progress: Progress, abstract_state: SearchState) -> Saved:
