@@ -339,7 +339,7 @@ class Pipeline:
     horizon: int = SessionConfig.horizon,
     emit: str = SessionConfig.emit,
     on_trace: Callable[[ChunkTrace], None] | None = None,
-    say: Callable[[str], None] = logging.info,
+    say: Callable[[str], None] = logging.warning,
   ) -> Session:
     """A video that is steered while it is made.
 
@@ -366,6 +366,9 @@ class Pipeline:
     search = search or SessionConfig.search
     if num_chunks is None and search.sink_distance is None:
       search = dataclasses.replace(search, sink_distance=SINK_DISTANCE)
+    if isinstance(prompt, Timeline):
+      # The text encoder is read from disk once for all of them.
+      self.text.prepare([entry.prompt for entry in prompt.entries])
     if seed is None:
       seed = (prompt.seed if isinstance(prompt, Timeline) else None) or 0
     named: Any = {"emit": emit}
@@ -406,7 +409,7 @@ class Pipeline:
     video: Any = None,
     latents: Any = None,
     image_start: str | None = None,
-    say: Callable[[str], None] = logging.info,
+    say: Callable[[str], None] = logging.warning,
   ) -> Start:
     """What a video begins with; arguments as in `session`. Raises ConfigError as it does."""
     given = {image_start or self.config.image_start: image, "video": video, "latents": latents}

@@ -122,17 +122,15 @@ def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: S
     config["search"] = {name: value for name, value in config["search"].items() if name != "policy"}
     parsed = config_json.from_json_value(SessionConfig, config, f"{path}: config")
     parsed = parsed if search is None else dataclasses.replace(parsed, search=search)
-    told = [_from_json(document[name]) for name in ("segments", "script")]
-    counts = int(document["num_given"]), int(document["unshown_given"])
+    segments, script = (_from_json(document[name]) for name in ("segments", "script"))
+    num_given, unshown = int(document["num_given"]), int(document["unshown_given"])
     stored, follow = dict(document["identity"]), document["follow"]
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ConfigError(f"{path} is corrupt: {type(error).__name__} {error}") from error
   for name, value in identity.items():
     if stored.get(name) != value:
       raise ConfigError(f"{path}: the session was made with {name} {shortened(stored.get(name))}, not {value}")
-  segments, script = told
-  num_given, unshown_given = counts
-  return Progress(parsed, stored, segments, script, num_given, unshown_given, [], follow)
+  return Progress(parsed, stored, segments, script, num_given, unshown, [], follow)
 
 
 def read(folder: epath.PathLike, progress: Progress, abstract_state: SearchState) -> Saved:

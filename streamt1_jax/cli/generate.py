@@ -164,12 +164,14 @@ class Searcher:
     pipeline: the loaded model.
     load_seconds: wall time of loading it.
     start: what every video begins with.
+    notes: sentences about what was done to the input.
   """
 
   plan: Plan
   pipeline: Pipeline
   load_seconds: float
   start: Start = NOTHING
+  notes: tuple[str, ...] = ()
 
   def script(self, prompt: str) -> list[tuple[int, str]]:
     """Prompts of the video of `prompt`, and the chunks that they begin with."""
@@ -428,13 +430,13 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
     raise ConfigError(
       "--mesh: a video that changes its prompt or begins with something is searched alone: data must be 1"
     )
+  notes: list[str] = []
   with timer.phase("load"):
-    start = steering_flags.make_start(plan.steered, pipeline, say)
+    start = steering_flags.make_start(plan.steered, pipeline, notes.append)
   end = plan.length(start)
-  for sentence in steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end):
-    say(sentence)
+  notes += steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end)
   drivers.check_length(pipeline.models, plan.search, end)
-  return Searcher(plan, pipeline, timer.seconds["load"], start)
+  return Searcher(plan, pipeline, timer.seconds["load"], start, tuple(notes))
 
 
 def find_finished(plan: Plan, folders: dict[str, epath.Path]) -> list[str]:
@@ -483,8 +485,11 @@ def run(values: flags.FlagValues) -> None:
   ]
   # Bad input is told in one line and nothing else, so this waits until all of it is known.
   device_flags.tell_devices(plan.dtype, searcher.pipeline.models.execution.mesh)
+  for note in searcher.notes:
+    say(note)
   # The text encoder is read from disk once for all of them.
-  searcher.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
+  told = [] if steered.timeline is None else [entry.prompt for entry in steered.timeline.entries]
+  searcher.pipeline.text.prepare([*(prompt for batch in batches for prompt in batch.folders), *told])
   for batch in batches:
     command.raise_if_interrupted()
     make_results(searcher, batch)
