@@ -154,8 +154,9 @@ def test_relative_error():
   assert device_numerics.relative_error([np.nan], [1.0]) == np.inf
 
 
+@pytest.mark.slow
 def test_one_call_of_a_large_reward():
-  """Small sizes: as many bytes as the shapes say, and a score."""
+  """Slow: it compiles a reward. As many bytes as the shapes say, and a score."""
   found = device_speed.reward(SIZES["small"](), "hpsv3", "int8")
   assert found["finite"]
   assert found["seconds"] > 0
@@ -168,8 +169,9 @@ def test_the_decoder_alone():
     assert found[f"{way}_frames_per_second"] == pytest.approx(12 / found[f"{way}_seconds_per_chunk"])
 
 
+@pytest.mark.slow
 def test_streaming_small():
-  """12 frames a chunk, and nothing is compiled while chunks are timed."""
+  """Slow: it compiles both programs of a video. 12 frames a chunk, and nothing is compiled while chunks are timed."""
   found = device_speed.streaming(SIZES["small"]())
   assert found["frames"] == "12x32x32x3"
   assert found["frames_per_second"] == pytest.approx(12 / found["seconds_per_chunk"])

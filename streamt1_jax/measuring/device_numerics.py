@@ -27,7 +27,7 @@ _PLATFORMS = {"fold": ("cpu", "gpu", "tpu"), "flash": ("tpu",), "triton": ("gpu"
 """Platforms for which an implementation of attention is compiled; elsewhere it is interpreted, which says nothing."""
 # Largest relative error that is called equal. Products of float32 are exact to 1e-7 and there are some thousands in a
 # row; bfloat16 has 8 bits, and every chunk reads what the ones before it left.
-_EQUAL = {"float32": 1e-4, "bfloat16": 5e-2}
+_EQUAL = {"float32": 1e-4, "bfloat16": 2e-2}
 _GOLDEN = "case_A"
 _GOLDEN_TOLERANCE = 5e-5  # of latents, as tests/golden/README.md has it
 
@@ -55,10 +55,12 @@ def attention(sizes: Sizes, implementation: Implementation) -> dict[str, Any]:
 
 def _latents(sizes: Sizes, implementation: Implementation, dtype: DTypeLike, device: Device) -> np.ndarray:
   """Latents of a streamed video with random weights, made on `device`."""
-  # Every device gets the same weights: those that the host draws.
+  # Every device and dtype gets what the host draws in float32: numbers drawn in another dtype are others.
   with jax.default_device(host()):
-    built = random_search.build(sizes.numerics, Execution(attention=implementation), dtype, _CHUNKS, False)
-  params, condition = jax.device_put((built.params, built.condition), device)
+    built = random_search.build(sizes.numerics, Execution(attention=implementation), jnp.float32, _CHUNKS, False)
+    narrow = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    drawn = jax.tree.map(narrow, (built.params, built.condition))
+  params, condition = jax.device_put(drawn, device)
   search = SearchConfig.streaming(built.model)
   with jax.default_device(device), jax.default_matmul_precision("highest"):
     chunks = drivers.stream(params, condition, built.models, search, num_chunks=_CHUNKS, seed=0)
