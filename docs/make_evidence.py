@@ -19,6 +19,12 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EVIDENCE = ROOT / "docs" / "evidence"
+NOT_YET = {
+  "device_check": "No device has run this yet. A machine with an accelerator makes the table:\n\n```bash\n"
+  "python -m experiments.measure.device_check --minutes=20 --output=docs/evidence/device_check.json\n"
+  "python docs/make_evidence.py\n```"
+}
+"""Files that need not be there, and what their page says until they are."""
 _BLOCK = re.compile(r"(<!-- evidence: (\w+) -->\n).*?(<!-- end of evidence -->)", re.DOTALL)
 
 
@@ -39,9 +45,16 @@ def render(evidence: dict[str, Any]) -> str:
   return "\n".join([*lines, "```bash", *evidence["command"], "```", ""])
 
 
+def block(name: str) -> str:
+  """What stands between the two lines of a page."""
+  if name in NOT_YET and not (EVIDENCE / f"{name}.json").exists():
+    return f"{NOT_YET[name]}\n"
+  return render(read(name))
+
+
 def fill(page: str) -> str:
   """The page with all of its tables as their files say."""
-  return _BLOCK.sub(lambda match: f"{match[1]}\n{render(read(match[2]))}\n{match[3]}", page)
+  return _BLOCK.sub(lambda match: f"{match[1]}\n{block(match[2])}\n{match[3]}", page)
 
 
 def pages() -> list[pathlib.Path]:

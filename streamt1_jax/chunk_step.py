@@ -24,6 +24,7 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.parallel.sharding import BY_BEAM, by_shards, constrain, with_shardings
 from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
+from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
@@ -70,9 +71,9 @@ def denoise(
   models: Models,
   noise: Latents,
   renoise: Float32[Array, "between F C H W"],
-  chunk_index: IntScalar,
   text: Any,
   view: Any,
+  image: Float32[Array, "C H W"] | None = None,
 ) -> Float32[Array, "S F C H W"]:
   """Denoises one candidate: the generator predicts x0, the sampler makes the next step's input of it, S times.
 
@@ -81,9 +82,9 @@ def denoise(
     models: static.
     noise: starting noise.
     renoise: noise for every step but the last.
-    chunk_index: counted from 0.
     text: the prompt, as the generator reads it.
     view: what the generator can see of its memory.
+    image: the chunk's first latent frame, if that is given.
 
   Returns:
     The x0 prediction of every step; the last one is the chunk.
@@ -94,7 +95,7 @@ def denoise(
 
   def step(x, inputs):
     index, sigma, next_sigma, fresh = inputs
-    x0 = generator.denoise(params["backbone"], x, index, chunk_index, text, view, models.execution)
+    x0 = generator.denoise(params["backbone"], x, index, text, view, models.execution, image)
     return models.sampler(x, x0, fresh, sigma, next_sigma), x0
 
   levels = as_float(sigmas), as_float(np.append(sigmas[1:], 0.0))
@@ -166,6 +167,7 @@ class Step:
       self.state.base_seed,
       beams.seed,
       self.chunk_index,
+      self.state.begin,
       beam_size=self.search.beam_size,
       first_candidate=self.search.first_candidate,
     )
@@ -185,7 +187,10 @@ class Step:
 
     def draw(seed: IntScalar, parent_noise: Latents) -> Proposal:
       draws, sigma = self.models.draw_noise(seed), self.search.noise_sigma
-      noise = draws.fresh if self.first else noise_propagation.fuse_noise(parent_noise, draws.fresh, sigma)
+      noise = draws.fresh
+      if not self.first:
+        fused = noise_propagation.fuse_noise(parent_noise, draws.fresh, sigma)
+        noise = jnp.where(self.chunk_index == self.state.begin, draws.fresh, fused)
       return Proposal(seed, noise, draws.renoise)
 
     draw = jax.vmap(jax.vmap(draw, in_axes=(0, None)))
@@ -195,7 +200,8 @@ class Step:
     """Every x0 of what was proposed."""
 
     def one(noise: Latents, renoise: jax.Array, view: Any) -> jax.Array:
-      return denoise(self.params, self.models, noise, renoise, self.chunk_index, self.condition.text, view)
+      image = self.condition.image if self.first else None
+      return denoise(self.params, self.models, noise, renoise, self.condition.text, view, image)
 
     run = jax.vmap(jax.vmap(one, in_axes=(0, 0, None)))
     return self._constrain(run(proposal.noise, proposal.renoise, self._view(beams)), "beam", "candidate")
@@ -229,18 +235,24 @@ class Step:
       winners = self._constrain(winners, "beam")
       beams = self._gather(beams, survivor // self.search.beam_size)
     if winners.frames is None:
-      frames, codec = self.models.execution.map_beams(self._decode)(winners.latents, beams.codec)
+      frames, codec = self.models.execution.map_beams(self.decode)(winners.latents, beams.codec)
       winners = winners._replace(frames=frames, codec=codec)
     with jax.named_scope("commit"):
-      return self._commit(beams, winners), winners
+      return self.commit(beams, winners), winners
+
+  def past_after(self, beams: Beam, num_frames: int) -> IntScalar:
+    """Valid past frames of the beams after the chunk, of `num_frames` frames."""
+    capacity = 0 if beams.past is None else beams.past.shape[1]
+    return jnp.minimum(self.state.num_past + num_frames, capacity)
 
   def _constrain(self, tree: Any, *axes: str) -> Any:
     return constrain(self.models.execution.mesh, tree, *axes)
 
   def _view(self, beams: Beam) -> Any:
-    return jax.vmap(self.models.generator.view)(beams.memory)
+    view = lambda memory: self.models.generator.view(memory, self.chunk_index, self.search)
+    return jax.vmap(view)(beams.memory)
 
-  def _decode(self, latents: Latents, codec: Any) -> tuple[Decoded, Any]:
+  def decode(self, latents: Latents, codec: Any) -> tuple[Decoded, Any]:
     """Frames and decoder state of a stream that goes on with `latents`."""
     return self.models.codec.decode(self.params["codec"], latents, codec, first=self.first)
 
@@ -265,7 +277,7 @@ class Step:
   def _score_streamed(self, candidate: tuple[Latents, jax.Array], beam: Beam):
     """Scores, frames and decoder state of one candidate; its window is made of frames that are decoded already."""
     latents, index = candidate
-    frames, codec = self._decode(latents, beam.codec)
+    frames, codec = self.decode(latents, beam.codec)
     past = frames[:0] if beam.past is None else beam.past
     scores = self._rewards(frames, FrameWindow(past, self.num_past, frames), index)
     return *scores, *((None, None) if self.models.execution.decoding == "twice" else (frames, codec))
@@ -287,6 +299,7 @@ class Step:
     """Short-term and long-term score of candidate `index`."""
     models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
     try:
+      window = window_codecs.find(self.search.reward_codec).window(window)
       short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
       long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
     except ConfigError as error:
@@ -302,13 +315,13 @@ class Step:
     rest = jax.tree.map(lambda x: jnp.take(x, parents, axis=0, mode="clip"), beams._replace(memory=None))
     return rest._replace(memory=self.models.generator.gather(beams.memory, parents))
 
-  def _commit(self, beams: Beam, winners: Candidates) -> Beam:
+  def commit(self, beams: Beam, winners: Candidates) -> Beam:
     """Clean pass of the winners [K], and everything that their beams remember of them."""
     assert winners.frames is not None
     generator, execution, text = self.models.generator, self.models.execution, self.condition.text
 
     def clean_pass(latents, view):
-      return generator.clean_pass(self.params["backbone"], latents, self.chunk_index, text, view, execution)
+      return generator.clean_pass(self.params["backbone"], latents, text, view, execution)
 
     def remember(memory, chunk, flags, chunk_index):
       return (jax.vmap(generator.commit, in_axes=(0, 0, 0, None))(memory, chunk, flags, chunk_index),)
@@ -372,9 +385,8 @@ def chunk_step(
     frames=winners.frames,
     steps={"noise": candidates.noise, "x0": x0} if record else None,
   )
-  capacity = 0 if beams.past is None else beams.past.shape[1]
-  num_past = jnp.minimum(state.num_past + winners.frames.shape[1], capacity)
-  state = SearchState(state.chunk_index + 1, state.base_seed, num_past, beams, choice.carry)
+  num_past = step.past_after(beams, winners.frames.shape[1])
+  state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry)
   # The trace is what a host reads: every device has all of it.
   mesh = models.execution.mesh
   return with_shardings(mesh, "state", state), constrain(mesh, trace)

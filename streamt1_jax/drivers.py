@@ -20,6 +20,7 @@ from streamt1_jax.execution import compiler_options
 from streamt1_jax.generator import Models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
+from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
 from streamt1_jax.typing import HostArray, SearchParams
@@ -55,8 +56,8 @@ class FinalBeams(NamedTuple):
 
 # Prompts of one batch are searched in lockstep: they share the counters, and with them every shape and every branch.
 # Where a state or a condition has arrays, these have the axes that `jax.vmap` takes.
-_STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, num_past=None, beams=0, policy=0)
-_CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None)
+_STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, begin=None, num_past=None, beams=0, policy=0)
+_CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None, image=0)
 
 
 class _JittedChunkStep:
@@ -79,6 +80,12 @@ class _JittedChunkStep:
 
 
 jitted_chunk_step = _JittedChunkStep()
+
+Border = Callable[[SearchState, Condition], tuple[SearchState, Condition] | None]
+"""What happens between two chunks: the state and the prompt that the next chunk begins with; None ends the video.
+
+It may take the state's buffers.
+"""
 
 
 @functools.cache
@@ -113,11 +120,12 @@ def _init_state(params, seed, models, search, num_chunks):
   return with_shardings(mesh, "state", init(seed))
 
 
-def check_length(models: Models, search: SearchConfig, num_chunks: int) -> None:
-  """Raises ConfigError unless a video of `num_chunks` chunks can be searched."""
+def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -> None:
+  """Raises ConfigError unless a video of `num_chunks` chunks, or one without an end, can be searched."""
   models.generator.check(search)
-  longest = models.generator.max_chunks
-  if not 1 <= num_chunks <= longest:
+  window_codecs.require_usable(search.reward_codec)
+  longest = models.generator.max_chunks(search)
+  if num_chunks is not None and not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
 
 
@@ -151,10 +159,11 @@ def stream_states(
   models: Models,
   search: SearchConfig,
   *,
-  num_chunks: int,
+  num_chunks: int | None,
   seed: int | Sequence[int],
   record: bool = False,
   state: SearchState | None = None,
+  border: Border | None = None,
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """As `stream`, with the state after every chunk; a search can go on from any of them.
 
@@ -165,11 +174,12 @@ def stream_states(
     condition: what the video is made for.
     models: static half of the chunk step.
     search: how to search.
-    num_chunks: length of the whole video.
+    num_chunks: length of the whole video; None for one without an end.
     seed: base seed. With a `state`, it is the seed that the state was begun with.
     record: whether traces hold intermediate arrays.
     state: where an earlier search of the same arguments stopped, as `abstract_state` describes it; its buffers are
       taken too. By default the search begins anew.
+    border: called before every chunk.
   """
   check_length(models, search, num_chunks)
   mesh = models.execution.mesh
@@ -177,7 +187,13 @@ def stream_states(
     raise ConfigError(f"{np.size(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
   if state is None:
     state = cast(SearchState, jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
-  for index in range(int(state.chunk_index), num_chunks):
+  last = models.generator.max_chunks(search) if num_chunks is None else num_chunks
+  for index in range(int(state.chunk_index), last):
+    if border is not None:
+      begun = border(state, condition)
+      if begun is None:
+        return
+      state, condition = begun
     state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
     check_usable(trace, index, seed)
     yield state, trace
@@ -227,8 +243,15 @@ def rollout(
   seed: int,
   record: bool = False,
 ) -> list[ChunkTrace]:
-  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`."""
+  """The traces of all chunks of a whole search that runs as one XLA program; same errors as `stream`.
+
+  Raises ConfigError for a `reward_codec` that works on the host as well.
+  """
   check_length(models, search, num_chunks)
+  if window_codecs.find(search.reward_codec).on_host:
+    raise ConfigError(
+      f"reward_codec {search.reward_codec} works on the host, and rollout stays on the device: use stream"
+    )
   first, rest = _rollout(params, condition, seed, models, search, num_chunks, record)
   traces = [first, *(jax.tree.map(lambda x, i=i: x[i], rest) for i in range(num_chunks - 1))]
   for index, trace in enumerate(traces):
@@ -268,6 +291,30 @@ def lineage(survivors: Sequence[Int[HostArray, " K"]], beam_size: int) -> Int[np
   return np.stack(path[::-1])
 
 
+class Segment(NamedTuple):
+  """A part of a video under one prompt.
+
+  Attributes:
+    begin: its first chunk, counted from the first chunk of the video.
+    condition: the prompt.
+  """
+
+  begin: int
+  condition: Condition
+
+
+class Given(NamedTuple):
+  """The chunks that a video began with and that were not made.
+
+  Attributes:
+    latents: chunk by chunk.
+    frames: the same decoded, a list because the first chunk has fewer frames.
+  """
+
+  latents: Float32[np.ndarray, "chunks F C H W"]
+  frames: list[Shaped[np.ndarray, "Q ..."]]
+
+
 @functools.partial(jax.jit, static_argnames=("models", "last"))
 def _whole_video_scores(params, condition, frames, models, last):
   """The video reward of every video, as a window that ends with its last chunk of `last` frames."""
@@ -280,12 +327,17 @@ def _whole_video_scores(params, condition, frames, models, last):
   return jax.lax.map(score, frames)
 
 
+def scores_whole_videos(search: SearchConfig, num_chunks: int) -> bool:
+  """Whether the finished videos are judged once more: the last sliding window was not the whole video as it is."""
+  return not search.judges or search.reward_decode != "streamed" or num_chunks > search.sliding_window
+
+
 def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> Float32[np.ndarray, " K"] | None:
   """Long-term scores of the finished videos, if the last sliding window was the whole video; None otherwise.
 
   They are what `final_beams` would compute, up to the rounding of another program (2e-7 of scores around 1).
   """
-  if not search.judges or search.reward_decode != "streamed" or len(traces) > search.sliding_window:
+  if scores_whole_videos(search, len(traces)):
     return None
   long, survivor = hosts.to_host((traces[-1].candidates.long, traces[-1].survivor))
   return long.reshape(-1)[survivor]
@@ -299,6 +351,8 @@ def final_beams(
   traces: list[ChunkTrace],
   *,
   scores: Float32[np.ndarray, " K"] | None = None,
+  segments: Sequence[Segment] = (),
+  given: Given | None = None,
 ) -> FinalBeams:
   """Puts the surviving videos together and picks the one whose whole-video score is best, as the released code does.
 
@@ -310,13 +364,41 @@ def final_beams(
     traces: of all chunks, in order.
     scores: whole-video scores where they are known, as `last_window_scores` may know them; by default the video
       reward judges every video.
+    segments: of a video whose prompt changed, in order. Its score is the mean of the segments' scores, each judged
+      under its own prompt, weighted by their frames. By default the whole video is one, under `condition`.
+    given: the chunks before the first of `traces`.
   """
   traces = [hosts.to_host(trace._replace(steps=None)) for trace in traces]
   path = lineage([t.survivor for t in traces], search.beam_size)
-  join = lambda chunks: np.concatenate([c[beam] for c, beam in zip(chunks, path)], axis=1)
-  latents, frames = join([t.latents for t in traces]), join([t.frames for t in traces])
-  last = traces[-1].frames.shape[1]
-  judge = lambda: hosts.to_host(_whole_video_scores(params, condition, frames, models, last))
+  videos = len(path[-1])
+  first = [] if given is None else [(latents, frames) for latents, frames in zip(*given, strict=True)]
+  alike = lambda chunk: np.broadcast_to(chunk[None], (videos, *chunk.shape))
+  chunks = [(alike(latents), alike(frames)) for latents, frames in first]
+  chunks += [(trace.latents[beam], trace.frames[beam]) for beam, trace in zip(path, traces, strict=True)]
+  latents, frames = (np.concatenate(arrays, axis=1) for arrays in zip(*chunks, strict=True))
+  ends = np.cumsum([chunk.shape[1] for _, chunk in chunks])
+  judge = lambda: _judged(params, segments or [Segment(0, condition)], models, search, frames, ends)
   known = judge() if scores is None else scores
   ranked = np.where(np.isfinite(known), known, -np.inf)
   return FinalBeams(latents=latents, frames=frames, scores=known, best=int(np.argmax(ranked)))
+
+
+def _judged(
+  params: SearchParams,
+  segments: Sequence[Segment],
+  models: Models,
+  search: SearchConfig,
+  frames: np.ndarray,
+  ends: np.ndarray,
+) -> Float32[np.ndarray, " K"]:
+  """Whole-video scores of videos whose chunk c ends before frame `ends[c]`."""
+  starts = np.append(0, ends[:-1])
+  scores, lengths = [], []
+  for segment, after in zip(segments, [*(each.begin for each in segments[1:]), len(ends)], strict=True):
+    own, last = frames[:, starts[segment.begin] : ends[after - 1]], int(ends[after - 1] - starts[after - 1])
+    coded = np.stack([window_codecs.find(search.reward_codec).frames(video) for video in own])
+    scores.append(hosts.to_host(_whole_video_scores(params, segment.condition, coded, models, last)))
+    lengths.append(own.shape[1])
+  if len(scores) == 1:
+    return scores[0]
+  return np.average(scores, axis=0, weights=lengths).astype(np.float32)

@@ -125,13 +125,14 @@ def _divide_attention(mesh: Mesh) -> Callable[[Callable], Callable]:
   """
 
   def divide(attend: Callable) -> Callable:
-    def run(q, k, v, mk, mv, count, layer):
+    def run(q, k, v, mk, mv, count, cos, sin, layer):
       spec = lambda x, *axes: partition_spec(mesh, axes, x.shape)
       queries = spec(q, "prompt", "beam", "candidate", "token", "head")
       memory = spec(mk, "prompt", "beam", "layer", "slot", "head")
-      specs = queries, queries, queries, memory, memory, spec(count, "prompt", "beam"), spec(layer)
+      per_beam = lambda x: spec(x, "prompt", "beam")
+      specs = queries, queries, queries, memory, memory, *map(per_beam, (count, cos, sin)), spec(layer)
       local = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
-      return local(q, k, v, mk, mv, count, layer)
+      return local(q, k, v, mk, mv, count, cos, sin, layer)
 
     return run
 

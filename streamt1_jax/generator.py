@@ -15,10 +15,10 @@ import dataclasses
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.codec.base import Codec
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.noise_propagation import DrawNoise
 from streamt1_jax.parallel.sharding import Layout
@@ -57,11 +57,6 @@ class Generator(Protocol):
     ...
 
   @property
-  def max_chunks(self) -> int:
-    """Chunks of the longest video."""
-    ...
-
-  @property
   def sigmas(self) -> Float[np.ndarray, " S"]:
     """Noise level before every denoising step, in (0, 1], largest first; after the last step it is 0."""
     ...
@@ -82,6 +77,10 @@ class Generator(Protocol):
   def check(self, search: SearchConfig) -> None:
     """Raises ConfigError unless `search` can run."""
 
+  def max_chunks(self, search: SearchConfig) -> int:
+    """Chunks of the longest video."""
+    ...
+
   def init_memory(self, params: Params, search: SearchConfig) -> Any:
     """Memory of a beam that has no chunk yet."""
     ...
@@ -90,8 +89,11 @@ class Generator(Protocol):
     """Makes room for the next chunk, and tells what left the memory."""
     ...
 
-  def view(self, memory: Any) -> Any:
-    """What candidates read of an opened memory. They share it: it is never copied for one of them."""
+  def view(self, memory: Any, chunk_index: IntScalar, search: SearchConfig) -> Any:
+    """What the candidates of a chunk, counted from 0, read of an opened memory.
+
+    They share it: it is never copied for one of them.
+    """
     ...
 
   def denoise(
@@ -99,10 +101,10 @@ class Generator(Protocol):
     params: Params,
     x: Latents,
     step: IntScalar,
-    chunk_index: IntScalar,
     text: Any,
     view: Any,
     execution: Execution,
+    image: Float32[Array, "C H W"] | None = None,
   ) -> Latents:
     """One denoising step of one candidate.
 
@@ -110,24 +112,35 @@ class Generator(Protocol):
       params: weights.
       x: noisy at level `sigmas[step]`.
       step: in 0..S - 1.
-      chunk_index: counted from 0.
       text: the prompt, as `Condition.text` has it.
       view: of the beam's opened memory.
       execution: on which devices, and how.
+      image: what the chunk's first latent frame is to be, without noise; only the first chunk of a video has one.
 
     Returns:
       The noiseless chunk x0 as this step predicts it.
     """
     ...
 
-  def clean_pass(
-    self, params: Params, latents: Latents, chunk_index: IntScalar, text: Any, view: Any, execution: Execution
-  ) -> Any:
+  def clean_pass(self, params: Params, latents: Latents, text: Any, view: Any, execution: Execution) -> Any:
     """What a finished chunk leaves in the memory; arguments as in `denoise`."""
     ...
 
   def commit(self, memory: Any, chunk: Any, flags: Flags, chunk_index: IntScalar) -> Any:
     """The opened memory with what `clean_pass` gave; `flags` say what becomes of the chunk when it has to leave."""
+    ...
+
+  def recache(
+    self,
+    params: Params,
+    memory: Any,
+    chunk_index: IntScalar,
+    text: Any,
+    search: SearchConfig,
+    switch: SwitchConfig,
+    execution: Execution,
+  ) -> Any:
+    """The memory between two chunks as a new prompt finds it; `chunk_index` is the next chunk's."""
     ...
 
   def gather(self, memories: Any, parents: Int32[Array, " K"]) -> Any:

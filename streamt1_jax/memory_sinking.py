@@ -5,9 +5,10 @@
   append    the chunk stays, as a new sink, while the sinks are below their maximum; at the maximum it becomes an ema
 
 A beam's memory is a table of chunk slots. Slots 0..count-1 are valid, in no particular order: attention does not
-care, keys are rotated at their absolute frame when they are written, and the table says which slot is which. So an
-append moves no data (it labels the slot anew), a commit writes one slot, and the last slot moves into one that becomes
-free.
+care, keys are rotated at the frames of their own chunk when they are written, and the table says which slot is which
+and where it is. So an append moves no data (it labels the slot anew), a commit writes one slot, and the last slot moves
+into one that becomes free. Where a slot is decides how far a query turns to look at it (`view`), and nothing else:
+positions may be as large as a video is long, and sinks may be seen nearer than they are (`placed_frames`).
 """
 
 from typing import NamedTuple
@@ -18,12 +19,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from streamt1_jax.backbone.attention import MemoryView
-from streamt1_jax.backbone.dit import ChunkMemory
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.generator import Eviction
-from streamt1_jax.nn.rotary import RotaryTables, shift_frames
+from streamt1_jax.nn.rotary import FrameTurns, turns_of
 from streamt1_jax.reward_pruning import Flags
-from streamt1_jax.typing import IntLike, IntScalar
+from streamt1_jax.typing import IntLike, IntScalar, Latents
 
 NOTHING, DISCARD, EMA, APPEND, APPEND_AT_MAXIMUM = range(5)
 """Routes of an `Eviction`."""
@@ -37,16 +37,34 @@ class SinkAccumulator(NamedTuple):
   v: Float32[Array, "L A T D"]
 
 
+class FinishedChunk(NamedTuple):
+  """What a finished chunk leaves in the memory: keys and values of its clean pass, and itself."""
+
+  k: Float[Array, "L A T D"]
+  v: Float[Array, "L A T D"]
+  latents: Latents
+
+
+class Departed(NamedTuple):
+  """A chunk that has left the window."""
+
+  latents: Latents
+  frame: IntScalar
+
+
 class Memory(NamedTuple):
   """One beam's attention memory; R slots of one chunk each.
 
   Attributes:
-    k: rotated keys.
+    k: keys, rotated at the frames of their own chunk.
     v: values.
     frame: absolute index of the first latent frame in the slot.
     is_sink: whether the slot is a sink.
     flags: bool [R] each, how the chunk in the slot will be routed when it leaves the window.
     count: valid slots.
+    latents: the chunks of the slots, of which keys and values can be made anew. A sink that others were averaged into
+      keeps the latents it began with.
+    departed: the chunk that left the window last, discarded or not, and its first frame; -1 if none did.
     accumulator: the last sink in float32, or None if the memory's own dtype serves.
   """
 
@@ -56,6 +74,8 @@ class Memory(NamedTuple):
   is_sink: Bool[Array, " R"]
   flags: Flags
   count: IntScalar
+  latents: Float32[Array, "R F C H W"]
+  departed: Departed
   accumulator: SinkAccumulator | None
 
 
@@ -79,34 +99,69 @@ def empty_memory(model: ModelConfig, search: SearchConfig, dtype: DTypeLike) -> 
     is_sink=no_slot,
     flags=Flags(no_slot, no_slot),
     count=jnp.int32(0),
+    latents=jnp.zeros((slots, *model.latent_shape)),
+    departed=Departed(jnp.zeros(model.latent_shape), jnp.int32(-1)),
     accumulator=SinkAccumulator(accumulator, jnp.zeros_like(accumulator)) if narrow else None,
   )
 
 
-def view(memory: Memory) -> MemoryView:
-  """What attention reads."""
-  return MemoryView(memory.k, memory.v, memory.count)
+def view(
+  memory: Memory, first_frame: IntLike, turns: FrameTurns, model: ModelConfig, search: SearchConfig
+) -> MemoryView:
+  """What attention reads from a chunk that begins at `first_frame`.
+
+  `turns` are those of 0 to `longest_distance` frames.
+  """
+  distance = first_frame - placed_frames(memory, first_frame, model, search)
+  return MemoryView(memory.k, memory.v, memory.count, turns_of(turns, jnp.where(valid_slots(memory), distance, 0)))
+
+
+def placed_frames(memory: Memory, first_frame: IntLike, model: ModelConfig, search: SearchConfig) -> Int32[Array, " R"]:
+  """Where a chunk that begins at `first_frame` sees the first frame of every slot.
+
+  That is where it is, unless the search has a `sink_distance`: the first sink is then never farther away. All sinks
+  move by as much as the first one, in their order, but never past the beginning of the window.
+  """
+  if search.sink_distance is None:
+    return memory.frame
+  at = lambda mask: jnp.where(mask, memory.frame, _NO_FRAME)
+  sinks, window = valid_slots(memory) & memory.is_sink, valid_slots(memory) & ~memory.is_sink
+  shift = jnp.maximum(first_frame - search.sink_distance - at(sinks).min(), 0)
+  window_start = jnp.minimum(at(window).min(), first_frame)
+  later_sinks = (sinks[None] & (memory.frame[None] > memory.frame[:, None])).sum(axis=1)
+  nearest = window_start - model.chunk_frames * (1 + later_sinks)
+  return jnp.where(sinks, jnp.minimum(memory.frame + shift, nearest), memory.frame)
+
+
+def longest_distance(model: ModelConfig, search: SearchConfig) -> int:
+  """Most latent frames between the first frame of a chunk and what it sees of a slot."""
+  if search.sink_distance is None:
+    return model.backbone.max_frames
+  return max(search.sink_distance, search.max_sink_frames + model.local_attention_frames)
 
 
 def _first_window_slot(memory: Memory) -> jax.Array:
-  in_window = _valid(memory) & ~memory.is_sink
+  in_window = valid_slots(memory) & ~memory.is_sink
   return jnp.argmin(jnp.where(in_window, memory.frame, _NO_FRAME))
 
 
-def _last_sink_slot(memory: Memory) -> jax.Array:
-  return jnp.argmax(jnp.where(_valid(memory) & memory.is_sink, memory.frame, -1))
+def last_sink_slot(memory: Memory) -> jax.Array:
+  """The slot of the newest sink."""
+  return jnp.argmax(jnp.where(valid_slots(memory) & memory.is_sink, memory.frame, -1))
 
 
-def _valid(memory: Memory) -> jax.Array:
+def valid_slots(memory: Memory) -> jax.Array:
+  """Whether each slot holds a chunk; bool [R]."""
   return jnp.arange(memory.frame.shape[0]) < memory.count
 
 
 @jax.custom_batching.custom_vmap
-def _slot(cache: jax.Array, slot: jax.Array) -> jax.Array:
+def slot_of(cache: jax.Array, slot: jax.Array) -> jax.Array:
+  """Keys or values [L, A, T, D] of one slot of [L, R, A, T, D]."""
   return jax.lax.dynamic_index_in_dim(cache, slot, 1, keepdims=False)
 
 
-@_slot.def_vmap
+@slot_of.def_vmap
 def _slot_of_every_beam(size, batched, cache, slot):
   # Beam by beam: a TPU would copy all memories into another layout and back to gather or scatter over beams. The
   # barrier keeps the compiler from reading slots again, out of a copy of all of them, while others are being written.
@@ -117,11 +172,12 @@ def _slot_of_every_beam(size, batched, cache, slot):
 
 
 @jax.custom_batching.custom_vmap
-def _with_slot(cache: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
+def with_slot(cache: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
+  """Keys or values [L, R, A, T, D] with [L, A, T, D] in one slot."""
   return jax.lax.dynamic_update_index_in_dim(cache, value.astype(cache.dtype), slot, 1)
 
 
-@_with_slot.def_vmap
+@with_slot.def_vmap
 def _with_slot_of_every_beam(size, batched, cache, slot, value):
   assert all(batched)
   value = value.astype(cache.dtype)
@@ -135,8 +191,8 @@ def _start(cache: jax.Array, beam: int, slot: jax.Array) -> tuple:
 
 
 def _choose_route(memory: Memory, leaving: jax.Array, model: ModelConfig, search: SearchConfig) -> jax.Array:
-  window = (_valid(memory) & ~memory.is_sink).sum()
-  sinks = (_valid(memory) & memory.is_sink).sum()
+  window = (valid_slots(memory) & ~memory.is_sink).sum()
+  sinks = (valid_slots(memory) & memory.is_sink).sum()
   room = sinks < search.max_sink_frames // model.chunk_frames
   ema, append = memory.flags.ema[leaving], memory.flags.append[leaving]
   route = jnp.where(append, jnp.where(room, APPEND, APPEND_AT_MAXIMUM), jnp.where(ema, EMA, DISCARD))
@@ -149,29 +205,28 @@ def mix(sink: Float[Array, "*axes"], chunk: Float[Array, "*axes"], decay: float)
   return product(sink, decay) + product(chunk, 1.0 - decay)
 
 
-def _merge_into_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, tables: RotaryTables, decay: float):
-  """The sink before and after the EMA. The leaving keys first move to the sink's position: raw keys mix."""
-  keys = shift_frames(_slot(memory.k, leaving), tables, memory.frame[sink] - memory.frame[leaving])
-  values = _slot(memory.v, leaving)
-  old = memory.accumulator or SinkAccumulator(_slot(memory.k, sink), _slot(memory.v, sink))
+def _merge_into_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, decay: float):
+  """The sink before and after the EMA. Keys of equal frames of their chunks mix, wherever the chunks are."""
+  keys, values = slot_of(memory.k, leaving), slot_of(memory.v, leaving)
+  old = memory.accumulator or SinkAccumulator(slot_of(memory.k, sink), slot_of(memory.v, sink))
   return old, SinkAccumulator(mix(old.k, keys, decay), mix(old.v, values, decay))
 
 
-def _update_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, merge: jax.Array, tables, decay: float) -> Memory:
+def _update_sink(memory: Memory, sink: jax.Array, leaving: jax.Array, merge: jax.Array, decay: float) -> Memory:
   """Writes the EMA into the sink's slot where `merge` (bool scalar) holds; touches no other slot."""
-  old, new = _merge_into_sink(memory, sink, leaving, tables, decay)
-  k = jnp.where(merge, new.k.astype(memory.k.dtype), _slot(memory.k, sink))
-  v = jnp.where(merge, new.v.astype(memory.v.dtype), _slot(memory.v, sink))
+  old, new = _merge_into_sink(memory, sink, leaving, decay)
+  k = jnp.where(merge, new.k.astype(memory.k.dtype), slot_of(memory.k, sink))
+  v = jnp.where(merge, new.v.astype(memory.v.dtype), slot_of(memory.v, sink))
   accumulator = memory.accumulator
   if accumulator is not None:
     accumulator = jax.tree.map(lambda new, old: jnp.where(merge, new, old), new, old)
-  return memory._replace(k=_with_slot(memory.k, sink, k), v=_with_slot(memory.v, sink, v), accumulator=accumulator)
+  return memory._replace(k=with_slot(memory.k, sink, k), v=with_slot(memory.v, sink, v), accumulator=accumulator)
 
 
 def _free(memory: Memory, slot: jax.Array, free: jax.Array) -> Memory:
   """Where `free` (bool scalar) holds, moves the last valid slot into this one: valid slots stay a prefix."""
   source = jnp.where(free, memory.count - 1, slot)
-  move = lambda cache: _with_slot(cache, slot, _slot(cache, source))
+  move = lambda cache: with_slot(cache, slot, slot_of(cache, source))
   move_entry = lambda entries: entries.at[slot].set(entries[source])
   return memory._replace(
     k=move(memory.k),
@@ -179,6 +234,7 @@ def _free(memory: Memory, slot: jax.Array, free: jax.Array) -> Memory:
     frame=move_entry(memory.frame),
     is_sink=move_entry(memory.is_sink),
     flags=jax.tree.map(move_entry, memory.flags),
+    latents=move_entry(memory.latents),
     count=memory.count - free,
   )
 
@@ -187,18 +243,18 @@ def _label_sink(memory: Memory, slot: jax.Array, label: jax.Array) -> Memory:
   """Where `label` (bool scalar) holds, the slot becomes the last sink; no data moves."""
   accumulator = memory.accumulator
   if accumulator is not None:
-    latest = lambda cache, old: jnp.where(label, _slot(cache, slot).astype(jnp.float32), old)
+    latest = lambda cache, old: jnp.where(label, slot_of(cache, slot).astype(jnp.float32), old)
     accumulator = SinkAccumulator(latest(memory.k, accumulator.k), latest(memory.v, accumulator.v))
   is_sink = memory.is_sink.at[slot].set(memory.is_sink[slot] | label)
   return memory._replace(is_sink=is_sink, accumulator=accumulator)
 
 
-def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
+def evict(memory: Memory, model: ModelConfig, search: SearchConfig) -> tuple[Memory, Eviction]:
   """Makes room for the next chunk: if the window is full, routes its oldest chunk by the flags its scores gave it.
 
   Written without branches, slot by slot: under `vmap` a branch would select between whole memories.
   """
-  leaving, sink = _first_window_slot(memory), _last_sink_slot(memory)
+  leaving, sink = _first_window_slot(memory), last_sink_slot(memory)
   route = _choose_route(memory, leaving, model, search)
   merge = (route == EMA) | (route == APPEND_AT_MAXIMUM)
   eviction = Eviction(
@@ -206,21 +262,26 @@ def evict(memory: Memory, tables: RotaryTables, model: ModelConfig, search: Sear
     frame=jnp.where(route == NOTHING, -1, memory.frame[leaving]),
     sink_frame=jnp.where(merge, memory.frame[sink], -1),
   )
-  memory = _update_sink(memory, sink, leaving, merge, tables, search.sink_ema_decay)
+  departed = Departed(memory.latents[leaving], memory.frame[leaving])
+  memory = memory._replace(
+    departed=jax.tree.map(lambda x, y: jnp.where(route == NOTHING, x, y), memory.departed, departed)
+  )
+  memory = _update_sink(memory, sink, leaving, merge, search.sink_ema_decay)
   memory = _label_sink(memory, leaving, route == APPEND)
   return _free(memory, leaving, merge | (route == DISCARD)), eviction
 
 
-def commit(memory: Memory, chunk: ChunkMemory, flags: Flags, first_frame: IntLike, model: ModelConfig) -> Memory:
-  """Writes a chunk's keys and values into the first empty slot; the first `sink_frames` are sinks."""
+def commit(memory: Memory, chunk: FinishedChunk, flags: Flags, first_frame: IntLike, model: ModelConfig) -> Memory:
+  """Writes a chunk into the first empty slot; the first `sink_frames` are sinks."""
   slot = memory.count
   put = lambda entries, value: entries.at[slot].set(value)
   memory = memory._replace(
-    k=_with_slot(memory.k, slot, chunk.k),
-    v=_with_slot(memory.v, slot, chunk.v),
+    k=with_slot(memory.k, slot, chunk.k),
+    v=with_slot(memory.v, slot, chunk.v),
     frame=put(memory.frame, first_frame),
     is_sink=put(memory.is_sink, False),
     flags=Flags(put(memory.flags.ema, flags.ema), put(memory.flags.append, flags.append)),
+    latents=put(memory.latents, chunk.latents),
     count=memory.count + 1,
   )
   return _label_sink(memory, slot, jnp.asarray(first_frame < model.sink_frames))

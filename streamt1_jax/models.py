@@ -85,6 +85,12 @@ def _decoder(config: CodecConfig) -> nnx.GraphDef:
   return nnx.graphdef(nnx.merge(*abstract_codec(config)).decoder)
 
 
+@functools.cache
+def encoder_graphdef(config: CodecConfig) -> nnx.GraphDef:
+  """Graph definition of a codec's encoder."""
+  return nnx.graphdef(nnx.merge(*abstract_codec(config)).encoder)
+
+
 def abstract_params(config: ModelConfig, dtype: DTypeLike) -> dict[str, Params]:
   """Shapes of the weights of backbone and codec in `dtype`, by the names that a search's `params` have."""
   codec: Params = {} if config.codec is None else abstract_codec(config.codec)[1]["decoder"]

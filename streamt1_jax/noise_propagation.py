@@ -53,6 +53,7 @@ def candidate_seeds(
   base_seed: IntLike,
   parent_seed: Int32[Array, " K"],
   chunk_index: IntLike,
+  begin: IntLike = 0,
   *,
   beam_size: int,
   first_candidate: str,
@@ -67,6 +68,7 @@ def candidate_seeds(
     base_seed: seed of the video.
     parent_seed: the seed each beam's last chunk was drawn from.
     chunk_index: counted from 0.
+    begin: the first chunk that is made; those before it are given.
     beam_size: candidates per beam, B.
     first_candidate: "reuse" or "fresh".
   """
@@ -76,7 +78,7 @@ def candidate_seeds(
   later = base_seed + _SEED_PER_CHUNK * chunk_index + _SEED_PER_BEAM * beams + candidates
   if first_candidate == "reuse":
     later = later.at[:, 0].set(parent_seed)
-  return jnp.where(chunk_index == 0, first_chunk, later).astype(jnp.int32)
+  return jnp.where(chunk_index == begin, first_chunk, later).astype(jnp.int32)
 
 
 def fuse_noise(

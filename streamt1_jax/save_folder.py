@@ -19,7 +19,7 @@ from streamt1_jax.io import manifest, part_files, paths, stored_part
 from streamt1_jax.io.named_tuples import named, rebuilt
 from streamt1_jax.state import ChunkTrace
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEARCH_FILE = "search.json"
 STATE, TRACE = "state", "trace"
 _DIGITS = 6
@@ -84,13 +84,17 @@ def _read(place: epath.Path) -> Description | None:
       return None
   document = part_files.read_json_object(place, SEARCH_FILE, "a saved search")
   sealed = manifest.CHECKSUM in document
+  if not sealed and document.get("format_version") == 1:
+    # The first version had no checksum.
+    raise ConfigError(
+      f"{path}: format_version is 1, whose keys are rotated at the frames of the whole video; this program reads "
+      f"{FORMAT_VERSION}. Finish the search with the release that began it, or remove {place}"
+    )
   if sealed and not manifest.is_whole(document):
     raise part_files.Damaged(f"{path} is corrupt: its checksum is not that of its contents")
-  try:
-    part_files.require_version(document, path, FORMAT_VERSION)
-  except ConfigError as error:
-    # Only the first version was ever written without a checksum.
-    raise error if sealed else part_files.Damaged(str(error)) from error
+  if not sealed:
+    raise part_files.Damaged(f"{path} is corrupt: it has no checksum")
+  part_files.require_version(document, path, FORMAT_VERSION)
   settings, resumed_at = document.get("settings"), document.get("resumed_at")
   if not isinstance(settings, dict) or not isinstance(resumed_at, list) or any(type(n) is not int for n in resumed_at):
     raise part_files.Damaged(f"{path} is corrupt: settings or resumed_at is missing")

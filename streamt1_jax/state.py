@@ -44,6 +44,7 @@ class SearchState(NamedTuple):
   Attributes:
     chunk_index: the chunk to be generated next.
     base_seed: seed of the video.
+    begin: the first chunk that is made, which has no parent noise; those before it were given.
     num_past: valid frames in every beam's `past`.
     beams: all beams, [K, ...] each.
     policy: the policy's carry, arrays [K, ...]; None for a policy without one.
@@ -51,6 +52,7 @@ class SearchState(NamedTuple):
 
   chunk_index: IntScalar
   base_seed: IntScalar
+  begin: IntScalar
   num_past: IntScalar
   beams: Beam
   policy: Any
@@ -64,12 +66,14 @@ class Condition(NamedTuple):
     image_reward: what the image reward made of the prompt.
     video_reward: what the video reward made of the prompt.
     num_chunks: chunks of the whole video.
+    image: latent frame that the video begins with, or None; only a model that was trained for it takes one.
   """
 
   text: Any
   image_reward: Any
   video_reward: Any
   num_chunks: IntScalar
+  image: Float32[Array, "C H W"] | None = None
 
 
 class CandidateTrace(NamedTuple):
@@ -158,4 +162,4 @@ def init_state(
 
   beams = jax.vmap(empty_beam, axis_size=search.top_k)()
   carry = search_policy(search).init(search)
-  return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), beams, carry)
+  return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), jnp.int32(0), beams, carry)

@@ -22,7 +22,14 @@ ROUTE_NAMES = {
 }
 
 
-def describe_trace(traces: Sequence[ChunkTrace], beams: FinalBeams | None, search: SearchConfig) -> dict[str, Any]:
+def describe_trace(
+  traces: Sequence[ChunkTrace],
+  beams: FinalBeams | None,
+  search: SearchConfig,
+  *,
+  given_chunks: int = 0,
+  segments: Sequence[tuple[int, str]] = (),
+) -> dict[str, Any]:
   """Everything a search decided, for `manifest.write_json`.
 
   Candidates are numbered n = parent * beam_size + i. A candidate's `route` is what happened to the chunk that
@@ -32,18 +39,22 @@ def describe_trace(traces: Sequence[ChunkTrace], beams: FinalBeams | None, searc
     traces: the chunks in order; a search that failed has fewer than the video.
     beams: the finished videos; None if the search failed.
     search: the configuration they were searched with.
+    given_chunks: chunks that the video began with and that were not searched.
+    segments: first chunk and prompt of every segment.
 
   Returns:
-    `beam_size`, `top_k`; `chunks`, each with `evictions` (per parent), `candidates`, `survivors` (candidates,
-    best first) and their `scores`; and `final` (whole-video `scores`, `best` beam, its `lineage`:
-    survivor and candidate of every chunk), None without `beams`.
+    `beam_size`, `top_k`; `given_chunks`; `segments` (`chunk`, `prompt`); `chunks`, each with `evictions` (per parent),
+    `candidates`, `survivors` (candidates, best first) and their `scores`; and `final` (whole-video `scores`, `best`
+    beam, its `lineage`: survivor and candidate of every chunk), None without `beams`.
   """
   traces = [jax.device_get(trace._replace(latents=None, frames=None, steps=None)) for trace in traces]
   return {
     "beam_size": search.beam_size,
     "top_k": search.top_k,
-    "chunks": [_describe_chunk(index, trace, search) for index, trace in enumerate(traces)],
-    "final": None if beams is None else _describe_final(traces, beams, search),
+    "given_chunks": given_chunks,
+    "segments": [{"chunk": chunk, "prompt": prompt} for chunk, prompt in segments],
+    "chunks": [_describe_chunk(index, trace, search) for index, trace in enumerate(traces, start=given_chunks)],
+    "final": None if beams is None else _describe_final(traces, beams, search, given_chunks),
   }
 
 
@@ -94,13 +105,16 @@ def _describe_candidate(
   }
 
 
-def _describe_final(traces: Sequence[ChunkTrace], beams: FinalBeams, search: SearchConfig) -> dict[str, Any]:
+def _describe_final(
+  traces: Sequence[ChunkTrace], beams: FinalBeams, search: SearchConfig, given_chunks: int
+) -> dict[str, Any]:
   survivors = [trace.survivor for trace in traces]
   path = lineage(survivors, search.beam_size)[:, beams.best].tolist()
   return {
     "scores": np.asarray(beams.scores).tolist(),
     "best": beams.best,
     "lineage": [
-      {"chunk": chunk, "beam": beam, "candidate": int(survivors[chunk][beam])} for chunk, beam in enumerate(path)
+      {"chunk": given_chunks + index, "beam": beam, "candidate": int(survivors[index][beam])}
+      for index, beam in enumerate(path)
     ],
   }

@@ -9,18 +9,22 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Float64, Int32
 
-from streamt1_jax import memory_sinking
+from streamt1_jax import memory_sinking, recache
 from streamt1_jax.backbone import attention
-from streamt1_jax.backbone.dit import ANYWHERE, ChunkMemory, Placement, TextMemory
-from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule
-from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.backbone.dit import ANYWHERE, Attend, ChunkMemory, Placement, TextMemory
+from streamt1_jax.backbone.schedule import DenoisingSchedule, denoising_schedule, time_features
+from streamt1_jax.config import ModelConfig, SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
-from streamt1_jax.memory_sinking import Memory
-from streamt1_jax.nn.rotary import RotaryTables, rotary_tables
+from streamt1_jax.memory_sinking import FinishedChunk, Memory
+from streamt1_jax.nn.rotary import frame_turns
 from streamt1_jax.parallel.sharding import LAYOUTS, Layout
+from streamt1_jax.recache import Recached
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
+
+_MOST_CHUNKS = 2_000_000
+"""Of a video without a longest length: seeds and frames are 32 bits wide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +43,12 @@ class WanGenerator:
   def schedule(self) -> DenoisingSchedule:
     return denoising_schedule(self.config.schedule, self.config.backbone.freq_dim)
 
-  @functools.cached_property
-  def rotary(self) -> RotaryTables:
-    c, patch = self.config, self.config.backbone.patch_size
-    return rotary_tables(c.backbone.head_dim, c.backbone.max_frames, c.latent_height // patch, c.latent_width // patch)
-
   @property
   def latent_shape(self) -> tuple[int, int, int, int]:
     return self.config.latent_shape
 
-  @property
-  def max_chunks(self) -> int:
-    return self.config.max_chunks
+  def max_chunks(self, search: SearchConfig) -> int:
+    return self.config.max_chunks if search.sink_distance is None else _MOST_CHUNKS
 
   @property
   def sigmas(self) -> Float64[np.ndarray, " S"]:
@@ -72,40 +70,50 @@ class WanGenerator:
     return memory_sinking.empty_memory(self.config, search, _dtype(params))
 
   def open(self, memory: Memory, search: SearchConfig) -> tuple[Memory, Eviction]:
-    return memory_sinking.evict(memory, self.rotary, self.config, search)
+    return memory_sinking.evict(memory, self.config, search)
 
-  def view(self, memory: Memory) -> attention.MemoryView:
-    return memory_sinking.view(memory)
+  def view(self, memory: Memory, chunk_index: IntScalar, search: SearchConfig) -> attention.MemoryView:
+    turns = _frame_turns(self.config.backbone.head_dim, memory_sinking.longest_distance(self.config, search))
+    return memory_sinking.view(memory, self._first_frame(chunk_index), turns, self.config, search)
 
   def denoise(
     self,
     params: Params,
     x: Latents,
     step: IntScalar,
-    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
+    image: Float32[Array, "C H W"] | None = None,
   ) -> Latents:
-    """x0 = x - sigma v, with the velocity v of the flow from data to noise."""
+    """x0 = x - sigma v, with the velocity v of the flow from data to noise.
+
+    With an `image` the first frame has timestep 0 and stays what it is (LongLive 2.0).
+    """
     features = jnp.asarray(self.schedule.features)[step]
     sigma = jnp.asarray(self.schedule.sigmas, jnp.float32)[step]
-    return x - sigma * self.velocity(params, x, features, chunk_index, text, view, execution)[0]
+    if image is None:
+      return x - sigma * self.velocity(params, x, features, text, view, execution)[0]
+    still = jnp.asarray(time_features(np.asarray(0.0), self.config.backbone.freq_dim))
+    features = jnp.broadcast_to(features[None], (len(x), len(features))).at[0].set(still)
+    x = x.at[0].set(image)
+    x0 = x - sigma * self.velocity(params, x, features, text, view, execution)[0]
+    return x0.at[0].set(image)
 
   def clean_pass(
     self,
     params: Params,
     latents: Latents,
-    chunk_index: IntScalar,
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
-  ) -> ChunkMemory:
+  ) -> FinishedChunk:
     """Keys and values of the chunk at the context timestep."""
     features = jnp.asarray(self.schedule.context_features)
-    return self.velocity(params, latents, features, chunk_index, text, view, execution)[1]
+    chunk = self.velocity(params, latents, features, text, view, execution)[1]
+    return FinishedChunk(chunk.k, chunk.v, latents)
 
-  def commit(self, memory: Memory, chunk: ChunkMemory, flags: Flags, chunk_index: IntScalar) -> Memory:
+  def commit(self, memory: Memory, chunk: FinishedChunk, flags: Flags, chunk_index: IntScalar) -> Memory:
     return memory_sinking.commit(memory, chunk, flags, self._first_frame(chunk_index), self.config)
 
   def gather(self, memories: Memory, parents: Int32[Array, " K"]) -> Memory:
@@ -115,21 +123,54 @@ class WanGenerator:
     self,
     params: Params,
     latents: Latents,
-    features: Float32[Array, " freq_dim"],
-    chunk_index: IntScalar,
+    features: Float32[Array, "*frames freq_dim"],
     text: TextMemory,
     view: attention.MemoryView,
     execution: Execution,
   ) -> tuple[Latents, ChunkMemory]:
     """Velocity of one chunk at one timestep, and the keys and values it would commit.
 
-    `features` are the timestep's sinusoids; the other arguments are those of `denoise`.
+    `features` are the sinusoids of one timestep, or of one per latent frame; the rest is as in `denoise`.
     """
-    features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
     options = execution.attention, execution.divide_attention
     attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, view, layer, *options)
-    backbone = nnx.merge(self.graphdef, params)
-    return backbone(latents, features, self._first_frame(chunk_index), text, attend, _placement(execution))
+    return self._forward(params, latents, features, text, attend, execution)
+
+  def _forward(
+    self, params: Params, latents: Latents, features: jax.Array, text: TextMemory, attend: Attend, execution: Execution
+  ) -> tuple[Latents, ChunkMemory]:
+    if features.ndim == 1:
+      features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
+    return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
+
+  def recache(
+    self,
+    params: Params,
+    memory: Memory,
+    chunk_index: IntScalar,
+    text: TextMemory,
+    search: SearchConfig,
+    switch: SwitchConfig,
+    execution: Execution,
+  ) -> Memory:
+    """See `recache.recache`; `chunk_index` is the next chunk's."""
+    return self.recached(params, memory, chunk_index, text, search, switch, execution).memory
+
+  def recached(
+    self,
+    params: Params,
+    memory: Memory,
+    chunk_index: IntScalar,
+    text: TextMemory,
+    search: SearchConfig,
+    switch: SwitchConfig,
+    execution: Execution,
+  ) -> Recached:
+    """As `recache`, with the velocity of every slot's chunk."""
+    features = jnp.asarray(self.schedule.context_features)
+    forward = lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
+    inputs = memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution
+    return recache.recache(*inputs)
 
   def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""
@@ -137,6 +178,9 @@ class WanGenerator:
 
   def _first_frame(self, chunk_index: IntScalar) -> IntScalar:
     return chunk_index * self.config.chunk_frames
+
+
+_frame_turns = functools.cache(frame_turns)
 
 
 def _dtype(params: Params) -> jnp.dtype:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from streamt1_jax.backbone.attention import MemoryView, attend, attend_with_memory
+from streamt1_jax.nn import rotary
 
 LAYERS, SLOTS, HEADS, TOKENS, WIDTH = 2, 5, 3, 7, 8
 LAYER = 1
+DISTANCES = np.array([9, 0, 237, -6, 3], np.int32)
+"""Latent frames from each slot to the chunk. A chunk that is made anew under another prompt sees later ones, too."""
 
 every = pytest.mark.parametrize("implementation", ["fold", "flash", "triton"])
 
@@ -25,22 +28,37 @@ def _inputs():
   return 3.0 * q, k, v, cache_k, cache_v  # Queries of this size make peaked distributions.
 
 
+def _moved_back(keys, frames):
+  """Keys [..., D] (pairs as halves) turned by -frames; two pairs are time's, and space's stay."""
+  half = keys.shape[-1] // 2
+  angles = -frames * np.array([1.0, 10000.0**-0.5, 0.0, 0.0])
+  turned = (keys[..., :half] + 1j * keys[..., half:]) * np.exp(1j * angles)
+  return np.concatenate([turned.real, turned.imag], axis=-1)
+
+
 def _softmax_over_all(q, k, v, cache_k, cache_v, count):
-  """float64 attention to the concatenation of the chunk's own keys and the first `count` slots."""
+  """float64 attention to the concatenation of the chunk's own keys and the first `count` slots.
+
+  A key that lies `DISTANCES` frames behind the chunk is turned back by as many: scores depend on differences.
+  """
   q, k, v, cache_k, cache_v = (np.asarray(x, np.float64) for x in (q, k, v, cache_k, cache_v))
-  k = np.concatenate([k.swapaxes(0, 1), *cache_k[LAYER, :count]], axis=1)
+  slots = [_moved_back(keys, frames) for keys, frames in zip(cache_k[LAYER, :count], DISTANCES)]
+  k = np.concatenate([k.swapaxes(0, 1), *slots], axis=1)
   v = np.concatenate([v.swapaxes(0, 1), *cache_v[LAYER, :count]], axis=1)
   logits = np.einsum("qad,akd->aqk", q, k) / WIDTH**0.5
   weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
   return np.einsum("aqk,akd->qad", weights / weights.sum(axis=-1, keepdims=True), v)
 
 
-def _attend(implementation, q, k, v, cache_k, cache_v, count):
-  memory = MemoryView(cache_k, cache_v, jnp.asarray(count))
+def _attend(implementation, q, k, v, cache_k, cache_v, count, order=None):
+  turns = rotary.turns_of(
+    rotary.frame_turns(WIDTH, 237), jnp.asarray(DISTANCES if order is None else DISTANCES[list(order)])
+  )
+  memory = MemoryView(cache_k, cache_v, jnp.asarray(count), turns)
   return attend_with_memory(q, k, v, memory, jnp.int32(LAYER), implementation)
 
 
-_attend = jax.jit(_attend, static_argnums=0)
+_attend = jax.jit(_attend, static_argnums=0, static_argnames="order")
 
 
 @every
@@ -68,7 +86,7 @@ def test_slots_that_are_not_valid_hold_anything(implementation, huge):
 def test_slots_in_any_order(implementation):
   q, k, v, cache_k, cache_v = _inputs()
   order = np.array([3, 0, 4, 2, 1])
-  shuffled = _attend(implementation, q, k, v, cache_k[:, order], cache_v[:, order], SLOTS)
+  shuffled = _attend(implementation, q, k, v, cache_k[:, order], cache_v[:, order], SLOTS, order=tuple(order))
   expected = _attend(implementation, q, k, v, cache_k, cache_v, SLOTS)
   np.testing.assert_allclose(shuffled, expected, rtol=0, atol=1e-6)
 

@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone import attention
 from streamt1_jax.chunk_step import chunk_step, denoise
+from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
-from streamt1_jax.codec.vae import VideoDecoder
-from streamt1_jax.config import CodecConfig, SearchConfig, preset
+from streamt1_jax.config import SearchConfig, preset
+from streamt1_jax.execution import Execution
+from streamt1_jax.nn.rotary import FrameTurns
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from streamt1_jax.rewards.base import Promptless
-from streamt1_jax.state import init_state, past_capacity
+from streamt1_jax.state import Condition, init_state, past_capacity
+from tests import small_codec
 from tests import small_search as small
+from tests import toy_generator as toy
 
 
 def _stream(models, search, num_chunks, seed=0, params=None, **options):
@@ -75,11 +78,12 @@ class TestMemory:
     memory = jax.eval_shape(lambda: init_state(params, models, small.SEARCH, 0)).beams.memory
     one_beam = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count)
+    turns = jax.ShapeDtypeStruct((memory.k.shape[2], memory.k.shape[-1]), jnp.float32)
+    view = attention.MemoryView(one_beam(memory.k), one_beam(memory.v), count, FrameTurns(turns, turns))
     noise = jnp.zeros(self.MODEL.latent_shape)
     run = lambda params, *inputs: denoise(params, models, *inputs)
     text = small.condition(8, model=self.MODEL).text
-    equations = list(_equations(jax.make_jaxpr(run)(params, noise, noise[None], jnp.int32(9), text, view)))
+    equations = list(_equations(jax.make_jaxpr(run)(params, noise, noise[None], text, view)))
     assert "dynamic_slice" in {equation.primitive.name for equation in equations}
     slot = view.k.size // view.k.shape[1]
     # An axis more or less, as custom batching rules add, copies nothing.
@@ -255,38 +259,72 @@ class TestBadCandidates:
       self._check(_stream(models, self.SEARCH, 5, seed), banned[seed], seed)
 
 
-TINY_CODEC = CodecConfig(
-  base_dim=4,
-  dim_mult=(1, 1),
-  num_res_blocks=0,
-  spatial_down=(False,),
-  temporal_down=(True,),
-  latent_channels=4,
-  patch_size=2,
-  latent_mean=(0.1, -0.2, 0.3, 0.0),
-  latent_std=(1.5, 0.5, 1.0, 2.0),
-)
-"""3 latent frames are 5 pixel frames at the start of a stream and 6 later."""
-
-
 @dataclasses.dataclass(frozen=True)
-class _Brightness(Promptless):
-  """Sum over frames of (index + 1) * mean of the left half, less the mean of the right half."""
+class _DoctoredSum(toy.WindowSum):
+  """The sum of the window, but for one candidate of one chunk."""
 
-  def __call__(self, params, condition, frames, info):
-    count = frames.shape[0] if isinstance(frames, jax.Array) else frames.num_frames
-    if not isinstance(frames, jax.Array):
-      index = jnp.arange(frames.past.shape[0] + frames.chunk.shape[0])
-      frames = frames.take(jnp.minimum(index, count - 1))
-    index = jnp.arange(frames.shape[0])
-    x = frames.astype(jnp.float32) / 255.0
-    contrast = x[:, :, :4].mean(axis=(1, 2, 3)) - x[:, :, 4:].mean(axis=(1, 2, 3))
-    return jnp.where(index < count, (index + 1) * contrast, 0.0).sum()
+  def __call__(self, params, condition, window, info):
+    bad = (info.chunk_index == params["chunk"]) & (info.candidate_index == params["candidate"])
+    return jnp.where(bad, params["value"], super().__call__(params, condition, window, info))
 
-  def by_numpy(self, frames):
-    x = frames.astype(np.float64) / 255.0
-    contrast = x[:, :, :4].mean(axis=(1, 2, 3)) - x[:, :, 4:].mean(axis=(1, 2, 3))
-    return (np.arange(1, len(x) + 1) * contrast).sum()
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("chunk", "candidate", "others"), [(0, 3, [2, 1]), (1, 0, [1, 3])])
+def test_bad_video_score_of_the_best_candidate(chunk, candidate, others, value):
+  """By hand. The noise of chunk 0 is 0 to 3, and a chunk is half of it: 3 and 2 survive, without 3 these are 2 and 1.
+
+  In chunk 1 the fresh noise is 6, 0, 1, 2. Fused with -0.1 of the parents' 3 and 2 it is 5.67, -0.3, 0.79, 1.79, and
+  chunks are 5.1, 2.1, 1.9, 2.4, windows 6.6, 3.6, 2.9, 3.4. A quarter of the first and the rest of the second: 0 is
+  best, then 1, then 3.
+  """
+  models = dataclasses.replace(toy.MODELS, video_reward=_DoctoredSum())
+  reward = {"chunk": jnp.int32(chunk), "candidate": jnp.int32(candidate), "value": jnp.float32(value)}
+  search = dataclasses.replace(small.SEARCH, first_candidate="fresh")
+  condition = Condition((), (), (), jnp.int32(5))
+  stream = drivers.stream(toy.PARAMS | {"video_reward": reward}, condition, models, search, num_chunks=5, seed=0)
+  traces = [next(stream) for _ in range(chunk + 1)]
+  assert small.per_candidate(traces[chunk].candidates.usable).tolist() == [n != candidate for n in range(4)]
+  assert traces[chunk].survivor.tolist() == others
+  if chunk:
+    assert traces[0].survivor.tolist() == [3, 2]
+
+
+class _TwoNumbers(toy.ToyGenerator):
+  """Latents of two equal numbers, the second of which is NaN where a first chunk ends with 1.5."""
+
+  def init_memory(self, params, search):
+    return jnp.zeros(self.latent_shape)
+
+  def denoise(self, params, x, step, chunk_index, text, view, execution):
+    x0 = view + x
+    return x0.at[0, 0, 0, 1].set(jnp.where((step == 1) & (x0[0, 0, 0, 0] == 1.5), jnp.nan, x0[0, 0, 0, 1]))
+
+
+class _Bytes(LatentCodec):
+  """Frames in bytes, where a NaN is 0."""
+
+  def decode(self, params, latents, state, *, first):
+    return jnp.nan_to_num(10 * latents).astype(jnp.uint8), state
+
+  def frame_dtype(self):
+    return jnp.dtype(jnp.uint8)
+
+
+def test_a_single_nan_that_no_frame_shows():
+  """The frames of the four candidates are 0, 5, 10, and 15 beside 0: a mean of 7.5 that would survive."""
+  shape = (1, 1, 1, 2)
+
+  def draw(seed):
+    return NoiseDraws(jnp.full(shape, seed % 7, jnp.float32), jnp.zeros((1, *shape)))
+
+  models = dataclasses.replace(
+    toy.MODELS, generator=_TwoNumbers(latent_shape=shape), codec=_Bytes(shape[1:]), draw_noise=draw
+  )
+  condition, search = Condition((), (), (), jnp.int32(2)), small.SEARCH
+  trace = next(drivers.stream(toy.PARAMS, condition, models, search, num_chunks=2, seed=0))
+  np.testing.assert_array_equal(trace.candidates.short, [[0.0, 5.0], [10.0, 7.5]])
+  np.testing.assert_array_equal(trace.candidates.usable, [[True, True], [True, False]])
+  assert trace.survivor.tolist() == [2, 1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -299,19 +337,12 @@ class TestRewardDecode:
 
   WINDOW = 2
 
-  @staticmethod
-  @functools.cache
-  def _decoder():
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: VideoDecoder(TINY_CODEC, rngs=nnx.Rngs(0))), nnx.Param)
-    generator = np.random.default_rng(7)
-    random = lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32)
-    params = jax.tree.map(random, nnx.to_pure_dict(state))
-    return StreamingDecoder(graphdef, TINY_CODEC, (4, 4)), params
-
-  def _traces(self, reward_decode, **overrides):
-    decoder, codec_params = self._decoder()
-    reward = _Brightness()
-    models = dataclasses.replace(small.models(), codec=decoder, image_reward=reward, video_reward=reward)
+  def _traces(self, reward_decode, decoding="together", **overrides):
+    decoder, codec_params = small_codec.decoder()
+    reward, execution = small_codec.Brightness(), Execution(decoding=decoding)
+    models = dataclasses.replace(
+      small.models(), codec=decoder, image_reward=reward, video_reward=reward, execution=execution
+    )
     search = SearchConfig(
       max_sink_frames=6, sliding_window=self.WINDOW, reward_decode=reward_decode, first_candidate="fresh", **overrides
     )
@@ -319,7 +350,7 @@ class TestRewardDecode:
 
   def _decode_alone(self, latents):
     """One call of the decoder on latents that begin a video."""
-    decoder, params = self._decoder()
+    decoder, params = small_codec.decoder()
     return np.asarray(_decode(decoder, params, latents))
 
   def test_scores(self):
@@ -329,7 +360,7 @@ class TestRewardDecode:
     latents = np.concatenate([trace.latents[0] for trace in streamed])
     video = self._decode_alone(latents)
     bounds = [0, 5, 11, 17, 23]
-    judge = _Brightness().by_numpy
+    judge = small_codec.Brightness().by_numpy
     for chunk in range(4):
       own = latents[3 * chunk : 3 * chunk + 3]
       window = latents[max(0, 3 * (chunk + 1 - self.WINDOW)) : 3 * chunk + 3]
@@ -351,16 +382,17 @@ class TestRewardDecode:
 
   def test_a_full_window_is_as_long_as_its_latents_alone(self):
     """117 frames for the 30 latents of the released window, however long the video is."""
-    codec = StreamingDecoder(self._decoder()[0].graphdef, preset("tiny").codec, (4, 4))
+    codec = StreamingDecoder(small_codec.decoder()[0].graphdef, preset("tiny").codec, (4, 4))
     assert codec.config.temporal_stride == 4
     models = dataclasses.replace(small.models(), codec=codec)
     past = lambda window: past_capacity(models, SearchConfig(max_sink_frames=6, sliding_window=window))
     assert past(10) + codec.num_frames(3, first=False) == 117
     assert (past(2), past(1)) == (9, 0)
 
-  def test_frames_follow_the_winners_lineage(self):
+  @pytest.mark.parametrize("decoding", ["together", "twice"])
+  def test_frames_follow_the_winners_lineage(self, decoding):
     """Two beams of two: every beam's decoder state went where the beam went."""
-    traces = self._traces("streamed")
+    traces = self._traces("streamed", decoding)
     assert any(list(trace.survivor // 2) != [0, 1] for trace in traces[1:])
     for beam in range(2):
       path = _ancestors(traces, 2, 3, beam)

@@ -213,6 +213,22 @@ def test_quantize_frames_truncates():
   np.testing.assert_array_equal(quantize_frames(frames), np.asarray([0, 0, 127, 128, 254, 255, 255], np.uint8))
 
 
+def test_decoded_frames_are_clipped():
+  """With a last convolution that is 20 times as strong."""
+  graphdef, params = nnx.split(_codec().decoder, nnx.Param)
+  params = nnx.to_pure_dict(params)
+  params["conv_out"] = jax.tree.map(lambda x: 20 * x, params["conv_out"])
+  decoder, latents = nnx.merge(graphdef, params), _latents()[:1]
+  state = decoder.init_state(*latents.shape[2:])
+  mean, std = (np.reshape(x, (1, -1, 1, 1)).astype(np.float32) for x in (SMALL.latent_mean, SMALL.latent_std))
+  raw, _ = _jit(decoder.raw_step, static_argnums=2)(latents * std + mean, state, True)
+  frames = _jit(decoder.decode)(latents)
+  assert raw.min() < -1.1
+  assert raw.max() > 1.1
+  np.testing.assert_allclose(frames, np.minimum(np.maximum(raw, -1), 1), rtol=0, atol=1e-4)
+  assert (frames.min(), frames.max()) == (-1, 1)
+
+
 @pytest.mark.parametrize(("frames", "first"), [(4, True), (5, False), (0, False)])
 def test_wrong_number_of_frames(frames, first):
   encoder = _codec().encoder

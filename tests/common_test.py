@@ -243,8 +243,8 @@ class TestCompilationCache:
 
 class TestDevices:
   def test_told_in_a_line(self, capsys):
-    device_flags.tell_devices()
-    assert capsys.readouterr().err == "device: cpu\n"
+    device_flags.tell_devices("float32")
+    assert capsys.readouterr().err == "device: cpu, float32\n"
 
   def test_a_full_size_model_on_a_cpu_is_warned_of(self, capsys):
     device_flags.warn_if_slow(preset("tiny"))

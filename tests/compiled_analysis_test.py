@@ -130,7 +130,8 @@ def test_flop_of_the_attention_kernel():
   cache = jnp.zeros((beams, layers, slots, heads, tokens, width))
   count = jnp.zeros(beams, jnp.int32)
   attend = functools.partial(flash_attention.attend_slots, interpret=True)
-  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, jnp.int32(0))
+  turns = jnp.zeros((beams, slots, width))
+  jaxpr = jax.make_jaxpr(attend)(q, q, q, cache, cache, count, turns, turns, jnp.int32(0))
   assert flop_count.count(jaxpr) == 4 * beams * candidates * heads * tokens * (slots * tokens) * width
 
 
@@ -138,13 +139,16 @@ def test_flop_of_the_attention_kernel():
 def test_kernel_or_its_substitute_lowers(platform):
   """Lowering needs no device: the kernel becomes Mosaic's own program on TPUs."""
   from streamt1_jax.backbone.attention import MemoryView, attend_with_memory
+  from streamt1_jax.nn.rotary import FrameTurns
 
   tokens, heads, width = 24, 2, 128
   x = jax.ShapeDtypeStruct((tokens, heads, width), jnp.bfloat16)
   cache = jax.ShapeDtypeStruct((2, 3, heads, tokens, width), jnp.bfloat16)
   scalar = jax.ShapeDtypeStruct((), jnp.int32)
-  attend = lambda q, k, v, mk, mv, count, layer: attend_with_memory(q, k, v, MemoryView(mk, mv, count), layer)
-  exported = jax.export.export(jax.jit(attend), platforms=[platform])(x, x, x, cache, cache, scalar, scalar)
+  turns = FrameTurns(*[jax.ShapeDtypeStruct((3, width), jnp.float32)] * 2)
+  attend = lambda q, k, v, layer, *memory: attend_with_memory(q, k, v, MemoryView(*memory), layer)
+  memory = cache, cache, scalar, turns
+  exported = jax.export.export(jax.jit(attend), platforms=[platform])(x, x, x, scalar, *memory)
   assert ("tpu_custom_call" in exported.mlir_module()) == (platform == "tpu")
 
 
@@ -199,6 +203,19 @@ def test_slices_that_are_described(topology, count):
   assert len(tpu_compiler.get_devices(topology)) == count
 
 
+def test_the_first_chunk_is_another_program(tmp_path):
+  """The decoder makes 9 frames of it, not 12: less work of the same weights and the same state."""
+  arguments = ["--checkpoint_preset=tiny", "--platform=cuda", "--attention=fold"]
+  reports = []
+  for first in ("", "no"):
+    result = _compile(tmp_path, *arguments, f"--{first}first_chunk")
+    assert result.code == 0, result
+    reports.append(json.loads(result.stdout))
+  assert [report["first_chunk"] for report in reports] == [True, False]
+  assert reports[0]["flop"] < reports[1]["flop"]
+  assert reports[0]["argument_bytes"] == reports[1]["argument_bytes"]
+
+
 def test_lowers_for_cuda(tmp_path):
   """The step has two places with attention: denoising and the clean pass, each one kernel in a loop over blocks."""
   arguments = ["--checkpoint_preset=bench_mid", "--platform=cuda", "--dtype=bfloat16"]
@@ -208,8 +225,9 @@ def test_lowers_for_cuda(tmp_path):
   assert report["attention"] == "triton"
   assert report["attention_calls"] == 2
   memory = 2 * 2 * 6 * 8 * 288 * 384 * 2  # keys and values of 2 beams, 6 blocks, 8 slots, 288 tokens, 384 channels
+  latents = 2 * (8 + 1) * 3 * 16 * 16 * 24 * 4  # of the 8 slots and of the chunk that left the window
   weights = 15_500_000 * 2
-  assert report["argument_bytes"] == pytest.approx(memory + weights, rel=0.03)
+  assert report["argument_bytes"] == pytest.approx(memory + latents + weights, rel=0.03)
 
 
 @pytest.mark.parametrize("flag", ["topology=v5e:2x4", "mesh=model:2"])
@@ -272,11 +290,13 @@ def test_table_of_what_is_compiled_already(tmp_path):
   assert (tmp_path / "rows.jsonl").read_text() == before
   header, _, *made = result.stdout.splitlines()
   assert len(made) == len(compilation_table.CASES)
+  assert sum("| first |" in row for row in made) == sum("| later |" in row for row in made)
   columns = [cell.strip() for cell in header.strip("|").split("|")]
   for case, row in zip(compilation_table.CASES, made, strict=True):
     cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
     assert cells["slice"] == case["topology"]
     assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
+    assert cells["chunk"] == ("first" if case.get("first_chunk") else "later")
     assert (cells["fits"], cells["rewards"], cells["compile, s"]) == ("yes", "built in", "62")
     assert (cells["collectives, GB"], cells["per block"]) == ("all-reduce 1.50", "3")
 

@@ -62,6 +62,11 @@ def pytest_addoption(parser):
     "--golden_rewards_dir", default=None, help="Folder of recorded reward traces; tests/golden/rewards by default."
   )
   parser.addoption(
+    "--golden_interactive_dir",
+    default=None,
+    help="Folder of recorded interactive streaming, beside the weights; tests/golden/interactive by default.",
+  )
+  parser.addoption(
     "--reward_sources",
     default=None,
     help="Folder with qwen.tiktoken, the hpsv3 wheel and VideoAlign's prompt_template.py; tests that need it are "

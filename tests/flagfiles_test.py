@@ -10,7 +10,8 @@ from streamt1_jax.cli import command, generate, search_flags
 from streamt1_jax.cli.files import find_checkpoint
 from streamt1_jax.config import preset
 from streamt1_jax.io.checkpoint import load_config
-from tests.command_line import REPOSITORY
+from tests.command_line import REPOSITORY, save_model
+from tests.command_line import generate as generate_here
 
 FLAGFILES = REPOSITORY / "experiments/flagfiles"
 
@@ -27,6 +28,7 @@ PAPER = {
   "first_candidate": "reuse",
   "short_baseline": "history",
   "sink_ema_dtype": "compute",
+  "reward_decode": "scratch",
 }
 STREAMING = {
   "beam_size": 1,
@@ -45,17 +47,18 @@ def test_the_models_own_share_of_the_published_numbers():
 
 
 RUNS = {
-  "paper_5s.flags": (21, PAPER),
-  "paper_30s.flags": (120, PAPER),
-  "longlive_streaming.flags": (120, STREAMING),
+  "paper_5s.flags": (21, PAPER, "videoalign+hpsv3"),
+  "paper_30s.flags": (120, PAPER, "videoalign+hpsv3"),
+  "longlive_streaming.flags": (120, STREAMING, None),
 }
+"""Latent frames, fields of the search, and rewards."""
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_published_runs(tmp_path, monkeypatch, name):
   """Found by name in any folder; the model need not be there."""
   monkeypatch.chdir(tmp_path)
-  latent_frames, search = RUNS[name]
+  latent_frames, search, reward = RUNS[name]
   values = command.parse(generate.define_flags, [f"--flagfile={name}", "--prompt=a red circle"])
   assert search.items() <= dataclasses.asdict(search_flags.search_config(values, preset("wan_1_3b"))).items()
   assert values.num_latent_frames == latent_frames
@@ -63,6 +66,28 @@ def test_published_runs(tmp_path, monkeypatch, name):
   assert values.seed == 42
   assert values.dtype == "bfloat16"
   assert values.checkpoint == "checkpoints/wan_1_3b"
+  assert values.reward == reward
+  # Fewer frames are faster, and not what was published.
+  assert values.short_frames is None
+
+
+@pytest.mark.parametrize("name", ["paper_5s.flags", "paper_30s.flags"])
+def test_published_searches_need_the_published_rewards(tmp_path, name):
+  """Refused before anything is loaded, with the command that adds them."""
+  model = save_model(tmp_path / "tiny")
+  result = generate_here(tmp_path, f"--flagfile={name}", f"--checkpoint={model}", "--prompt=a red circle")
+  assert result.code == 2
+  (line,) = result.stderr.splitlines()
+  assert f"there is no {model}/rewards/videoalign and no {model}/rewards/hpsv3" in line
+  assert f"streamt1 convert --output={model} --reward_tokenizer=FILE --videoalign=FILE" in line
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/weights.md"])
+def test_first_command_with_published_weights(page):
+  """It works without rewards. No documented command sees fewer frames."""
+  commands = re.findall(r"^streamt1 generate .*--prompt=\"a panda.*$", (REPOSITORY / page).read_text(), re.MULTILINE)
+  assert "--flagfile=longlive_streaming.flags" in commands[0]
+  assert not any("--short_frames" in command for command in commands)
 
 
 @pytest.mark.parametrize("name", ["generate_tiny", "generate_paper", "generate_streaming"])

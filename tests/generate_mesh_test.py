@@ -49,7 +49,9 @@ def on_one_device(run):
   ("arguments", "mesh"),
   [
     (["--mesh=data:2,candidate:2,seq:2"], {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2}),
-    (["--decoding=twice"], {"data": 1, "beam": 2, "sibling": 2, "model": 2, "seq": 1}),
+    pytest.param(
+      ["--decoding=twice"], {"data": 1, "beam": 2, "sibling": 2, "model": 2, "seq": 1}, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_same_videos(run, on_one_device, arguments, mesh):

@@ -9,6 +9,7 @@ import signal
 import pytest
 from etils import epath
 
+from streamt1_jax import save_folder
 from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import ConfigError
 from streamt1_jax.drivers import SearchError
@@ -246,8 +247,8 @@ class TestGroups:
 
   def _stop(self, output, *prompts, seed=0):
     folder = stopped_searches.saved_folder(epath.Path(output) / prompts[0])
-    document = {"format_version": 1, "settings": {"prompts": list(prompts), "seed": seed}, "resumed_at": []}
-    manifest.write_json(folder / "search.json", document)
+    description = save_folder.Description({"prompts": list(prompts), "seed": seed}, [])
+    save_folder.write_description(folder, description)
     return folder
 
   def test_new_searches_take_what_is_missing(self, tmp_path):
@@ -306,8 +307,7 @@ class TestGroups:
   @pytest.mark.parametrize("prompts", [0, "a", None, {"a": 1}, [["a"]], [3]])
   def test_prompts_of_another_type_are_refused(self, tmp_path, prompts):
     folder = stopped_searches.saved_folder(epath.Path(tmp_path) / "a")
-    document = {"format_version": 1, "settings": {"prompts": prompts, "seed": 0}, "resumed_at": []}
-    manifest.write_json(folder / "search.json", document)
+    save_folder.write_description(folder, save_folder.Description({"prompts": prompts, "seed": 0}, []))
     with pytest.raises(ConfigError, match=r"\.a\.saved does not say which prompts"):
       self._make(tmp_path)
     stopped_searches.discard_finished([epath.Path(tmp_path) / "a"], ["a"])

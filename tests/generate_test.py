@@ -73,7 +73,7 @@ def finished(tmp_path_factory, small_checkpoint) -> Finished:
 
 
 def test_every_file_is_there_and_nothing_else(finished):
-  names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json"}
+  names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json", "latents.safetensors"}
   folders = list((finished.folder / "outputs").iterdir())
   assert {folder.name for folder in folders} == {output.name for output in finished.outputs}
   for folder in folders:
@@ -91,7 +91,7 @@ def test_video_has_the_length_and_size_it_should(finished):
 def test_output_says_where_the_videos_are_and_shows_progress(finished):
   lines = finished.result.stdout.splitlines()
   assert lines == [f"outputs/{output.name}/video.mp4" for output in finished.outputs]
-  assert finished.result.stderr.splitlines()[0] == "device: cpu"
+  assert finished.result.stderr.splitlines()[0] == "device: cpu, float32"
   assert "chunk 2/2" in finished.result.stderr
   assert "best score" in finished.result.stderr
   warnings = [line for line in finished.result.stderr.splitlines() if "first 32 tokens" in line]

@@ -224,7 +224,7 @@ def replay(case: Case, devices: str) -> Run:
   @jax.jit
   @jax.vmap
   def make_room(memory):
-    return memory_sinking.evict(memory, case.models.generator.rotary, case.model, case.search)[0]
+    return memory_sinking.evict(memory, case.model, case.search)[0]
 
   # Copies survive the donation of the state.
   host = lambda tree: jax.tree.map(np.array, tree)
@@ -263,21 +263,28 @@ def _on_a_mesh(case: Case, devices: str) -> Case:
   )
 
 
-def raw_keys(keys: np.ndarray, first_frame: int, model: ModelConfig) -> np.ndarray:
-  """Undoes our storage of keys [L, A, T, D]: the rotation at `first_frame`, the pair order and the head-major layout.
-
-  Returns [L, T, A, D], as recorded. Written with numpy's complex numbers, apart from the code under test.
-  """
+def _key_rotation(model: ModelConfig) -> np.ndarray:
+  """exp(i angle) [T, D / 2] of a chunk's keys at its own frames, complex128."""
   config = model.backbone
   time, height, width = rotary.axis_pairs(config.head_dim)
   rows, columns = model.latent_height // config.patch_size, model.latent_width // config.patch_size
-  frame, row, column = np.meshgrid(
-    first_frame + np.arange(model.chunk_frames), np.arange(rows), np.arange(columns), indexing="ij"
-  )
+  frame, row, column = np.meshgrid(np.arange(model.chunk_frames), np.arange(rows), np.arange(columns), indexing="ij")
   angle = lambda position, pairs: position.reshape(-1, 1) * 10000.0 ** (-np.arange(pairs) / pairs)
-  angles = np.concatenate([angle(frame, time), angle(row, height), angle(column, width)], axis=1)
-  half = config.head_dim // 2
-  turned = keys[..., :half].astype(np.float64) + 1j * keys[..., half:]
-  raw = turned * np.exp(-1j * angles)
-  interleaved = np.stack([raw.real, raw.imag], axis=-1).reshape(keys.shape)
-  return interleaved.transpose(0, 2, 1, 3)
+  return np.exp(1j * np.concatenate([angle(frame, time), angle(row, height), angle(column, width)], axis=1))
+
+
+def raw_keys(keys: np.ndarray, model: ModelConfig) -> np.ndarray:
+  """Undoes our storage of keys [L, A, T, D]: the rotation at the chunk's own frames, pair order, head-major layout.
+
+  Returns [L, T, A, D], as recorded. Written with numpy's complex numbers, apart from the code under test.
+  """
+  half = model.backbone.head_dim // 2
+  raw = (keys[..., :half].astype(np.float64) + 1j * keys[..., half:]) / _key_rotation(model)
+  return np.stack([raw.real, raw.imag], axis=-1).reshape(keys.shape).transpose(0, 2, 1, 3)
+
+
+def stored_keys(raw: np.ndarray, model: ModelConfig) -> np.ndarray:
+  """The inverse of `raw_keys`, float32."""
+  pairs = raw.transpose(0, 2, 1, 3).astype(np.float64)
+  turned = (pairs[..., ::2] + 1j * pairs[..., 1::2]) * _key_rotation(model)
+  return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)

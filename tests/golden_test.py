@@ -121,7 +121,7 @@ def _check_beam(case, block, beam, memory, survivor):
 
   recorded = z["kv_pool"][_unpadded(z["surv_cache_layout"][block, beam])]
   for slot, (keys, values) in zip(order, recorded.transpose(0, 2, 1, 3, 4, 5), strict=True):
-    _close(golden.raw_keys(np.asarray(memory.k[beam, :, slot]), int(frame[slot]), model), keys, _LATENTS)
+    _close(golden.raw_keys(np.asarray(memory.k[beam, :, slot]), model), keys, _LATENTS)
     _close(np.asarray(memory.v[beam, :, slot]).transpose(0, 2, 1, 3), values, _LATENTS)
 
 
@@ -262,9 +262,11 @@ class _Units:
   def forward(self, x, t, first_frame, chunks=()):
     """Velocity, x0 and chunk memory of x [1, F, C, H, W] at t [1, F], with earlier `chunks` in memory."""
     stack = lambda name: np.stack([getattr(c, name) for c in chunks] or [self._empty()], axis=1)
-    memory = attention.MemoryView(stack("k"), stack("v"), np.int32(len(chunks)))
+    distances = first_frame - self.config.chunk_frames * np.arange(max(len(chunks), 1), dtype=np.int32)
+    turns = rotary.turns_of(rotary.frame_turns(self.config.backbone.head_dim, 99), jnp.asarray(distances))
+    memory = attention.MemoryView(stack("k"), stack("v"), jnp.int32(len(chunks)), turns)
     features = time_features(t[0], self.config.backbone.freq_dim)
-    flow, chunk = _forward(self.graphdef, self.params, x[0], features, np.int32(first_frame), self.text, memory)
+    flow, chunk = _forward(self.graphdef, self.params, x[0], features, self.text, memory)
     sigma = sigma_of(t[0], self.config.schedule).astype(np.float32).reshape(-1, 1, 1, 1)
     return flow, x[0] - sigma * np.asarray(flow), chunk
 
@@ -274,17 +276,17 @@ class _Units:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(graphdef, params, x, features, first_frame, text, memory):
+def _forward(graphdef, params, x, features, text, memory):
   attend = lambda q, k, v, layer: attention.attend_with_memory(q, k, v, memory, layer)
-  return nnx.merge(graphdef, params)(x, features, first_frame, text, attend)
+  return nnx.merge(graphdef, params)(x, features, text, attend)
 
 
 def _check_cache(config, chunks, keys, values):
   """Recorded caches [L, tokens, A, D] are the chunks in order."""
-  size, frames = config.chunk_tokens, config.chunk_frames
+  size = config.chunk_tokens
   for i, chunk in enumerate(chunks):
     part = slice(i * size, (i + 1) * size)
-    _close(golden.raw_keys(np.asarray(chunk.k), i * frames, config), keys[:, part], _LATENTS)
+    _close(golden.raw_keys(np.asarray(chunk.k), config), keys[:, part], _LATENTS)
     _close(np.asarray(chunk.v).transpose(0, 2, 1, 3), values[:, part], _LATENTS)
 
 
@@ -314,8 +316,7 @@ def _activations(graphdef, params, x, embeds, features, text):
     "time_embedding": embedding,
     "time_projection": projected,
   }
-  rotation = rotary.chunk_rotation(model.rotary_tables(), jnp.int32(0), x.shape[0])
-  cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
+  cos, sin = model.rotation(x.shape[0])
   definition, blocks = nnx.split(model.blocks)
   for layer in range(jax.tree.leaves(blocks)[0].shape[0]):
     block, own_text = nnx.merge(definition, _at_layer(blocks, layer)), _at_layer(text, layer)
@@ -376,15 +377,13 @@ def test_rope(units_file, source, result, start):
   x = to_halves(z[source])
 
   @jax.jit
-  def turned(x, start):
-    tables = rotary.rotary_tables(c.head_dim, c.max_frames, rows, columns)
-    at = lambda frame: rotary.rotate(x, *rotary.chunk_rotation(tables, frame, len(x) // config.frame_tokens))
-    return at(start), rotary.shift_frames(at(start), tables, -start), at(0)
+  def at(x, start):
+    """Rotated at their own frames, then turned by the first one: rotations compose."""
+    cos, sin = rotary.chunk_rotation(c.head_dim, len(x) // config.frame_tokens, rows, columns)
+    own = rotary.rotate(x, *(jnp.asarray(angles).reshape(len(x), -1) for angles in (cos, sin)))
+    return rotary.turn(own, rotary.turns_of(rotary.frame_turns(c.head_dim, c.max_frames), start[None, None]))
 
-  rotated, back, raw = turned(x, np.int32(start))
-  _close(rotated, to_halves(z[result]), 2e-6)
-  # Moving keys that are already rotated equals rotating the raw keys at the new place.
-  _close(back, raw, 2e-6)
+  _close(at(x, np.int32(start)), to_halves(z[result]), 2e-6)
 
 
 def test_schedule_and_time(units_file):

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from streamt1_jax import drivers, saved_search
+from streamt1_jax import drivers, save_folder, saved_search
 from streamt1_jax.cli import results
 from streamt1_jax.config import ConfigError
 from streamt1_jax.execution import Execution
@@ -150,7 +151,7 @@ def _restore(index):
   """What process 0 finds damaged, process 1 cannot read."""
   folder = pathlib.Path("../saved").resolve()
   if hosts.is_first():
-    manifest.write_json(folder / "search.json", {"format_version": 1, "settings": {}, "resumed_at": []})
+    save_folder.write_description(epath.Path(folder), save_folder.Description({}, []))
     for item in ("state", "trace"):
       (folder / "000001" / item).mkdir(parents=True)
   else:

@@ -13,12 +13,17 @@ FLOORS = (
   ("evaluation",),
   ("measuring", "training"),
   ("pipeline", "convert"),
+  ("session", "starts"),
+  ("saved_session",),
+  ("steering",),
   ("saved_search", "trace"),
-  ("save_folder",),
+  ("save_folder", "planning"),
   ("drivers",),
+  ("between_chunks",),
   ("chunk_step",),
   ("models",),
   ("wan_generator",),
+  ("recache",),
   ("memory_sinking", "state"),
   ("generator",),
   ("policies", "rewards", "execution"),
@@ -27,7 +32,7 @@ FLOORS = (
   ("io", "parallel", "shipped"),
   ("nn",),
   ("config",),
-  ("messages", "typing"),
+  ("typing", "receipts", "messages"),
 )
 """Rooms from the top floor down. A room may import rooms of lower floors, and itself."""
 

@@ -53,6 +53,8 @@ from tests.command_line import call, save_model, small_model
       ["--work_dir=gs://bucket/check"],
       ["--work_dir=gs://bucket/check", "a path of this machine"],
     ),
+    ("measure.mutation", [], ["--output"]),
+    ("measure.mutation", ["--output=rows", "--modules=heads"], ["--modules=heads", "sampling", "chunk_step"]),
     ("evaluate.small_model", ["--split=all"], ["--split=all", "train|tune|test"]),
     ("evaluate.small_model", ["--num_captions=0"], ["--num_captions=0", "1"]),
     ("evaluate.small_model", ["--seed=-1"], ["--seed=-1", "0"]),
@@ -108,6 +110,22 @@ def test_benchmark_reports(tmp_path):
   assert report["model_tflop"] * 1e12 == pytest.approx(2 * 5 * sum(forward(visible) for visible in (1, 2, 3)))
 
 
+def test_switch_cost(tmp_path):
+  """Every way to recache is measured, and once compiled it compiles no more."""
+  result = call("measure.switch_cost", tmp_path, "--preset=golden", "--top_k=1", "--beam_size=1", "--repeats=1")
+  assert result.code == 0, result
+  (line,) = result.stdout.splitlines()
+  report = json.loads(line)
+  assert report["compilations_after_warmup"] == 0
+  # The sinks are full: 9 frames, and 9 frames of the window.
+  assert report["chunks_before"] == 3 + 3 + 2
+  assert set(report["in_chunks"]) == {"released keep", "causal keep", "none keep", "released recache"}
+  for name, ratio in report["in_chunks"].items():
+    assert ratio == pytest.approx(report["seconds"][name] / report["seconds"]["chunk"])
+    assert ratio > 0
+
+
+@pytest.mark.slow
 def test_benchmark_on_a_mesh(tmp_path):
   """Two prompts are twice the work, on four devices four times the machine."""
   reports = []
@@ -134,6 +152,7 @@ def test_benchmark_table(tmp_path):
   assert (rows[2]["temporary"] - rows[1]["temporary"]) / 4 < rows[0]["beam_memory"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "frames"), [("hpsv3", [12, 6, 3, 1]), ("videoalign", [117, 57, 9])])
 def test_benchmark_of_a_reward(tmp_path, name, frames):
   """HPSv3's work is by the frame; of VideoAlign's, slices of two frames are a part: 14, 8 and 4 are looked at."""

@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from streamt1_jax import memory_sinking
-from streamt1_jax.backbone.dit import ChunkMemory
 from streamt1_jax.config import BackboneConfig, ModelConfig, SearchConfig
-from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, DISCARD, EMA, NOTHING
-from streamt1_jax.nn.rotary import rotary_tables
+from streamt1_jax.memory_sinking import APPEND, APPEND_AT_MAXIMUM, DISCARD, EMA, NOTHING, FinishedChunk
 from streamt1_jax.reward_pruning import Flags
 
 BEAMS = 2
@@ -42,21 +40,19 @@ def _model(attention, sink, chunk=3, max_frames=128):
 
 
 @functools.cache
-def _angles(model, first_frame):
-  """Rotary angles [T, D / 2] of a chunk, float64."""
+def _angles(model):
+  """Rotary angles [T, D / 2] of a chunk at its own frames, float64."""
   half = model.backbone.head_dim // 2
   space = model.backbone.head_dim // 6
-  frame, row, column = np.meshgrid(
-    first_frame + np.arange(model.chunk_frames), np.arange(ROWS), np.arange(COLUMNS), indexing="ij"
-  )
+  frame, row, column = np.meshgrid(np.arange(model.chunk_frames), np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
   axis = lambda position, pairs: position.reshape(-1, 1) * 10000.0 ** (-np.arange(pairs) / pairs)
   return np.concatenate([axis(frame, half - 2 * space), axis(row, space), axis(column, space)], axis=1)
 
 
-def _turn(keys, model, first_frame, sign=1):
-  """Rotates keys [..., T, D] (pairs as halves) to a chunk's position, or back with sign -1."""
+def _turn(keys, model, sign=1):
+  """Rotates keys [..., T, D] (pairs as halves) to the frames of their chunk, or back with sign -1."""
   half = keys.shape[-1] // 2
-  turned = (keys[..., :half] + 1j * keys[..., half:]) * np.exp(sign * 1j * _angles(model, first_frame))
+  turned = (keys[..., :half] + 1j * keys[..., half:]) * np.exp(sign * 1j * _angles(model))
   return np.concatenate([turned.real, turned.imag], axis=-1)
 
 
@@ -104,24 +100,23 @@ def _random_chunk(generator, model, frame, dtype):
   shape = (model.backbone.num_layers, model.backbone.num_heads, model.chunk_tokens, model.backbone.head_dim)
   narrow = lambda x: np.asarray(jnp.asarray(x, dtype))
   v = narrow(generator.standard_normal(shape))
-  k = narrow(_turn(generator.standard_normal(shape), model, frame))
+  k = narrow(_turn(generator.standard_normal(shape), model))
   # Neither, ema, append; each a third of the time.
   kind = generator.integers(3)
-  raw = _turn(k.astype(np.float64), model, frame, sign=-1)
+  raw = _turn(k.astype(np.float64), model, sign=-1)
   return _Chunk(frame, raw, v.astype(np.float64), kind == 1, kind == 2), (k, v)
 
 
 def _step(memory, chunk, flags, first_frame, model, search):
   """Eviction and commit of one beam; every chunk of a search has the same shapes, so it is traced once."""
-  tables = rotary_tables(model.backbone.head_dim, model.backbone.max_frames, ROWS, COLUMNS)
-  memory, eviction = memory_sinking.evict(memory, tables, model, search)
+  memory, eviction = memory_sinking.evict(memory, model, search)
   return memory_sinking.commit(memory, chunk, flags, first_frame, model), eviction
 
 
 def _valid_slots(memory, model):
   """The valid slots by frame, which the rules do not order: numpy arrays, keys raw and in float64."""
   slots = np.argsort(memory.frame[: memory.count])
-  raw = [_turn(memory.k[:, slot].astype(np.float64), model, memory.frame[slot], sign=-1) for slot in slots]
+  raw = [_turn(memory.k[:, slot].astype(np.float64), model, sign=-1) for slot in slots]
   discrete = {name: getattr(memory, name)[slots] for name in ("frame", "is_sink")}
   return discrete | {name: getattr(memory.flags, name)[slots] for name in Flags._fields}, {
     "k": np.stack(raw),
@@ -155,7 +150,9 @@ def _run(model, search, dtype=jnp.float32, atol=1e-5, num_chunks=40, seed=0, tra
     k, v = (np.stack(parts) for parts in zip(*arrays, strict=True))
     flags = Flags(*(np.array([getattr(chunk, name) for chunk in chunks]) for name in Flags._fields))
     before = memory
-    memory, eviction = step(memory, ChunkMemory(k, v), flags, jnp.int32(frame))
+    memory, eviction = step(
+      memory, FinishedChunk(k, v, np.zeros((BEAMS, *model.latent_shape), np.float32)), flags, jnp.int32(frame)
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(memory, before)
     chex.assert_tree_shape_prefix((memory, eviction), (BEAMS,))
     np.testing.assert_array_equal(np.stack(eviction, axis=1), expected)
@@ -205,7 +202,8 @@ class TestStep(chex.TestCase):
     step = jax.jit(functools.partial(counted, model=model, search=search))
     memory = memory_sinking.empty_memory(model, search, jnp.float32)
     c = model.backbone
-    chunk = ChunkMemory(*np.ones((2, c.num_layers, c.num_heads, model.chunk_tokens, c.head_dim), np.float32))
+    keys, values = np.ones((2, c.num_layers, c.num_heads, model.chunk_tokens, c.head_dim), np.float32)
+    chunk = FinishedChunk(keys, values, np.zeros(model.latent_shape, np.float32))
     for index in range(20):
       flags = Flags(np.bool_(index % 3 == 1), np.bool_(index % 3 == 2))
       memory, _ = step(memory, chunk, flags, np.int32(index * model.chunk_frames))
@@ -235,7 +233,7 @@ def test_bfloat16_memory_with_float32_sinks():
   for beam, expected in enumerate(rules):
     sink = expected.sinks[-1]
     k = np.asarray(memory.accumulator.k[beam], np.float64)
-    np.testing.assert_allclose(_turn(k, model, sink.frame, sign=-1), sink.k, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(_turn(k, model, sign=-1), sink.k, rtol=0, atol=1e-5)
     np.testing.assert_allclose(memory.accumulator.v[beam], sink.v, rtol=0, atol=1e-5)
 
 
@@ -243,30 +241,30 @@ def _distance_left(sink_ema_dtype):
   """Share of the distance to a fixed target that a bfloat16 sink keeps after 1000 updates, for keys and for values."""
   model = _model(9, 3, max_frames=3072)
   search = SearchConfig(max_sink_frames=3, sink_ema_dtype=sink_ema_dtype)
-  tables = rotary_tables(model.backbone.head_dim, model.backbone.max_frames, ROWS, COLUMNS)
   shape = (model.backbone.num_layers, model.backbone.num_heads, model.chunk_tokens, model.backbone.head_dim)
   start, target = np.random.default_rng(0).standard_normal((2, *shape))
   frames = np.arange(1, 1003) * model.chunk_frames
   narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
-  keys = narrow(np.stack([_turn(target, model, int(frame)) for frame in frames]))
+  key, latents = narrow(_turn(target, model)), jnp.zeros(model.latent_shape)
   flags, none = Flags(jnp.bool(True), jnp.bool(False)), Flags(jnp.bool(False), jnp.bool(False))
 
-  def step(memory, inputs):
-    frame, k = inputs
-    memory, eviction = memory_sinking.evict(memory, tables, model, search)
-    return memory_sinking.commit(memory, ChunkMemory(k, narrow(target)), flags, frame, model), eviction.route
+  def step(memory, frame):
+    memory, eviction = memory_sinking.evict(memory, model, search)
+    return memory_sinking.commit(
+      memory, FinishedChunk(key, narrow(target), latents), flags, frame, model
+    ), eviction.route
 
   @jax.jit
   def run():
     memory = memory_sinking.empty_memory(model, search, jnp.bfloat16)
-    first = ChunkMemory(narrow(_turn(start, model, 0)), narrow(start))
+    first = FinishedChunk(narrow(_turn(start, model)), narrow(start), latents)
     memory = memory_sinking.commit(memory, first, none, jnp.int32(0), model)
-    return jax.lax.scan(step, memory, (jnp.asarray(frames), keys))
+    return jax.lax.scan(step, memory, jnp.asarray(frames))
 
   memory, routes = run()
   assert (np.asarray(routes) == EMA).sum() == 1000
   sink = int(np.flatnonzero(np.asarray(memory.is_sink))[0])
-  raw = _turn(np.asarray(memory.k[:, sink], np.float64), model, 0, sign=-1)
+  raw = _turn(np.asarray(memory.k[:, sink], np.float64), model, sign=-1)
   left = lambda sink: np.linalg.norm(sink - target) / np.linalg.norm(start - target)
   return left(raw), left(np.asarray(memory.v[:, sink], np.float64))
 
@@ -279,3 +277,59 @@ def test_float32_sinks_decay():
 def test_compute_dtype_loses_the_decay():
   """0.999 x rounds back to x in bfloat16: 0.927 of the distance is left."""
   np.testing.assert_allclose(_distance_left("compute"), 0.927, atol=0.025)
+
+
+class TestPlacedFrames:
+  """Where a chunk sees the sinks, by hand: one window of two chunks beside it, sinks of one chunk."""
+
+  MODEL = _model(12, 3)
+
+  def _placed(self, sink_distance, sinks, first_frame, window=None):
+    """Frames of sinks and window as a chunk at `first_frame` sees them; the slots are out of order."""
+    window = (first_frame - 6, first_frame - 3) if window is None else window
+    frames, order = np.array([*sinks, *window]), [*range(1, len(sinks) + len(window)), 0]
+    memory = memory_sinking.empty_memory(self.MODEL, SearchConfig(max_sink_frames=9), jnp.float32)
+    valid = len(frames)
+    fill = lambda entries, values: entries.at[:valid].set(jnp.asarray(np.asarray(values)[order], entries.dtype))
+    memory = memory._replace(
+      frame=fill(memory.frame, frames),
+      is_sink=fill(memory.is_sink, [True] * len(sinks) + [False] * len(window)),
+      count=jnp.int32(valid),
+    )
+    search = SearchConfig(max_sink_frames=9, sink_distance=sink_distance)
+    placed = memory_sinking.placed_frames(memory, jnp.int32(first_frame), self.MODEL, search)[:valid]
+    return list(np.asarray(placed)[np.argsort(order)])
+
+  def test_no_distance_leaves_all_where_they_are(self):
+    assert self._placed(None, [0, 6, 30], 300) == [0, 6, 30, 294, 297]
+
+  def test_endless_videos_of_longlive(self):
+    """The sink right before the window, for ever; at first it is there anyway."""
+    assert self._placed(9, [0], 9) == [0, 3, 6]
+    assert self._placed(9, [0], 300) == [291, 294, 297]
+    assert self._placed(9, [0], 6, window=[3]) == [0, 3]
+
+  def test_sinks_move_together_and_keep_their_order(self):
+    assert self._placed(90, [0, 6, 30], 90) == [0, 6, 30, 84, 87]
+    assert self._placed(90, [0, 6, 30], 102) == [12, 18, 42, 96, 99]
+
+  def test_sinks_stop_at_the_window(self):
+    """Shifted by 210, the last two would be at 261 and 270: the window begins at 294."""
+    assert self._placed(90, [0, 51, 60], 300) == [210, 261, 270, 294, 297]
+    assert self._placed(30, [0, 27, 60], 300) == [270, 288, 291, 294, 297]
+    assert self._placed(9, [0, 27, 60], 300) == [285, 288, 291, 294, 297]
+
+  def test_a_first_sink_that_is_not_the_first_chunk(self):
+    assert self._placed(90, [12], 96) == [12, 90, 93]
+    assert self._placed(90, [12], 105) == [15, 99, 102]
+
+
+def test_products_are_rounded_one_by_one():
+  """Beside 1 in bfloat16 lie 255/256 and 1 + 1/128. 0.999 * 1 rounds to 1, and 1 - 0.001 to 1 once more.
+
+  The sum of both products, 0.998, would round to 255/256. In float32 nothing is lost.
+  """
+  one = jnp.ones(1, jnp.bfloat16)
+  assert memory_sinking.mix(one, -one, 0.999).tolist() == [1.0]
+  assert memory_sinking.mix(one, -one, 0.999).dtype == jnp.bfloat16
+  np.testing.assert_allclose(memory_sinking.mix(jnp.ones(1), -one, 0.999), [0.998], rtol=1e-6)

@@ -49,7 +49,7 @@ def test_generate_in_a_bucket(made, tmp_path):
   assert list(folder.iterdir()) == []
   assert {path.name for path in (stored / "videos").iterdir()} == {name}
   assert {path.name for path in (stored / "videos" / name).iterdir()} == {
-    "video.mp4", "contact_sheet.png", "trace.json", "manifest.json"
+    "video.mp4", "contact_sheet.png", "trace.json", "manifest.json", "latents.safetensors"
   }  # fmt: skip
   local = generate(tmp_path, f"--checkpoint={stored / 'models/tiny'}", f"--prompt={PROMPT}", "--num_latent_frames=6")
   assert local.code == 0, local

@@ -194,11 +194,10 @@ def test_exploring_changes_nothing():
 
 class TestStored:
   def test_default_leaves_no_trace(self):
-    """What was stored before there were policies still means the same."""
+    """What was stored before there were these fields still means the same."""
     stored = config_json.to_json_value(SearchConfig())
-    assert stored == {
-      name: value for name, value in dataclasses.asdict(SearchConfig()).items() if name not in ("policy", "judges")
-    }
+    later = "policy", "judges", "sink_distance"
+    assert stored == {name: value for name, value in dataclasses.asdict(SearchConfig()).items() if name not in later}
 
   def test_every_policy_has_its_type(self):
     """Without fields they would all look the same."""
@@ -213,3 +212,9 @@ class TestStored:
     policy = {"name": "keep_beams", "class": KeepBeams, "no_hash": NoHash()}[kind]
     with pytest.raises(ConfigError, match="policy must have init and select and be an instance of a frozen dataclass"):
       SearchConfig(policy=policy)
+
+
+def test_selection_key_by_hand():
+  """A search that is replayed must draw what it drew: 2^20 + chunk is folded into the seed, then the event."""
+  expected = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1048576 + 7), 0)
+  np.testing.assert_array_equal(jax.random.key_data(selection_key(3, 7)), jax.random.key_data(expected))

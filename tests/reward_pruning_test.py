@@ -194,3 +194,8 @@ class TestFlags(chex.TestCase):
       history = extend(history, jnp.float32(short), jnp.float32(short + 4.0))
     expected = ScoreHistory(jnp.float32(10.0), jnp.array([3.0, 4.0]), jnp.int32(4), jnp.float32(8.0))
     chex.assert_trees_all_equal(history, expected, strict=True)
+
+
+def test_fusion_weight_of_two_chunks():
+  """The second of two chunks is the last one: nothing but the cap bounds its weight."""
+  assert fusion_weight(1, 2, 1.0) == 1.0

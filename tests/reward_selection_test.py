@@ -1,11 +1,13 @@
 """Names and weights of rewards to what judges a search."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards import selection
@@ -41,6 +43,8 @@ class TestChoose:
     # One alone would be mixed with a score of another scale: only both, or by name.
     (tmp_path / "rewards/hpsv3").mkdir(parents=True)
     assert _choose(tmp_path).stored == []
+    assert [_choose(path).passed_over for path in (tmp_path, checkpoint)] == [("hpsv3",), ()]
+    assert _choose(tmp_path, "quality+coherence").passed_over == ()
 
   def test_names_and_weights(self, checkpoint):
     choice = _choose(checkpoint, "coherence+hpsv3+videoalign", {"coherence": 0.5, "videoalign": 2.0}, short_frames=12)
@@ -67,7 +71,10 @@ class TestChoose:
       _choose(checkpoint, reward, weights)
 
   def test_missing_reward(self, tmp_path):
-    with pytest.raises(ConfigError, match="there is no .*rewards/hpsv3, which streamt1 convert --hpsv3 makes"):
+    command = (
+      f"which streamt1 convert --output={tmp_path} --reward_tokenizer=FILE --hpsv3=FILE --hpsv3_prompt=FILE makes"
+    )
+    with pytest.raises(ConfigError, match=f"there is no .*rewards/hpsv3, {re.escape(command)}; there are quality"):
       _choose(tmp_path, "hpsv3+coherence")
 
   @pytest.mark.parametrize("count", [0, 13])
@@ -156,6 +163,14 @@ class TestLoaded:
     loaded = selection.load(tmp_path, _choose(tmp_path), fps=8.0, dtype=jnp.float32)
     assert loaded.image.reward.terms == (Term("quality", ImageQuality(), 1.0),)
     assert jax.tree.leaves((loaded.image.prompt("<|im_end|>"), loaded.image.params)) == []
+
+  def test_a_learned_reward_that_is_passed_over_is_told(self, tmp_path, caplog):
+    logging.use_absl_handler()
+    (tmp_path / "rewards/videoalign").mkdir(parents=True)
+    for reward, said in (("quality+coherence", 0), (None, 1)):
+      selection.load(tmp_path, _choose(tmp_path, reward), fps=8.0, dtype=jnp.float32)
+      assert caplog.text.count("quality+coherence judge") == said
+    assert "rewards has videoalign alone" in caplog.text
 
   def test_another_reward_in_its_place(self, tmp_path):
     small_rewards.save_reward(tmp_path / "rewards/hpsv3", "videoalign")

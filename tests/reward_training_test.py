@@ -27,7 +27,10 @@ def _narrow(config):
 
 @pytest.mark.parametrize(
   ("name", "options", "learns_to_compare"),
-  [("hpsv3", [], False), ("videoalign", ["--windows=9", "--comparing_weight=1"], True)],
+  [
+    pytest.param("hpsv3", [], False, marks=pytest.mark.slow),
+    ("videoalign", ["--windows=9", "--comparing_weight=1"], True),
+  ],
 )
 def test_two_steps(tmp_path, monkeypatch, capsys, name, options, learns_to_compare):
   # The program trains the one size of the shapes world, which takes minutes.

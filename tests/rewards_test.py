@@ -183,6 +183,16 @@ def test_concentration_and_strength_by_hand():
   np.testing.assert_allclose(quality.edge_strength(jnp.array([1.0, 2.0])), 9.0 / 5.0, atol=1e-6)
 
 
+def test_quality_of_unequal_frames_by_hand():
+  """The mean over frames of 16x16: two flat ones, and one with a red pixel, around which 9 of 196 ranges are 1."""
+  chunk = np.zeros((3, 16, 16, 3), np.uint8)
+  chunk[2, 5, 6, 0] = 255
+  flat = 0.4 * np.log(0.1) + 1.25 * np.log(0.003**0.5)
+  variance = (1 / 256) * (255 / 256)
+  dot = 3.5 * (14 - 9 / 3) / 13 + 0.4 * np.log(1.1) + 1.25 * np.log((variance + 0.003) ** 0.5)
+  np.testing.assert_allclose(_image_scores(jnp.asarray(chunk)[None])[0], (2 * flat + dot) / 3, rtol=0, atol=1e-5)
+
+
 def test_color_signature_ignores_where_things_are():
   thumbnail = jnp.asarray(np.random.default_rng(2).uniform(size=(8, 12, 3)), jnp.float32)
   moved = jnp.roll(thumbnail, (3, 5), axis=(0, 1))

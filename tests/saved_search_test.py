@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from streamt1_jax import drivers, saved_search
+from streamt1_jax import drivers, save_folder, saved_search
 from streamt1_jax.config import ConfigError
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import checkpoint, manifest, part_files, paths, stored_part
@@ -245,7 +245,7 @@ def test_full_disk(tmp_path):
 
 def test_descriptions(tmp_path):
   assert saved_search.read_description(tmp_path / "missing") is None
-  (tmp_path / "search.json").write_text('{"format_version": 1}')
+  (tmp_path / "search.json").write_text('{"format_version": 2}')
   with pytest.raises(ConfigError, match=r"search\.json is corrupt"):
     saved_search.read_description(tmp_path)
 
@@ -276,9 +276,9 @@ def test_every_bit_of_the_description_is_checked(tmp_path):
 
 @pytest.mark.parametrize("name", ["search.json", "000005/state/part.json", "000005/trace/part.json"])
 def test_another_format_version_is_damage(tmp_path, name):
-  """One bit makes 1 of 3. What is damaged does not count, and what is whole does."""
+  """One bit makes another number. What is damaged does not count, and what is whole does."""
   _run(tmp_path, until=6, save_at=(3, 5))
-  _alter(tmp_path / name, '"format_version": 1', '"format_version": 3')
+  _alter(tmp_path / name, f'"format_version": {2 if name == "search.json" else 1}', '"format_version": 3')
   warnings = []
   first, traces = _run(tmp_path, until=8, save_at=(), warn=warnings.append)
   assert first == (5 if name == "search.json" else 3)
@@ -287,14 +287,25 @@ def test_another_format_version_is_damage(tmp_path, name):
   assert name.split("/")[-1] in warning
 
 
+def test_the_first_version_is_refused_and_kept(tmp_path):
+  """Its keys were rotated at the frames of the whole video. It had no checksum."""
+  path = tmp_path / "search.json"
+  path.write_text(json.dumps({"format_version": 1, "settings": SETTINGS, "resumed_at": []}))
+  (tmp_path / "000005/state").mkdir(parents=True)
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(ConfigError, match="format_version is 1, whose keys are rotated at .* this program reads 2"):
+    _run(tmp_path, until=8, save_at=())
+  assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_later_version_is_refused_and_kept(tmp_path):
   """It is not damaged: its checksum is right."""
   _run(tmp_path, until=4, save_at=(3,))
   description = json.loads((tmp_path / "search.json").read_text())
   del description[manifest.CHECKSUM]
-  manifest.write_json(tmp_path / "search.json", description | {"format_version": 2}, checksum=True)
+  manifest.write_json(tmp_path / "search.json", description | {"format_version": 3}, checksum=True)
   before = sorted(tmp_path.rglob("*"))
-  with pytest.raises(ConfigError, match="format_version is 2; this program reads 1"):
+  with pytest.raises(ConfigError, match="format_version is 3; this program reads 2"):
     _run(tmp_path, until=8, save_at=())
   assert sorted(tmp_path.rglob("*")) == before
 
@@ -369,7 +380,7 @@ def test_the_state_is_what_was_saved(tmp_path):
 @pytest.mark.usefixtures("unchecked_types")
 def test_traces_of_other_fields_are_refused(tmp_path):
   """As a later version of the program would find them, whose format version is the same by mistake."""
-  (tmp_path / "search.json").write_text('{"format_version": 1, "settings": {}, "resumed_at": []}')
+  save_folder.write_description(epath.Path(tmp_path), save_folder.Description({}, []))
   (tmp_path / "000001/state").mkdir(parents=True)
   checkpoint.save_params(tmp_path / "000001/trace", {"000000": {"0": {"score": np.ones(2, np.float32)}}})
   with SavedSearch(tmp_path, SETTINGS) as saved, pytest.raises(ConfigError, match="its traces have other fields"):

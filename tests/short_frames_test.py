@@ -45,6 +45,7 @@ def _same(found, expected):
     np.testing.assert_allclose(short, other_short, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_decisions_are_those_of_searches():
   pipeline = _SmallPipeline.make()

@@ -57,7 +57,7 @@ def _stream_chunk(params, memory, noisy, clean, features, first_frame, text, fla
   """Velocity of the noisy chunk; then the clean chunk goes into the memory."""
   generator, chunk_index = small.models().generator, first_frame // small.MODEL.chunk_frames
   memory, _ = generator.open(memory, SEARCH)
-  context = chunk_index, text, generator.view(memory), Execution()
+  context = text, generator.view(memory, chunk_index, SEARCH), Execution()
   flow, _ = generator.velocity(params["backbone"], noisy, features, *context)
   chunk = generator.clean_pass(params["backbone"], clean, *context)
   return flow, generator.commit(memory, chunk, flags, chunk_index), memory.frame, memory.count

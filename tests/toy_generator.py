@@ -22,7 +22,6 @@ SHAPE = (1, 1, 1, 1)
 @dataclasses.dataclass(frozen=True)
 class ToyGenerator:
   latent_shape: tuple[int, int, int, int] = SHAPE
-  max_chunks: int = 8
 
   memory_layout = chunk_layout = BY_BEAM
 
@@ -33,23 +32,29 @@ class ToyGenerator:
   def check(self, search):
     """Any search will do."""
 
+  def max_chunks(self, search):
+    return 8
+
   def init_memory(self, params, search):
     return jnp.zeros(SHAPE)
 
   def open(self, memory, search):
     return memory, Eviction(jnp.int32(0), jnp.int32(-1), jnp.int32(-1))
 
-  def view(self, memory):
+  def view(self, memory, chunk_index, search):
     return memory
 
-  def denoise(self, params, x, step, chunk_index, text, view, execution):
+  def denoise(self, params, x, step, text, view, execution, image=None):
     return view + x
 
-  def clean_pass(self, params, latents, chunk_index, text, view, execution):
+  def clean_pass(self, params, latents, text, view, execution):
     return latents
 
   def commit(self, memory, chunk, flags, chunk_index):
     return chunk
+
+  def recache(self, params, memory, chunk_index, text, search, switch, execution):
+    return memory
 
   def gather(self, memories, parents):
     return memories[parents]

@@ -138,7 +138,7 @@ class Ascending(toy.ToyGenerator):
   def open(self, memory, search):
     return Numbers(memory.k + memory.k.max(axis=-1, keepdims=True)), super().open(memory, search)[1]
 
-  def view(self, memory):
+  def view(self, memory, chunk_index, search):
     return memory.k.sum().reshape(toy.SHAPE)
 
   def commit(self, memory, chunk, flags, chunk_index):

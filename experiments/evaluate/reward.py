@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from absl import flags
 
-from streamt1_jax.cli import command, files, flag_types
+from streamt1_jax.cli import command, device_flags, files, flag_types
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_pairs, reward_report
@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_choice(values, "split", "tune", shapes.SPLITS, "Whose captions.")
   pairs = "Pairs of each corruption and length of the window."
   flag_types.define_integer(values, "pairs", 8, pairs, 2, 10_000)
-  flag_types.define_choice(values, "dtype", "float32", ["float32", "bfloat16", "int8"], "Dtype of the backbone.")
+  device_flags.define_dtype(values, ["float32", "bfloat16", "int8"], "Dtype of the backbone.")
   flag_types.define_integer(values, "seed", 0, "Seed of the pairs.", 0, 10**9)
 
 
@@ -47,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
   if config.codec is None:
     raise ConfigError(f"--checkpoint={checkpoint} has no codec")
   spec, _ = folder.load_config(values.reward_dir)
-  loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=jnp.dtype(values.dtype))
+  loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=jnp.dtype(device_flags.use_dtype(values.dtype)))
   codec = preferences.through_codec(load_codec(checkpoint / "codec", config))
   report = reward_pairs.judge(spec.kind, loaded, codec, values.split, values.seed, values.pairs)
   print(reward_report.table(report))

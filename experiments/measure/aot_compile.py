@@ -6,9 +6,9 @@
     --rewards
   python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --platform=cuda
 
-prints a table and one JSON line. The program is the one that a search runs for every chunk but the first, with the
-memory at its largest; weights, state and prompt are shapes without values. It needs `libtpu` and no TPU:
-`pip install -e '.[tpu]'`.
+prints a table and one JSON line. The program is the one that a search runs for every chunk but the first, or with
+--first_chunk the one for that, with the memory at its largest; weights, state and prompt are shapes without values. It
+needs `libtpu` and no TPU: `pip install -e '.[tpu]'`.
 
 Bytes are per chip, by the compiler's own account: what the program is given (weights, state, prompt), what it returns
 besides the state, which it writes over the old one, and what it needs in between. FLOP are counted from shapes.
@@ -49,6 +49,8 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_integer(values, "num_layers", None, layers, 1)
   rewards = "Judge by HPSv3 and VideoAlign at full size, not by built-in rewards."
   flag_types.define_switch(values, "rewards", False, rewards)
+  first = "The program of the first chunk, not that of every later one."
+  flag_types.define_switch(values, "first_chunk", False, first)
   flag_types.define_choice(values, "dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of weights and activations.")
   of_rewards = "Dtype of --rewards; the model's by default."
   flag_types.define_choice(values, "reward_dtype", None, ["float32", "bfloat16", "int8"], of_rewards)
@@ -86,6 +88,7 @@ def _settings(values: flags.FlagValues, model: ModelConfig) -> dict[str, Any]:
     "rewards": values.rewards,
     "reward_dtype": (values.reward_dtype or values.dtype) if values.rewards else None,
     "decoding": values.decoding or "in_turn",
+    "first_chunk": values.first_chunk,
   }
 
 
@@ -96,18 +99,21 @@ def run(values: flags.FlagValues) -> None:
   settings = _settings(values, model)
   dtypes = jnp.dtype(values.dtype), jnp.dtype(settings["reward_dtype"]) if values.rewards else None
   alone = Execution(None, values.attention, settings["decoding"])
+  build = lambda execution: dataclasses.replace(
+    compiled_step.build(model, search, execution, *dtypes), first=values.first_chunk
+  )
   if values.platform == "cuda":
     execution = dataclasses.replace(alone, attention=values.attention or "triton")
-    program = compiled_step.build(model, search, execution, *dtypes)
+    program = build(execution)
     text, report = compiled_step.lower_for_cuda(program)
     report |= {"platform": "cuda", "mesh": None, "fits": None, "flop": compiled_step.count_flop(program)}
   else:
     device_flags.use_compilation_cache(values)
     devices = tpu_compiler.get_devices(values.topology)
     mesh = device_flags.make_mesh(values, model, search, devices=devices)
-    program = compiled_step.build(model, search, dataclasses.replace(alone, mesh=mesh), *dtypes)
+    program = build(dataclasses.replace(alone, mesh=mesh))
     analysis = compiled_step.compile_and_analyse(program.placed(devices[0]))
-    flop = compiled_step.count_flop(compiled_step.build(model, search, alone, *dtypes))
+    flop = compiled_step.count_flop(build(alone))
     text, report = analysis.text, {"topology": values.topology}
     report |= compilation_report.describe(program, devices, analysis, flop)
     print("\n".join(compilation_report.lines(report, analysis.collectives)))

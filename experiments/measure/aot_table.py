@@ -31,7 +31,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def compile_one(case: dict[str, Any], num_layers: int | None) -> dict[str, Any]:
   """The JSON line of one compilation. Raises RunFailed, with the line of its errors that says the most."""
-  given = case | {"rewards": str(case["rewards"]).lower()} | ({} if num_layers is None else {"num_layers": num_layers})
+  switches = {name: str(value).lower() for name, value in case.items() if value in (True, False)}
+  given = case | switches | ({} if num_layers is None else {"num_layers": num_layers})
   command_line = ["-m", "experiments.measure.aot_compile", *(f"--{name}={value}" for name, value in given.items())]
   done = subprocess.run([sys.executable, *command_line], capture_output=True, text=True)
   if done.returncode:

@@ -49,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_integer(values, "repeats", 2, "Timed searches; the fastest counts.", 1)
   append = "Route every chunk to a new sink: the largest memory."
   flag_types.define_switch(values, "append_always", False, append)
-  flag_types.define_choice(values, "dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+  device_flags.define_dtype(values, ["float32", "bfloat16"], "Compute dtype.")
   live = "Report bytes at 1, 4 and 8 candidates per beam instead."
   flag_types.define_switch(values, "live_bytes", False, live)
   flag_types.define_path(values, "reward_dir", None, "Report what this small reward costs instead.")
@@ -77,7 +77,7 @@ def print_table(rows: Sequence[Mapping[str, float]]) -> None:
 def run(values: flags.FlagValues) -> None:
   """Measures what the flags ask for, and prints it."""
   refuse_ignored_flags(values)
-  dtype = jnp.dtype(values.dtype)
+  dtype = jnp.dtype(device_flags.use_dtype(values.dtype))
   if values.reward_dir is not None:
     spec, _ = folder.load_config(values.reward_dir)
     loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=dtype)

@@ -5,7 +5,8 @@ exactly through their log-sum-exp:
 
   o = sum_i exp(m_i - m) * acc_i / sum_i exp(m_i - m) * l_i,   m = max_i m_i
 
-How many slots are visible is data, not shape: empty slots cost nothing, and a growing memory compiles once.
+How many slots are visible is data, not shape: empty slots cost nothing, and a growing memory compiles once. So is how
+far away they are: keys stay as they were written, and queries are turned by the distance when a slot is entered.
 
 `attend_with_memory` is written for one candidate. Its batching rules see what a plain `vmap` would lose: candidates
 of one beam share the memory, so they become rows of the same products, and all beams, of all prompts, are handled by
@@ -30,7 +31,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from streamt1_jax.backbone import flash_attention, triton_attention
-from streamt1_jax.typing import Implementation, IntScalar, Queries
+from streamt1_jax.nn.rotary import FrameTurns, turn
+from streamt1_jax.typing import HostArray, Implementation, IntScalar, Queries
 
 Divide = Callable[[Callable], Callable]
 """Makes of attention over all prompts (`_all_prompts`) the same on several devices, such as
@@ -41,14 +43,16 @@ class MemoryView(NamedTuple):
   """What one beam's attention reads; never written while denoising.
 
   Attributes:
-    k: [L, R, A, T, D] rotated keys.
-    v: [L, R, A, T, D] values.
-    count: int32 scalar; slots 0..count-1 are valid.
+    k: keys, rotated at the own frames of the chunk in their slot.
+    v: values.
+    count: slots 0..count-1 are valid.
+    turns: what turns a query, rotated at its own chunk's frames, by the distance to each slot: [R, D].
   """
 
   k: Float[Array, "L R A T D"]
   v: Float[Array, "L R A T D"]
   count: IntScalar
+  turns: FrameTurns
 
 
 class _Partial(NamedTuple):
@@ -77,8 +81,8 @@ def attend_with_memory(
   """Attention of a chunk to itself (no mask inside it) and to every valid slot of `memory` at block `layer`.
 
   Args:
-    q: rotated queries.
-    k: rotated keys of the chunk itself.
+    q: queries, rotated at the chunk's own frames.
+    k: keys of the chunk itself, rotated likewise.
     v: values of the chunk itself.
     memory: slots of the beam.
     layer: block.
@@ -90,7 +94,8 @@ def attend_with_memory(
     The mixed values, in q's dtype.
   """
   call = _one_candidate(implementation, divide)
-  return call(q * q.shape[-1] ** -0.5, k, v, memory.k, memory.v, memory.count, layer).astype(q.dtype)
+  slots = memory.k, memory.v, memory.count, *memory.turns
+  return call(q * q.shape[-1] ** -0.5, k, v, *slots, layer).astype(q.dtype)
 
 
 @functools.cache
@@ -107,7 +112,7 @@ def _one_candidate(implementation: Implementation | None, divide: Divide | None)
     q, k, v = _batch(size, batched[:3], (q, k, v))
     if not any(batched[3:]):
       return candidates(q, k, v, *memory), True
-    memory = _batch(size, batched[3:6], memory[:3]) + memory[3:]
+    memory = _batch(size, batched[3:-1], memory[:-1]) + memory[-1:]
     return _one_prompt(implementation, divide)(q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
 
   return call
@@ -119,13 +124,14 @@ def _one_beam(implementation: Implementation | None, divide: Divide | None) -> C
   beams = _one_prompt(implementation, divide)
 
   @jax.custom_batching.custom_vmap
-  def call(q, k, v, mk, mv, count, layer):
-    beam = (x[None] for x in (q, k, v, mk, mv, count))
-    return beams(*beam, layer)[0]
+  def call(*beam_and_layer):
+    *beam, layer = beam_and_layer
+    return beams(*(x[None] for x in beam), layer)[0]
 
   @call.def_vmap
-  def rule(size, batched, q, k, v, mk, mv, count, layer):
-    return beams(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), layer), True
+  def rule(size, batched, *beam_and_layer):
+    *beam, layer = beam_and_layer
+    return beams(*_batch(size, batched[:-1], beam), layer), True
 
   return call
 
@@ -139,20 +145,21 @@ def _one_prompt(implementation: Implementation | None, divide: Divide | None) ->
     all_prompts = divide(all_prompts)
 
   @jax.custom_batching.custom_vmap
-  def call(q, k, v, mk, mv, count, layer):
+  def call(*beams_and_layer):
     if divide is None:
-      return all_beams(q, k, v, mk, mv, count, layer)
-    prompt = (x[None] for x in (q, k, v, mk, mv, count))
-    return all_prompts(*prompt, layer)[0]
+      return all_beams(*beams_and_layer)
+    *beams, layer = beams_and_layer
+    return all_prompts(*(x[None] for x in beams), layer)[0]
 
   @call.def_vmap
-  def rule(size, batched, q, k, v, mk, mv, count, layer):
-    return all_prompts(*_batch(size, batched[:6], (q, k, v, mk, mv, count)), layer), True
+  def rule(size, batched, *beams_and_layer):
+    *beams, layer = beams_and_layer
+    return all_prompts(*_batch(size, batched[:-1], beams), layer), True
 
   return call
 
 
-def _batch(size: int, batched, arrays: tuple) -> tuple:
+def _batch(size: int, batched, arrays) -> tuple:
   """Gives every array a leading batch axis."""
   return tuple(
     x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
@@ -160,16 +167,16 @@ def _batch(size: int, batched, arrays: tuple) -> tuple:
   )
 
 
-def _all_prompts(all_beams: Callable, q, k, v, mk, mv, count, layer) -> jax.Array:
+def _all_prompts(all_beams: Callable, q: jax.Array, *memory_and_layer: HostArray) -> jax.Array:
   """Attention [G, K, B, T, A, D] of all beams of G prompts; they are beams like any others."""
+  *memory, layer = memory_and_layer
   merge = lambda x: x.reshape(-1, *x.shape[2:])
-  beams = (merge(x) for x in (q, k, v, mk, mv, count))
-  return all_beams(*beams, layer).reshape(q.shape)
+  return all_beams(merge(q), *map(merge, memory), layer).reshape(q.shape)
 
 
-def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, layer) -> jax.Array:
-  """Attention [K, B, T, A, D] of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K]."""
-  arguments = (q, k, v, mk, mv, count, layer)
+def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, cos, sin, layer) -> jax.Array:
+  """Attention [K, B, T, A, D] of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K], `cos, sin` [K, R, D]."""
+  arguments = (q, k, v, mk, mv, count, cos, sin, layer)
   interpreted = lambda kernel: {"default": functools.partial(kernel.attend_slots, interpret=True)}
   flash = {"tpu": flash_attention.attend_slots} if flash_attention.supports(q.shape[-1]) else {}
   triton = {"cuda": triton_attention.attend_slots} if triton_attention.supports(q.shape[-1]) else {}
@@ -197,7 +204,7 @@ def _begin(logits: jax.Array, weigh: Callable) -> _Partial:
   return _Partial(weigh(weights), peak, weights.sum(axis=-1, keepdims=True))
 
 
-def _fold(q, k, v, mk, mv, count, layer) -> jax.Array:
+def _fold(q, k, v, mk, mv, count, cos, sin, layer) -> jax.Array:
   """One slot after the other, all heads at once; candidates are rows of the same product with a slot."""
   q, k, v = (x.transpose(0, 3, 1, 2, 4) for x in (q, k, v))
   beams, heads, candidates, tokens, width = q.shape
@@ -207,8 +214,9 @@ def _fold(q, k, v, mk, mv, count, layer) -> jax.Array:
   def visit(slot, partial):
     start, size = (0, layer, slot, 0, 0, 0), (beams, 1, 1, heads, tokens, width)
     at_slot = lambda cache: jax.lax.dynamic_slice(cache, start, size).reshape(beams, heads, tokens, width)
+    by = FrameTurns(*(jax.lax.dynamic_index_in_dim(x, slot, 1)[:, None] for x in (cos, sin)))
     valid = (slot < count).reshape(-1, 1, 1, 1)
-    logits = _logits("naqd,nakd->naqk", rows(q), at_slot(mk))
+    logits = _logits("naqd,nakd->naqk", turn(rows(q), by).astype(q.dtype), at_slot(mk))
     peak = jnp.maximum(partial.peak, jnp.where(valid, logits.max(axis=-1, keepdims=True), -jnp.inf))
     weights = jnp.where(valid, jnp.exp(logits - peak), 0.0)
     keep = jnp.exp(partial.peak - peak)

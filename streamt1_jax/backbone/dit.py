@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -33,7 +34,7 @@ class TextMemory(NamedTuple):
 
 
 class ChunkMemory(NamedTuple):
-  """Self-attention keys (rotated) and values of one chunk."""
+  """Self-attention keys (rotated at the chunk's own frames) and values of one chunk."""
 
   k: Float[Array, "L A T D"]
   v: Float[Array, "L A T D"]
@@ -166,6 +167,7 @@ class CausalWanDiT(nnx.Module):
     self.head = nnx.Linear(c.dim, patch_channels, rngs=rngs)
     self.config = c
     self.grid = (config.latent_height // c.patch_size, config.latent_width // c.patch_size)
+    self.chunk_frames = config.chunk_frames
 
   def embed_text(self, embeddings: Float[Array, "X E"]) -> Float[Array, "X M"]:
     """From text encoder output; zero rows after the prompt become what the biases make of zero."""
@@ -199,14 +201,16 @@ class CausalWanDiT(nnx.Module):
     x = x.reshape(x.shape[0], rows, columns, p, p, -1).transpose(0, 5, 1, 3, 2, 4)
     return x.reshape(x.shape[0], x.shape[1], rows * p, columns * p)
 
-  def rotary_tables(self) -> rotary.RotaryTables:
-    return rotary.rotary_tables(self.config.head_dim, self.config.max_frames, *self.grid)
+  def rotation(self, num_frames: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [num_frames, T/F, D/2] of the tokens of one chunk or several: each begins at frame 0."""
+    angles = rotary.chunk_rotation(self.config.head_dim, self.chunk_frames, *self.grid)
+    cos, sin = (jnp.asarray(np.tile(x, (num_frames // self.chunk_frames, 1, 1))) for x in angles)
+    return cos, sin
 
   def __call__(
     self,
     latents: Latents,
     features: TimeFeatures,
-    first_frame: IntScalar,
     text: TextMemory,
     attend: Attend,
     placement: Placement = ANYWHERE,
@@ -216,7 +220,6 @@ class CausalWanDiT(nnx.Module):
     Args:
       latents: noisy chunk.
       features: sinusoids of the timestep of each latent frame.
-      first_frame: absolute index of the chunk's first latent frame.
       text: the prompt's cross-attention memory.
       attend: self-attention, such as `attention.attend_with_memory` bound to a memory.
       placement: where tokens lie on several devices.
@@ -226,8 +229,7 @@ class CausalWanDiT(nnx.Module):
     """
     x = placement.tokens(self.patchify(latents.astype(self.patch_embedding.kernel.dtype)))
     embedding, projected = self.embed_time(features)
-    rotation = rotary.chunk_rotation(self.rotary_tables(), first_frame, latents.shape[0])
-    cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
+    cos, sin = self.rotation(latents.shape[0])
     row = lambda x: x.reshape(-1, *x.shape[2:])
     graphdef, blocks = nnx.split(self.blocks)
 

@@ -34,6 +34,8 @@ def attend_slots(
   mk: Float[Array, "K L R A T D"],
   mv: Float[Array, "K L R A T D"],
   count: Int32[Array, " K"],
+  cos: Float32[Array, "K R D"],
+  sin: Float32[Array, "K R D"],
   layer: IntScalar,
   *,
   interpret: bool = False,
@@ -47,6 +49,8 @@ def attend_slots(
     mk: rotated keys of the slots.
     mv: their values.
     count: valid slots.
+    cos: cosines of the queries' turns for every slot, see `nn.rotary.FrameTurns`.
+    sin: their sines.
     layer: block.
     interpret: runs on any platform, by emulating a TPU core.
   """
@@ -61,13 +65,14 @@ def attend_slots(
     (None, None, None, None, tokens, width),
     lambda n, a, b, i, s, layer, count: (n, layer[0], visited(n, s, count), a, 0, 0),
   )
+  turns = pl.BlockSpec((None, None, 1, width), lambda n, a, b, i, s, layer, count: (n, visited(n, s, count), 0, 0))
   call = pl.pallas_call(
     _kernel,
     out_shape=jax.ShapeDtypeStruct((beams, candidates, tokens, heads * width), jnp.float32),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=2,
       grid=grid,
-      in_specs=[queries, own, own, slot, slot],
+      in_specs=[queries, own, own, slot, slot, turns, turns],
       out_specs=queries,
       scratch_shapes=[pltpu.VMEM((rows, size), jnp.float32) for size in (width, 1, 1)],
     ),
@@ -84,10 +89,12 @@ def attend_slots(
     ),
     interpret=pltpu.InterpretParams() if interpret else False,
   )
-  return call(layer.reshape(1), count, columns(q), columns(k), columns(v), mk, mv).reshape(q.shape)
+  row = lambda x: x[:, :, None]
+  inputs = columns(q), columns(k), columns(v), mk, mv, row(cos), row(sin)
+  return call(layer.reshape(1), count, *inputs).reshape(q.shape)
 
 
-def _kernel(layer, count, q, k, v, mk, mv, out, acc, peak, total):
+def _kernel(layer, count, q, k, v, mk, mv, cos, sin, out, acc, peak, total):
   """One block of queries and one set of keys; the last axis of the grid goes through the sets, its own one first."""
   del layer
   beam, step = pl.program_id(0), pl.program_id(4)
@@ -97,11 +104,13 @@ def _kernel(layer, count, q, k, v, mk, mv, out, acc, peak, total):
     acc[...] = jnp.zeros_like(acc)
     peak[...] = jnp.full_like(peak, -jnp.inf)
     total[...] = jnp.zeros_like(total)
-    _attend(q, k, v, acc, peak, total)
+    _attend(q[...], k, v, acc, peak, total)
 
   @pl.when((step > 0) & (step <= count[beam]))
   def _slot():
-    _attend(q, mk, mv, acc, peak, total)
+    queries = q[...].astype(jnp.float32)
+    turned = queries * cos[...] + pltpu.roll(queries, queries.shape[-1] // 2, 1) * sin[...]
+    _attend(turned.astype(q.dtype), mk, mv, acc, peak, total)
 
   @pl.when(step == pl.num_programs(4) - 1)
   def _finish():
@@ -111,7 +120,7 @@ def _kernel(layer, count, q, k, v, mk, mv, out, acc, peak, total):
 def _attend(q, k, v, acc, peak, total):
   for start in range(0, k.shape[0], _MAX_KEYS):
     keys = pl.ds(start, min(_MAX_KEYS, k.shape[0] - start))
-    scores = jax.lax.dot_general(q[...], k[keys], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    scores = jax.lax.dot_general(q, k[keys], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     new_peak = jnp.maximum(peak[...], scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - new_peak)
     keep = jnp.exp(peak[...] - new_peak)

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Float32, Int32
 
+from streamt1_jax.nn.rotary import swap_halves
 from streamt1_jax.typing import IntScalar
 
 _LEAST_WIDTH = 16  # channels of the smallest product of a tensor core
@@ -34,6 +35,8 @@ def attend_slots(
   mk: Float[Array, "K L R A T D"],
   mv: Float[Array, "K L R A T D"],
   count: Int32[Array, " K"],
+  cos: Float32[Array, "K R D"],
+  sin: Float32[Array, "K R D"],
   layer: IntScalar,
   *,
   interpret: bool = False,
@@ -49,20 +52,21 @@ def attend_slots(
     compiler_params=plgpu.CompilerParams(num_warps=8 if width > 64 else 4, num_stages=2),
     interpret=interpret,
   )
-  return call(q, k, v, mk, mv, count)
+  return call(q, swap_halves(q), k, v, mk, mv, count, cos, sin)
 
 
-def _kernel(q, k, v, mk, mv, count, out, *, candidates: int):
+def _kernel(q, swapped_q, k, v, mk, mv, count, cos, sin, out, *, candidates: int):
   """One block of queries of one head of one candidate."""
   block, head = pl.program_id(0), pl.program_id(1)
   beam, candidate = _divide(pl.program_id(2), candidates)
   tokens, width = q.shape[2], q.shape[4]
   rows = pl.ds(block * _QUERIES, _QUERIES)
   in_chunk = (block * _QUERIES + jnp.arange(_QUERIES) < tokens)[:, None]
-  queries = plgpu.load(q.at[beam, candidate, rows, head], mask=in_chunk, other=0.0)
+  load_queries = lambda x: plgpu.load(x.at[beam, candidate, rows, head], mask=in_chunk, other=0.0)
+  queries, swapped = load_queries(q), load_queries(swapped_q)
   blocks = pl.cdiv(tokens, _KEYS)
 
-  def attend(keys_of, values_of, start, partial):
+  def attend(queries, keys_of, values_of, start, partial):
     """Softmax over one more block of keys, which begins at token `start`; the last one may be short."""
     acc, peak, total = partial
     valid = start + jnp.arange(_KEYS) < tokens
@@ -77,16 +81,16 @@ def _kernel(q, k, v, mk, mv, count, out, *, candidates: int):
 
   def own(i, partial):
     at = lambda x: lambda keys: x.at[beam, candidate, keys, head]
-    return attend(at(k), at(v), i * _KEYS, partial)
+    return attend(queries, at(k), at(v), i * _KEYS, partial)
 
-  def remembered(i, partial):
-    slot, i = _divide(i, blocks)
+  def remembered(slot, partial):
     at = lambda x: lambda keys: x.at[beam, slot, head, keys]
-    return attend(at(mk), at(mv), i * _KEYS, partial)
+    turned = (queries * cos[beam, slot][None] + swapped * sin[beam, slot][None]).astype(queries.dtype)
+    return jax.lax.fori_loop(0, blocks, lambda i, partial: attend(turned, at(mk), at(mv), i * _KEYS, partial), partial)
 
   start = jnp.zeros((_QUERIES, width)), jnp.full((_QUERIES,), -jnp.inf), jnp.zeros((_QUERIES,))
   partial = jax.lax.fori_loop(0, blocks, own, start)
-  acc, _, total = jax.lax.fori_loop(0, count[beam] * blocks, remembered, partial)
+  acc, _, total = jax.lax.fori_loop(0, count[beam], remembered, partial)
   plgpu.store(out.at[beam, candidate, rows, head], acc / total[:, None], mask=in_chunk)
 
 

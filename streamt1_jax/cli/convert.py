@@ -2,7 +2,7 @@
 
   streamt1 convert --model=wan_1_3b --output=checkpoints/longlive \
     --backbone=longlive_base.pt --lora=lora.pt --lora_alpha=256 \
-    --vae=Wan2.1_VAE.pth --text_encoder=models_t5_umt5-xxl-enc-bf16.pth --tokenizer=google/umt5-xxl/spiece.model
+    --vae=Wan2.1_VAE.pth --text_encoder=models_t5_umt5-xxl-enc-bf16.pth --tokenizer=google/umt5-xxl/tokenizer.json
   streamt1 generate --checkpoint=checkpoints/longlive --prompt="a panda reads a newspaper"
 
 The reward models are optional parts, `rewards/hpsv3` and `rewards/videoalign`, and may be added at any time:
@@ -43,7 +43,7 @@ _PUBLISHED = {
   "backbone": "diffusion_pytorch_model.safetensors, transformer/, longlive_base.pt or alike",
   "codec": "Wan2.1_VAE.pth or vae/",
   "text": "models_t5_umt5-xxl-enc-bf16.pth or text_encoder/",
-  TOKENIZER_FILE: "spiece.model",
+  TOKENIZER_FILE: "spiece.model, or tokenizer.json as Wan reads it",
 }
 
 
@@ -59,7 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_float(values, "lora_alpha", None, "The adapter's alpha, where its files do not say it.")
   path("vae", "Weights of the video VAE.")
   path("text_encoder", "Weights of the UMT5 encoder.")
-  path("tokenizer", "Sentencepiece model, or the folder of spiece.model.")
+  path("tokenizer", "tokenizer.json, as Wan reads it, or the sentencepiece model spiece.model; or their folder.")
   for name, conversion in CONVERSIONS.items():
     path(name, f"Weights of this reward model: {conversion.file}, or its folder.")
     path(f"{name}_prompt", f"Its text: {conversion.text}.")
@@ -111,7 +111,8 @@ def dry_run(values: flags.FlagValues, model: ModelConfig, plans: list[plan.PartP
   for part in plans:
     print("\n".join(plan.describe(part, values.dtype)))
   if tokenizer is not None:
-    print(f"{TOKENIZER_FILE}: {len(execute.read_tokenizer(tokenizer, model)):,} bytes")
+    given = execute.read_tokenizer(tokenizer, model)
+    print(f"{given.name}: {len(given.content):,} bytes")
   print(f"in all {sum(part.stored_bytes(values.dtype) for part in plans):,} bytes to write")
   print_missing(execute.lacking(_path(values.output), model, [part.part for part in plans], tokenizer is not None))
 

@@ -38,7 +38,7 @@ def define(values: flags.FlagValues) -> None:
     None,
     typing.get_args(Decoding),
     "Candidates are decoded together, in turn with less memory, or in turn and winners twice with even less. By "
-    "default in turn if frames are large.",
+    "default the first of these that fits the device, and never together if frames are large.",
   )
   flag_types.define_choice(
     values,
@@ -100,6 +100,25 @@ def _user_cache() -> str | None:
   return str(folder)
 
 
+def define_dtype(values: flags.FlagValues, choices: Sequence[str], meaning: str) -> None:
+  """Defines --dtype; `use_dtype` gives the dtype it means."""
+  default = "By default float32 on CPUs, and bfloat16 on TPUs and GPUs."
+  flag_types.define_choice(values, "dtype", None, list(choices), f"{meaning} {default}")
+
+
+def use_dtype(dtype: str | None) -> str:
+  """What --dtype means: float32 on CPUs and bfloat16 elsewhere if it is not given.
+
+  float32 means float32: accelerators would round the factors of products, TPUs to bfloat16. From now on they do not.
+  """
+  on_cpu = jax.default_backend() == "cpu"
+  if dtype is None:
+    return "float32" if on_cpu else "bfloat16"
+  if dtype == "float32" and not on_cpu:
+    jax.config.update("jax_default_matmul_precision", "highest")
+  return dtype
+
+
 def warn_if_slow(model: ModelConfig) -> None:
   """Warns where a full-size model meets a CPU, before its weights are read."""
   if hosts.is_first() and jax.default_backend() == "cpu" and model.backbone.dim >= preset("wan_1_3b").backbone.dim:
@@ -110,12 +129,13 @@ def warn_if_slow(model: ModelConfig) -> None:
     )
 
 
-def tell_devices(mesh: Mesh | None = None) -> None:
-  """Says on stderr which devices are used: those of `mesh`, or one."""
+def tell_devices(dtype: str, mesh: Mesh | None = None) -> None:
+  """Says on stderr in which dtype which devices compute: those of `mesh`, or one."""
   if hosts.is_first():
     device = jax.devices()[0]
     kind = device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
-    print(f"device: {kind}" if mesh is None else f"devices: {mesh.size} x {kind}", file=sys.stderr, flush=True)
+    devices = f"device: {kind}" if mesh is None else f"devices: {mesh.size} x {kind}"
+    print(f"{devices}, {dtype}", file=sys.stderr, flush=True)
 
 
 def make_mesh(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 from collections.abc import Sequence
 
 from etils import epath
 
 from streamt1_jax import shipped
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import hub
+from streamt1_jax.io import checkpoint, hub
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -57,6 +56,4 @@ def checkpoint_sha256(folder: epath.Path, rewards: Sequence[str] = ()) -> str:
     folder: the checkpoint.
     rewards: names of its reward models that are used.
   """
-  parts = ("backbone", "codec", "text", *(f"{REWARDS_FOLDER}/{name}" for name in rewards))
-  names = ["config.json", "tokenizer.model", *(f"{part}/part.json" for part in parts)]
-  return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+  return checkpoint.parts_sha256(folder, [f"{REWARDS_FOLDER}/{name}" for name in rewards])

@@ -3,13 +3,18 @@
   streamt1 generate --prompt="a red circle moves left over a dark blue background"
   streamt1 generate --prompts_file=prompts.txt --seconds=30 --seed=7 --output_dir=outputs/long
   streamt1 generate --flagfile=generate_tiny.flags --search=none
+  streamt1 generate --plan --flagfile=paper_5s.flags --checkpoint=checkpoints/wan_1_3b
 
 Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 
   video.mp4           H.264, small videos enlarged by whole pixels
+  latents.safetensors the video before it was decoded: --continue_from=FOLDER goes on from it
   contact_sheet.png   eight frames, with their times
   trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
   manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
+
+A video may change its prompt (--timeline=FILE) and begin with a picture, another video, or an earlier result (--image,
+--video, --continue_from); its length then counts what is made.
 
 On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
 one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
@@ -28,6 +33,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -37,17 +43,21 @@ import tqdm
 from absl import flags
 from etils import epath
 
+from streamt1_jax import drivers
 from streamt1_jax.cli import (
   command,
   device_flags,
   flag_types,
   host_flags,
+  memory_plans,
   monitoring,
   results,
   search_flags,
+  steering_flags,
   stopped_searches,
 )
 from streamt1_jax.cli.files import checkpoint_sha256, find_checkpoint
+from streamt1_jax.cli.steering_flags import Steered
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.drivers import SearchError
@@ -56,7 +66,8 @@ from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, Video
 from streamt1_jax.saved_search import SavedSearch
-from streamt1_jax.state import ChunkTrace
+from streamt1_jax.state import ChunkTrace, Condition, SearchState
+from streamt1_jax.steering import NOTHING, Start, Steering
 from streamt1_jax.text.prompts import load_prompts
 from streamt1_jax.text.tokenizer import clean
 from streamt1_jax.trace import describe_trace
@@ -74,7 +85,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_float(values, "seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
   flag_types.define_integer(values, "num_latent_frames", None, "Length in latent frames, whole chunks.")
   flag_types.define_integer(values, "seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
-  flag_types.define_choice(values, "dtype", "float32", ["float32", "bfloat16"], "Dtype of weights and activations.")
+  device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   flag_types.define_path(values, "output_dir", "outputs/", "Where the folders of the prompts are made.")
   flag_types.define_switch(
     values,
@@ -83,9 +94,12 @@ def define_flags(values: flags.FlagValues) -> None:
     "Replace earlier results of the same prompts, those of the start before too: not for a command that is started "
     "again until its list is finished.",
   )
-  for group in (search_flags, host_flags, stopped_searches, monitoring):
+  for group in (steering_flags, search_flags, host_flags, stopped_searches, monitoring):
     group.define(values)
-  flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file"], required=True, flag_values=values)
+  flag_types.define_switch(
+    values, "plan", False, "Say what the search takes of a device and what is compiled, and stop; needs no prompt."
+  )
+  flags.mark_flags_as_mutual_exclusive(["prompt", "prompts_file", "timeline"], flag_values=values)
   flags.mark_flags_as_mutual_exclusive(["seconds", "num_latent_frames"], flag_values=values)
 
 
@@ -95,33 +109,50 @@ class Plan:
 
   Attributes:
     values: the flags.
+    dtype: of weights and activations.
     checkpoint: folder of the model.
     model: its configuration.
     rewards: what judges, as JSON values.
     search: how to search.
-    num_chunks: length of every video.
+    num_chunks: chunks to make of every video.
     checkpoint_sha256: identifies the model, wherever its folder is.
+    steered: how prompts change, and what the videos begin with.
+    seed: base seed.
   """
 
   values: flags.FlagValues
+  dtype: str
   checkpoint: epath.Path
   model: ModelConfig
   rewards: dict[str, Any]
   search: SearchConfig
   num_chunks: int
   checkpoint_sha256: str
+  steered: Steered
+  seed: int
 
   def settings(self, prompt: str) -> dict[str, Any]:
     """Everything that decides the video of `prompt`."""
     return {
       "prompt": prompt,
-      "seed": self.values.seed,
+      "seed": self.seed,
       "num_latent_frames": self.num_chunks * self.model.chunk_frames,
       "checkpoint_sha256": self.checkpoint_sha256,
-      "dtype": self.values.dtype,
+      "dtype": self.dtype,
       **self.rewards,
       **config_json.to_json_value(self.search),
+      # Fields that older results lack are compared as well.
+      "sink_distance": self.search.sink_distance,
+      **self.steered.settings,
     }
+
+  def folder(self, prompt: str) -> epath.Path:
+    """Of the result."""
+    return results.result_folder(self.values.output_dir, prompt, self.steered.name)
+
+  def length(self, start: Start) -> int:
+    """Chunks of every video, those that it begins with included."""
+    return start.num_chunks + self.num_chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +163,17 @@ class Searcher:
     plan: the plan.
     pipeline: the loaded model.
     load_seconds: wall time of loading it.
+    start: what every video begins with.
   """
 
   plan: Plan
   pipeline: Pipeline
   load_seconds: float
+  start: Start = NOTHING
+
+  def script(self, prompt: str) -> list[tuple[int, str]]:
+    """Prompts of the video of `prompt`, and the chunks that they begin with."""
+    return self.plan.steered.script(prompt, self.pipeline.clock, self.plan.length(self.start))
 
   def settings(self, prompts: Sequence[str]) -> dict[str, Any]:
     """Everything that decides the state of a search of `prompts` to the last bit."""
@@ -154,12 +191,23 @@ class Searcher:
 
 def prompt_source(values: flags.FlagValues) -> str:
   """The flag that gives the prompts."""
+  if values.timeline is not None:
+    return f"--timeline {values.timeline}"
   return "--prompt" if values.prompts_file is None else f"--prompts_file {values.prompts_file}"
 
 
-def read_prompts(values: flags.FlagValues) -> list[str]:
-  """The prompts of the flags, each once."""
-  prompts = [values.prompt] if values.prompts_file is None else load_prompts(values.prompts_file)
+def read_prompts(values: flags.FlagValues, steered: Steered) -> list[str]:
+  """The prompts of the flags, each once; of a timeline, the first. With --plan there may be none."""
+  if steered.timeline is not None:
+    return [steered.timeline.entries[0].prompt]
+  if values.prompts_file is not None:
+    prompts = load_prompts(values.prompts_file)
+  elif values.prompt is not None:
+    prompts = [values.prompt]
+  elif values.plan:
+    return []
+  else:
+    raise ConfigError("exactly one of --prompt, --prompts_file and --timeline must be given")
   for prompt in prompts:
     if prompt.encode(errors="ignore").decode() != prompt:
       raise ConfigError(f"{prompt_source(values)}: the prompt {prompt!r} is not UTF-8 text")
@@ -176,16 +224,24 @@ def search_videos(
   `traces` has a list per prompt, which receives every chunk when it is made: a failed search leaves them.
   """
   plan, pipeline = searcher.plan, searcher.pipeline
-  seeds, length = [plan.values.seed] * len(prompts), plan.num_chunks
+  seeds, length = [plan.seed] * len(prompts), plan.num_chunks
   with timer.phase("text"):
-    conditions = [jax.block_until_ready(pipeline.condition(prompt, length)) for prompt in prompts]
+    steering = begin_steering(searcher, prompts[0]) if plan.steered.is_steered else None
+    conditions = (
+      [pipeline.condition(prompt, length) for prompt in prompts] if steering is None else [steering.condition]
+    )
+    conditions = jax.block_until_ready(conditions)
   with timer.phase("load"):
-    abstract = pipeline.abstract_state(plan.search, num_chunks=length, seeds=seeds)
+    end = plan.length(searcher.start)
+    abstract = pipeline.abstract_state(plan.search, num_chunks=max(end, plan.steered.horizon or 0), seeds=seeds)
     state, earlier = saved.restore(abstract, warn) or (None, [])
   for chunks, done in zip(traces, earlier):
     chunks.extend(done)
   start = len(traces[0])
-  states = pipeline.stream_states(conditions, plan.search, num_chunks=length, seeds=seeds, state=state)
+  border = None
+  if steering is not None:
+    state, border = resume_steering(searcher, steering, state), functools.partial(scripted_border, steering)
+  states = pipeline.stream_states(conditions, plan.search, num_chunks=end, seeds=seeds, state=state, border=border)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   with (
@@ -207,8 +263,46 @@ def search_videos(
       stopped_searches.save_if_due(saved, state, traces, length, timer, plan.values.save_every)
   command.raise_if_interrupted()
   with timer.phase("assemble"):
+    if steering is not None:
+      told = {"segments": steering.segments, "given": steering.given, "prompts": steering.prompts}
+      return [pipeline.assemble(steering.condition, plan.search, traces[0], **told)]
     assemble = lambda condition, chunks: pipeline.assemble(condition, plan.search, chunks)
-    return [assemble(condition, chunks) for condition, chunks in zip(conditions, traces, strict=True)]
+    videos = [assemble(condition, chunks) for condition, chunks in zip(conditions, traces, strict=True)]
+    return [dataclasses.replace(video, segments=((0, prompt),)) for video, prompt in zip(videos, prompts, strict=True)]
+
+
+def begin_steering(searcher: Searcher, prompt: str) -> Steering:
+  """Steers a video that begins under `prompt`. Raises ConfigError for a prompt that cannot be read."""
+  plan, pipeline = searcher.plan, searcher.pipeline
+  end, script = plan.length(searcher.start), searcher.script(prompt)
+  horizon = plan.steered.horizon or end
+  options = {"horizon": horizon, "capacity": max(end, horizon), "start": searcher.start}
+  return Steering(pipeline, script, plan.search, plan.steered.switch, **options)
+
+
+def resume_steering(searcher: Searcher, steering: Steering, state: SearchState | None) -> SearchState:
+  """The state that a steered video goes on from: the saved one, or that after the chunks that it begins with."""
+  begun = steering.begin(searcher.plan.seed)
+  if state is None:
+    return begun
+  steering.resume(int(hosts.to_host(state.chunk_index)))
+  return state
+
+
+def scripted_border(
+  steering: Steering, state: SearchState, condition: Condition
+) -> tuple[SearchState, Condition] | None:
+  """As `Steering.border`. Nobody watches: a prompt that cannot be switched to ends the search with SearchError."""
+  begun = steering.border(state, condition)
+  for receipt in steering.applied:
+    if receipt.status == "failed":
+      raise SearchError(f"chunk {receipt.chunk}: prompt {receipt.prompt!r} cannot take effect: {receipt.reason}")
+  return begun
+
+
+def say(sentence: str) -> None:
+  if hosts.is_first():
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def warn(message: str) -> None:
@@ -256,7 +350,8 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       failure = SearchError(f"prompt {prompt!r}, {error}", error.prompt)
       if prompt in staging:
         folder = staging[prompt]
-        manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search))
+        told = {"given_chunks": searcher.start.num_chunks, "segments": searcher.script(prompt)}
+        manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search, **told))
         failed_at = {"error": str(error), "chunk": len(chunks), "files": part_files.describe_files(folder)}
         manifest.write_json(folder / results.FAILURE, failed_at | runs[prompt])
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
@@ -267,9 +362,11 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
         continue
       folder, run = staging[prompt], runs[prompt]
       with timer.phase("write"):
-        trace = plan.rewards | describe_trace(chunks, made.beams, plan.search)
-        run |= results.write_video_files(folder, made, trace)
-      run |= results.describe_video(made, trace, plan.values.seed) | {
+        told = {"given_chunks": made.given_chunks, "segments": made.segments}
+        trace = plan.rewards | describe_trace(chunks, made.beams, plan.search, **told)
+        run |= results.write_video_files(folder, made, trace, searcher.pipeline.model_sha256)
+      run |= results.describe_video(made, trace, plan.seed) | {
+        "segments": results.describe_segments(made, searcher.pipeline.clock),
         "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,
         "compilations": {"count": compilations.count, "seconds": compilations.seconds},
@@ -279,31 +376,65 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
   saved.discard()
 
 
-def make_plan(values: flags.FlagValues, prompts: list[str]) -> Plan:
+def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) -> Plan:
   """Checks everything that needs no weights. Raises ConfigError, naming the flag."""
   checkpoint = find_checkpoint(values.checkpoint)
   model = load_config(checkpoint)
   require_video_model(model, str(checkpoint))
   search = search_flags.search_config(values, model)
-  seconds = DEFAULT_SECONDS if values.seconds is None and values.num_latent_frames is None else values.seconds
-  chunks = search_flags.video_chunks(model, seconds=seconds, num_latent_frames=values.num_latent_frames)
+  chunks = _num_chunks(values, model, search)
   monitoring.check_flags(values, chunks)
   choice = search_flags.reward_choice(values, checkpoint, model)
   readers = search_flags.prompt_readers(checkpoint, choice)
   search_flags.check_prompts(readers, prompts, prompt_source(values))
-  host_flags.require_same_inputs(checkpoint, prompts)
+  steering_flags.check(values, steered, model, readers)
+  host_flags.require_same_inputs(checkpoint, [*prompts, repr(steered.settings)])
   hosts.first_decides(lambda: monitoring.make_folders(values))
-  rewards = search_flags.reward_settings(values, choice, values.dtype)
+  dtype = device_flags.use_dtype(values.dtype)
+  rewards = search_flags.reward_settings(values, choice, dtype)
   sha256 = checkpoint_sha256(checkpoint, choice.stored)
-  return Plan(values, checkpoint, model, rewards, search, chunks, sha256)
+  seed = steering_flags.seed(values, steered)
+  return Plan(values, dtype, checkpoint, model, rewards, search, chunks, sha256, steered, seed)
+
+
+def _num_chunks(values: flags.FlagValues, model: ModelConfig, search: SearchConfig) -> int:
+  seconds = DEFAULT_SECONDS if values.seconds is None and values.num_latent_frames is None else values.seconds
+  return search_flags.video_chunks(model, seconds=seconds, num_latent_frames=values.num_latent_frames, search=search)
+
+
+def describe_memory(values: flags.FlagValues, num_prompts: int) -> list[str]:
+  """What --plan prints. No weight is read. Raises ConfigError, naming the flag, also where the search does not fit."""
+  checkpoint = find_checkpoint(values.checkpoint)
+  model = load_config(checkpoint)
+  require_video_model(model, str(checkpoint))
+  chunks = _num_chunks(values, model, search_flags.search_config(values, model))
+  asked = search_flags.memory_request(
+    values, checkpoint, model, device_flags.use_dtype(values.dtype), max(num_prompts, 1), chunks
+  )
+  plan = memory_plans.make(values, asked)
+  lines = list(memory_plans.lines(plan, asked, chunks))
+  if not plan.fits:
+    tell(*lines)
+  memory_plans.require_fit(plan, asked)
+  return lines
 
 
 def load(plan: Plan, num_prompts: int) -> Searcher:
   """Loads the model that all prompts share."""
   timer = manifest.PhaseTimer()
   with timer.phase("load"):
-    pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.values.dtype, num_prompts)
-  return Searcher(plan, pipeline, timer.seconds["load"])
+    pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.dtype, num_prompts)
+  if plan.steered.is_steered and pipeline.prompts_together > 1:
+    raise ConfigError(
+      "--mesh: a video that changes its prompt or begins with something is searched alone: data must be 1"
+    )
+  with timer.phase("load"):
+    start = steering_flags.make_start(plan.steered, pipeline, say)
+  end = plan.length(start)
+  for sentence in steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end):
+    say(sentence)
+  drivers.check_length(pipeline.models, plan.search, end)
+  return Searcher(plan, pipeline, timer.seconds["load"], start)
 
 
 def find_finished(plan: Plan, folders: dict[str, epath.Path]) -> list[str]:
@@ -329,9 +460,13 @@ def tell(*lines: Any) -> None:
 def run(values: flags.FlagValues) -> None:
   """Makes the videos of all prompts."""
   host_flags.start(values)
-  prompts = read_prompts(values)
-  plan = make_plan(values, prompts)
-  folders = {prompt: results.result_folder(values.output_dir, prompt) for prompt in prompts}
+  steered = steering_flags.read(values)
+  prompts = read_prompts(values, steered)
+  if values.plan:
+    tell(*describe_memory(values, len(prompts)))
+    return
+  plan = make_plan(values, prompts, steered)
+  folders = {prompt: plan.folder(prompt) for prompt in prompts}
   finished = hosts.first_decides(lambda: find_finished(plan, folders))
   for prompt in finished:
     tell(f"{folders[prompt]} is finished, skipped", folders[prompt] / "video.mp4")
@@ -347,7 +482,7 @@ def run(values: flags.FlagValues) -> None:
     Batch({prompt: folders[prompt] for prompt in group}, searcher.settings(group), finished) for group in groups
   ]
   # Bad input is told in one line and nothing else, so this waits until all of it is known.
-  device_flags.tell_devices(searcher.pipeline.models.execution.mesh)
+  device_flags.tell_devices(plan.dtype, searcher.pipeline.models.execution.mesh)
   # The text encoder is read from disk once for all of them.
   searcher.pipeline.text.prepare([prompt for batch in batches for prompt in batch.folders])
   for batch in batches:

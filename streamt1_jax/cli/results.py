@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from etils import epath
 
 from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.cli.files import FULL_DISK
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, manifest, part_files, paths, video
+from streamt1_jax.io.timeline import ChunkClock
 from streamt1_jax.messages import shortened
 from streamt1_jax.pipeline import Video, display_scale
 
 MANIFEST, FAILURE = "manifest.json", "failed.json"
 VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
+LATENTS = "latents.safetensors"
+_LATENTS, _MODEL = "latents", "model_sha256"
 _SLUG_LENGTH = 48
 _LOGGER = logging.getLogger(__name__)
 
 
-def result_folder(output_dir: epath.PathLike, prompt: str) -> epath.Path:
-  """Where the result of `prompt` belongs: a readable name, and different for different prompts."""
+def result_folder(output_dir: epath.PathLike, prompt: str, further: str = "") -> epath.Path:
+  """Where the result of `prompt` belongs: a readable name, and different for different prompts.
+
+  So it is for different texts `further`, which says what else two videos of one prompt may differ in.
+  """
   slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-") or "prompt"
-  return epath.Path(output_dir) / f"{slug}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
+  return epath.Path(output_dir) / f"{slug}-{hashlib.sha256((prompt + further).encode()).hexdigest()[:8]}"
 
 
 def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
@@ -75,7 +84,7 @@ def _is_half_published(folder: epath.Path) -> bool:
   """Whether a run was killed while it replaced `folder` file by file, as object stores need it."""
   if not paths.is_object_store(folder) or (folder / MANIFEST).is_file():
     return False
-  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE}
+  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE, LATENTS}
 
 
 def check_place(target: epath.Path) -> None:
@@ -148,10 +157,11 @@ def _is_of(error: OSError, folder: epath.Path) -> bool:
 
 def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:
   """Length, score, checksums and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
-  winners = [trace["chunks"][step["chunk"]]["candidates"][step["candidate"]] for step in trace["final"]["lineage"]]
+  steps = zip(trace["chunks"], trace["final"]["lineage"], strict=True)
+  winners = [chunk["candidates"][step["candidate"]] for chunk, step in steps]
   return {
     "length": {
-      "chunks": len(winners),
+      "chunks": len(winners) + trace["given_chunks"],
       "latent_frames": made.latents.shape[0],
       "frames": made.frames.shape[0],
       "fps": made.fps,
@@ -169,8 +179,44 @@ def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, A
   }
 
 
-def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any]) -> dict[str, Any]:
-  """Writes the files of a result but for its manifest. Returns their sizes and checksums, for that."""
+def describe_segments(made: Video, clock: ChunkClock) -> list[dict[str, Any]]:
+  """Parts of a video under one prompt each: first `chunk`, `start` and `end` in seconds, and `frames` [from, to)."""
+  begins = [chunk for chunk, _ in made.segments]
+  starts = [round(clock.seconds(chunk) * clock.fps) for chunk in begins]
+  ends = [*starts[1:], made.frames.shape[0]]
+  return [
+    {"chunk": chunk, "start": start / clock.fps, "end": end / clock.fps, "frames": [start, end], "prompt": prompt}
+    for (chunk, prompt), start, end in zip(made.segments, starts, ends, strict=True)
+  ]
+
+
+def read_latents(folder: epath.Path, model_sha256: str) -> np.ndarray:
+  """The latents of a result: float32 `[latent frames, C, H, W]`.
+
+  Raises ConfigError, naming the file, if it is not whole, or the latents are of another model than `model_sha256`.
+  """
+  path = folder / LATENTS
+  try:
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    latents = safetensors.numpy.load(content)[_LATENTS]
+    made_by = header["__metadata__"][_MODEL]
+  except OSError as error:
+    raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+  except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+    raise ConfigError(f"{path} is damaged, or no file of latents: {part_files.first_line(error)}") from error
+  if made_by != model_sha256:
+    raise ConfigError(f"{path} was made by another model ({made_by:.12} instead of {model_sha256:.12})")
+  return latents
+
+
+def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any], model_sha256: str) -> dict[str, Any]:
+  """Writes the files of a result but for its manifest. Returns their sizes and checksums, for that.
+
+  `model_sha256` identifies the model that made the latents.
+  """
+  latents = {_LATENTS: np.ascontiguousarray(made.latents)}
+  (folder / LATENTS).write_bytes(safetensors.numpy.save(latents, {_MODEL: model_sha256}))
   made.save(folder / VIDEO)
   scale = display_scale(made.frames.shape[1])
   video.write_png(folder / CONTACT_SHEET, video.contact_sheet(made.frames, made.fps, scale=scale))

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -39,7 +40,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import command, device_flags, flag_types, score_inputs
+from streamt1_jax.cli import command, device_flags, flag_types, score_inputs, search_flags
 from streamt1_jax.cli.files import find_checkpoint, require_writable
 from streamt1_jax.cli.score_inputs import Task
 from streamt1_jax.cli.score_rows import Output, Row, to_table
@@ -48,8 +49,9 @@ from streamt1_jax.io import manifest, part_files, video
 from streamt1_jax.messages import one_line
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring
-from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer
+from streamt1_jax.rewards.scorers import ScoringOptions, VideoScorer, VideoScores
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
+from streamt1_jax.rewards.window_codecs import find as find_codec
 
 _MOST_BYTES = 8 << 30
 _BUILT_IN = [name for name, spec in REWARDS.items() if not spec.is_stored]
@@ -67,11 +69,10 @@ def define_flags(values: flags.FlagValues) -> None:
   )
   flag_types.define_checkpoint(values, "Folder whose rewards/ holds the rewards")
   flag_types.define_path(values, "output", "scores.csv", "CSV or JSON file; the other one is written beside it.")
-  flag_types.define_choice(
-    values, "dtype", "bfloat16", ["float32", "bfloat16", "int8"], "Dtype of the rewards' backbones."
-  )
+  device_flags.define_dtype(values, ["float32", "bfloat16", "int8"], "Dtype of the rewards' backbones.")
   flag_types.define_integer(values, "image_frames", None, "Frames that image rewards see; all by default.", 1, 10**6)
   flag_types.define_integer(values, "batch", 8, "Frames that an image reward scores at a time.", 1, 4096)
+  search_flags.define_reward_codec(values)
   flag_types.define_switch(values, "overwrite", False, "Replace earlier scores, also those of other videos.")
   device_flags.define_compilation_cache(values)
 
@@ -103,10 +104,12 @@ def reward_sha256(folder: epath.Path) -> str:
   return hashlib.sha256((folder / part_files.PART_FILE).read_bytes()).hexdigest()
 
 
-def run_settings(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> dict[str, Any]:
+def run_settings(values: flags.FlagValues, dtype: str, rewards: dict[str, epath.Path]) -> dict[str, Any]:
   """Everything but the videos and prompts that decides the scores."""
   weights = {f"{name}_sha256": reward_sha256(path) for name, path in rewards.items() if name not in _BUILT_IN}
-  return {"reward": "+".join(rewards), "dtype": values.dtype, "image_frames": values.image_frames, **weights}
+  settings = {"reward": "+".join(rewards), "dtype": dtype, "image_frames": values.image_frames, **weights}
+  # Scores that were made before there was a choice have none.
+  return settings | ({"reward_codec": values.reward_codec} if find_codec(values.reward_codec).on_host else {})
 
 
 def read_tasks(values: flags.FlagValues, rewards: dict[str, epath.Path]) -> list[Task]:
@@ -164,15 +167,30 @@ def score_video(task: Task, row: Row, scorers: Sequence[VideoScorer]) -> Row:
     for scorer in scorers:
       if task.prompt is not None or not scorer.reads_prompt:
         with noting_in(errors, task):
-          indices[scorer] = scorer.look_at(info.num_frames, info.fps)
+          parts = task.parts(info.num_frames, reads_prompt=scorer.reads_prompt)
+          indices[scorer] = [(part, part.begin + scorer.look_at(part.end - part.begin, info.fps)) for part in parts]
     if indices:
-      needed = np.unique(np.concatenate(list(indices.values())))
+      needed = np.unique(np.concatenate([own for looked_at in indices.values() for _, own in looked_at]))
       frames = read_needed(task, info, needed)
       row = dataclasses.replace(row, height=frames.shape[1], width=frames.shape[2])
-    for scorer, own in indices.items():
+    for scorer, looked_at in indices.items():
       with noting_in(errors, task):
-        scores |= scorer(task.prompt, frames if len(own) == len(needed) else frames[np.searchsorted(needed, own)])
+        of = lambda own: frames if len(own) == len(needed) else frames[np.searchsorted(needed, own)]
+        scores |= joined([(part.end - part.begin, scorer(part.prompt, of(own))) for part, own in looked_at])
   return dataclasses.replace(row, scores=scores, error=one_line("; ".join(dict.fromkeys(errors))) or None)
+
+
+def joined(parts: Sequence[tuple[int, VideoScores]]) -> VideoScores:
+  """Scores of a video from lengths and scores of its parts: means weighted by length; scores of frames in a row."""
+  if len(parts) == 1:
+    return parts[0][1]
+  lengths, by_part = zip(*parts)
+  return {
+    column: list(itertools.chain(*values))
+    if isinstance(values[0], list)
+    else float(np.average(values, weights=lengths))
+    for column, values in ((column, [scores[column] for scores in by_part]) for column in by_part[0])
+  }
 
 
 def read_needed(task: Task, info: video.VideoInfo, indices: np.ndarray) -> np.ndarray:
@@ -231,16 +249,18 @@ def run(values: flags.FlagValues) -> None:
   start = time.perf_counter()
   rewards = find_rewards(values)
   tasks = read_tasks(values, rewards)
-  settings = run_settings(values, rewards)
+  dtype = device_flags.use_dtype(values.dtype)
+  settings = run_settings(values, dtype, rewards)
   output = Output(epath.Path(values.output))
   rows = earlier_rows(values, output, tasks, settings)
   require_writable("output", values.output)
   device_flags.use_compilation_cache(values)
   options = ScoringOptions(values.image_frames, values.batch)
   scorers = [
-    scoring.make_scorer(name, path, dtype=jnp.dtype(values.dtype), options=options) for name, path in rewards.items()
+    scoring.make_scorer(name, path, dtype=jnp.dtype(dtype), options=options, reward_codec=values.reward_codec)
+    for name, path in rewards.items()
   ]
-  device_flags.tell_devices()
+  device_flags.tell_devices(dtype)
   columns = [column for scorer in scorers for column in scorer.columns]
   with manifest.CompileCounter() as compilations:
     finished = score_all(tasks, rows, scorers, output, settings)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 import glob
+import itertools
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -21,19 +23,37 @@ SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 """How names of videos in a folder end. A file that is named, or matched by a glob, may end in any way."""
 
 
+class Part(NamedTuple):
+  """Frames begin..end - 1 of a video, and what they should show."""
+
+  begin: int
+  end: int
+  prompt: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """One video to score.
 
   Attributes:
     video: the file.
-    prompt: what it should show; None if nothing says it.
+    prompt: what it should show; None if nothing says it. Of a video whose prompt changes, all of them.
     fault: why there is no prompt, where a file should have said it.
+    segments: where the prompt changes; empty for a video of one prompt.
   """
 
   video: epath.Path
   prompt: str | None
   fault: str | None = None
+  segments: tuple[Part, ...] = ()
+
+  def parts(self, num_frames: int, *, reads_prompt: bool) -> tuple[Part, ...]:
+    """What is judged by itself. Raises ConfigError if the segments are not those of a video of so many frames."""
+    if not self.segments or not reads_prompt:
+      return (Part(0, num_frames, self.prompt),)
+    if self.segments[-1].end != num_frames:
+      raise ConfigError(f"{self.video} has {num_frames} frames, and {self.segments[-1].end} by its {results.MANIFEST}")
+    return self.segments
 
 
 def find_videos(pattern: str) -> list[epath.Path]:
@@ -142,14 +162,32 @@ def _with_own_prompt(video: epath.Path) -> Task:
   if not paths.is_regular_file(video.parent / results.MANIFEST):
     return Task(video, None)
   try:
-    settings = part_files.read_json_object(video.parent, results.MANIFEST, "a generated video").get("settings")
+    document = part_files.read_json_object(video.parent, results.MANIFEST, "a generated video")
+    settings, segments = document.get("settings"), _segments(document.get("segments"), video.parent / results.MANIFEST)
   except ConfigError as error:
     return Task(video, None, str(error))
   prompt = settings.get("prompt") if isinstance(settings, dict) else None
   if not isinstance(prompt, str):
     return Task(video, None, f"{video.parent / results.MANIFEST} holds no prompt")
   try:
-    require_whole_characters(prompt, f"the prompt in {video.parent / results.MANIFEST}")
+    for text in (prompt, *(str(part.prompt) for part in segments)):
+      require_whole_characters(text, f"the prompt in {video.parent / results.MANIFEST}")
   except ConfigError as error:
     return Task(video, None, str(error))
-  return Task(video, prompt)
+  return Task(video, " | ".join(str(part.prompt) for part in segments) or prompt, segments=segments)
+
+
+def _segments(listed: Any, where: epath.Path) -> tuple[Part, ...]:
+  """The segments of a manifest where there are several. Raises ConfigError if they do not follow one another."""
+  if not isinstance(listed, list) or len(listed) < 2:
+    return ()
+  try:
+    parts = tuple(Part(begin, end, entry["prompt"]) for entry in listed for begin, end in [entry["frames"]])
+    bounds = [0, *(part.end for part in parts)]
+    follow = [part.begin for part in parts] == bounds[:-1] and all(a < b for a, b in itertools.pairwise(bounds))
+    whole = follow and all(type(bound) is int for bound in bounds) and all(type(part.prompt) is str for part in parts)
+  except (TypeError, KeyError, ValueError):
+    whole = False
+  if not whole:
+    raise ConfigError(f"{where} has segments that do not follow one another")
+  return parts

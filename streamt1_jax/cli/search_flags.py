@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,13 +14,14 @@ import jax.numpy as jnp
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import device_flags, flag_types
+from streamt1_jax.cli import device_flags, flag_types, memory_plans
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.config import video_chunks as chunks_of_length
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.planning.request import Request
 from streamt1_jax.rewards import folder as reward_folder
-from streamt1_jax.rewards import selection
+from streamt1_jax.rewards import selection, window_codecs
 from streamt1_jax.rewards.selection import RewardChoice
 from streamt1_jax.rewards.table import DEFAULT_REWARDS, LEARNED_REWARDS, REWARDS
 
@@ -35,7 +38,13 @@ _FLOATS = {
   "long_threshold": "Fall of the video score: a new scene.",
   "fusion_cap": "Largest weight of the image score, in [0, 1].",
 }
-_FIELDS = (*_INTEGERS, *_FLOATS)
+_CHOICES = {
+  "reward_decode": "What the rewards see. streamed: the frames of the video, each decoded once. scratch: every "
+  "candidate's chunk and window decoded anew, as the released code does; its frames differ, and it takes more work.",
+}
+_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec")
+_ALLOWED = typing.get_type_hints(SearchConfig)
+_LONGEST_SESSION = 2_000_000
 
 
 def define(values: flags.FlagValues) -> None:
@@ -49,12 +58,22 @@ def define(values: flags.FlagValues) -> None:
     flag_types.define_integer(values, name, getattr(released, name), meaning)
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
+  flag_types.define_integer(
+    values,
+    "sink_distance",
+    None,
+    "Most latent frames between a chunk and the first sink as the chunk sees it. A video then has no longest length.",
+    1,
+  )
+  for name, meaning in _CHOICES.items():
+    flag_types.define_choice(values, name, getattr(released, name), typing.get_args(_ALLOWED[name]), meaning)
+  define_reward_codec(values)
   flag_types.define_string(
     values,
     "reward",
     None,
     f"Rewards joined by '+'; known are {', '.join(REWARDS)}. By default {'+'.join(LEARNED_REWARDS)} if the checkpoint "
-    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}.",
+    f"has both and there is a search, else {'+'.join(DEFAULT_REWARDS)}; a warning says so where it has one of them.",
   )
   flag_types.define_list(
     values, "reward_weights", None, "Factors of their scores, 1 by default: hpsv3:0.5,videoalign:1."
@@ -70,6 +89,20 @@ def define(values: flags.FlagValues) -> None:
     "Dtype of the rewards' weights and activations; the model's by default. int8: kernels in int8, all else bfloat16.",
   )
   device_flags.define(values)
+  memory_plans.define(values)
+
+
+def define_reward_codec(values: flags.FlagValues) -> None:
+  """Defines --reward_codec."""
+  flag_types.define_choice(
+    values,
+    "reward_codec",
+    SearchConfig.released().reward_codec,
+    list(window_codecs.REWARD_CODECS),
+    "What videos go through before a video reward sees them. h264: an mp4 in memory, as the released code writes for "
+    "VideoAlign (16 frames per second, 1024 kbit/s on average). Not with several processes; and no program with it is "
+    "kept in the compilation cache.",
+  )
 
 
 def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
@@ -78,10 +111,13 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
     given = [name for name in ("semantics", *_FIELDS) if values[name].present]
     if given:
       raise ConfigError(f"--search=none takes no search flags, got --{', --'.join(given)}")
-    return SearchConfig.streaming(model)
+    search = dataclasses.replace(SearchConfig.streaming(model), sink_distance=values.sink_distance)
+    search.validate_for(model)
+    return search
   semantics = SearchConfig.paper if values.semantics == "paper" else SearchConfig.released
-  search = semantics(**{name: values[name].value for name in _FIELDS})
+  search = semantics(**{name: values[name].value for name in _FIELDS}, sink_distance=values.sink_distance)
   search.validate_for(model)
+  window_codecs.require_usable(search.reward_codec)
   # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
   for name, limit in (("sliding_window", frames // model.chunk_frames), ("max_sink_frames", frames)):
@@ -107,26 +143,42 @@ def prompt_readers(checkpoint: epath.Path, choice: RewardChoice) -> list[Callabl
   return [reward_folder.load_prompt(parts / name) for name in choice.stored]
 
 
+def memory_request(
+  values: flags.FlagValues,
+  checkpoint: epath.Path,
+  model: ModelConfig,
+  dtype: str,
+  num_prompts: int = 1,
+  num_chunks: int | None = None,
+) -> Request:
+  """What the search of the flags asks of a device. Raises ConfigError, naming the flag or the file."""
+  search = search_config(values, model)
+  mesh = device_flags.make_mesh(values, model, search, num_prompts)
+  choice = reward_choice(values, checkpoint, model)
+  return memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype, num_chunks)
+
+
 def load_pipeline(
   values: flags.FlagValues, checkpoint: epath.Path, dtype: str = "float32", num_prompts: int = 1
 ) -> Pipeline:
   """The model of a checkpoint with the rewards and on the devices of the flags.
 
-  Raises ConfigError, naming the flag or the file.
+  Raises ConfigError, naming the flag or the file, also for a search that does not fit its devices.
   """
   device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
-  mesh = device_flags.make_mesh(values, model, search_config(values, model), num_prompts)
+  asked = memory_request(values, checkpoint, model, dtype, num_prompts)
+  decoding = memory_plans.decide(values, asked)
   device_flags.warn_if_slow(model)
   return Pipeline.load(
     checkpoint,
-    dtype=jnp.dtype(dtype),
+    dtype=jnp.dtype(device_flags.use_dtype(dtype)),
     reward=_reward_names(values),
     reward_weights=_reward_weights(values),
     short_frames=values.short_frames,
     reward_dtype=None if values.reward_dtype is None else jnp.dtype(values.reward_dtype),
-    mesh=mesh,
-    decoding=values.decoding,
+    mesh=asked.execution.mesh,
+    decoding=decoding,
     attention=values.attention,
   )
 
@@ -161,13 +213,21 @@ def reward_settings(values: flags.FlagValues, choice: RewardChoice, dtype: str) 
   }
 
 
-def video_chunks(model: ModelConfig, *, seconds: float | None = None, num_latent_frames: int | None = None) -> int:
+def video_chunks(
+  model: ModelConfig,
+  *,
+  seconds: float | None = None,
+  num_latent_frames: int | None = None,
+  search: SearchConfig | None = None,
+) -> int:
   """The length that the flag of the same name gives, in chunks. Raises ConfigError, naming the flag."""
   try:
     chunks = chunks_of_length(model, seconds=seconds, num_latent_frames=num_latent_frames)
-    longest = model.max_chunks
+    endless = search is not None and search.sink_distance is not None
+    longest = _LONGEST_SESSION if endless else model.max_chunks
     if chunks > longest:
-      raise ConfigError(f"the number of chunks must be in 1..{longest} (rotary tables), got {chunks}")
+      remedy = "seeds" if endless else "rotary tables; --sink_distance lifts it"
+      raise ConfigError(f"the number of chunks must be in 1..{longest} ({remedy}), got {chunks}")
   except (ConfigError, OverflowError) as error:
     given = f"--seconds={seconds}" if num_latent_frames is None else f"--num_latent_frames={num_latent_frames}"
     raise ConfigError(f"{given}: {error}") from error

@@ -21,17 +21,22 @@ from streamt1_jax.config.model import (
 )
 from streamt1_jax.config.presets import PRESETS, preset
 from streamt1_jax.config.search import SearchConfig
+from streamt1_jax.config.session import SINK_DISTANCE, SessionConfig
+from streamt1_jax.config.switch import SwitchConfig
 
 __all__ = [
   "LATER",
   "MAX_SIZE",
   "PRESETS",
+  "SINK_DISTANCE",
   "BackboneConfig",
   "CodecConfig",
   "ConfigError",
   "ModelConfig",
   "ScheduleConfig",
   "SearchConfig",
+  "SessionConfig",
+  "SwitchConfig",
   "TextConfig",
   "preset",
   "require",

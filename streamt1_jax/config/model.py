@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Literal
 
 from streamt1_jax.config.base import LATER, ConfigError, require, require_sizes, required
 
@@ -206,6 +207,8 @@ class ModelConfig:
       chunk).
     sink_frames: latent frames at the start of the video that never leave the memory.
     fps: pixel frames per second of the decoded video.
+    image_start: how a video begins with a picture. "still": the picture, repeated, is the first chunk, which is given;
+      "clamp": it is the first latent frame of the first chunk that is made, which a model must be trained for.
   """
 
   name: str
@@ -219,6 +222,7 @@ class ModelConfig:
   local_attention_frames: int = 12
   sink_frames: int = 3
   fps: int = 16
+  image_start: Literal["still", "clamp"] = dataclasses.field(default="still", metadata=LATER)
 
   def __post_init__(self):
     require_sizes(self)
@@ -232,6 +236,7 @@ class ModelConfig:
       require(
         value > 0 and value % chunk == 0, f"{field} must be a positive multiple of the chunk ({chunk}), got {value}"
       )
+    require(self.image_start in ("still", "clamp"), f"image_start must be 'still' or 'clamp', got {self.image_start!r}")
     require(
       self.local_attention_frames >= self.sink_frames + chunk,
       f"local_attention_frames {self.local_attention_frames} leaves no room for a chunk ({chunk}) beside the sinks "

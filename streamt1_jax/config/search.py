@@ -32,6 +32,11 @@ class SearchConfig:
       "float32" accumulates in float32.
     reward_decode: "streamed" decodes every chunk once with the codec's carried state; "scratch" decodes each
       candidate's chunk and window anew, as the released code does.
+    sink_distance: most latent frames between a chunk and the first sink as the chunk sees it. None sees sinks where
+      they are (released code, and LongLive 1.0), for videos of up to `max_frames` latent frames; 9 is what LongLive's
+      endless videos do. With a number a video has no longest length.
+    reward_codec: what windows and whole videos go through before the video reward sees them, a name of
+      `rewards.window_codecs.REWARD_CODECS`: "none"; "h264" as in the released code, which writes and reads mp4 files.
     policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
     judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
   """
@@ -49,9 +54,11 @@ class SearchConfig:
   short_baseline: Literal["history", "window"] = "history"
   sink_ema_dtype: Literal["compute", "float32"] = "compute"
   reward_decode: Literal["streamed", "scratch"] = "streamed"
+  reward_codec: str = dataclasses.field(default="none", metadata=LATER)
   # Typed as Any, because policies know the search and not the other way round.
   policy: Any = dataclasses.field(default=None, metadata=LATER)
   judges: bool = dataclasses.field(default=True, metadata=LATER)
+  sink_distance: int | None = dataclasses.field(default=None, metadata=LATER)
 
   def __post_init__(self):
     # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
@@ -116,6 +123,11 @@ class SearchConfig:
       self.max_sink_frames % chunk == 0 and self.max_sink_frames >= model.sink_frames,
       f"max_sink_frames must be a multiple of the chunk ({chunk}) and at least sink_frames ({model.sink_frames}), "
       f"got {self.max_sink_frames}",
+    )
+    nearest = model.local_attention_frames - chunk
+    require(
+      self.sink_distance is None or self.sink_distance >= nearest,
+      f"sink_distance must be at least {nearest}, where the window begins, got {self.sink_distance}",
     )
 
 

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tqdm
 from etils import epath
@@ -24,13 +24,14 @@ from streamt1_jax.convert import engine, known_files
 from streamt1_jax.convert.base import parts_of
 from streamt1_jax.convert.plan import PartPlan
 from streamt1_jax.io import atomic, checkpoint, config_json, part_files, part_writer
-from streamt1_jax.io.checkpoint import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import TOKENIZER_FILE, TOKENIZER_FILES
 from streamt1_jax.text.tokenizer import Tokenizer
 
 CONVERTER_VERSION = 1
 """Recorded with every part; it must be raised when the same files would give other weights."""
 SOURCE_FILE = "source.json"
-TOKENIZER_NAMES = ("spiece.model", "tokenizer.model")
+TOKENIZER_NAMES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+"""What a folder of a tokenizer is searched for; Wan reads the first of them."""
 _BLOCK_BYTES = 16 * 2**20
 
 
@@ -47,7 +48,7 @@ def execute(
   Args:
     model: the model.
     plans: what to convert.
-    tokenizer: sentencepiece model, or None.
+    tokenizer: its file or folder, or None.
     output: the checkpoint folder; made if missing.
     dtype: dtype of the stored weights.
     tell: called before anything is written, with a line per file: whether it is a published one.
@@ -60,11 +61,11 @@ def execute(
       full. What was there before stays, and nothing half-written is left.
   """
   _require_usable(output, model)
-  tokenizer_content = None
+  given = None
   if tokenizer is not None:
-    tokenizer_content = read_tokenizer(tokenizer, model)
-    _require_same_tokenizer(output / TOKENIZER_FILE, tokenizer_content, tokenizer)
-    tell(known_files.describe(tokenizer.name, len(tokenizer_content), hashlib.sha256(tokenizer_content).hexdigest()))
+    given = read_tokenizer(tokenizer, model)
+    _require_same_tokenizer(output, given, tokenizer)
+    tell(known_files.describe(tokenizer.name, len(given.content), hashlib.sha256(given.content).hexdigest()))
   # All that exists is compared before anything is written.
   provenance = {plan.part: _provenance(plan, dtype) for plan in plans}
   for found in provenance.values():
@@ -74,8 +75,8 @@ def execute(
   _require_space(output, sum(plan.stored_bytes(dtype) for plan in waiting))
   for plan in waiting:
     _convert_part(plan, output / plan.part, provenance[plan.part], dtype)
-  if tokenizer_content is not None and not (output / TOKENIZER_FILE).exists():
-    _write(output / TOKENIZER_FILE, tokenizer_content)
+  if given is not None and not (output / given.name).exists():
+    _write(output / given.name, given.content)
   still_lacking = lacking(output, model)
   if not still_lacking and not (output / checkpoint.CONFIG_FILE).exists():
     checkpoint.save_config(output, model, _checkpoint_provenance(output, model))
@@ -98,19 +99,32 @@ def lacking(
   """
   is_there = lambda name: output is not None and (output / name).is_file()
   missing = [p for p in parts_of(model) if p not in parts and not is_there(f"{p}/{part_files.PART_FILE}")]
-  needs_tokenizer = model.text is not None and not tokenizer and not is_there(TOKENIZER_FILE)
+  needs_tokenizer = model.text is not None and not tokenizer and not any(map(is_there, TOKENIZER_FILES))
   return [*missing, *([TOKENIZER_FILE] if needs_tokenizer else [])]
 
 
-def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> bytes:
-  """A sentencepiece model that fits the model's text encoder.
+class TokenizerSource(NamedTuple):
+  """A tokenizer that fits a model.
+
+  Attributes:
+    name: the name it has in a checkpoint.
+    content: of the file.
+  """
+
+  name: str
+  content: bytes
+
+
+def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> TokenizerSource:
+  """A tokenizer that fits the model's text encoder.
 
   Args:
-    path: the file (published as spiece.model), or the folder it is in.
+    path: the file (published as tokenizer.json and as spiece.model), or the folder it is in.
     model: the model.
 
   Raises:
-    ConfigError: the file is missing or damaged, or it has more pieces than the text encoder embeds.
+    ConfigError: the file is missing or damaged, it has more pieces than the text encoder embeds, or a sentencepiece
+      model would give other ids than Wan's tokenizer.
   """
   if path.is_dir():
     found = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()]
@@ -127,7 +141,8 @@ def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> bytes:
     raise ConfigError(
       f"--tokenizer {path} has {vocab_size} pieces, the text encoder embeds only {model.text.vocab_size}"
     )
-  return path.read_bytes()
+  name = next((name for name in TOKENIZER_FILES if pathlib.Path(name).suffix == path.suffix), TOKENIZER_FILE)
+  return TokenizerSource(name, path.read_bytes())
 
 
 def _convert_part(plan: PartPlan, folder: pathlib.Path, provenance: dict[str, Any], dtype: Any) -> None:
@@ -200,7 +215,9 @@ def _read_provenance(folder: pathlib.Path) -> dict[str, Any]:
 
 def _checkpoint_provenance(output: pathlib.Path, model: ModelConfig) -> dict[str, Any]:
   parts = {part: _read_provenance(output / part) for part in parts_of(model)}
-  tokenizer = {} if model.text is None else {"tokenizer": _describe_file(output / TOKENIZER_FILE)}
+  tokenizer = {}
+  if model.text is not None:
+    tokenizer = {"tokenizer": _describe_file(output / checkpoint.tokenizer_file(output).name)}
   return {"converted_by": "streamt1 convert", **parts, **tokenizer}
 
 
@@ -225,9 +242,10 @@ def _require_usable(output: pathlib.Path, model: ModelConfig) -> None:
     )
 
 
-def _require_same_tokenizer(path: pathlib.Path, content: bytes, source: pathlib.Path) -> None:
-  if path.exists() and path.read_bytes() != content:
-    raise ConfigError(f"{path} exists and differs from --tokenizer {source}; remove it or give another --output")
+def _require_same_tokenizer(output: pathlib.Path, given: TokenizerSource, source: pathlib.Path) -> None:
+  for path in (output / name for name in TOKENIZER_FILES):
+    if path.exists() and (path.name != given.name or path.read_bytes() != given.content):
+      raise ConfigError(f"{path} exists and differs from --tokenizer {source}; remove it or give another --output")
 
 
 def _require_space(output: pathlib.Path, needed: int) -> None:

@@ -1,6 +1,10 @@
-"""How fewer frames change the decisions of a search: each chunk decided several ways from the same beams and noises."""
+"""What a setting changes in the decisions of a search: each chunk decided several ways from the same beams and noises.
+
+`decide_ways` does it for any ways; the rest is about fewer frames of a chunk.
+"""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +13,7 @@ import numpy as np
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.generator import Models
 from streamt1_jax.io import markdown
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import selection
@@ -31,30 +36,49 @@ class Decision(NamedTuple):
     return cls(np.asarray(trace.survivor), np.asarray(trace.candidates.short).ravel())
 
 
-def decide(
-  pipeline: Pipeline, search: SearchConfig, frames: list[int], chunks: int, caption: str, seed: int
-) -> list[list[Decision]]:
-  """[chunks][numbers of frames] decisions; the search goes on with the first number's winners."""
+class Way(NamedTuple):
+  """One way to decide a chunk.
+
+  Attributes:
+    models: what makes and judges candidates.
+    search: how to search.
+  """
+
+  models: Models
+  search: SearchConfig
+
+
+def decide_ways(
+  pipeline: Pipeline, ways: Sequence[Way], chunks: int, caption: str, seed: int
+) -> Iterator[list[ChunkTrace]]:
+  """Yields every chunk's traces, one per way; the search goes on with the first way's winners.
+
+  The first way's state must hold what the others need.
+  """
   condition = pipeline.condition(caption, chunks)
-  image = pipeline.models.image_reward
-  assert isinstance(image, selection.WeightedImageReward)
-  choices = [
-    dataclasses.replace(pipeline.models, image_reward=dataclasses.replace(image, num_frames=n)) for n in frames
-  ]
-  state = drivers.jitted_init_state(pipeline.params, np.int32(seed), pipeline.models, search)
-  decided = []
+  state = drivers.jitted_init_state(pipeline.params, np.int32(seed), *ways[0])
   for chunk in range(chunks):
-    after, decisions = None, []
-    for models in choices:
+    after, traces = None, []
+    for models, search in ways:
       # A step takes its state's buffers.
       given = jax.tree.map(jnp.copy, state)
       found, trace = drivers.jitted_chunk_step(pipeline.params, given, condition, models, search, first=chunk == 0)
       drivers.check_usable(trace, chunk, seed)
       after = found if after is None else after
-      decisions.append(Decision.of(trace))
+      traces.append(trace)
     state = after
-    decided.append(decisions)
-  return decided
+    yield traces
+
+
+def decide(
+  pipeline: Pipeline, search: SearchConfig, frames: list[int], chunks: int, caption: str, seed: int
+) -> list[list[Decision]]:
+  """[chunks][numbers of frames] decisions; the search goes on with the first number's winners."""
+  image = pipeline.models.image_reward
+  assert isinstance(image, selection.WeightedImageReward)
+  seeing = lambda count: dataclasses.replace(pipeline.models, image_reward=dataclasses.replace(image, num_frames=count))
+  ways = [Way(seeing(count), search) for count in frames]
+  return [list(map(Decision.of, traces)) for traces in decide_ways(pipeline, ways, chunks, caption, seed)]
 
 
 def agreement(decided: list[list[Decision]], frames: list[int]) -> dict[int, dict[str, float]]:

@@ -2,7 +2,7 @@
 
   tiny/
     config.json        format version, the whole ModelConfig, size and dtype of every part, provenance
-    tokenizer.model    sentencepiece model of the text encoder
+    tokenizer.model    sentencepiece model of the text encoder; or tokenizer.json, a file of the tokenizers library
     backbone/          one part: an orbax checkpoint, and part.json with size and SHA-256 of its files
     codec/
     text/
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,8 +36,21 @@ from streamt1_jax.nn.quantised import QuantisedKernel, is_quantised, quantise
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.model"
+TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.json")
+"""A checkpoint has one of them, and its name tells what reads it."""
 _CHUNK_BYTES = 16 << 20
 _COMMIT_MARKER = "commit_success.txt"
+
+
+def tokenizer_file(folder: epath.PathLike) -> epath.Path:
+  """The tokenizer of a checkpoint; where there is none, the place of `tokenizer.model`.
+
+  Raises ConfigError if there are two, which might differ.
+  """
+  found = [path for path in (epath.Path(folder) / name for name in TOKENIZER_FILES) if path.exists()]
+  if len(found) > 1:
+    raise ConfigError(f"{folder} has both {' and '.join(TOKENIZER_FILES)}; remove one")
+  return found[0] if found else epath.Path(folder) / TOKENIZER_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +222,19 @@ def load_info(directory: epath.PathLike) -> CheckpointInfo:
 def load_config(directory: epath.PathLike) -> ModelConfig:
   """The model's configuration from `config.json`. Raises ConfigError as `load_info` does."""
   return load_info(directory).model
+
+
+def parts_sha256(directory: epath.PathLike, further: Sequence[str] = ()) -> str:
+  """Identifies a model wherever its folder is: checksum of config, tokenizer and the parts' own checksums.
+
+  Args:
+    directory: the checkpoint.
+    further: parts of its folder that are used, beside backbone, codec and text encoder.
+  """
+  folder = epath.Path(directory)
+  parts = ("backbone", "codec", "text", *further)
+  names = [CONFIG_FILE, tokenizer_file(folder).name, *(f"{part}/{part_files.PART_FILE}" for part in parts)]
+  return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
@@ -51,10 +51,14 @@ def write_video(
     raise ConfigError(f"fps must be positive, got {fps}")
   if not 0 <= constant_rate_factor <= 51:
     raise ConfigError(f"constant_rate_factor must be in 0..51, got {constant_rate_factor}")
+  atomic.replace_bytes(path, _encode(even_frames(frames, scale), fps, constant_rate_factor))
+
+
+def even_frames(frames: np.ndarray, scale: int) -> np.ndarray:
+  """Frames enlarged by whole pixels, with an even number of rows and columns."""
   enlarged = _enlarge(frames, scale)
   height, width = enlarged.shape[1:3]
-  padded = np.pad(enlarged, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-  atomic.replace_bytes(path, _encode(padded, fps, constant_rate_factor))
+  return np.pad(enlarged, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 class VideoInfo(NamedTuple):
@@ -199,23 +203,36 @@ def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 def _encode(frames: np.ndarray, fps: float, constant_rate_factor: int) -> bytes:
   buffer = io.BytesIO()
   with av.open(buffer, mode="w", format="mp4") as container:
-    stream = container.add_stream(
-      "libx264",
-      rate=fractions.Fraction(fps).limit_denominator(1001),
-      options={"crf": str(constant_rate_factor), "preset": "medium"},
-    )
-    stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = "yuv420p"
-    # Players disagree about the colour matrix of files without these tags, and show every colour shifted.
-    context = stream.codec_context
-    context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
-    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-    for frame in frames:
-      picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-      yuv = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-      container.mux(stream.encode(yuv))
+    stream = add_stream(container, frames.shape[1:3], fps, constant_rate_factor)
+    encode(container, stream, frames)
     container.mux(stream.encode())
   return buffer.getvalue()
+
+
+def add_stream(
+  container: OutputContainer, size: tuple[int, int], fps: float, constant_rate_factor: int
+) -> av.VideoStream:
+  """Begins an H.264 stream of frames of an even number of rows and columns."""
+  stream = container.add_stream(
+    "libx264",
+    rate=fractions.Fraction(fps).limit_denominator(1001),
+    options={"crf": str(constant_rate_factor), "preset": "medium"},
+  )
+  stream.height, stream.width = size
+  stream.pix_fmt = "yuv420p"
+  # Players disagree about the colour matrix of files without these tags, and show every colour shifted.
+  context = stream.codec_context
+  context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+  context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+  return stream
+
+
+def encode(container: OutputContainer, stream: av.VideoStream, frames: np.ndarray) -> None:
+  """Encodes frames, uint8 `[T, H, W, 3]`, RGB. The encoder keeps some until it sees what follows."""
+  for frame in frames:
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    yuv = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+    container.mux(stream.encode(yuv))
 
 
 def _lay_out(pictures: np.ndarray, labels: list[str], columns: int, gap: int) -> np.ndarray:

@@ -13,7 +13,7 @@ _SLICES = (
   {"topology": "tpu7x:2x2x1", "mesh": "candidate:4,model:2", "decoding": "in_turn"},
   {"topology": "v5e:16x16", "mesh": "data:32,candidate:2,model:4", "decoding": "in_turn"},
 )
-CASES = (
+_LATER = (
   {**_ONE_CHIP, "rewards": False},
   # One chip holds both rewards beside the search only in int8 and without added sinks.
   {**_ONE_CHIP, "rewards": True, "reward_dtype": "int8", "max_sink_frames": 3},
@@ -22,11 +22,12 @@ CASES = (
   {**_SLICES[0], "mesh": "candidate:2,seq:4", "rewards": False},
   *({**one, "rewards": True} for one in _SLICES[1:]),
 )
-"""Flags of `experiments.measure.aot_compile`, one compilation each."""
+CASES = (*_LATER, *({**case, "first_chunk": True} for case in _LATER))
+"""Flags of `experiments.measure.aot_compile`, one compilation each: a search compiles its step twice."""
 
 COLUMNS = (
-  "slice", "mesh", "decoding", "rewards", "sink frames", "arguments", "outputs", "temporaries", "peak", "of", "fits",
-  "collectives, GB", "per block", "between candidates", "compile, s",
+  "slice", "mesh", "decoding", "rewards", "sink frames", "chunk", "arguments", "outputs", "temporaries", "peak", "of",
+  "fits", "collectives, GB", "per block", "between candidates", "compile, s",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def cells(case: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, ...]
     case["decoding"],
     report["reward_dtype"] or "built in",
     str(report["max_sink_frames"]),
+    "first" if case.get("first_chunk") else "later",
     *(size(name) for name in ("argument_bytes", "output_bytes", "temporary_bytes")),
     size("hbm_peak_bytes_per_chip"),
     size("hbm_limit_bytes"),

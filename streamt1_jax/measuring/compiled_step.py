@@ -50,6 +50,7 @@ class Program:
     models: static half of the step.
     search: the search.
     model: sizes.
+    first: whether the step is that of a video's first chunk.
   """
 
   params: Params
@@ -58,6 +59,7 @@ class Program:
   models: Models
   search: SearchConfig
   model: ModelConfig
+  first: bool = False
 
   @property
   def arguments(self) -> tuple[Params, SearchState, Condition]:
@@ -143,7 +145,7 @@ def _with_prompts(program: Program) -> Program:
   state, condition = jax.tree.map(lead, (program.state, program.condition))
   return dataclasses.replace(
     program,
-    state=state._replace(chunk_index=program.state.chunk_index, num_past=program.state.num_past),
+    state=state._replace(**{name: getattr(program.state, name) for name in ("chunk_index", "begin", "num_past")}),
     condition=condition._replace(num_chunks=program.condition.num_chunks),
   )
 
@@ -153,14 +155,14 @@ def count_flop(program: Program) -> float:
   models = dataclasses.replace(program.models, execution=Execution(attention="flash", decoding="in_turn"))
 
   def step(params, state, condition):
-    return chunk_step(params, state, condition, models, program.search, first=False)
+    return chunk_step(params, state, condition, models, program.search, first=program.first)
 
   return flop_count.count(jax.make_jaxpr(step)(*program.arguments))
 
 
 def lower_for_cuda(program: Program) -> tuple[str, dict[str, Any]]:
   """The text of a program that is lowered for one NVIDIA GPU, and what is known of it."""
-  step = functools.partial(chunk_step, models=program.models, search=program.search, first=False)
+  step = functools.partial(chunk_step, models=program.models, search=program.search, first=program.first)
   began = time.perf_counter()
   # Exported programs are meant to be kept for years, which Triton's call does not promise.
   unstable = [jax.export.DisabledSafetyCheck.custom_call(_TRITON_CALL)]
@@ -201,7 +203,7 @@ class Analysis:
 def compile_and_analyse(program: Program) -> Analysis:
   """Compiles a program whose shapes are placed."""
   began = time.perf_counter()
-  lowered = drivers.jitted_chunk_step.lower(*program.arguments, program.models, program.search, first=False)
+  lowered = drivers.jitted_chunk_step.lower(*program.arguments, program.models, program.search, first=program.first)
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

@@ -16,7 +16,7 @@ from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.convert.engine import abstract_params
 from streamt1_jax.io import checkpoint, manifest
-from streamt1_jax.io.checkpoint import TOKENIZER_FILE
+from streamt1_jax.io.checkpoint import tokenizer_file
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.text import PromptEncoder
 from streamt1_jax.text.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def restore_backbone(folder: pathlib.Path, model: ModelConfig, dtype: DTypeLike)
 def encode_prompt(folder: pathlib.Path, model: ModelConfig, dtype: DTypeLike) -> dict[str, Any]:
   """Sends a prompt through the text encoder, layer by layer from disk."""
   start = time.perf_counter()
-  tokenizer = Tokenizer(folder / TOKENIZER_FILE, model.required_text.max_len)
+  tokenizer = Tokenizer(tokenizer_file(folder), model.required_text.max_len)
   encoder = PromptEncoder(folder / "text", model.required_text, tokenizer, model.backbone.text_len, dtype)
   opened = time.perf_counter()
   embeddings = np.asarray(encoder(_PROMPT))

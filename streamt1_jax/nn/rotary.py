@@ -8,30 +8,21 @@ Published weights interleave a pair's two numbers (2j, 2j + 1). Here the first n
 second numbers follow, so that a rotation is a few contiguous products on every backend. The converter permutes the
 columns of the query and key projections once (`halves_order`); attention scores do not change, since queries and keys
 are permuted alike.
+
+Rotations compose: the score of a query at frame p and a key at frame r depends on p - r alone. So a chunk's queries and
+keys are rotated at the chunk's own frames 0, 1, 2, wherever the chunk is in the video, and a query is turned by the
+distance between its chunk and the one it looks at (`frame_turns`). No key is ever rotated again.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, Int32
 
-from streamt1_jax.typing import IntLike
+from streamt1_jax.typing import HostArray
 
 _BASE = 10000.0
-
-
-class RotaryTables(NamedTuple):
-  """Cosines and sines, float32, built in float64.
-
-  Attributes:
-    time: two arrays [max_frames, time_pairs].
-    space: two arrays [rows * columns, height_pairs + width_pairs], row-major.
-  """
-
-  time: tuple[Float32[np.ndarray, "max_frames time_pairs"], Float32[np.ndarray, "max_frames time_pairs"]]
-  space: tuple[Float32[np.ndarray, "places space_pairs"], Float32[np.ndarray, "places space_pairs"]]
 
 
 def axis_pairs(head_dim: int) -> tuple[int, int, int]:
@@ -40,40 +31,71 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
   return head_dim // 2 - 2 * space, space, space
 
 
-def _angles(num_positions: int, pairs: int) -> np.ndarray:
-  return np.arange(num_positions)[:, None] * _BASE ** (-np.arange(pairs) / pairs)
+def _angles(positions: np.ndarray, pairs: int) -> np.ndarray:
+  return positions[:, None] * _BASE ** (-np.arange(pairs) / pairs)
 
 
 def _cos_sin(angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def rotary_tables(head_dim: int, max_frames: int, rows: int, columns: int) -> RotaryTables:
-  """Tables for heads of `head_dim` channels, `max_frames` latent frames and a grid of `rows` by `columns` tokens."""
-  time, height, width = axis_pairs(head_dim)
-  grid = (rows, columns)
-  by_row = np.broadcast_to(_angles(rows, height)[:, None], (*grid, height))
-  by_column = np.broadcast_to(_angles(columns, width)[None], (*grid, width))
-  space = np.concatenate([by_row, by_column], axis=-1).reshape(rows * columns, height + width)
-  return RotaryTables(time=_cos_sin(_angles(max_frames, time)), space=_cos_sin(space))
-
-
 def chunk_rotation(
-  tables: RotaryTables, first_frame: IntLike, num_frames: int
-) -> tuple[Float32[Array, "tokens pairs"], Float32[Array, "tokens pairs"]]:
-  """Cosines and sines of the tokens of consecutive frames, each [num_frames * frame_tokens, head_dim / 2].
+  head_dim: int, num_frames: int, rows: int, columns: int
+) -> tuple[Float32[np.ndarray, "num_frames places pairs"], Float32[np.ndarray, "num_frames places pairs"]]:
+  """Cosines and sines of the tokens of a chunk at its own frames 0..num_frames - 1, built in float64.
 
-  `first_frame` is the absolute index of the first frame, an int32 scalar in 0..max_frames - num_frames.
+  Args:
+    head_dim: channels of a head.
+    num_frames: latent frames of a chunk.
+    rows: tokens from top to bottom.
+    columns: tokens from left to right; places are numbered row by row.
+  """
+  time, height, width = axis_pairs(head_dim)
+  shape = num_frames, rows, columns
+  spread = lambda angles, *axes: np.broadcast_to(np.expand_dims(angles, axes), (*shape, angles.shape[-1]))
+  parts = [
+    spread(_angles(np.arange(num_frames), time), 1, 2),
+    spread(_angles(np.arange(rows), height), 0, 2),
+    spread(_angles(np.arange(columns), width), 0, 1),
+  ]
+  return _cos_sin(np.concatenate(parts, axis=-1).reshape(num_frames, rows * columns, -1))
+
+
+class FrameTurns(NamedTuple):
+  """What turns a head by a number of latent frames: its time pairs turn, the others stay.
+
+  Attributes:
+    cos: cosines of both halves.
+    sin: sines of both halves, negative in the first one.
   """
 
-  def tokens(time, space):
-    frames = jax.lax.dynamic_slice_in_dim(jnp.asarray(time), first_frame, num_frames)
-    shape = (num_frames, space.shape[0])
-    frames = jnp.broadcast_to(frames[:, None], (*shape, time.shape[1]))
-    places = jnp.broadcast_to(jnp.asarray(space)[None], (*shape, space.shape[1]))
-    return jnp.concatenate([frames, places], axis=-1).reshape(num_frames * space.shape[0], -1)
+  cos: Float32[HostArray, "*axes D"]
+  sin: Float32[HostArray, "*axes D"]
 
-  return tokens(tables.time[0], tables.space[0]), tokens(tables.time[1], tables.space[1])
+
+def frame_turns(head_dim: int, longest: int) -> FrameTurns:
+  """Turns by 0..longest latent frames, [longest + 1, head_dim] each, built in float64."""
+  time, height, width = axis_pairs(head_dim)
+  angles = np.pad(_angles(np.arange(longest + 1), time), ((0, 0), (0, height + width)))
+  cos, sin = _cos_sin(angles)
+  return FrameTurns(np.concatenate([cos, cos], axis=-1), np.concatenate([-sin, sin], axis=-1))
+
+
+def turns_of(table: FrameTurns, frames: Int32[Array, "*axes"]) -> FrameTurns:
+  """The turns by `frames`, positive or negative and no more than the table's longest, [*axes, D] each."""
+  cos, sin = jnp.asarray(table.cos)[jnp.abs(frames)], jnp.asarray(table.sin)[jnp.abs(frames)]
+  return FrameTurns(cos, sin * jnp.sign(frames)[..., None].astype(sin.dtype))
+
+
+def turn(x: Float[Array, "*axes D"], by: FrameTurns) -> Float32[Array, "*axes D"]:
+  """Turns `x` (pairs as halves); cosines and sines broadcast against it."""
+  x = x.astype(jnp.float32)
+  return x * by.cos + swap_halves(x) * by.sin
+
+
+def swap_halves(x: Float[Array, "*axes D"]) -> Float[Array, "*axes D"]:
+  """The second numbers of all pairs before the first ones."""
+  return jnp.roll(x, x.shape[-1] // 2, axis=-1)
 
 
 def rotate(
@@ -83,29 +105,6 @@ def rotate(
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   cos, sin = cos[..., None, :], sin[..., None, :]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
-
-
-def shift_frames(keys: Float[Array, "*axes D"], tables: RotaryTables, frames: IntLike) -> Float32[Array, "*axes D"]:
-  """Moves rotated keys by a number of frames: rotations compose, so this equals rotating the raw keys anew.
-
-  Args:
-    keys: [..., D] keys, pairs as halves.
-    tables: rotary tables.
-    frames: int32 scalar, positive or negative, smaller in size than max_frames.
-
-  Returns:
-    [..., D] float32.
-  """
-  distance = jnp.abs(frames)
-  cos = jnp.asarray(tables.time[0])[distance]
-  sin = jnp.asarray(tables.time[1])[distance] * jnp.sign(frames).astype(jnp.float32)
-  still = tables.space[0].shape[1]
-  cos = jnp.concatenate([cos, jnp.ones(still, cos.dtype)])
-  sin = jnp.concatenate([sin, jnp.zeros(still, sin.dtype)])
-  lead = (1,) * (keys.ndim - 1)
-  cos, sin = cos.reshape(*lead, -1), sin.reshape(*lead, -1)
-  first, second = jnp.split(keys.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
 def halves_order(num_heads: int, head_dim: int) -> Int[np.ndarray, " channels"]:

@@ -133,7 +133,8 @@ def _soft_histograms(pixels: jax.Array, weights: jax.Array) -> jax.Array:
   """Histograms [K, 6, 6, 6] of [N, 3] colours under weights [K, N]; a colour between two levels counts for both."""
   levels = jnp.linspace(0.0, _COLOR_LEVELS - 1.0, _COLOR_LEVELS)
   near = jnp.maximum(1.0 - jnp.abs(pixels[..., None] * (_COLOR_LEVELS - 1) - levels[None, None]), 0.0)
-  return jnp.einsum("kn,nr,ng,nb->krgb", weights, near[:, 0], near[:, 1], near[:, 2])
+  colors = near[:, 0], near[:, 1], near[:, 2]
+  return jnp.einsum("kn,nr,ng,nb->krgb", weights, *colors, precision=jax.lax.Precision.HIGHEST)
 
 
 def _first_half(earlier: jax.Array, chunk: jax.Array, window: FrameWindow) -> jax.Array:
@@ -141,7 +142,8 @@ def _first_half(earlier: jax.Array, chunk: jax.Array, window: FrameWindow) -> ja
   half = window.num_frames // 2
   is_past = jnp.arange(earlier.shape[0]) < jnp.minimum(window.num_past, half)
   is_own = window.num_past + jnp.arange(chunk.shape[0]) < half
-  return (is_past @ earlier + is_own @ chunk) / half
+  total = lambda exists, rows: jnp.matmul(exists, rows, precision=jax.lax.Precision.HIGHEST)
+  return (total(is_past, earlier) + total(is_own, chunk)) / half
 
 
 def _distance(first: jax.Array, second: jax.Array) -> jax.Array:

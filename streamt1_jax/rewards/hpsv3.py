@@ -61,13 +61,14 @@ def shapes_config() -> HPSv3Config:
 
 
 class RewardMLP(nnx.Module):
-  """Three linear layers with ReLU between them; always computed in float32."""
+  """Three linear layers with ReLU between them; always computed in float32, which accelerators would round."""
 
   def __init__(self, dim: int, hidden_dims: tuple[int, int], rngs: nnx.Rngs):
     first, second = hidden_dims
-    self.first = nnx.Linear(dim, first, rngs=rngs)
-    self.second = nnx.Linear(first, second, rngs=rngs)
-    self.out = nnx.Linear(second, 2, rngs=rngs)
+    exactly = jax.lax.Precision.HIGHEST
+    self.first = nnx.Linear(dim, first, precision=exactly, rngs=rngs)
+    self.second = nnx.Linear(first, second, precision=exactly, rngs=rngs)
+    self.out = nnx.Linear(second, 2, precision=exactly, rngs=rngs)
 
   def __call__(self, hidden: Float[Array, "*axes M"]) -> Float32[Array, "*axes 2"]:
     x = jax.nn.relu(self.first(hidden.astype(jnp.float32)))
@@ -196,6 +197,7 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "hpsv3", TEXT),
   load=loading.load,
+  searched=loading.without_table,
   layout=LAYOUT,
   candidate_flop=candidate_flop,
   text=TEXT,

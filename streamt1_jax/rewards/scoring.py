@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from streamt1_jax.rewards import folder as reward_folder
+from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.scorers import EVERY_FRAME, FrameScorer, ScoringOptions, VideoScorer, WindowScorer
 from streamt1_jax.rewards.spec import RewardTable
 from streamt1_jax.rewards.table import REWARDS
@@ -25,6 +26,7 @@ def make_scorer(
   *,
   dtype: Any = jnp.bfloat16,
   options: ScoringOptions = EVERY_FRAME,
+  reward_codec: str = "none",
   table: RewardTable = REWARDS,
 ) -> VideoScorer:
   """A reward that scores whole videos.
@@ -34,6 +36,7 @@ def make_scorer(
     folder: what `convert.reward_part` or `folder.save_reward` wrote. It need not exist for a reward without weights.
     dtype: dtype of the backbone.
     options: how an image reward goes through a video.
+    reward_codec: what a video goes through before a video reward sees it, a name of `window_codecs.REWARD_CODECS`.
     table: the rewards there are.
 
   Raises:
@@ -45,7 +48,9 @@ def make_scorer(
   else:
     spec, _ = reward_folder.load_config(folder, table)
     loaded = reward_folder.load_reward(folder, fps=1.0, dtype=dtype, table=table)
-  if spec.scorer is not None:
-    return spec.scorer(name, loaded, options)
   parts = (name, loaded.reward, loaded.params, loaded.prompt, spec.reads_prompt)
-  return FrameScorer(*parts, options) if spec.kind == "image" else WindowScorer(*parts)
+  if spec.scorer is not None:
+    scorer = spec.scorer(name, loaded, options)
+  else:
+    scorer = FrameScorer(*parts, options) if spec.kind == "image" else WindowScorer(*parts)
+  return scorer if spec.kind == "image" else window_codecs.find(reward_codec).scorer(scorer)

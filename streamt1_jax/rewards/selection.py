@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.parallel import hosts
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward
 from streamt1_jax.rewards.folder import REWARDS_FOLDER
@@ -102,12 +104,14 @@ class RewardChoice:
     video: names and weights of the video rewards.
     short_frames: frames of a chunk that the image rewards see; None is all of them.
     stored: names of those that have weights, sorted.
+    passed_over: the learned rewards that the checkpoint has and the default does not take.
   """
 
   image: dict[str, float]
   video: dict[str, float]
   short_frames: int | None
   stored: list[str]
+  passed_over: tuple[str, ...] = ()
 
 
 class Rewards(NamedTuple):
@@ -149,17 +153,21 @@ def choose(
   """
   parts = epath.Path(directory) / REWARDS_FOLDER
   present = [name for name, spec in table.items() if not spec.is_stored or (parts / name).exists()]
-  if reward is None:
-    names = list(LEARNED_REWARDS if set(LEARNED_REWARDS) <= set(present) else DEFAULT_REWARDS)
-  else:
+  passed_over = ()
+  if reward is not None:
     names = [name.strip() for name in reward.split("+")]
+  elif set(LEARNED_REWARDS) <= set(present):
+    names = list(LEARNED_REWARDS)
+  else:
+    names, passed_over = list(DEFAULT_REWARDS), tuple(name for name in LEARNED_REWARDS if name in present)
   _check_names(names, present, parts, table)
   weights = dict(weights or {})
   _check_weights(weights, names)
   by_kind = {kind: _of_kind(kind, names, weights, table) for kind in KINDS}
   if short_frames is not None and not 1 <= short_frames <= chunk_frames:
     raise ConfigError(f"short_frames must be in 1..{chunk_frames}, the frames of a chunk, got {short_frames}")
-  return RewardChoice(**by_kind, short_frames=short_frames, stored=sorted(n for n in names if table[n].is_stored))
+  stored = sorted(name for name in names if table[name].is_stored)
+  return RewardChoice(**by_kind, short_frames=short_frames, stored=stored, passed_over=passed_over)
 
 
 def _check_names(names: Sequence[str], present: Sequence[str], parts: epath.Path, table: RewardTable) -> None:
@@ -168,9 +176,18 @@ def _check_names(names: Sequence[str], present: Sequence[str], parts: epath.Path
       raise ConfigError(f"reward: {name!r} is not one of {', '.join(table)}; names are joined by '+'")
     if names.count(name) > 1:
       raise ConfigError(f"reward: {name} is named twice")
-    if name not in present:
-      origin = "" if table[name].text is None else f", which streamt1 convert --{name} makes"
-      raise ConfigError(f"reward: there is no {parts / name}{origin}; there are {', '.join(present)}")
+  missing = [name for name in names if name not in present]
+  if missing:
+    where = " and no ".join(str(parts / name) for name in missing)
+    raise ConfigError(f"reward: there is no {where}{_origin(missing, parts, table)}; there are {', '.join(present)}")
+
+
+def _origin(missing: Sequence[str], parts: epath.Path, table: RewardTable) -> str:
+  """Says which command makes rewards that are missing, where one does."""
+  flags = [f"--{name}=FILE --{name}_prompt=FILE" for name in missing if table[name].text is not None]
+  if not flags:
+    return ""
+  return f", which streamt1 convert --output={parts.parent} --reward_tokenizer=FILE {' '.join(flags)} makes"
 
 
 def _of_kind(kind: str, names: Sequence[str], weights: Mapping[str, float], table: RewardTable) -> dict[str, float]:
@@ -218,6 +235,13 @@ def load(
     ConfigError: a reward's folder is damaged, of another size than it says, or holds another reward.
   """
   parts = epath.Path(directory) / REWARDS_FOLDER
+  if choice.passed_over and hosts.is_first():
+    logging.warning(
+      "%s judge: %s has %s alone, whose scores are of another scale; --reward names others",
+      "+".join([*choice.image, *choice.video]),
+      parts,
+      " and ".join(choice.passed_over),
+    )
   load_one = lambda name: _load_one(parts / name, table[name], fps, dtype, mesh, table)
   image = {name: load_one(name) for name in choice.image}
   video = {name: load_one(name) for name in choice.video}

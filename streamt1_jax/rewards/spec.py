@@ -78,6 +78,7 @@ class RewardSpec:
     read_prompt: gives what turns captions into `prompt_features`, (folder, configuration) to a `PromptReader`; None for
       a reward that reads no prompt. The folder of a reward without weights need not exist.
     load: reads weights and prompt reader in another way than `folder.load_weights`, with its arguments.
+    searched: of the shapes of the weights, those that lie on devices while a search runs; all by default.
     layout: axes of the weights' arrays; every device holds all of what it does not name.
     scorer: makes what scores whole videos, (column name, loaded reward, `ScoringOptions`) to a `VideoScorer`; by
       default a `FrameScorer` for an image reward, a `WindowScorer` for a video reward.
@@ -94,6 +95,7 @@ class RewardSpec:
   abstract_params: Callable[[Any, Any], Params] | None = None
   read_prompt: Callable[[epath.Path, Any], PromptReader] | None = None
   load: Callable[..., tuple[Params, PromptReader]] | None = None
+  searched: Callable[[Params], Params] = lambda params: params
   layout: Layout = ()
   scorer: Callable[[str, LoadedReward, ScoringOptions], VideoScorer] | None = None
   candidate_flop: Callable[[Any, int, tuple[int, int], int], int] | None = None

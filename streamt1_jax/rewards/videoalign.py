@@ -84,7 +84,10 @@ class VideoAlignModel(nnx.Module):
   def __init__(self, config: VideoAlignConfig, rngs: nnx.Rngs):
     dim = config.backbone.decoder.dim
     self.backbone = Qwen2VL(config.backbone, rngs)
-    self.head = nnx.Linear(dim, 1, use_bias=False, dtype=jnp.dtype(config.head_dtype), rngs=rngs)
+    # Accelerators would round the factors of a product in float32; one in bfloat16 has nothing to round.
+    exactly = jax.lax.Precision.HIGHEST
+    dtype = jnp.dtype(config.head_dtype)
+    self.head = nnx.Linear(dim, 1, use_bias=False, dtype=dtype, precision=exactly, rngs=rngs)
 
   def __call__(
     self,
@@ -283,6 +286,7 @@ SPEC = RewardSpec(
   abstract_params=abstract_params,
   read_prompt=functools.partial(prompts.read_folder, "videoalign", TEXT),
   load=loading.load,
+  searched=loading.without_table,
   layout=LAYOUT,
   scorer=make_scorer,
   candidate_flop=candidate_flop,

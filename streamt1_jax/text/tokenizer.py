@@ -1,4 +1,4 @@
-"""Prompts to token ids: Wan's cleaning rules, then a sentencepiece model (docs/reference/umt5.md)."""
+"""Prompts to token ids: Wan's cleaning rules, then a tokenizer of T5 (docs/reference/umt5.md)."""
 
 import html
 import os
@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import ftfy
 import numpy as np
-import sentencepiece
 from etils import epath
 from jaxtyping import Bool, Int32
 
 from streamt1_jax.config import ConfigError
-
-PAD_ID = 0
-END_ID = 1
+from streamt1_jax.text.readers import END_ID as END_ID
+from streamt1_jax.text.readers import PAD_ID as PAD_ID
+from streamt1_jax.text.readers import READERS, Reader, SentencePiece
 
 
 class Tokens(NamedTuple):
@@ -34,31 +33,31 @@ def clean(prompt: str) -> str:
 
 
 class Tokenizer:
-  """A sentencepiece model that pads with 0 and ends with 1, as in T5."""
+  """A tokenizer that pads with 0 and ends with 1, as in T5."""
 
   def __init__(self, model: bytes | str | os.PathLike[str], max_len: int):
-    """Reads a sentencepiece model.
+    """Reads a tokenizer.
 
     Args:
-      model: a serialised model, or the path of its file.
+      model: the path of a file, whose name tells what reads it (`readers.READERS`); or a sentencepiece model's bytes.
       max_len: tokens per prompt, end token included; at least 1.
 
     Raises:
-      ConfigError: the model cannot be read, or `max_len` is not positive.
+      ConfigError: the file cannot be read, or `max_len` is not positive.
     """
     if max_len < 1:
       raise ConfigError(f"max_len must be at least 1, got {max_len}")
     self.max_len = max_len
-    self._processor = _load(model)
+    self._reader = _load(model)
 
   @property
   def vocab_size(self) -> int:
     """Number of pieces. The text encoder needs at least as many embedding rows."""
-    return self._processor.get_piece_size()
+    return self._reader.vocab_size
 
   def __call__(self, prompt: str) -> Tokens:
-    """Cleans and tokenises one prompt, any text. Characters that the model does not know become the unknown token."""
-    pieces = self._processor.encode(clean(prompt))
+    """Cleans and tokenises one prompt, any text."""
+    pieces = self._reader.ids(clean(prompt))
     kept = [*pieces[: self.max_len - 1], END_ID]
     ids = np.full(self.max_len, PAD_ID, np.int32)
     ids[: len(kept)] = kept
@@ -67,24 +66,15 @@ class Tokenizer:
 
   def pieces(self, prompt: str) -> list[str]:
     """The pieces of a cleaned prompt, before it is cut, for people to read."""
-    return self._processor.encode(clean(prompt), out_type=str)
+    return self._reader.pieces(clean(prompt))
 
 
-def _load(model: bytes | str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
+def _load(model: bytes | str | os.PathLike[str]) -> Reader:
   if isinstance(model, bytes):
-    name, content = "the given bytes", model
-  else:
-    name = os.fspath(model)
-    try:
-      content = epath.Path(name).read_bytes()
-    except OSError as error:
-      raise ConfigError(f"cannot read the tokenizer model {name}: {error.strerror or error}") from error
-  processor = sentencepiece.SentencePieceProcessor()
+    return SentencePiece(model, "the given bytes")
+  path = epath.Path(model)
   try:
-    processor.LoadFromSerializedProto(content)
-  except RuntimeError as error:
-    raise ConfigError(f"{name} is not a sentencepiece model ({len(content)} bytes)") from error
-  special = (processor.pad_id(), processor.eos_id())
-  if special != (PAD_ID, END_ID):
-    raise ConfigError(f"{name} must have pad id {PAD_ID} and end id {END_ID}, found {special}")
-  return processor
+    content = path.read_bytes()
+  except OSError as error:
+    raise ConfigError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+  return READERS.get(path.suffix, SentencePiece)(content, os.fspath(path))

@@ -14,7 +14,6 @@ backend then transposes both operands, and training takes 1.8 times as long.
 G: prompts of a batch; R: chunks of one prompt.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -58,15 +57,17 @@ def clip_velocity(
   num_chunks = noisy.shape[1]
   context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
   both = lambda clean, noisy: jnp.concatenate([clean, noisy], axis=1)
-  tables = model.rotary_tables()
-  attend = jax.vmap(functools.partial(_attend_clip, tables=tables))
+  turns = rotary.frame_turns(model.config.head_dim, model.config.max_frames)
+  # Distances from every chunk to those it sees, as the search's memory has them.
+  distance = first_frame[:, :, None] - jax.vmap(jnp.take)(first_frame, visible) - (0 if moved is None else moved)
+  seen = rotary.turns_of(turns, -distance)
+  attend = jax.vmap(_attend_clip)
   flow = _velocity(
     model,
     both(clean, noisy),
     both(context_features, features),
-    both(first_frame, first_frame),
     text,
-    lambda q, k, v: attend(q, k, v, visible, valid, moved),
+    lambda q, k, v: attend(q, k, v, visible, valid, seen),
   )
   return flow[:, num_chunks:]
 
@@ -83,23 +84,25 @@ def chunk_velocity(
     text: keys and values of the G prompts, [G, L, A, X, D] each.
   """
   alone = lambda q, k, v: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
-  return _velocity(model, noisy, features, jnp.zeros(noisy.shape[:2], jnp.int32), text, jax.vmap(jax.vmap(alone)))
+  return _velocity(model, noisy, features, text, jax.vmap(jax.vmap(alone)))
 
 
-def _attend_clip(q, k, v, visible, valid, moved, tables: rotary.RotaryTables) -> jax.Array:
+def _attend_clip(q, k, v, visible, valid, turns: rotary.FrameTurns) -> jax.Array:
   """Attention of a clip's 2 N chunks [2 N, T, A, D], clean ones first: each to itself and to clean ones it sees."""
   num_chunks = visible.shape[0]
-  attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0, None))
-  visible, valid, moved = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, moved))
-  return attend(q, k, v, k[:num_chunks], v[:num_chunks], visible, valid, moved, tables)
+  attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0))
+  visible, valid, turns = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, turns))
+  return attend(q, k, v, k[:num_chunks], v[:num_chunks], visible, valid, turns)
 
 
-def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, moved, tables: rotary.RotaryTables):
-  """Attention of one chunk [T, A, D] to itself and to the clean chunks [N, T, A, D] that `visible` [V] names."""
+def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, turns: rotary.FrameTurns):
+  """Attention of one chunk [T, A, D] to itself and to the clean chunks [N, T, A, D] that `visible` [V] names.
+
+  `turns` [V, D] bring their keys to where the chunk sees them: there are fewer keys to turn than queries.
+  """
   tokens, heads, width = q.shape
   seen_k, seen_v = clean_k[visible], clean_v[visible]
-  if moved is not None:
-    seen_k = jax.vmap(lambda k, frames: rotary.shift_frames(k, tables, frames))(seen_k, moved).astype(k.dtype)
+  seen_k = jax.vmap(rotary.turn)(seen_k, jax.tree.map(lambda x: x[:, None, None], turns)).astype(k.dtype)
   row = lambda x: x.reshape(-1, heads, width)
   k, v = jnp.concatenate([k, row(seen_k)]), jnp.concatenate([v, row(seen_v)])
   mask = jnp.repeat(jnp.concatenate([jnp.ones(1, bool), valid]), tokens)
@@ -112,7 +115,6 @@ def _velocity(
   model: CausalWanDiT,
   chunks: jax.Array,
   features: jax.Array,
-  first_frame: jax.Array,
   text: TextMemory,
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
@@ -121,9 +123,7 @@ def _velocity(
   x = model.patchify(chunks.reshape(-1, *chunks.shape[3:]))
   embedding, projected = model.embed_time(features.reshape(groups * count, -1))
   embedding, projected = jnp.repeat(embedding, frames, axis=0), jnp.repeat(projected, frames, axis=0)
-  tables = model.rotary_tables()
-  rotation = jax.vmap(lambda first: rotary.chunk_rotation(tables, first, frames))(first_frame.reshape(-1))
-  cos, sin = (angles.reshape(*x.shape[:2], -1) for angles in rotation)
+  cos, sin = (jnp.tile(angles, (groups * count, 1, 1)) for angles in model.rotation(frames))
   by_chunk = lambda x: x.reshape(groups, count, -1, *x.shape[2:])
   by_prompt = lambda x: x.reshape(groups, -1, *x.shape[2:])
   graphdef, blocks = nnx.split(model.blocks)

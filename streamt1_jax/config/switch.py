@@ -1,0 +1,35 @@
+"""What happens to the memory when the prompt of a video changes."""
+
+import dataclasses
+from typing import Literal
+
+from streamt1_jax.config.base import require
+
+
+@dataclasses.dataclass(frozen=True)
+class SwitchConfig:
+  """A change of prompt between two chunks. Sources: docs/reference/interactive.md.
+
+  Attributes:
+    recache: how keys and values of the window are computed under the new prompt. "released": in one forward, in which
+      every chunk sees all others (LongLive 1.0 as it runs); "causal": chunk by chunk, oldest first (what its unused
+      mask describes); "none": not at all, only the text changes (its ablation).
+    sinks: what becomes of the sinks. "keep": they stay, averages and all, but are rewritten while no chunk has left
+      the window (LongLive 1.0 with `global_sink: true`); "recache": computed anew from the latents that they began
+      with, which drops averages; "first": those that were appended are forgotten; "move": all are forgotten, and the
+      chunk that left the window last becomes the sink (LongLive 1.0 with `global_sink: false`).
+    video: what the video reward reads under the new prompt. "whole": the whole window, so that the seam is judged;
+      "since": the chunks made since the switch.
+  """
+
+  recache: Literal["released", "causal", "none"] = "released"
+  sinks: Literal["keep", "recache", "first", "move"] = "keep"
+  video: Literal["whole", "since"] = "whole"
+
+  def __post_init__(self):
+    for field, allowed in (
+      ("recache", ("released", "causal", "none")),
+      ("sinks", ("keep", "recache", "first", "move")),
+      ("video", ("whole", "since")),
+    ):
+      require(getattr(self, field) in allowed, f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
