@@ -92,7 +92,8 @@ def test_commands_exist(page):
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{_name(page)}: {command}"
     # A package is no program unless it says so.
-    assert spec.submodule_search_locations is None, f"{_name(page)}: {command}"
+    runs = spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")
+    assert runs, f"{_name(page)}: {command}"
 
 
 def test_flags_exist():
