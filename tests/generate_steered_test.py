@@ -216,7 +216,7 @@ BAD = [
   (["--timeline=late.json"], "--timeline=late.json: entry 2 starts at 60.0 s, but the video ends at"),
   (["--timeline=good.json", "--seed=8"], "--seed=8, but --timeline=good.json has seed 7"),
   (["--timeline=good.json", "--prompt=x"], "timeline"),
-  (["--prompt=x", "--recache=none"], "without --timeline there is none"),
+  (["--prompt=x", "--recache=none"], "--recache says what a new prompt does: it needs --timeline"),
   (["--prompt=x", "--image=text.png"], "--image=text.png: picture text.png cannot be decoded"),
   (["--prompt=x", "--image=none.png"], "--image=none.png does not exist"),
   (["--prompt=x", "--image=dot.png", "--image_start=clamp"], "was not trained for it"),

@@ -48,7 +48,7 @@ class Task:
   segments: tuple[Part, ...] = ()
 
   def parts(self, num_frames: int, *, reads_prompt: bool) -> tuple[Part, ...]:
-    """What is judged by itself. Raises ConfigError if the segments are not those of a video of so many frames."""
+    """What is judged by itself. Raises ConfigError if the segments are of another length."""
     if not self.segments or not reads_prompt:
       return (Part(0, num_frames, self.prompt),)
     if self.segments[-1].end != num_frames:

@@ -121,11 +121,11 @@ def read(values: flags.FlagValues) -> Steered:
   if told is None:
     useless = [name for name in _SWITCH_FLAGS if values[name].present]
     if useless:
-      raise ConfigError(f"--{useless[0]} says what a new prompt does, and without --timeline there is none")
+      raise ConfigError(f"--{useless[0]} says what a new prompt does: it needs --timeline")
   if told is not None and told.seed is not None and values["seed"].present and values.seed != told.seed:
     raise ConfigError(f"--seed={values.seed}, but --timeline={values.timeline} has seed {told.seed}; leave --seed out")
   if values.image_start is not None and values.image is None:
-    raise ConfigError("--image_start says how --image begins the video, and there is no --image")
+    raise ConfigError("--image_start says how a picture begins the video: it needs --image")
   chosen: dict[str, Any] = {field: values[name].value for name, field in _SWITCH_FLAGS.items()}
   switch = SwitchConfig(**chosen)
   paths: list[tuple[str, Any]] = [(name, values[name].value) for name in ("image", "video", "continue_from")]
