@@ -42,7 +42,7 @@ def refused(folder: pathlib.Path, *arguments: str) -> str:
     (["--prompt="], ["--prompt", "empty"]),
     (["--prompt= \t"], ["--prompt", "empty"]),
     (["--prompt=&nbsp;"], ["--prompt", "empty"]),
-    ([PROMPT, "--prompts_file=list.txt"], ["prompt", "prompts_file", "xactly one"]),
+    ([PROMPT, "--prompts_file=list.txt"], ["prompt", "prompts_file", "t most one"]),
     (["--prompts_file=list.txt"], ["list.txt", "does not exist"]),
     ([PROMPT, "a", "red"], ["'a'", "--name=value"]),
     ([PROMPT, "--depth=3"], ["depth"]),

@@ -295,7 +295,7 @@ class _TwoNumbers(toy.ToyGenerator):
   def init_memory(self, params, search):
     return jnp.zeros(self.latent_shape)
 
-  def denoise(self, params, x, step, chunk_index, text, view, execution):
+  def denoise(self, params, x, step, text, view, execution, image=None):
     x0 = view + x
     return x0.at[0, 0, 0, 1].set(jnp.where((step == 1) & (x0[0, 0, 0, 0] == 1.5), jnp.nan, x0[0, 0, 0, 1]))
 

@@ -125,6 +125,7 @@ def test_whole_video_score_is_the_mean_over_segments(steered):
   assert made.score == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_stopped_between_two_prompts_and_after_them(steered, monkeypatch, tmp_path, checkpoint):
   runs = Runs(tmp_path, checkpoint)
   _write_timeline(tmp_path)

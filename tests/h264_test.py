@@ -137,6 +137,7 @@ class TestSearch:
     np.testing.assert_allclose(beams.scores, [_coherence(_round_trip(video.frames), 12)], rtol=1e-5)
     np.testing.assert_allclose(video.score, beams.scores[0], atol=_ROUNDING)
 
+  @pytest.mark.slow
   def test_same_scores_on_a_mesh(self, tmp_path, model):
     longs = []
     for name, mesh in (("whole", "data:1"), ("divided", "candidate:4")):

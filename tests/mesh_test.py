@@ -246,6 +246,7 @@ def test_decoding_changes_nothing(text, decoding):
   _assert_same_search(_search(mesh, decoding=decoding), _on_one_device())
 
 
+@pytest.mark.slow
 def test_the_state_of_a_real_decoder_is_divided_by_rows():
   """Both devices hold half of the rows of every history [K, frames, rows, columns, channels], and beams move.
 

@@ -229,6 +229,7 @@ def test_bad_device_memory(tmp_path, value):
   assert f"--device_memory={value}" in result.stderr
 
 
+@pytest.mark.slow
 def test_programs_are_those_that_are_compiled(tmp_path, caplog):
   """By what JAX itself says that it compiles, for a video longer than its window."""
   pipeline = Pipeline.load(save_model(tmp_path / "small"))

@@ -196,7 +196,7 @@ class TestStored:
   def test_default_leaves_no_trace(self):
     """What was stored before there were these fields still means the same."""
     stored = config_json.to_json_value(SearchConfig())
-    later = "policy", "judges", "sink_distance"
+    later = "policy", "judges", "sink_distance", "reward_codec"
     assert stored == {name: value for name, value in dataclasses.asdict(SearchConfig()).items() if name not in later}
 
   def test_every_policy_has_its_type(self):

@@ -140,6 +140,7 @@ def test_bindings_exchange_hues():
   assert hues == [{"blue", "green"}] * 2
 
 
+@pytest.mark.slow
 def test_the_codec_sees_five_frames_and_gives_the_last():
   """A codec that shows which frame it was given: the first pair went through it, the second did not."""
   scenes = scene_pairs.neighbours("train", ("train",))

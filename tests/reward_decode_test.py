@@ -22,6 +22,7 @@ def model(tmp_path_factory):
   return save_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
+@pytest.mark.slow
 def test_decisions_are_those_of_searches(model):
   """Both ways see one first chunk, so the second one grows from the same winners."""
   pipeline, chunks = Pipeline.load(model), 2

@@ -189,6 +189,7 @@ def test_a_session_holds_no_more_the_longer_it_runs():
   assert held[0] == held[1]
 
 
+@pytest.mark.slow
 def test_one_device_and_several_switch_alike():
   search = sessions.TWO_BEAMS
   mesh = device_mesh.make_mesh(device_mesh.parse_sizes("candidate:4"), small.MODEL, search)

@@ -6,12 +6,14 @@ import re
 import shlex
 
 import numpy as np
+import pytest
 
 from streamt1_jax.cli import results
 from streamt1_jax.io import video
 from tests.command_line import REPOSITORY, generate, save_model
 
 
+@pytest.mark.slow
 def test_the_program_runs_and_its_timeline_makes_the_same_video(tmp_path, capsys):
   model = save_model(tmp_path / "tiny")
   page = (REPOSITORY / "docs" / "sessions.md").read_text()

@@ -390,7 +390,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   readers = search_flags.prompt_readers(checkpoint, choice)
   search_flags.check_prompts(readers, prompts, prompt_source(values))
   steering_flags.check(values, steered, model, readers)
-  host_flags.require_same_inputs(checkpoint, [*prompts, repr(steered.settings)])
+  host_flags.require_same_inputs(checkpoint, prompts, repr(steered.settings))
   hosts.first_decides(lambda: monitoring.make_folders(values))
   dtype = device_flags.use_dtype(values.dtype)
   rewards = search_flags.reward_settings(values, choice, dtype)

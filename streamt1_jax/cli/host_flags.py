@@ -93,7 +93,7 @@ def source_sha256() -> str:
   return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
-def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str]) -> None:
+def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str], steering: str = "") -> None:
   """Compares what the processes would read, since their disks may differ.
 
   Raises:
@@ -107,6 +107,7 @@ def require_same_inputs(checkpoint: epath.Path, prompts: Sequence[str]) -> None:
       "the SHA-256 of the checkpoint": checkpoint_sha256(checkpoint),
       **{f"the SHA-256 of {name}": _reward_sha256(checkpoint / REWARDS_FOLDER / name) for name in rewards},
       "the SHA-256 of the prompts": listed,
+      "the SHA-256 of what steers the video": hashlib.sha256(steering.encode()).hexdigest(),
     }
     counts = {"the list of its rewards": ", ".join(rewards) or "empty", "the number of prompts": str(len(prompts))}
     hosts.require_same(counts | {name: digest[:12] for name, digest in digests.items()})
