@@ -343,7 +343,7 @@ class TestRowsOfOthers:
 
   def test_are_refused_by_the_command(self, tmp_path):
     video.write_video(tmp_path / "a.mp4", clip(3), 16)
-    settings = {"reward": "quality", "dtype": "bfloat16", "image_frames": None}
+    settings = {"reward": "quality", "dtype": "float32", "image_frames": None}
     (tmp_path / "scores.json").write_text(json.dumps({"settings": settings, "rows": [_ROW | {"scores": {"q": "1"}}]}))
     result = score(tmp_path, "--videos=a.mp4", "--reward=quality")
     assert result.code == 2, result

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.base import FrameWindow
@@ -32,7 +32,7 @@ class WindowCodec(Protocol):
     """One candidate's window, inside a chunk step. Raises ConfigError for frames that it cannot take."""
     ...
 
-  def frames(self, frames: UInt8[np.ndarray, "T ..."]) -> UInt8[np.ndarray, "T ..."]:
+  def frames(self, frames: Shaped[np.ndarray, "T ..."]) -> Shaped[np.ndarray, "T ..."]:
     """All frames of a video, on the host. Raises ConfigError for frames that it cannot take."""
     ...
 
@@ -49,7 +49,7 @@ class AsTheyAre:
   def window(self, window: FrameWindow) -> FrameWindow:
     return window
 
-  def frames(self, frames: UInt8[np.ndarray, "T ..."]) -> UInt8[np.ndarray, "T ..."]:
+  def frames(self, frames: Shaped[np.ndarray, "T ..."]) -> Shaped[np.ndarray, "T ..."]:
     return frames
 
   def scorer(self, scorer: VideoScorer) -> VideoScorer:
