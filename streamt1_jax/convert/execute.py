@@ -129,7 +129,7 @@ def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> TokenizerSource:
   if path.is_dir():
     found = [path / name for name in TOKENIZER_NAMES if (path / name).is_file()]
     if not found:
-      raise ConfigError(f"--tokenizer {path} holds no {' or '.join(TOKENIZER_NAMES)}")
+      raise ConfigError(f"--tokenizer {path} holds no {' or '.join(sorted(TOKENIZER_NAMES))}")
     path = found[0]
   if model.text is None:
     raise ConfigError(f"--tokenizer: the model {model.name!r} has no text encoder")

@@ -14,7 +14,7 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import h264
@@ -51,7 +51,7 @@ class H264:
       return FrameWindow(frames[:length], window.num_past, frames[length:])
     return FrameWindow(frames, window.num_past, jax.lax.dynamic_slice_in_dim(frames, window.num_past, own))
 
-  def frames(self, frames: UInt8[np.ndarray, "T height width 3"]) -> UInt8[np.ndarray, "T height width 3"]:
+  def frames(self, frames: Shaped[np.ndarray, "T ..."]) -> UInt8[np.ndarray, "T height width 3"]:
     """The frames of a whole video, on the host. Raises ConfigError as `require_codable`."""
     require_codable(frames)
     return h264.decode(h264.encode(frames, self.fps, self.bit_rate))
@@ -109,7 +109,7 @@ class CodedScorer:
     return self.scorer(prompt, self.codec.frames(np.asarray(frames))[own])
 
 
-def require_codable(frames: UInt8[HostArray, "T ..."]) -> None:
+def require_codable(frames: Shaped[HostArray, "T ..."]) -> None:
   """Raises ConfigError unless frames are pictures of bytes whose height and width are even."""
   shape = "x".join(map(str, frames.shape[1:]))
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.rewards.base import FrameWindow
@@ -49,7 +49,7 @@ class AsTheyAre:
   def window(self, window: FrameWindow) -> FrameWindow:
     return window
 
-  def frames(self, frames: UInt8[np.ndarray, "T ..."]) -> UInt8[np.ndarray, "T ..."]:
+  def frames(self, frames: Shaped[np.ndarray, "T ..."]) -> Shaped[np.ndarray, "T ..."]:
     return frames
 
   def scorer(self, scorer: VideoScorer) -> VideoScorer:

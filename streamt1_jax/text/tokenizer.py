@@ -76,5 +76,5 @@ def _load(model: bytes | str | os.PathLike[str]) -> Reader:
   try:
     content = path.read_bytes()
   except OSError as error:
-    raise ConfigError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+    raise ConfigError(f"cannot read the tokenizer model {path}: {error.strerror or error}") from error
   return READERS.get(path.suffix, SentencePiece)(content, os.fspath(path))
