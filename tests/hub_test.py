@@ -17,7 +17,7 @@ from streamt1_jax.cli import files
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.tables.published_files import LORA_ALPHA, PUBLISHED
 from streamt1_jax.io import checkpoint, hub
-from tests import command_line, hub_server, published_model
+from tests import command_line, hub_server, published_model, tokenizer_files
 
 REPO = "maker/small-model"
 VIDEO = ("--prompt=a red circle", "--num_latent_frames=3", "--search=none")
@@ -154,12 +154,13 @@ class TestConvert:
     """The files of a small model; and its repositories, where they have the published names."""
     folder = tmp_path_factory.mktemp("published")
     small = published_model.write(tmp_path_factory.mktemp("small"))
+    (small / "tokenizer.json").write_text(tokenizer_files.tokenizer_json(published_model.TOKENIZER.read_bytes()))
     (small / "small.json").write_text(
       json.dumps(checkpoint.model_config_to_dict(dataclasses.replace(published_model.MODEL, name="wan_1_3b")))
     )
     sources = {
       "backbone": "wan.safetensors", "lora": "lora.pt", "vae": "vae.pth", "text_encoder": "t5.pth",
-      "tokenizer": "spiece.model",
+      "tokenizer": "tokenizer.json",
     }  # fmt: skip
     repos = {}
     for file in reversed(PUBLISHED):
@@ -180,7 +181,7 @@ class TestConvert:
       result = server.run(tmp_path, "convert", *self.flags(small, given))
       assert result.code == 0, result
       assert "out is a checkpoint" in result.stdout
-      names = ["longlive_base.pt", "lora.pt", "models_t5_umt5-xxl-enc-bf16.pth", "spiece.model"]
+      names = ["longlive_base.pt", "lora.pt", "models_t5_umt5-xxl-enc-bf16.pth", "tokenizer.json"]
       assert sorted(pathlib.PurePath(path).name for path in server.downloads()) == names
       for name in [*names, "vae.pth"]:
         assert f"{name}: not a file I know" in result.stdout
@@ -189,11 +190,11 @@ class TestConvert:
       published_model.assert_equal(published_model.loaded(tmp_path / "out", "codec"), published_model.params("codec"))
       # A part that is there is neither fetched nor asked for.
       (tmp_path / "out/config.json").unlink()
-      (tmp_path / "out/tokenizer.model").unlink()
+      (tmp_path / "out/tokenizer.json").unlink()
       server.asked.clear()
       shutil.rmtree(tmp_path / "hf")
       assert server.run(tmp_path, "convert", *self.flags(small)).code == 0
-      assert [pathlib.PurePath(path).name for path in server.downloads()] == ["spiece.model"]
+      assert [pathlib.PurePath(path).name for path in server.downloads()] == ["tokenizer.json"]
 
   def test_a_dry_run_downloads_nothing(self, tmp_path, published):
     small, repos = published

@@ -42,8 +42,8 @@ PUBLISHED = (
   PublishedFile("lora", "LongLive-1.3B adapter", _LONGLIVE, "models/lora.pt", 2_800_056_690, "c4e43b87d62d4b0614b496773639f1ab170a7ee486dc23407901e9d3a5ebc07a"),  # noqa: E501
   PublishedFile("vae", "Wan2.1 VAE", _WAN, "Wan2.1_VAE.pth", 507_609_880, "38071ab59bd94681c686fa51d75a1968f64e470262043be31f7a094e442fd981"),  # noqa: E501
   PublishedFile("text_encoder", "UMT5-XXL encoder of Wan2.1", _WAN, "models_t5_umt5-xxl-enc-bf16.pth", 11_361_920_418, "7cace0da2b446bbbbc57d031ab6cf163a3d59b366da94e5afe36745b746fd81d"),  # noqa: E501
-  PublishedFile("tokenizer", "spiece.model of UMT5-XXL", _WAN, "google/umt5-xxl/spiece.model", 4_548_313, "e3909a67b780650b35cf529ac782ad2b6b26e6d1f849d3fbb6a872905f452458"),  # noqa: E501
   PublishedFile("tokenizer", "tokenizer.json of UMT5-XXL", _WAN, "google/umt5-xxl/tokenizer.json", 16_837_417, "6e197b4d3dbd71da14b4eb255f4fa91c9c1f2068b20a2de2472967ca3d22602b"),  # noqa: E501
+  PublishedFile("tokenizer", "spiece.model of UMT5-XXL", _WAN, "google/umt5-xxl/spiece.model", 4_548_313, "e3909a67b780650b35cf529ac782ad2b6b26e6d1f849d3fbb6a872905f452458"),  # noqa: E501
   PublishedFile("hpsv3", "HPSv3", "MizzenAI/HPSv3", "HPSv3.safetensors", 16_584_387_300, "a13d7ff5a07b7ffa0f7824e60d62e6ae144541ceefd5224b4c08fda7ab39f353"),  # noqa: E501
   PublishedFile("videoalign", "VideoReward of VideoAlign", "KlingTeam/VideoReward", "checkpoint-11352/model.pth", 5_031_072_529, "48375908e6112de9f0248402db156a23b480709a6960b091c598c6f4c88d21b9"),  # noqa: E501
   PublishedFile("reward_tokenizer", "tokenizer.json of Qwen2-VL", _QWEN, "tokenizer.json", None, ""),
