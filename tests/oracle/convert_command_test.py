@@ -10,7 +10,6 @@ import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -118,7 +117,7 @@ def _assert_same_velocity(oracle, graphdef, params) -> None:
   def velocity(params, latents, text, features):
     model = nnx.merge(graphdef, params)
     attend = lambda q, k, v, layer: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
-    return model(latents, features, jnp.int32(0), model.text_memory(text), attend)[0]
+    return model(latents, features, model.text_memory(text), attend)[0]
 
   found = velocity(params, latents, text, time_features(timesteps, MODEL.backbone.freq_dim))
   np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=TOLERANCE)

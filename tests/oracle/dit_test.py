@@ -69,7 +69,7 @@ def _oracle_velocity(latents, text, timesteps):
 def _our_velocity(params, latents, text, features):
   model = nnx.merge(_pair()[1], params)
   attend = lambda q, k, v, layer: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
-  return model(latents, features, jnp.int32(0), model.text_memory(text), attend)[0]
+  return model(latents, features, model.text_memory(text), attend)[0]
 
 
 class TestVelocity:
