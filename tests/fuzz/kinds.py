@@ -84,6 +84,15 @@ def cases(
 
 def try_file(kind: Kind, path: pathlib.Path) -> Outcome:
   """Reads a file. Raises AssertionError if it breaks the law: one line, five seconds, a gigabyte, nothing started."""
+  outcome = _try_once(kind, path)
+  if outcome.seconds > SECONDS:
+    # A library's threads may have waited for a core or the disk. What takes long by itself does so again.
+    outcome = _try_once(kind, path)
+  assert outcome.seconds <= SECONDS, f"{outcome.seconds:.1f} s for {path}: {outcome.line}"
+  return outcome
+
+
+def _try_once(kind: Kind, path: pathlib.Path) -> Outcome:
   line, before = "", _reset_peak()
   start = _own_seconds()
   with _watched() as forbidden:
@@ -96,7 +105,6 @@ def try_file(kind: Kind, path: pathlib.Path) -> Outcome:
   assert line.isprintable(), repr(line)
   assert len(line) <= MESSAGE_LIMIT, line
   assert not forbidden, f"{forbidden} while {path} was read"
-  assert outcome.seconds <= SECONDS, f"{outcome.seconds:.1f} s for {path}: {line}"
   assert outcome.grown <= PEAK_BYTES, f"{outcome.grown} bytes for {path}: {line}"
   return outcome
 
