@@ -288,7 +288,7 @@ class TestBadInput:
       ({"backbone": "lora.pt"}, ["no entry generator or generator_ema or model", "generator_lora"]),
       ({"backbone": "spiece.model"}, ["spiece.model", "neither a file of torch.save nor safetensors"]),
       ({"tokenizer": "vae.pth"}, ["--tokenizer", "not a sentencepiece model"]),
-      ({"tokenizer": "transformer"}, ["--tokenizer", "holds no tokenizer.json or spiece.model"]),
+      ({"tokenizer": "transformer"}, ["--tokenizer", "holds no spiece.model"]),
       ({"model": preset("golden"), "backbone": None, "vae": "vae.pth"}, ["--vae", "golden", "no codec"]),
       ({"model": preset("tiny")}, ["--backbone", "as Wan backbone", "misshapen", "missing"]),
     ],
