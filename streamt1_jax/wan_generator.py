@@ -23,9 +23,6 @@ from streamt1_jax.recache import Recached
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
 
-_MOST_CHUNKS = 2_000_000
-"""Of a video without a longest length: seeds and frames are 32 bits wide."""
-
 
 @dataclasses.dataclass(frozen=True)
 class WanGenerator:
@@ -48,7 +45,7 @@ class WanGenerator:
     return self.config.latent_shape
 
   def max_chunks(self, search: SearchConfig) -> int:
-    return self.config.max_chunks if search.sink_distance is None else _MOST_CHUNKS
+    return search.max_chunks(self.config)
 
   @property
   def sigmas(self) -> Float64[np.ndarray, " S"]:

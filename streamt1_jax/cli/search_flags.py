@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax.cli import device_flags, flag_types, memory_plans
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, choices
 from streamt1_jax.config import video_chunks as chunks_of_length
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.pipeline import Pipeline
@@ -43,8 +42,6 @@ _CHOICES = {
   "candidate's chunk and window decoded anew, as the released code does; its frames differ, and it takes more work.",
 }
 _FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec")
-_ALLOWED = typing.get_type_hints(SearchConfig)
-_LONGEST_SESSION = 2_000_000
 
 
 def define(values: flags.FlagValues) -> None:
@@ -66,7 +63,7 @@ def define(values: flags.FlagValues) -> None:
     1,
   )
   for name, meaning in _CHOICES.items():
-    flag_types.define_choice(values, name, getattr(released, name), typing.get_args(_ALLOWED[name]), meaning)
+    flag_types.define_choice(values, name, getattr(released, name), choices(SearchConfig, name), meaning)
   define_reward_codec(values)
   flag_types.define_string(
     values,
@@ -224,7 +221,7 @@ def video_chunks(
   try:
     chunks = chunks_of_length(model, seconds=seconds, num_latent_frames=num_latent_frames)
     endless = search is not None and search.sink_distance is not None
-    longest = _LONGEST_SESSION if endless else model.max_chunks
+    longest = model.max_chunks if search is None else search.max_chunks(model)
     if chunks > longest:
       remedy = "seeds" if endless else "rotary tables; --sink_distance lifts it"
       raise ConfigError(f"the number of chunks must be in 1..{longest} ({remedy}), got {chunks}")

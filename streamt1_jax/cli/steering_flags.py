@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
 
 from streamt1_jax.cli import flag_types, results
-from streamt1_jax.config import ConfigError, ModelConfig, SwitchConfig
+from streamt1_jax.config import ConfigError, ModelConfig, SwitchConfig, choices
 from streamt1_jax.io import config_json, timeline
 from streamt1_jax.io.timeline import ChunkClock, Timeline
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.steering import Start
 
 _IMAGE_STARTS = ["still", "clamp"]
-_SWITCH_FLAGS = {"recache": "recache", "switch_sinks": "sinks", "switch_video": "video"}
-"""Fields of `SwitchConfig`, by the flags that set them."""
+_SWITCH_FLAGS = {
+  "recache": ("recache", "How a new prompt computes the memory anew."),
+  "switch_sinks": ("sinks", "What becomes of the sinks at a new prompt."),
+  "switch_video": (
+    "video",
+    "What the video reward sees after a new prompt: the whole window, or what was made since.",
+  ),
+}
+"""Fields of `SwitchConfig` and what they mean, by the flags that set them."""
 
 
 def define(values: flags.FlagValues) -> None:
@@ -37,23 +44,8 @@ def define(values: flags.FlagValues) -> None:
   flag_types.define_path(values, "video", None, "Begin with the end of this video.")
   flag_types.define_path(values, "continue_from", None, "Begin with the video of this result folder, exactly.")
   switch = SwitchConfig()
-  flag_types.define_choice(
-    values, "recache", switch.recache, ["released", "causal", "none"], "How a new prompt computes the memory anew."
-  )
-  flag_types.define_choice(
-    values,
-    "switch_sinks",
-    switch.sinks,
-    ["keep", "recache", "first", "move"],
-    "What becomes of the sinks at a new prompt.",
-  )
-  flag_types.define_choice(
-    values,
-    "switch_video",
-    switch.video,
-    ["whole", "since"],
-    "What the video reward sees after a new prompt: the whole window, or what was made since.",
-  )
+  for name, (field, meaning) in _SWITCH_FLAGS.items():
+    flag_types.define_choice(values, name, getattr(switch, field), choices(SwitchConfig, field), meaning)
   flag_types.define_integer(
     values,
     "horizon",
@@ -61,7 +53,7 @@ def define(values: flags.FlagValues) -> None:
     "Chunks over which the weight of the image reward grows, as in a session without an end; the video's by default.",
     1,
   )
-  flags.mark_flags_as_mutual_exclusive(["image", "video", "continue_from"], flag_values=values)
+  flags.mark_flags_as_mutual_exclusive(list(_STARTS), flag_values=values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +118,9 @@ def read(values: flags.FlagValues) -> Steered:
     raise ConfigError(f"--seed={values.seed}, but --timeline={values.timeline} has seed {told.seed}; leave --seed out")
   if values.image_start is not None and values.image is None:
     raise ConfigError("--image_start says how a picture begins the video: it needs --image")
-  chosen: dict[str, Any] = {field: values[name].value for name, field in _SWITCH_FLAGS.items()}
+  chosen: dict[str, Any] = {field: values[name].value for name, (field, _) in _SWITCH_FLAGS.items()}
   switch = SwitchConfig(**chosen)
-  paths: list[tuple[str, Any]] = [(name, values[name].value) for name in ("image", "video", "continue_from")]
+  paths: list[tuple[str, Any]] = [(name, values[name].value) for name in _STARTS]
   given = [(name, path) for name, path in paths if path is not None]
   start = given[0] if given else None
   settings = None if start is None else _start_settings(*start, values.image_start)
@@ -167,20 +159,43 @@ def make_start(steered: Steered, pipeline: Pipeline, say: Callable[[str], None])
   if steered.start is None:
     return pipeline.start()
   name, path = steered.start
-  given = results.read_latents(epath.Path(path), pipeline.model_sha256) if name == "continue_from" else path
-  keyword = "latents" if name == "continue_from" else name
-  options = {"image_start": steered.image_start} if name == "image" else {}
-  return _named(name, lambda _: pipeline.start(**{keyword: given}, **options, say=say), path)
+  options = _STARTS[name].options(path, steered, pipeline)
+  return _named(name, lambda _: pipeline.start(**options, say=say), path)
+
+
+class _StartFlag(NamedTuple):
+  """A flag that names what a video begins with.
+
+  Attributes:
+    file: what identifies it, in the path that is given.
+    problem: of a path without that file.
+    options: arguments of `Pipeline.start`, of the path, the flags and the pipeline.
+  """
+
+  file: Callable[[epath.Path], epath.Path]
+  problem: str
+  options: Callable[[str, Steered, Pipeline], dict[str, Any]]
+
+
+_NO_FILE = "does not exist or is not a file"
+_STARTS = {
+  "image": _StartFlag(
+    lambda path: path, _NO_FILE, lambda path, steered, _: {"image": path, "image_start": steered.image_start}
+  ),
+  "video": _StartFlag(lambda path: path, _NO_FILE, lambda path, *_: {"video": path}),
+  "continue_from": _StartFlag(
+    lambda path: path / results.LATENTS,
+    f"is no result with latents: it has no {results.LATENTS}",
+    lambda path, _, pipeline: {"latents": results.read_latents(epath.Path(path), pipeline.model_sha256)},
+  ),
+}
+"""By the names of their flags."""
 
 
 def _start_settings(name: str, path: str, image_start: str | None) -> dict[str, Any]:
-  file = epath.Path(path)
-  if name == "continue_from":
-    file = file / results.LATENTS
-    if not file.is_file():
-      raise ConfigError(f"--continue_from={path} is no result with latents: it has no {results.LATENTS}")
-  elif not file.is_file():
-    raise ConfigError(f"--{name}={path} does not exist or is not a file")
+  file = _STARTS[name].file(epath.Path(path))
+  if not file.is_file():
+    raise ConfigError(f"--{name}={path} {_STARTS[name].problem}")
   settings = {"kind": name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
   return settings | ({} if image_start is None else {"image_start": image_start})
 

@@ -9,7 +9,7 @@ Units: a *latent frame* is one time step of the VAE's latent; a *chunk* is `chun
 one patch of a latent frame.
 """
 
-from streamt1_jax.config.base import LATER, MAX_SIZE, ConfigError, require, require_sizes, required
+from streamt1_jax.config.base import LATER, MAX_SIZE, ConfigError, choices, require, require_sizes, required
 from streamt1_jax.config.model import (
   BackboneConfig,
   CodecConfig,
@@ -38,6 +38,7 @@ __all__ = [
   "SessionConfig",
   "SwitchConfig",
   "TextConfig",
+  "choices",
   "preset",
   "require",
   "require_sizes",

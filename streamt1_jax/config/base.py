@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import typing
 from collections.abc import Collection
 from typing import Any, TypeVar
 
@@ -35,6 +37,20 @@ def require(condition: bool, message: str) -> None:
   """Raises ConfigError with `message` unless the condition holds."""
   if not condition:
     raise ConfigError(message)
+
+
+@functools.cache
+def choices(config_type: type, field: str) -> tuple[Any, ...]:
+  """What a field of a configuration may be: the values of its Literal type, in their order; empty for other types."""
+  hint = typing.get_type_hints(config_type)[field]
+  return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+
+
+def require_choices(config: Any) -> None:
+  """Raises ConfigError unless every field of a Literal type has one of its values."""
+  for field in dataclasses.fields(config):
+    value, allowed = getattr(config, field.name), choices(type(config), field.name)
+    require(not allowed or value in allowed, f"{field.name} must be one of {allowed}, got {value!r}")
 
 
 MAX_SIZE = 2**24

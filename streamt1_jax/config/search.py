@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any, Literal
 
-from streamt1_jax.config.base import LATER, require
+from streamt1_jax.config.base import LATER, require, require_choices
 from streamt1_jax.config.model import ModelConfig
+
+_MOST_CHUNKS = 2_000_000
+"""Of a video without a longest length: seeds and frames are 32 bits wide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +83,7 @@ class SearchConfig:
       self.policy is None or _is_policy(self.policy),
       f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
     )
-    for field, allowed in (
-      ("first_candidate", ("reuse", "fresh")),
-      ("short_baseline", ("history", "window")),
-      ("sink_ema_dtype", ("compute", "float32")),
-      ("reward_decode", ("streamed", "scratch")),
-    ):
-      require(getattr(self, field) in allowed, f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
+    require_choices(self)
 
   @property
   def num_candidates(self) -> int:
@@ -115,6 +112,10 @@ class SearchConfig:
       sink_ema_decay=1.0,
       judges=False,
     )
+
+  def max_chunks(self, model: ModelConfig) -> int:
+    """Chunks of the longest video that `model` can make."""
+    return model.max_chunks if self.sink_distance is None else _MOST_CHUNKS
 
   def validate_for(self, model: ModelConfig) -> None:
     """Raises ConfigError unless this search can run on `model`."""

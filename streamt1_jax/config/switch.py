@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from streamt1_jax.config.base import require
+from streamt1_jax.config.base import require_choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,4 @@ class SwitchConfig:
   video: Literal["whole", "since"] = "whole"
 
   def __post_init__(self):
-    for field, allowed in (
-      ("recache", ("released", "causal", "none")),
-      ("sinks", ("keep", "recache", "first", "move")),
-      ("video", ("whole", "since")),
-    ):
-      require(getattr(self, field) in allowed, f"{field} must be one of {allowed}, got {getattr(self, field)!r}")
+    require_choices(self)

@@ -37,6 +37,8 @@ class Sizes:
     numerics: a model for numerics, whose heads fit every kernel.
     rewards: name to configuration of the large rewards.
     frame: rows and columns of what they judge.
+    product: rows and columns of the matrices whose product gives the machine's rate.
+    text: tokens before and after the media of a large reward; None for those of its published text.
   """
 
   video: ModelConfig
@@ -46,6 +48,8 @@ class Sizes:
   numerics: ModelConfig
   rewards: dict[str, Any]
   frame: tuple[int, int]
+  product: int
+  text: tuple[int, int] | None
 
 
 def _numerics(tokens: tuple[int, int]) -> ModelConfig:
@@ -59,7 +63,7 @@ def _numerics(tokens: tuple[int, int]) -> ModelConfig:
 
 def _full() -> Sizes:
   rewards = {name: REWARDS[name].make_config() for name in ("hpsv3", "videoalign")}
-  return Sizes(preset("wan_1_3b"), jnp.bfloat16, 10, 4, _numerics((16, 24)), rewards, (480, 832))
+  return Sizes(preset("wan_1_3b"), jnp.bfloat16, 10, 4, _numerics((16, 24)), rewards, (480, 832), 8192, None)
 
 
 def _small() -> Sizes:
@@ -68,7 +72,7 @@ def _small() -> Sizes:
   codec = dataclasses.replace(tiny.required_codec, base_dim=8)
   video = dataclasses.replace(tiny, backbone=narrow, codec=codec, latent_height=4, latent_width=4)
   rewards = {name: REWARDS[name].required_training.config() for name in ("hpsv3", "videoalign")}
-  return Sizes(video, jnp.float32, 4, 2, _numerics((4, 4)), rewards, (64, 64))
+  return Sizes(video, jnp.float32, 4, 2, _numerics((4, 4)), rewards, (64, 64), 256, (16, 128))
 
 
 SIZES = {"full": _full, "small": _small}

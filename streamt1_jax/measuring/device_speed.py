@@ -25,15 +25,12 @@ from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
 from streamt1_jax.typing import Implementation
 
 _REPEATS = 3
-_TEXT = (16, 128)
-"""Tokens around the media where the size of the published text does not matter."""
 
 
 def machine(sizes: Sizes) -> dict[str, Any]:
   """The best rate of a product of matrices, and the bytes that the device gives."""
   statistics = jax.devices()[0].memory_stats() or {}
-  size = 8192 if sizes.video.name == "wan_1_3b" else 256
-  rates = {f"{name}_tflops": gemm_tflops(jnp.dtype(name), size, 1.0) for name in ("bfloat16", "float32")}
+  rates = {f"{name}_tflops": gemm_tflops(jnp.dtype(name), sizes.product, 1.0) for name in ("bfloat16", "float32")}
   return rates | {"bytes_limit": statistics.get("bytes_limit")}
 
 
@@ -112,7 +109,7 @@ def reward(sizes: Sizes, name: str, dtype: DTypeLike) -> dict[str, Any]:
   params = random_like(spec.searched(spec.weight_shapes(config, dtype)))
   activations = jnp.bfloat16 if dtype == jnp.int8 else dtype
   text = lambda length: jnp.zeros((length, config.backbone.decoder.dim), activations)
-  before, after = spec.required_text.length if sizes.video.name == "wan_1_3b" else _TEXT
+  before, after = sizes.text or spec.required_text.length
   condition = PromptEmbedding(text(before), text(after), jnp.arange(len(spec.required_text.reward_tokens)))
   structs = reward_calls.clip_shapes(spec.kind, 12 if spec.kind == "image" else 117, 1, 1, (*sizes.frame, 3))
   draw = np.random.default_rng(0).integers
