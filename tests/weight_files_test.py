@@ -441,7 +441,7 @@ class TestLimits:
     path = self._path(
       tmp_path, '{"a": {"dtype": "F32", "dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}', bytes(4)
     )
-    assert "the name 'dtype' stands twice" in _refused(path)
+    assert "duplicate field `dtype`" in _refused(path)
 
   def test_names_of_any_length(self, tmp_path):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
