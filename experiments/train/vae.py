@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import jax
+import numpy as np
 from absl import flags
 from etils import epath
 from flax import nnx
@@ -35,7 +36,8 @@ from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import video
 from streamt1_jax.io.checkpoint import load_params, save_params
-from streamt1_jax.training import loop, vae
+from streamt1_jax.data import world
+from streamt1_jax.training import loop, vae, world_clips
 from streamt1_jax.training.trainer import count_parameters
 from streamt1_jax.training.vae import EVALUATION_FRAMES, VAETraining
 from streamt1_jax.typing import Params
@@ -60,6 +62,8 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_path(values, "init_from", None, begin)
   freeze = "Train the decoder alone; the latents stay as they are."
   flag_types.define_switch(values, "freeze_encoder", False, freeze)
+  objects = "1: clips of one object that goes on as it began. 2: of one or two, to which things happen."
+  integer(values, "most_objects", 1, objects, 1, world.MOST_OBJECTS)
 
 
 def read_training(values: flags.FlagValues, stride: int) -> VAETraining:
@@ -74,15 +78,24 @@ def read_training(values: flags.FlagValues, stride: int) -> VAETraining:
   return VAETraining(**given)
 
 
+def evaluation_clips(key: jax.Array, count: int, split: str, training: VAETraining) -> jax.Array:
+  """Clips of the longest length, of what the VAE was trained on."""
+  if training.most_objects == 1:
+    return vae.render_clips(key, count, EVALUATION_FRAMES, split)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  states = world_clips.short_clips(rng, count, EVALUATION_FRAMES, split)
+  return jax.jit(vae.draw_clips, static_argnums=1)(states, count)
+
+
 def finish(params: Params, graphdef: nnx.GraphDef, training: VAETraining, folder: epath.Path) -> None:
   """Gives the latents mean 0 and standard deviation 1, evaluates on held-out clips and writes the results."""
   train_key, test_key = jax.random.split(jax.random.key(training.seed + 1))
   if not training.freeze_encoder:
-    mean, std = vae.latent_statistics(params, graphdef, vae.render_clips(train_key, 128, EVALUATION_FRAMES, "train"))
+    mean, std = vae.latent_statistics(params, graphdef, evaluation_clips(train_key, 128, "train", training))
     statistics = {"mean": mean.tolist(), "std": std.tolist()}
     (folder / "latent_statistics.json").write_text(json.dumps(statistics, indent=2))
     params = vae.with_unit_latents(params, graphdef, mean, std)
-  clips = vae.render_clips(test_key, 64, EVALUATION_FRAMES, "test")
+  clips = evaluation_clips(test_key, 64, "test", training)
   metrics, frames = vae.evaluate(params, graphdef, clips)
   metrics["parameters"] = count_parameters(params)
   save_params(folder / "params", params)

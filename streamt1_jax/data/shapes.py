@@ -105,7 +105,7 @@ def render(scene: Scene, frame_indices: Int[HostArray, " T"]) -> Float32[Array, 
   direction = jnp.asarray(list(DIRECTIONS.values()), jnp.int32)[scene.direction]
   velocity = direction * jnp.asarray(list(SPEEDS.values()), jnp.int32)[scene.speed]
   centers = jnp.asarray(scene.start)[None, :] + velocity[None, :] * frame_indices[:, None]
-  offsets = _torus_offsets(centers)
+  offsets = torus_offsets(centers)
   radius = jnp.asarray(list(SIZES.values()), jnp.float32)[scene.size]
   distance = signed_distance(scene.shape, radius, offsets[:, None, :, 0], offsets[:, :, None, 1])
   coverage = jnp.clip(0.5 - distance, 0.0, 1.0)[..., None]
@@ -213,7 +213,7 @@ def held_out_captions(split: str, n: int, seed: int) -> list[str]:
   return [caption(*scenes[index]) for index in order[:n]]
 
 
-def _torus_offsets(centers: Float[Array, "T 2"] | Int[Array, "T 2"]) -> Float32[Array, "T 64 2"]:
+def torus_offsets(centers: Float[Array, "T 2"] | Int[Array, "T 2"]) -> Float32[Array, "T 64 2"]:
   """`[T, 64, 2]` shortest offsets (x, y) from the centres `[T, 2]` to the middle of every column and row."""
   half = FRAME_SIZE // 2
   # Integers until the end: the remainder of a large float would lose the sub-pixel part.

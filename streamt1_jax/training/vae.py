@@ -17,7 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float32
 
 from streamt1_jax.codec.vae import VideoCodec
-from streamt1_jax.data import shapes
+from streamt1_jax.data import shapes, world
+from streamt1_jax.training import world_clips
 from streamt1_jax.typing import Params
 
 EVALUATION_FRAMES = 81
@@ -40,6 +41,7 @@ class VAETraining:
     kl_weight: weight of the KL divergence per latent element.
     latent_noise: largest noise before decoding, in standard deviations of the latent.
     freeze_encoder: whether the decoder alone is trained.
+    most_objects: 1 for clips of one object that goes on as it began; 2 for clips of one or two, to which things happen.
     seed: decides initialisation and data.
   """
 
@@ -52,6 +54,7 @@ class VAETraining:
   kl_weight: float
   latent_noise: float
   freeze_encoder: bool
+  most_objects: int
   seed: int
 
 
@@ -62,6 +65,12 @@ def render_clips(key: jax.Array, count: int, frames: int, split: str) -> Float32
   offsets = jax.random.randint(offset_key, (count,), 0, _MAX_OFFSET)
   clips = jax.vmap(shapes.render)(scenes, offsets[:, None] + jnp.arange(frames)[None, :])
   return 2.0 * clips - 1.0
+
+
+def draw_clips(states: world.FrameStates, count: int) -> Float32[Array, "count T 64 64 3"]:
+  """`count` clips in [-1, 1] of the states of all their frames, one clip after the other."""
+  frames = 2.0 * world.draw(states) - 1.0
+  return frames.reshape(count, -1, *frames.shape[1:])
 
 
 def loss_terms(codec: VideoCodec, clips: jax.Array, key: jax.Array, training: VAETraining) -> dict[str, jax.Array]:
@@ -113,10 +122,10 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
   """The training step, ((params, optimizer state), step) to the next and the loss terms; jitted for every length."""
 
   @functools.partial(jax.jit, static_argnames=("count", "frames"), donate_argnums=(0,))
-  def train_step(carry, step: jax.Array, count: int, frames: int):
+  def train_step(carry, step: jax.Array, count: int, frames: int, states: world.FrameStates | None):
     params, optimizer_state = carry
     data_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(training.seed), step))
-    clips = render_clips(data_key, count, frames, "train")
+    clips = render_clips(data_key, count, frames, "train") if states is None else draw_clips(states, count)
 
     def loss(params):
       terms = loss_terms(nnx.merge(graphdef, params), clips, noise_key, training)
@@ -129,7 +138,10 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
   def update(carry, step: jax.Array):
     frames = training.clip_frames[int(step) % len(training.clip_frames)]
     count = max(1, training.batch_size * training.clip_frames[0] // frames)
-    carry, terms = train_step(carry, step, count, frames)
+    states = None
+    if training.most_objects > 1:
+      states = world_clips.short_clips(np.random.default_rng((training.seed, int(step))), count, frames, "train")
+    carry, terms = train_step(carry, step, count, frames, states)
     return carry, terms | {"psnr": -10.0 * jnp.log10(terms["mse"] / 4.0)}
 
   return update
