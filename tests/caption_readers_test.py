@@ -20,34 +20,56 @@ def tokenizer(pytestconfig) -> Tokenizer:
   return Tokenizer((pytestconfig.rootpath / TOKENIZER).as_posix(), 32)
 
 
-def test_each_reader_reads_one_word_of_every_caption(tokenizer):
+SENTENCES = (
+  "a small blue circle moves left over a dark green background",
+  "a red triangle moves slowly down and a large green square moves quickly up over a black background",
+)
+
+
+@pytest.mark.parametrize(
+  ("sentence", "words"),
+  zip(
+    SENTENCES,
+    (
+      {"color": ["circle"], "mover": ["left"], "background": ["background"]},
+      {"color": ["triangle", "square"], "mover": ["down", "up"], "background": ["background"]},
+    ),
+    strict=True,
+  ),
+)
+def test_each_reader_reads_a_word_of_each_object(tokenizer, sentence, words):
   read = caption_readers.tokens_read(tokenizer)
-  for attributes in shapes.all_scenes():
-    caption = shapes.caption(*attributes)
-    ids, pieces = tokenizer(caption).ids, tokenizer.pieces(caption)
-    found = {name: [pieces[i] for i in np.flatnonzero(np.isin(ids, read[name]))] for name in read}
-    assert found == {"color": [f"▁{shapes.SHAPES[attributes.shape]}"], "background": ["▁background"]}
+  ids, pieces = tokenizer(sentence).ids, tokenizer.pieces(sentence)
+  found = {name: [pieces[i] for i in np.flatnonzero(np.isin(ids, read[name]))] for name in read}
+  assert found == {name: [f"▁{word}" for word in of] for name, of in words.items()}
 
 
 def test_loss_is_the_cross_entropy_of_the_words_read(tokenizer):
-  rows = [shapes.Attributes(0, 2, 0, 0, 0, 2), shapes.Attributes(1, 1, 2, 1, 3, 1)]
-  tokens = jnp.stack([jnp.asarray(tokenizer(shapes.caption(*row)).ids) for row in rows])
+  """Colours are red 0, green 1, blue 2; backgrounds black 0, dark green 2."""
+  colors, background = jnp.array([[2, 5], [0, 1]]), jnp.array([2, 0])
+  tokens = jnp.stack([jnp.asarray(tokenizer(sentence).ids) for sentence in SENTENCES])
   rng = np.random.default_rng(0)
   embeddings = rng.standard_normal((*tokens.shape, 8)).astype(np.float32)
   readers = {
     name: rng.standard_normal(x.shape).astype(np.float32) for name, x in caption_readers.init_readers(8).items()
   }
+  said = {
+    "color": [(0, "circle", 2), (1, "triangle", 0), (1, "square", 1)],
+    "mover": [(0, "left", 2), (1, "down", 0), (1, "up", 1)],
+    "background": [(0, "background", 2), (1, "background", 0)],
+  }
   losses = []
-  for row, embedding in zip(rows, embeddings, strict=True):
-    words = tokenizer.pieces(shapes.caption(*row))
-    for name, word in (("color", f"▁{shapes.SHAPES[row.shape]}"), ("background", "▁background")):
-      logits = embedding[words.index(word)] @ readers[name]
-      losses.append(np.log(np.exp(logits).sum()) - logits[getattr(row, name)])
+  for name, entries in said.items():
+    found = []
+    for row, word, label in entries:
+      logits = embeddings[row][tokenizer.pieces(SENTENCES[row]).index(f"▁{word}")] @ readers[name]
+      found.append(np.log(np.exp(logits).sum()) - logits[label])
+    losses.append(np.mean(found))
   read = caption_readers.tokens_read(tokenizer)
-  loss = jax.jit(lambda e: caption_readers.naming_loss(readers, read, e, tokens, jnp.asarray(rows, jnp.int32)))
+  loss = jax.jit(lambda e: caption_readers.naming_loss(readers, read, e, tokens, colors, background))
   np.testing.assert_allclose(loss(embeddings), np.mean(losses), rtol=1e-5)
   # Other words do not matter.
-  others = ~np.isin(np.asarray(tokens), [*read["color"], *read["background"]])
+  others = ~np.isin(np.asarray(tokens), [token for name in read for token in read[name]])
   np.testing.assert_allclose(loss(embeddings + 7.0 * others[:, :, None]), loss(embeddings), rtol=1e-5)
 
 

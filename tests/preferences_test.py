@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.data import shapes, verify, world
 from streamt1_jax.training import appearance, preferences, scene_pairs
 from streamt1_jax.training.corruptions import CORRUPTIONS, FIELDS, NAMES
 from streamt1_jax.training.preferences import PairConfig
@@ -33,6 +33,10 @@ def _attributes(pairs, index: int) -> shapes.Attributes:
   return shapes.all_scenes()[pairs.scene[index]]
 
 
+def _verify(frames: np.ndarray, attributes: shapes.Attributes) -> dict[str, bool]:
+  return verify.verify(frames, world.of_attributes(attributes))
+
+
 def test_a_flawless_clip_is_the_worlds_own():
   scene = shapes.Scene(*(jnp.int32(i) for i in (1, 2, 2, 1, 0, 3)), start=jnp.array([8, 24]))
   look = appearance.flawless(scene, jnp.int32(5), jnp.int32(20), jax.random.key(0))
@@ -44,7 +48,7 @@ def test_a_flawless_clip_is_the_worlds_own():
 def test_better_clips_are_right(kind):
   pairs = _pairs(kind)
   for index in range(_PAIRS):
-    assert verify.verify(pairs.better[index], _attributes(pairs, index))["all_at_once"]
+    assert _verify(pairs.better[index], _attributes(pairs, index))["all_at_once"]
 
 
 # What the verifiers must find wrong in every worse clip, whatever the strength; of those that begin late, nothing.
@@ -65,18 +69,18 @@ def test_text_pairs_differ_in_one_thing(kind):
   assert not pairs.late.all()
   for index in np.flatnonzero(~pairs.late):
     caption, shown = _attributes(pairs, index), shapes.all_scenes()[pairs.other[index]]
-    verdict = verify.verify(pairs.worse[index], caption)
+    verdict = _verify(pairs.worse[index], caption)
     assert [name for name in verify.VERDICTS[:-1] if not verdict[name]] == sorted(
       _WRONG[kind], key=verify.VERDICTS.index
     )
-    assert verify.verify(pairs.worse[index], shown)["all_at_once"]
+    assert _verify(pairs.worse[index], shown)["all_at_once"]
 
 
 @pytest.mark.parametrize("kind", ["freeze", "turn", "jump", "vanish", "resize", "morph"])
 def test_motion_pairs_are_noticed(kind):
   """Some events are too small or too late for the verifiers' tolerances; most are not."""
   pairs = _pairs(kind)
-  wrong = [not verify.verify(pairs.worse[i], _attributes(pairs, i))["all_at_once"] for i in range(_PAIRS)]
+  wrong = [not _verify(pairs.worse[i], _attributes(pairs, i))["all_at_once"] for i in range(_PAIRS)]
   assert np.mean(wrong) >= 0.5
   assert all(np.any(pairs.worse[i] != pairs.better[i]) for i in range(_PAIRS))
 

@@ -10,10 +10,10 @@ from flax import nnx
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.backbone.schedule import time_features
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.reward_pruning import Flags
-from streamt1_jax.training.teacher_forcing import chunk_velocity, clip_velocity
+from streamt1_jax.training.teacher_forcing import Seen, chunk_velocity, clip_velocity
 from tests import small_search as small
 
 NUM_CHUNKS = 6
@@ -32,24 +32,28 @@ def _chunks(seed):
   return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def _table(visible):
-  """Lists of chunks as padded indices and their validity; the padding names a chunk that must not count."""
-  width = max(len(row) for row in visible)
-  padded = [row + [NUM_CHUNKS - 1] * (width - len(row)) for row in visible]
-  valid = [[True] * len(row) + [False] * (width - len(row)) for row in visible]
-  return jnp.asarray(padded, jnp.int32), jnp.asarray(valid)
+def _table(visible, places=None, clean_frames=FIRST_FRAME):
+  """What the clean chunks see, and then the noisy ones: lists of clean chunks; the padding must not count.
+
+  Noisy chunks are at `FIRST_FRAME`; `places` are the clean chunks' own lists where they differ.
+  """
+  rows = (visible if places is None else places) + visible
+  width = max(len(row) for row in rows)
+  padded = np.array([row + [NUM_CHUNKS - 1] * (width - len(row)) for row in rows], np.int32)
+  valid = np.array([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+  own = np.concatenate([clean_frames, FIRST_FRAME])
+  distance = own[:, None] - np.asarray(clean_frames)[padded]
+  return Seen(padded, valid, distance.astype(np.int32), np.zeros(len(rows), np.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid, moved=None, first_frame=FIRST_FRAME):
+def _clip_velocity(graphdef, weights, noisy, clean, text, seen):
   model = nnx.merge(graphdef, weights)
-  # Another clip with another prompt beside it: nothing of it may reach the first.
+  # Another clip with another prompt beside it, and another prompt of the same: nothing of them may reach the first.
   pair = lambda x: jnp.stack([x, -x])
-  text = jax.tree.map(pair, text)
-  same = lambda x: None if x is None else jnp.stack([x, x])
-  seen = map(same, (visible, valid, moved))
-  rest = pair(jnp.asarray(FEATURES)), CONTEXT_FEATURES, same(jnp.asarray(first_frame)), text, *seen
-  return clip_velocity(model, pair(noisy), pair(clean), *rest)[0]
+  text = jax.tree.map(lambda x: pair(jnp.stack([x, 2 * x])), text)
+  seen = jax.tree.map(lambda x: jnp.stack([x, x]), seen)
+  return clip_velocity(model, pair(noisy), pair(clean), pair(jnp.asarray(FEATURES)), CONTEXT_FEATURES, text, seen)[0]
 
 
 @jax.jit
@@ -82,7 +86,7 @@ def test_equals_streaming(visible, appended):
   noisy, clean = _chunks(0), _chunks(1)
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
-  together = _clip_velocity(graphdef, weights, noisy, clean, text, *_table(visible))
+  together = _clip_velocity(graphdef, weights, noisy, clean, text, _table(visible))
   streamed = _stream(noisy, clean, visible, appended)
   np.testing.assert_allclose(together, streamed, rtol=0, atol=2e-5)
   assert np.abs(streamed).mean() > 0.1
@@ -94,7 +98,7 @@ def test_what_a_chunk_sees_matters():
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
   plain, with_sink = (
-    np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, *_table(visible)))
+    np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, _table(visible)))
     for visible in (PLAIN, WITH_SINK)
   )
   difference = np.abs(plain - with_sink).max(axis=(1, 2, 3, 4))
@@ -107,27 +111,62 @@ def test_noisy_chunks_see_no_noisy_chunk():
   noisy, clean = _chunks(0), _chunks(1)
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
-  run = lambda noisy: np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, *_table(PLAIN)))
+  run = lambda noisy: np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, _table(PLAIN)))
   difference = np.abs(run(noisy) - run(noisy.at[2].set(_chunks(3)[0]))).max(axis=(1, 2, 3, 4))
   assert difference[2] > 1e-2
   assert (np.delete(difference, 2) == 0).all()
 
 
-def test_a_moved_chunk_is_one_that_was_committed_elsewhere():
-  """Chunk 1 sees nothing, so that its place decides nothing but the rotation of its keys."""
+def test_a_chunk_that_was_committed_elsewhere():
+  """Chunk 1 sees nothing, so that its place decides nothing but how far from it the others are."""
   noisy, clean = _chunks(0), _chunks(1)
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
-  later, earlier = FIRST_FRAME + np.where(np.arange(NUM_CHUNKS) == 1, [[60], [0]], 0)
-  visible, valid = _table([[], [], [0], [0, 2], [0, 2, 3], [0, 1, 3, 4]])
-  moved = jnp.zeros_like(visible).at[5, 1].set(60)
-  run = lambda moved, frames: np.asarray(
-    _clip_velocity(graphdef, weights, noisy, clean, text, visible, valid, moved, frames)
-  )[5]
-  committed_later = run(jnp.zeros_like(visible), later)
-  np.testing.assert_allclose(run(moved, earlier), committed_later, rtol=0, atol=2e-5)
-  np.testing.assert_allclose(run(-moved, later), run(None, earlier), rtol=0, atol=2e-5)
-  assert np.abs(run(None, earlier) - committed_later).max() > 1e-3
+  visible = [[], [], [0], [0, 2], [0, 2, 3], [0, 1, 3, 4]]
+  run = lambda seen: np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, seen))[5]
+  elsewhere = FIRST_FRAME + np.where(np.arange(NUM_CHUNKS) == 1, 60, 0)
+  table = _table(visible)
+  moved = table._replace(distance=table.distance - 60 * (table.chunks == 1))
+  np.testing.assert_allclose(run(_table(visible, clean_frames=elsewhere)), run(moved), rtol=0, atol=2e-5)
+  assert np.abs(run(table) - run(moved)).max() > 1e-3
+
+
+def test_equals_streaming_after_a_change_of_prompt():
+  """Three chunks under one prompt, then the released recache, then the others under a second prompt."""
+  noisy, clean = _chunks(0), _chunks(1)
+  graphdef, weights = small.backbone()
+  params, switch = small.params(), 3
+  old, new = (small.condition(NUM_CHUNKS, prompt).text for prompt in (0, 1))
+  generator = small.models().generator
+  memory = memory_sinking.empty_memory(small.MODEL, SEARCH, jnp.float32)
+  no = Flags(jnp.bool(False), jnp.bool(False))
+  streamed = []
+  for index in range(NUM_CHUNKS):
+    if index == switch:
+      memory = generator.recache(
+        params["backbone"], memory, jnp.int32(index), new, SEARCH, SwitchConfig(), Execution()
+      )
+    inputs = noisy[index], clean[index], FEATURES[index], jnp.int32(FIRST_FRAME[index])
+    flow, memory, *_ = _stream_chunk(params, memory, *inputs, old if index < switch else new, no)
+    streamed.append(flow)
+  # The chunks before the change see all others of them; the rest is as ever.
+  seen = _table(PLAIN, places=[[1, 2], [0, 2], [0, 1], *PLAIN[switch:]])
+  together = _clip_velocity(graphdef, weights, noisy, clean, new, seen)
+  np.testing.assert_allclose(together[switch:], np.stack(streamed[switch:]), rtol=0, atol=2e-5)
+  causal = _clip_velocity(graphdef, weights, noisy, clean, new, _table(PLAIN))
+  assert np.abs(together[switch:] - causal[switch:]).max() > 1e-3
+
+
+def test_chunks_are_under_their_own_prompts():
+  """The first clean chunk under the second prompt: noisy chunks see another sink, and nothing else changes."""
+  noisy, clean = _chunks(0), _chunks(1)
+  graphdef, weights = small.backbone()
+  text = small.condition(NUM_CHUNKS).text
+  table = _table(PLAIN)
+  other = table._replace(prompt=np.array([1] + [0] * (2 * NUM_CHUNKS - 1), np.int32))
+  first, second = (np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, seen)) for seen in (table, other))
+  np.testing.assert_array_equal(first[0], second[0])
+  assert np.abs(first[1:] - second[1:]).max(axis=(1, 2, 3, 4)).min() > 1e-4
 
 
 def test_first_chunk():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.data import shapes, verify, world
 
 FRAMES = 25
 SMALL, LARGE = 0, 1
@@ -19,6 +19,7 @@ LEFT, RIGHT, UP, DOWN = 0, 1, 2, 3
 BLACK, DARK_BLUE, DARK_GREEN, GRAY = 0, 1, 2, 3
 
 ATTRIBUTES = shapes.Attributes(LARGE, RED, CIRCLE, QUICKLY, LEFT, GRAY)
+DESCRIPTION = world.of_attributes(ATTRIBUTES)
 
 
 @functools.cache
@@ -54,9 +55,14 @@ def _degrade(frames, seed=0):
 
 
 def _failed(frames, attributes=ATTRIBUTES):
-  verdicts = verify.verify(frames, attributes)
+  verdicts = verify.verify(frames, world.of_attributes(attributes))
   assert tuple(verdicts) == verify.VERDICTS
   return {name for name, holds in verdicts.items() if not holds}
+
+
+def _verdicts(clips, attributes):
+  pairs = zip(clips, map(world.of_attributes, attributes), strict=True)
+  return [verify.verify(*pair) for pair in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,7 @@ def broad_sample():
 
 
 def test_true_clips_are_accepted(broad_sample):
-  rates = verify.verify_rates(verify.verify(*pair) for pair in zip(*broad_sample, strict=True))
+  rates = verify.verify_rates(_verdicts(*broad_sample))
   assert min(rates.values()) >= 0.99, rates
 
 
@@ -78,7 +84,7 @@ def test_degraded_clips_are_accepted(broad_sample):
   degraded = _degrade(clips)
   psnr = 10 * np.log10(255**2 / np.mean((degraded.astype(np.float32) - clips) ** 2))
   assert 28.0 < psnr < 30.0
-  rates = verify.verify_rates(verify.verify(*pair) for pair in zip(degraded, attributes, strict=True))
+  rates = verify.verify_rates(_verdicts(degraded, attributes))
   assert min(rates.values()) >= 0.97, rates
 
 
@@ -204,7 +210,7 @@ def test_a_wobbling_track(amplitude, straight):
 @pytest.mark.parametrize(("length", "windows"), [(80, 1), (79, 0), (192, 2), (191, 1)])
 def test_a_video_that_ends_with_a_window(length, windows):
   """Windows of 0 to 5 and of 7 to 12 seconds, at 16 frames a second."""
-  assert len(verify.verify_windows(_clip(frame_indices=range(length)), ATTRIBUTES)) == windows
+  assert len(verify.verify_windows(_clip(frame_indices=range(length)), DESCRIPTION)) == windows
 
 
 @pytest.mark.parametrize(("outliers", "passes"), [(2, True), (3, False)])
@@ -227,17 +233,17 @@ def test_a_tenth_of_the_frames_may_differ(changes, verdict, outliers, passes):
 def test_windows_of_a_long_video():
   frames = _clip(frame_indices=range(481))
   frames[30 * 16 - 20 :] = frames[0, -1, -1]
-  results = verify.verify_windows(frames, ATTRIBUTES)
+  results = verify.verify_windows(frames, DESCRIPTION)
   assert [result["all_at_once"] for result in results] == [True, True, True, False]
-  assert len(verify.verify_windows(frames[:200], ATTRIBUTES)) == 2
+  assert len(verify.verify_windows(frames[:200], DESCRIPTION)) == 2
 
 
 def test_bad_input_is_named():
   with pytest.raises(ConfigError, match="float32"):
-    verify.verify(np.zeros([4, 64, 64, 3], np.float32), ATTRIBUTES)
+    verify.verify(np.zeros([4, 64, 64, 3], np.float32), DESCRIPTION)
   with pytest.raises(ConfigError, match="32"):
-    verify.verify(np.zeros([4, 32, 32, 3], np.uint8), ATTRIBUTES)
+    verify.verify(np.zeros([4, 32, 32, 3], np.uint8), DESCRIPTION)
   with pytest.raises(ConfigError, match="at least 2"):
-    verify.verify(np.zeros([1, 64, 64, 3], np.uint8), ATTRIBUTES)
+    verify.verify(np.zeros([1, 64, 64, 3], np.uint8), DESCRIPTION)
   with pytest.raises(ConfigError, match="no verified clips"):
     verify.verify_rates([])

@@ -32,7 +32,9 @@ from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.training import caption_readers, dataset, dit, loop, trainer
 from streamt1_jax.training.batches import BatchConfig
 from streamt1_jax.training.codec import load_codec
+from streamt1_jax.training.dataset import DatasetSize
 from streamt1_jax.training.dit import PARTS, DiTTraining
+from streamt1_jax.training.world_clips import ClipShares
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -44,9 +46,9 @@ def define_flags(values: flags.FlagValues) -> None:
   parts = "Parts read from --init_from; others are fresh."
   flags.DEFINE_multi_enum("init_parts", list(PARTS), list(PARTS), parts, flag_values=values)
   _define_batches(values)
+  _define_dataset(values)
   integer, number = flag_types.define_integer, flag_types.define_float
   integer(values, "steps", 6000, "Optimiser steps.", 1)
-  integer(values, "starts_per_scene", 3, "Encoded whole clips per scene, each from another start.", 1, 16)
   number(values, "first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.", 0.0)
   number(values, "naming_weight", 0.0, "Weight of the readers' loss.", 0.0)
   neighbours = "How much the text encoder's heads begin with looking at the next words."
@@ -77,6 +79,18 @@ def _define_batches(values: flags.FlagValues) -> None:
   flags.DEFINE_multi_float("step_weights", [0.35, 0.35, 0.2, 0.1], often, flag_values=values)
 
 
+def _define_dataset(values: flags.FlagValues) -> None:
+  integer, number = flag_types.define_integer, flag_types.define_float
+  integer(values, "whole_clips", 1500, "Encoded whole clips, each of another scene.", 1)
+  integer(values, "scenes", 1500, "Scenes of which first chunks are encoded.", 1)
+  integer(values, "starts", 4, "Start positions of each of them.", 2, 16)
+  number(values, "two_objects", 0.65, "How often a clip has two objects.", 0.0, 1.0)
+  number(values, "early", 0.25, "How often the caption of a whole clip changes early.", 0.0, 1.0)
+  number(values, "late", 0.25, "How often the first chunk of a whole clip is of an older caption.", 0.0, 1.0)
+  number(values, "still", 0.2, "How often a whole clip that does not change begins with a still picture.", 0.0, 1.0)
+  number(values, "anywhere", 0.5, "How often the objects of a whole clip start off the coarse grid.", 0.0, 1.0)
+
+
 def batch_config(values: flags.FlagValues, model: ModelConfig) -> BatchConfig:
   """The batches of the flags. Raises ConfigError for weights that are no odds."""
   given = training_flags.fields_of(values, BatchConfig)
@@ -92,6 +106,8 @@ def run(values: flags.FlagValues) -> None:
   model = training_flags.trainable_preset(values.preset)
   batch = batch_config(values, model)
   training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
+  shares = ClipShares(**training_flags.fields_of(values, ClipShares))
+  size = DatasetSize(shares=shares, **{name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")})
   tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.required_text.max_len)
   for flag in ("codec_dir", "init_from"):
     given = values[flag].value
@@ -105,7 +121,7 @@ def run(values: flags.FlagValues) -> None:
     params |= {name: load_params(stored / name, params[name], jnp.float32) for name in values.init_parts}
   print({name: trainer.count_parameters(part) for name, part in params.items()}, flush=True)
   cache = this.folder / "latents.npz"
-  data = dataset.read_or_encode(encode, model, tokenizer, values.starts_per_scene, training.seed, cache)
+  data = dataset.read_or_encode(encode, model, tokenizer, size, cache)
   optimizer = dit.make_optimizer(training)
   params["readers"] = caption_readers.init_readers(model.required_text.dim)
   read = caption_readers.tokens_read(tokenizer)

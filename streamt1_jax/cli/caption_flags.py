@@ -7,7 +7,7 @@ from etils import epath
 
 from streamt1_jax.cli import files, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, require_video_model
-from streamt1_jax.data import shapes
+from streamt1_jax.data import shapes, world
 from streamt1_jax.io.checkpoint import load_config
 
 # Seeds grow by 1000 a chunk, so that videos of up to 100 chunks have different seeds.
@@ -19,6 +19,7 @@ def define(values: flags.FlagValues, count: str, default: int, lower: int = 1) -
   flag_types.define_checkpoint(values)
   flag_types.define_choice(values, "split", "tune", shapes.SPLITS, "Whose captions.")
   flag_types.define_integer(values, count, default, "Captions, each with a video of its own.", lower, 10_000)
+  flag_types.define_integer(values, "objects", 1, "Objects of every caption.", 1, world.MOST_OBJECTS)
   flag_types.define_float(values, "seconds", 5.0, "Length of each video, rounded to whole chunks.")
   flag_types.define_integer(values, "seed", 0, "Choice of captions, and seed of the first video.", 0, 10**9)
 
@@ -36,5 +37,5 @@ def require_shapes_world(values: flags.FlagValues) -> tuple[epath.Path, ModelCon
 
 def captions_and_seeds(values: flags.FlagValues, count: int) -> tuple[list[str], list[int]]:
   """`count` held-out captions, and the seed of each one's video."""
-  captions = shapes.held_out_captions(values.split, count, values.seed)
+  captions = world.held_out_captions(values.split, count, values.seed, values.objects)
   return captions, [values.seed + _SEED_STEP * index for index in range(count)]

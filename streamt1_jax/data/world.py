@@ -216,7 +216,7 @@ def draw_timeline(rng: np.random.Generator, split: str, segments: int) -> list[D
   return timeline
 
 
-def starts_of(start: Int[HostArray, "2"]) -> Int32[np.ndarray, "2 2"]:
+def starts_of(start: Int[HostArray, 2]) -> Int32[np.ndarray, "2 2"]:
   """Where both objects of a video start, of the start of the first one."""
   return np.stack([np.asarray(start), np.asarray(start) + APART]).astype(np.int32)
 
@@ -292,9 +292,9 @@ def draw(states: FrameStates) -> Float32[Array, "T 64 64 3"]:
   radius = jnp.asarray(list(shapes.SIZES.values()), jnp.float32)[states.size]
   for index in reversed(range(MOST_OBJECTS)):
     offsets = shapes.torus_offsets(jnp.asarray(states.center)[:, index])
-    of_frame = lambda values: values[:, index, None, None]
-    shape, size = of_frame(jnp.asarray(states.shape)), of_frame(radius)
+    of_object = jnp.asarray(states.shape), radius, jnp.asarray(states.present)
+    shape, size, present = (values[:, index, None, None] for values in of_object)
     distance = shapes.signed_distance(shape, size, offsets[:, None, :, 0], offsets[:, :, None, 1])
-    coverage = jnp.where(of_frame(jnp.asarray(states.present)), jnp.clip(0.5 - distance, 0.0, 1.0), 0.0)[..., None]
+    coverage = jnp.where(present, jnp.clip(0.5 - distance, 0.0, 1.0), 0.0)[..., None]
     frames = frames + coverage * (color[:, index, None, None] - frames)
   return frames

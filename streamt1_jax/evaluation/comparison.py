@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.data import verify, world
 from streamt1_jax.io import markdown
 from streamt1_jax.pipeline import Pipeline, Video
 
@@ -27,7 +27,7 @@ def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str,
 
   A score that is not finite is None.
   """
-  attributes = shapes.parse_caption(caption)
+  description = world.parse(caption)
   frames = chunks * pipeline.config.chunk_frames
   generate = lambda how, seed: pipeline.generate(caption, num_latent_frames=frames, search=how, seed=seed)
   streaming = SearchConfig.streaming(pipeline.config)
@@ -35,7 +35,7 @@ def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str,
   searched = generate(search, seed)
   scores = [video.score for video in plain]
   best = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
-  verdicts = [verify.verify(video.frames, attributes) for video in plain]
+  verdicts = [verify.verify(video.frames, description) for video in plain]
   finite = lambda score: score if math.isfinite(score) else None
   return {
     "caption": caption,
@@ -45,7 +45,7 @@ def compare(pipeline: Pipeline, search: SearchConfig, chunks: int, caption: str,
     "verdicts": {
       "plain": verdicts[0],
       "best_of_n": verdicts[best],
-      "search": verify.verify(searched.frames, attributes),
+      "search": verify.verify(searched.frames, description),
       "oracle_of_n": {name: any(verdict[name] for verdict in verdicts) for name in verify.VERDICTS},
     },
   }

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import ModelConfig, SearchConfig
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.data import shapes, verify, world
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.training.codec import load_codec
 
@@ -34,23 +33,23 @@ def reconstructed_videos(
 ) -> Iterator[np.ndarray]:
   """True clips of the captions, encoded and decoded; `seed` draws where their objects start."""
   codec = load_codec(checkpoint / "codec", model)
-  indices = jnp.arange(1 + model.required_codec.temporal_stride * (chunks * model.chunk_frames - 1))
+  times = np.arange(1 + model.required_codec.temporal_stride * (chunks * model.chunk_frames - 1))
   through = jax.jit(
-    lambda scene: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * shapes.render(scene, indices) - 1)))
+    lambda states: quantize_frames(codec.decoder.decode(codec.encoder.encode(2 * world.draw(states) - 1)))
   )
   rng = np.random.default_rng(seed)
   for caption in captions:
-    start = jnp.asarray(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
-    yield np.asarray(through(shapes.Scene(*map(jnp.int32, shapes.parse_caption(caption)), start=start)))
+    start = shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))]
+    yield np.asarray(through(world.play([world.parse(caption)], [0], world.starts_of(start), times)))
 
 
 def judge(videos: Iterable[np.ndarray], captions: Sequence[str]) -> dict[str, dict[str, float]]:
   """Shares per verdict over whole videos and, where there is more than one, in each of the windows of the drift."""
   whole, windows = [], []
   for frames, caption in zip(videos, captions, strict=True):
-    attributes = shapes.parse_caption(caption)
-    whole.append(verify.verify(frames, attributes))
-    windows.append(verify.verify_windows(frames, attributes))
+    description = world.parse(caption)
+    whole.append(verify.verify(frames, description))
+    windows.append(verify.verify_windows(frames, description))
   report = {"whole_video": verify.verify_rates(whole)}
   if len(windows[0]) > 1:
     for column, (begin, end) in zip(zip(*windows, strict=True), verify.DRIFT_WINDOWS, strict=False):

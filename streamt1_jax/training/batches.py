@@ -2,10 +2,10 @@
 
 A batch has two parts:
 
-  whole clips    7 chunks, each noisy at one of the four timesteps, with the clean chunks it will see when streaming
-                 (first sink, window, now and then an older chunk), and with frame positions up to the longest video, so
-                 that the model knows every position of a long rollout. A search adds sinks, which may be long
-                 past: chunks of the clip whose keys are moved to older frames stand for them
+  whole clips    chunks, each noisy at one of the four timesteps, with the clean chunks it will see when streaming
+                 (first sink, window, now and then an older chunk), and with the distances of the longest videos. Where
+                 the caption changes, the past is what the recache of a search makes of it. A search adds sinks, which
+                 may be long past: chunks of the clip that are moved to older frames stand for them
   first chunks   the hard part: nothing in the context says what to draw. At the first two timesteps the noisy input
                  chooses the clip (`noise_coupling`); several noisy copies of a scene share its caption's keys
 
@@ -20,17 +20,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Int32
 
 from streamt1_jax.config import ModelConfig
-from streamt1_jax.data import shapes
-from streamt1_jax.training import noise_coupling
-from streamt1_jax.training.dataset import CHUNKS, Dataset
+from streamt1_jax.training import noise_coupling, world_clips
+from streamt1_jax.training.dataset import CHUNKS, OMISSIONS, Dataset
+from streamt1_jax.training.teacher_forcing import Seen
 
 WINDOW = 2
 """Past chunks in the attention window, besides the sink."""
+ROWS = CHUNKS - 1
+"""Noisy chunks of a clip; the first one is no part of them, or they come again where the caption changes."""
 COUPLED_STEPS = 2
 """Timesteps whose noisy input chooses the clip. Noise added afresh at sigma = .9375 hides which of the start positions
 the step before had drawn (their latents are about two standard deviations of the noise apart); at .8333 it does not."""
 LONGEST_VIDEO = 120
-"""Latent frames; clips are trained at positions up to it."""
+"""Latent frames of a video of 30 seconds; clips are trained at all distances in it."""
+LONGEST_DISTANCE = 1000
+"""Latent frames; and now and then at distances up to it, as in a video of four minutes."""
 ADDED_SINKS = 4
 """Most sinks that a search adds to the first: 15 latent frames of `SearchConfig.max_sink_frames` are five chunks."""
 PERIOD = 16
@@ -47,7 +51,7 @@ class BatchConfig:
     first_copies: first chunks of each of them.
     step_weights: how often first chunks train at each of the timesteps.
     context_noise: largest noise added to clean context, in standard deviations of the latent.
-    omit_probability: how often a caption leaves out the size, and how often the speed.
+    omit_probability: how often a caption leaves out a size or a speed.
     ambiguous_weight: how often a scene is drawn whose object and background both have colours that either may have ("a
       blue circle ... dark green"), where any other scene counts 1. Which is which is said by the order of words alone.
     extra_context_probability: how often a chunk sees an older chunk besides sink and window.
@@ -66,29 +70,25 @@ class BatchConfig:
 
 
 class ClipBatch(NamedTuple):
-  """Whole clips; G clips of N chunks.
+  """Whole clips; G clips of N chunks, R noisy ones.
 
   Attributes:
     clean: chunks as context, slightly noisy.
     noisy: inputs.
     target: their velocities.
-    step: index of each chunk's timestep.
-    first_frame: absolute index of each chunk's first latent frame.
-    visible: chunks that each chunk sees besides itself.
-    valid: which entries of `visible` count.
-    moved: latent frames by which the keys of a visible chunk move; None where all stay.
-    tokens: captions.
+    step: index of each noisy chunk's timestep.
+    place: which chunk of the clip each noisy one is.
+    seen: what every chunk sees, clean ones first, then noisy ones.
+    tokens: captions: of the clip, and of its first chunk.
   """
 
   clean: Float32[Array, "G N F C H W"]
-  noisy: Float32[Array, "G N F C H W"]
-  target: Float32[Array, "G N F C H W"]
-  step: Int32[Array, "G N"]
-  first_frame: Int32[Array, "G N"]
-  visible: Int32[Array, "G N V"]
-  valid: Bool[Array, "G N V"]
-  moved: Int32[Array, "G N V"] | None
-  tokens: Int32[Array, "G X"]
+  noisy: Float32[Array, "G R F C H W"]
+  target: Float32[Array, "G R F C H W"]
+  step: Int32[Array, "G R"]
+  place: Int32[Array, "G R"]
+  seen: Seen
+  tokens: Int32[Array, "G 2 X"]
 
 
 class FirstChunkBatch(NamedTuple):
@@ -98,48 +98,43 @@ class FirstChunkBatch(NamedTuple):
     noisy: inputs.
     target: their velocities.
     step: index of each chunk's timestep.
+    valid: whether the chunk counts.
     tokens: captions.
-    attributes: attribute indices.
+    colors: colours of both objects.
+    background: background.
   """
 
   noisy: Float32[Array, "G R F C H W"]
   target: Float32[Array, "G R F C H W"]
   step: Int32[Array, "G R"]
+  valid: Bool[Array, "G R"]
   tokens: Int32[Array, "G X"]
-  attributes: Int32[Array, "G 6"]
+  colors: Int32[Array, "G 2"]
+  background: Int32[Array, " G"]
 
 
 def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array) -> ClipBatch:
   """Whole clips; `sigmas` [S] are the noise levels of the timesteps."""
   keys = iter(jax.random.split(key, 9))
-  scene = _draw_scenes(next(keys), data.attributes, config.ambiguous_weight, config.clips)
-  start = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[1])
-  clean = data.clips[scene, start]
-  tokens, _, _ = _draw_captions(next(keys), data.tokens[scene], config.omit_probability)
-  step = jax.random.randint(next(keys), clean.shape[:2], 0, sigmas.shape[0])
-  noise = jax.random.normal(next(keys), clean.shape)
-  level = jax.random.uniform(next(keys), (config.clips, 1, 1, 1, 1, 1), maxval=config.context_noise)
+  clip = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[0])
+  clean, switch, late = data.clips[clip].astype(jnp.float32), data.switch[clip], data.late[clip]
+  tokens, _ = _draw_captions(next(keys), data.tokens[clip], config.omit_probability)
   for_every_clip = lambda draw, key, *rest: jax.vmap(draw)(jax.random.split(key, config.clips), *rest)
-  visible, valid = for_every_clip(lambda key: draw_visible(key, config.extra_context_probability), next(keys))
-  clean_in_context = clean + level * jax.random.normal(next(keys), clean.shape)
-  first_frame = for_every_clip(lambda key: draw_first_frames(key, model), next(keys))
-  moved = None
-  if config.added_sinks_probability > 0:
-    # Not one of the nine, so that all else is drawn as without added sinks.
-    draw = lambda key, first_frame: draw_added_sinks(key, first_frame, model, config.added_sinks_probability)
-    added = for_every_clip(draw, jax.random.split(key, 10)[9], first_frame)
-    moved = jnp.concatenate([jnp.zeros_like(visible), added[1]], axis=2)
-    visible, valid = (jnp.concatenate(pair, axis=2) for pair in ((visible, added[0]), (valid, added[2])))
+  place = for_every_clip(draw_places, next(keys), switch, late)
+  step = jax.random.randint(next(keys), place.shape, 0, sigmas.shape[0])
+  chosen = jax.vmap(lambda clip, place: clip[place])(clean, place)
+  noise = jax.random.normal(next(keys), chosen.shape)
+  level = jax.random.uniform(next(keys), (config.clips, 1, 1, 1, 1, 1), maxval=config.context_noise)
+  in_context = clean + level * jax.random.normal(next(keys), clean.shape)
+  draw = lambda key, *rest: draw_seen(key, *rest, model, config)
   return ClipBatch(
-    clean=clean_in_context,
-    noisy=_mix(clean, noise, sigmas[step]),
-    target=noise - clean,
+    clean=in_context,
+    noisy=_mix(chosen, noise, sigmas[step]),
+    target=noise - chosen,
     step=step,
-    first_frame=first_frame,
-    visible=visible,
-    valid=valid,
-    moved=moved,
-    tokens=tokens,
+    place=place,
+    seen=for_every_clip(draw, next(keys), switch, late, place),
+    tokens=jnp.stack([tokens, data.sink_tokens[clip]], axis=1),
   )
 
 
@@ -151,35 +146,92 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   """
   keys = iter(jax.random.split(key, 6))
   shape = (config.first_scenes, config.first_copies)
-  scene = _draw_scenes(next(keys), data.attributes, config.ambiguous_weight, config.first_scenes)
-  tokens, omit_size, omit_speed = _draw_captions(next(keys), data.tokens[scene], config.omit_probability)
+  weights = jnp.where(data.ambiguous, config.ambiguous_weight, 1.0)
+  scene = jax.random.choice(next(keys), len(weights), shape[:1], p=weights / weights.sum())
+  tokens, omitted = _draw_captions(next(keys), data.first_tokens[scene], config.omit_probability)
   step = jax.random.choice(next(keys), sigmas.shape[0], shape, p=jnp.asarray(config.step_weights))
-  start = jax.random.randint(next(keys), shape, 0, data.first.shape[1])
-  before = data.first[scene[:, None], start]
-  noise = jax.random.normal(next(keys), before.shape)
-  plain = _mix(before, noise, sigmas[step])
-  shown = dict(zip(shapes.Attributes._fields, data.attributes[scene].T, strict=True))
-  couple = jax.vmap(jax.vmap(noise_coupling.couple, in_axes=(0, None, None, None, None)))
-  coupled = couple(plain, shown["size"], shown["speed"], omit_size, omit_speed)
+  which = jax.random.randint(next(keys), (2, *shape), 0, data.first.shape[1])
+  clean, before = (data.first[scene[:, None], w].astype(jnp.float32) for w in which)
   is_coupled = step < COUPLED_STEPS
-  noisy = jnp.where(_like_chunks(is_coupled), coupled, plain)
-  chosen = jax.vmap(jax.vmap(noise_coupling.start_index))(noisy)
-  clean = data.first[scene[:, None], jnp.where(is_coupled, chosen, start)]
-  return FirstChunkBatch(noisy, (noisy - clean) / _like_chunks(sigmas[step]), step, tokens, data.attributes[scene])
+  before = jnp.where(_like_chunks(is_coupled), before, clean)
+  noise = jax.random.normal(next(keys), before.shape)
+  roll = jax.vmap(jax.vmap(noise_coupling.rolled))
+  rolled, matches = roll(noise, before, sigmas[step], data.first_start[scene[:, None], which[0]])
+  plain = _mix(before, jnp.where(_like_chunks(is_coupled), rolled, noise), sigmas[step])
+  couple = jax.vmap(jax.vmap(noise_coupling.couple, in_axes=(0, None, None)))
+  noisy = jnp.where(_like_chunks(is_coupled), couple(plain, data.values[scene], omitted.reshape(-1, 2, 2)), plain)
+  target = (noisy - clean) / _like_chunks(sigmas[step])
+  valid = matches | ~is_coupled
+  return FirstChunkBatch(noisy, target, step, valid, tokens, data.colors[scene], data.background[scene])
 
 
-def draw_first_frames(key: jax.Array, model: ModelConfig) -> jax.Array:
-  """[7] first latent frame of every chunk. Half of the clips continue much later than their first chunk.
+def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array:
+  """[R] which chunks are noisy: those from the change of caption on, in turn, or all that have a past.
+
+  Where the first chunk is from long ago, the first ones after it have not enough of a past.
+  """
+  first = jnp.maximum(switch, jnp.where(late, WINDOW + 1, 1))
+  # Which ones come more often is drawn.
+  turn = jax.random.randint(key, (), 0, CHUNKS)
+  return first + (jnp.arange(ROWS) + jnp.where(first > 1, turn, 0)) % (CHUNKS - first)
+
+
+def draw_seen(
+  key: jax.Array, switch: jax.Array, late: jax.Array, place: jax.Array, model: ModelConfig, config: BatchConfig
+) -> Seen:
+  """What the chunks of a clip see, [N + R, V] clean ones and then noisy ones."""
+  frame_key, visible_key, added_key = jax.random.split(key, 3)
+  first_frame = draw_first_frames(frame_key, switch, late, model)
+  chunks, valid = draw_visible(visible_key, config.extra_context_probability)
+  moved = jnp.zeros_like(chunks)
+  if config.added_sinks_probability > 0:
+    added = draw_added_sinks(added_key, first_frame, model, config.added_sinks_probability)
+    chunks, moved, valid = (jnp.concatenate(pair, axis=1) for pair in zip((chunks, moved, valid), added, strict=True))
+  together, together_valid = recached(switch, late, chunks.shape[1])
+  is_recached = together_valid.any(axis=1, keepdims=True)
+  clean = (
+    jnp.where(is_recached, together, chunks),
+    jnp.where(is_recached, together_valid, valid),
+    jnp.where(is_recached, 0, moved),
+  )
+  chunks, valid, moved = (jnp.concatenate([c, x[place]]) for c, x in zip(clean, (chunks, valid, moved), strict=True))
+  own = jnp.concatenate([first_frame, first_frame[place]])
+  distance = own[:, None] - first_frame[chunks] - moved
+  # The sink from long ago was made under its own caption.
+  prompt = jnp.zeros(len(own), jnp.int32).at[0].set(late.astype(jnp.int32))
+  return Seen(chunks, valid, distance, prompt)
+
+
+def recached(switch: jax.Array, late: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+  """What the chunks before a change of caption see when all of them are computed anew: all others.
+
+  A sink from long ago is kept: it is not computed anew, and all others see it.
+
+  Returns:
+    [7, width] int32 chunks and their validity; chunks after the change, and those of a clip without one, have none.
+  """
+  chunk = jnp.arange(CHUNKS)
+  other = jnp.arange(world_clips.WINDOW + 1)
+  before = (chunk < switch) & ((chunk > 0) | ~late)
+  valid = before[:, None] & (other < switch)[None] & (other[None] != chunk[:, None])
+  pad = ((0, 0), (0, width - len(other)))
+  return jnp.pad(jnp.broadcast_to(other, valid.shape), pad), jnp.pad(valid, pad)
+
+
+def draw_first_frames(key: jax.Array, switch: jax.Array, late: jax.Array, model: ModelConfig) -> jax.Array:
+  """[7] first latent frame of every chunk. Half of the plain clips continue much later than their first chunk.
 
   A delay of one or two periods is the true continuation; other delays teach the model not to rely on the sink for
-  motion.
+  motion. Before a change of caption that comes early, nothing has left the window.
   """
   kind_key, delay_key = jax.random.split(key)
-  longest = LONGEST_VIDEO // model.chunk_frames - CHUNKS
-  anywhere = jax.random.randint(delay_key, (), 0, longest + 1) * model.chunk_frames
   period = PERIOD * model.chunk_frames
-  delays = jnp.stack([jnp.int32(0), jnp.int32(period), jnp.int32(2 * period), anywhere])
-  delay = delays[jax.random.choice(kind_key, 4, p=jnp.array([0.5, 0.15, 0.1, 0.25]))]
+  below = lambda frames: jax.random.randint(delay_key, (), 0, frames // model.chunk_frames - CHUNKS + 1)
+  anywhere, far = (below(frames) * model.chunk_frames for frames in (LONGEST_VIDEO, LONGEST_DISTANCE))
+  delays = jnp.stack([jnp.int32(0), jnp.int32(period), jnp.int32(2 * period), anywhere, far])
+  shares = jnp.where(late, jnp.array([0.0, 0.0, 0.0, 0.7, 0.3]), jnp.array([0.5, 0.12, 0.08, 0.2, 0.1]))
+  delay = delays[jax.random.choice(kind_key, 5, p=shares)]
+  delay = jnp.where((switch > 0) & ~late, 0, delay)
   chunk = jnp.arange(CHUNKS)
   return chunk * model.chunk_frames + jnp.where(chunk > 0, delay, 0)
 
@@ -231,20 +283,11 @@ def draw_added_sinks(
   return source, place * model.chunk_frames - first_frame[source], valid
 
 
-def _draw_scenes(key: jax.Array, attributes: jax.Array, ambiguous_weight: float, n: int) -> jax.Array:
-  """[n] rows of `attributes` [M, 6]; see `BatchConfig.ambiguous_weight`."""
-  color, background = (attributes[:, shapes.Attributes._fields.index(name)] for name in ("color", "background"))
-  color_words = jnp.asarray([[name in background for background in shapes.BACKGROUNDS] for name in shapes.COLORS])
-  ambiguous = color_words.any(axis=1)[color] & color_words.any(axis=0)[background]
-  weights = jnp.where(ambiguous, ambiguous_weight, 1.0)
-  return jax.random.choice(key, attributes.shape[0], (n,), p=weights / weights.sum())
-
-
-def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """One of each scene's four captions: ids [n, X] from tokens [n, 4, X], and whether size and speed are omitted [n]."""
-  omit = jax.random.bernoulli(key, probability, (2, tokens.shape[0]))
-  which = omit[0].astype(jnp.int32) + 2 * omit[1].astype(jnp.int32)
-  return jax.vmap(lambda t, i: t[i])(tokens, which), omit[0], omit[1]
+def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tuple[jax.Array, jax.Array]:
+  """One of each scene's captions: ids [n, X] from tokens [n, 16, X], and what it omits [n, 4]."""
+  omit = jax.random.bernoulli(key, probability, (tokens.shape[0], 4))
+  which = (omit[:, None] == jnp.asarray(OMISSIONS)[None]).all(axis=2).argmax(axis=1)
+  return jax.vmap(lambda t, i: t[i])(tokens, which), omit
 
 
 def _mix(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:

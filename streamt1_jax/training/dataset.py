@@ -1,103 +1,186 @@
-"""The encoded clips that the tiny causal DiT is trained on: every scene of the split "train", encoded once."""
+"""The encoded clips that the tiny causal DiT is trained on: scenes of the split "train", drawn and encoded once."""
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from streamt1_jax.config import ModelConfig
-from streamt1_jax.data import shapes
+from streamt1_jax.data import shapes, world
+from streamt1_jax.data.world import Description
 from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.training import world_clips
+from streamt1_jax.training.world_clips import ClipShares
 
 CHUNKS = 7
 """Chunks of a whole clip."""
+OMISSIONS = tuple(itertools.product((False, True), repeat=4))
+"""What captions leave out: size and speed of the first object, size and speed of the second."""
 EncodeClip = Callable[[jax.Array], jax.Array]
 """Frames [T, height, width, 3] in [-1, 1] to latents [F, C, H, W]."""
-_CODEC_FRAMES = 640  # frames encoded at once; a bound on memory
+_CODEC_FRAMES = 324  # frames encoded at once; a bound on memory
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSize:
+  """How much is encoded.
+
+  Attributes:
+    whole_clips: whole clips, each of another scene.
+    scenes: scenes with first chunks.
+    starts: start positions of each of them.
+    shares: which clips.
+    seed: draws them.
+  """
+
+  whole_clips: int
+  scenes: int
+  starts: int
+  shares: ClipShares
+  seed: int
 
 
 class Dataset(NamedTuple):
-  """Encoded training clips; M scenes of the split "train".
+  """Encoded training clips: N whole ones, and the first chunks of M scenes from S starts each.
 
   Attributes:
-    attributes: attribute indices, in the order of `shapes.Attributes`.
     clips: latents of whole clips.
-    first: latents of first chunks from every start position.
-    tokens: captions: complete, without size, without speed, without both.
+    tokens: captions of each clip's last description, with all `OMISSIONS`.
+    sink_tokens: the caption of its first chunk, complete.
+    switch: as in `TrainingClip`.
+    late: as in `TrainingClip`.
+    first: latents of first chunks.
+    first_start: rows of `shapes.START_POSITIONS`.
+    first_tokens: captions, with all `OMISSIONS`.
+    values: size and speed of both objects; of a second one that is not there 0.
+    colors: colours of both objects; of a second one that is not there 0.
+    background: backgrounds.
+    ambiguous: whether both an object and the background have colours that either may have.
   """
 
-  attributes: Int32[Array, "M 6"]
-  clips: Float32[Array, "M starts 7 F C H W"]
-  first: Float32[Array, "M 16 F C H W"]
-  tokens: Int32[Array, "M 4 X"]
+  clips: Float[Array, "N 7 F C H W"]
+  tokens: Int32[Array, "N 16 X"]
+  sink_tokens: Int32[Array, "N X"]
+  switch: Int32[Array, " N"]
+  late: Bool[Array, " N"]
+  first: Float[Array, "M S F C H W"]
+  first_start: Int32[Array, "M S"]
+  first_tokens: Int32[Array, "M 16 X"]
+  values: Int32[Array, "M 2 2"]
+  colors: Int32[Array, "M 2"]
+  background: Int32[Array, " M"]
+  ambiguous: Bool[Array, " M"]
 
 
-def encode_scenes(encode_clip: EncodeClip, attributes: np.ndarray, starts: np.ndarray, num_frames: int) -> np.ndarray:
-  """Latents `[n, F', C, H, W]` of clips with `attributes [n, 6]` from `starts [n, 2]`, in slices that fit in memory."""
+def encode_states(
+  encode_clip: EncodeClip, clips: Iterator[world.FrameStates], count: int, frames: int
+) -> np.ndarray:
+  """Latents float16 `[count, F', C, H, W]` of clips of `frames` frames, in slices that fit in memory."""
+  together = max(1, _CODEC_FRAMES // frames)
 
   @jax.jit
-  def encode(attributes, starts):
-    scene = lambda a, s: shapes.Scene(*(a[i] for i in range(6)), start=s)
-    frames = jax.vmap(lambda a, s: shapes.render(scene(a, s), jnp.arange(num_frames)))(attributes, starts)
-    return jax.vmap(encode_clip)(2.0 * frames - 1.0)
+  def encode(states):
+    drawn = 2.0 * world.draw(states) - 1.0
+    return jax.vmap(encode_clip)(drawn.reshape(-1, frames, *drawn.shape[1:]))
 
-  slice_size = max(1, _CODEC_FRAMES // num_frames)
-  padded = -len(attributes) % slice_size
-  pad = lambda x: np.concatenate([x, np.repeat(x[-1:], padded, axis=0)])
-  pieces = zip(*(np.split(pad(x), len(pad(x)) // slice_size) for x in (attributes, starts)), strict=True)
-  return np.concatenate([np.asarray(encode(a, s)) for a, s in pieces])[: len(attributes)]
+  pieces = []
+  for begin in range(0, count, together):
+    found = [next(clips) for _ in range(min(together, count - begin))]
+    padded = world_clips.joined(found + found[-1:] * (together - len(found)))
+    pieces.append(np.asarray(encode(padded)[: len(found)], np.float16))
+  return np.concatenate(pieces)
 
 
 def encode_dataset(
-  encode_clip: EncodeClip, model: ModelConfig, starts_per_scene: int, seed: int
+  encode_clip: EncodeClip, model: ModelConfig, tokenizer: Tokenizer, size: DatasetSize
 ) -> dict[str, np.ndarray]:
-  """`clips` and `first` of a `Dataset`.
+  """The fields of a `Dataset`.
 
   Args:
     encode_clip: the codec's encoder.
     model: sizes.
-    starts_per_scene: how many of the 16 start positions the whole clips of a scene have; they are drawn.
-    seed: draws them.
+    tokenizer: of captions.
+    size: how much.
   """
-  attributes = np.asarray(shapes.scenes_in("train"), np.int32)
-  rng, starts, shape = np.random.default_rng(seed), shapes.START_POSITIONS, model.latent_shape
-  frames = lambda chunks: 1 + model.required_codec.temporal_stride * (model.chunk_frames * chunks - 1)
-  chosen = np.concatenate([starts[rng.permutation(len(starts))[:starts_per_scene]] for _ in attributes])
-  clips = encode_scenes(encode_clip, np.repeat(attributes, starts_per_scene, axis=0), chosen, frames(CHUNKS))
-  every = np.tile(starts, (len(attributes), 1))
-  first = encode_scenes(encode_clip, np.repeat(attributes, len(starts), axis=0), every, frames(1))
+  rng = np.random.default_rng(size.seed)
+  stride, shape = model.required_codec.temporal_stride, model.latent_shape
+  first, later = 1 + stride * (model.chunk_frames - 1), stride * model.chunk_frames
+  draw = lambda: world_clips.training_clip(rng, size.shares, CHUNKS, first, later, "train")
+  drawn = [draw() for _ in range(size.whole_clips)]
+  clips = encode_states(encode_clip, (clip.states for clip in drawn), len(drawn), first + later * (CHUNKS - 1))
+
+  number = lambda: 1 + int(rng.random() < size.shares.two_objects)
+  scenes = [world.draw_description(rng, "train", number()) for _ in range(size.scenes)]
+  starts = np.stack([rng.permutation(len(shapes.START_POSITIONS))[: size.starts] for _ in scenes])
+  states = (
+    world.play([scene], [0], world.starts_of(shapes.START_POSITIONS[start]), np.arange(first))
+    for scene, row in zip(scenes, starts, strict=True)
+    for start in row
+  )
+  firsts = encode_states(encode_clip, states, starts.size, first)
   return {
-    "clips": clips.reshape(len(attributes), starts_per_scene, CHUNKS, *shape),
-    "first": first.reshape(len(attributes), len(starts), *shape),
+    "clips": clips.reshape(len(drawn), CHUNKS, *shape),
+    "tokens": np.stack([captions(tokenizer, clip.description) for clip in drawn]),
+    "sink_tokens": np.stack([captions(tokenizer, clip.sink)[0] for clip in drawn]),
+    "switch": np.array([clip.switch for clip in drawn], np.int32),
+    "late": np.array([clip.late for clip in drawn]),
+    "first": firsts.reshape(*starts.shape, *shape),
+    "first_start": starts.astype(np.int32),
+    "first_tokens": np.stack([captions(tokenizer, scene) for scene in scenes]),
+    "values": _of_both(scenes, lambda thing: (thing.size, thing.speed), (0, 0)),
+    "colors": _of_both(scenes, lambda thing: thing.color, 0),
+    "background": np.array([scene.background for scene in scenes], np.int32),
+    "ambiguous": np.array([is_ambiguous(scene) for scene in scenes]),
   }
 
 
-def make_dataset(latents: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> Dataset:
-  """The dataset of what `encode_dataset` encoded."""
-  attributes = np.asarray(shapes.scenes_in("train"), np.int32)
-  omissions = ((False, False), (True, False), (False, True), (True, True))
+def captions(tokenizer: Tokenizer, description: Description) -> np.ndarray:
+  """[16, X] int32 tokens of the captions of a description, with all `OMISSIONS`."""
+  ids = {}
+  for omit in OMISSIONS:
+    # What is left out of an object that is not there changes nothing.
+    given = (omit[:2], omit[2:])[: len(description.things)]
+    if given not in ids:
+      ids[given] = tokenizer(world.caption(world.without(description, given))).ids
+  rows = [ids[(omit[:2], omit[2:])[: len(description.things)]] for omit in OMISSIONS]
+  return np.stack(rows).astype(np.int32)
 
-  def ids(scene: np.ndarray) -> list[np.ndarray]:
-    words = shapes.Attributes(*map(int, scene))
-    return [tokenizer(shapes.caption(*words, *omit)).ids for omit in omissions]
 
-  tokens = np.stack([np.stack(ids(a)) for a in attributes])
-  return Dataset(*map(jnp.asarray, (attributes, latents["clips"], latents["first"], tokens)))
+def _of_both(scenes: Sequence[Description], read: Callable, missing) -> np.ndarray:
+  pairs = [[*map(read, scene.things), missing][: world.MOST_OBJECTS] for scene in scenes]
+  return np.array(pairs, np.int32)
+
+
+def is_ambiguous(description: Description) -> bool:
+  """Whether an object has a colour of which there are backgrounds, and the background one of which there are objects.
+
+  Which is which is said by the order of words alone: "a blue circle ... dark green".
+  """
+  backgrounds, colors = list(shapes.BACKGROUNDS), list(shapes.COLORS)
+  hued = any(color in backgrounds[description.background] for color in colors)
+  return hued and any(any(colors[t.color] in name for name in backgrounds) for t in description.things)
 
 
 def read_or_encode(
-  encode_clip: EncodeClip, model: ModelConfig, tokenizer: Tokenizer, starts_per_scene: int, seed: int, cache: epath.Path
+  encode_clip: EncodeClip, model: ModelConfig, tokenizer: Tokenizer, size: DatasetSize, cache: epath.Path
 ) -> Dataset:
-  """The dataset, of the latents in the file `cache`, which is made if it is missing; as of `encode_dataset`."""
+  """The dataset of the file `cache`, which is made if it is missing."""
   if not cache.exists():
-    latents = encode_dataset(encode_clip, model, starts_per_scene, seed)
+    fields = encode_dataset(encode_clip, model, tokenizer, size)
     partial = cache.with_name(f".{cache.name}.partial")
     with partial.open("wb") as file:
-      np.savez(file, allow_pickle=False, **latents)
+      np.savez(file, allow_pickle=False, **fields)
     partial.replace(cache)
   with cache.open("rb") as file:
-    return make_dataset(np.load(file), tokenizer)
+    return make_dataset(np.load(file))
+
+
+def make_dataset(fields: Mapping[str, np.ndarray]) -> Dataset:
+  """The dataset of what `encode_dataset` made."""
+  return Dataset(**{name: jnp.asarray(fields[name]) for name in Dataset._fields})

@@ -102,19 +102,20 @@ def loss_terms(
   text_memory = jax.vmap(backbone.text_memory)
 
   batch = batches.draw_clips(clip_key, data, model, config, sigmas)
-  inputs = batch.noisy, batch.clean, features[batch.step], jnp.asarray(schedule.context_features), batch.first_frame
-  seen = batch.visible, batch.valid, batch.moved
-  flow = clip_velocity(backbone, *inputs, text_memory(encode(batch.tokens)), *seen)
-  # The first chunks of whole clips are not coupled to their noise, so they would teach ghosts: leave them out.
-  later = jnp.square(flow - batch.target)[:, 1:].mean()
+  inputs = batch.noisy, batch.clean, features[batch.step], jnp.asarray(schedule.context_features)
+  prompts = text_memory(encode(batch.tokens.reshape(-1, batch.tokens.shape[-1])))
+  by_clip = jax.tree.map(lambda x: x.reshape(-1, batch.tokens.shape[1], *x.shape[1:]), prompts)
+  flow = clip_velocity(backbone, *inputs, by_clip, batch.seen)
+  later = jnp.square(flow - batch.target).mean()
 
   batch = batches.draw_first_chunks(first_key, data, config, sigmas)
   embeddings = encode(batch.tokens)
   flow = chunk_velocity(backbone, batch.noisy, features[batch.step], text_memory(embeddings))
   error = jnp.square(flow - batch.target).mean(axis=(2, 3, 4, 5))
-  by_step = {f"first_{s}": error.mean(where=batch.step == s) for s in range(len(sigmas))}
-  naming = caption_readers.naming_loss(readers, tokens_read, embeddings, batch.tokens, batch.attributes)
-  return {"later": later, "first": error.mean(), "naming": naming, **by_step}
+  by_step = {f"first_{s}": error.mean(where=batch.valid & (batch.step == s)) for s in range(len(sigmas))}
+  first = error.mean(where=batch.valid)
+  naming = caption_readers.naming_loss(readers, tokens_read, embeddings, batch.tokens, batch.colors, batch.background)
+  return {"later": later, "first": first, "naming": naming, **by_step}
 
 
 def make_optimizer(training: DiTTraining) -> optax.GradientTransformation:

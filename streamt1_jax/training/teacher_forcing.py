@@ -11,10 +11,12 @@ Batched by hand, unlike the rest of the package: everything but attention sees o
 batch folded into the frame axis. Under `vmap` the gradient of every weight would sum over two axes at once. XLA's CPU
 backend then transposes both operands, and training takes 1.8 times as long.
 
-G: prompts of a batch; R: chunks of one prompt.
+G: clips of a batch, or prompts; R: chunks of one of them.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,19 +29,32 @@ from streamt1_jax.nn import rotary
 from streamt1_jax.typing import HostArray
 
 
+class Seen(NamedTuple):
+  """What the chunks of clips see besides themselves, clean ones first, then noisy ones; a batch has a leading G.
+
+  Attributes:
+    chunks: clean chunks.
+    valid: which of them count.
+    distance: latent frames from the first of the chunk back to the first of what it sees.
+    prompt: under which of the clip's prompts the chunk is.
+  """
+
+  chunks: Int32[Array, "*G rows V"]
+  valid: Bool[Array, "*G rows V"]
+  distance: Int32[Array, "*G rows V"]
+  prompt: Int32[Array, "*G rows"]
+
+
 def clip_velocity(
   model: CausalWanDiT,
-  noisy: Float[Array, "G N F C H W"],
+  noisy: Float[Array, "G R F C H W"],
   clean: Float[Array, "G N F C H W"],
-  features: Float32[Array, "G N freq_dim"],
+  features: Float32[Array, "G R freq_dim"],
   context_features: Float32[HostArray, " freq_dim"],
-  first_frame: Int32[Array, "G N"],
   text: TextMemory,
-  visible: Int32[Array, "G N V"],
-  valid: Bool[Array, "G N V"],
-  moved: Int32[Array, "G N V"] | None = None,
-) -> Float[Array, "G N F C H W"]:
-  """Velocity of every chunk of G clips of N chunks, given the clean chunks before it.
+  seen: Seen,
+) -> Float[Array, "G R F C H W"]:
+  """Velocities of noisy chunks of G clips of N chunks, given the clean chunks that they see.
 
   Args:
     model: the DiT.
@@ -47,29 +62,23 @@ def clip_velocity(
     clean: clean chunks.
     features: sinusoids of each noisy chunk's timestep.
     context_features: sinusoids of the clean pass.
-    first_frame: absolute index of each chunk's first latent frame.
-    text: keys and values of the G prompts, [G, L, A, X, D] each.
-    visible: chunks that each chunk can see besides itself.
-    valid: which entries of `visible` count.
-    moved: latent frames by which the keys of a visible chunk move, as if it had been committed earlier
-      or later; nothing moves if None.
+    text: keys and values of the P prompts of every clip, [G, P, L, A, X, D] each.
+    seen: what the N + R chunks see.
   """
-  num_chunks = noisy.shape[1]
-  context_features = jnp.broadcast_to(context_features.reshape(1, 1, -1), features.shape)
+  groups, num_clean = clean.shape[:2]
+  context_features = jnp.broadcast_to(context_features, (groups, num_clean, context_features.shape[0]))
   both = lambda clean, noisy: jnp.concatenate([clean, noisy], axis=1)
-  turns = rotary.frame_turns(model.config.head_dim, model.config.max_frames)
-  # Distances from every chunk to those it sees, as the search's memory has them.
-  distance = first_frame[:, :, None] - jax.vmap(jnp.take)(first_frame, visible) - (0 if moved is None else moved)
-  seen = rotary.turns_of(turns, -distance)
-  attend = jax.vmap(_attend_clip)
+  turns = rotary.turns_of(rotary.frame_turns(model.config.head_dim, model.config.max_frames), -seen.distance)
+  attend_clip = jax.vmap(functools.partial(_attend_clip, num_clean=num_clean))
   flow = _velocity(
     model,
     both(clean, noisy),
     both(context_features, features),
     text,
-    lambda q, k, v: attend(q, k, v, visible, valid, seen),
+    lambda q, k, v: attend_clip(q, k, v, seen, turns),
+    lambda q, text: jax.vmap(_attend_prompts)(q, text, seen.prompt),
   )
-  return flow[:, num_chunks:]
+  return flow[:, num_clean:]
 
 
 def chunk_velocity(
@@ -84,15 +93,19 @@ def chunk_velocity(
     text: keys and values of the G prompts, [G, L, A, X, D] each.
   """
   alone = lambda q, k, v: attention.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1))
-  return _velocity(model, noisy, features, text, jax.vmap(jax.vmap(alone)))
+  of_prompt = lambda q, text: attention.attend(q.reshape(-1, *q.shape[2:]), text.k, text.v).reshape(q.shape)
+  return _velocity(model, noisy, features, text, jax.vmap(jax.vmap(alone)), jax.vmap(of_prompt))
 
 
-def _attend_clip(q, k, v, visible, valid, turns: rotary.FrameTurns) -> jax.Array:
-  """Attention of a clip's 2 N chunks [2 N, T, A, D], clean ones first: each to itself and to clean ones it sees."""
-  num_chunks = visible.shape[0]
+def _attend_prompts(q: jax.Array, text: TextMemory, prompt: jax.Array) -> jax.Array:
+  """Cross-attention of a clip's chunks [R, T, A, D], each to its own one of P prompts, [P, A, X, D] each."""
+  return jax.vmap(attention.attend)(q, text.k[prompt], text.v[prompt])
+
+
+def _attend_clip(q, k, v, seen: Seen, turns: rotary.FrameTurns, *, num_clean: int) -> jax.Array:
+  """Attention of a clip's chunks [R, T, A, D], clean ones first: each to itself and to clean ones it sees."""
   attend = jax.vmap(_attend_chunk, in_axes=(0, 0, 0, None, None, 0, 0, 0))
-  visible, valid, turns = jax.tree.map(lambda x: jnp.concatenate([x, x]), (visible, valid, turns))
-  return attend(q, k, v, k[:num_chunks], v[:num_chunks], visible, valid, turns)
+  return attend(q, k, v, k[:num_clean], v[:num_clean], seen.chunks, seen.valid, turns)
 
 
 def _attend_chunk(q, k, v, clean_k, clean_v, visible, valid, turns: rotary.FrameTurns):
@@ -117,15 +130,18 @@ def _velocity(
   features: jax.Array,
   text: TextMemory,
   attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  cross_attend: Callable[[jax.Array, TextMemory], jax.Array],
 ) -> jax.Array:
-  """Velocities of chunks, [G, R, F, C, H, W] both; `attend` takes and gives [G, R, T, A, D]."""
+  """Velocities of chunks, [G, R, F, C, H, W] both.
+
+  `attend` and `cross_attend` take and give [G, R, T, A, D]; the latter takes a block's text memory, too.
+  """
   groups, count, frames = chunks.shape[:3]
   x = model.patchify(chunks.reshape(-1, *chunks.shape[3:]))
   embedding, projected = model.embed_time(features.reshape(groups * count, -1))
   embedding, projected = jnp.repeat(embedding, frames, axis=0), jnp.repeat(projected, frames, axis=0)
   cos, sin = (jnp.tile(angles, (groups * count, 1, 1)) for angles in model.rotation(frames))
   by_chunk = lambda x: x.reshape(groups, count, -1, *x.shape[2:])
-  by_prompt = lambda x: x.reshape(groups, -1, *x.shape[2:])
   graphdef, blocks = nnx.split(model.blocks)
 
   # What is cheap to compute again is not kept: stacking it for the backward pass costs more.
@@ -136,8 +152,10 @@ def _velocity(
     rows = block.modulation_rows(projected)
     q, k, v = block.qkv(x, rows, cos, sin)
     attended = attend(by_chunk(q), by_chunk(k), by_chunk(v)).reshape(q.shape)
-    cross = lambda q: jax.vmap(attention.attend)(by_prompt(q), text.k, text.v).reshape(q.shape)
+    cross = lambda q: cross_attend(by_chunk(q), text).reshape(q.shape)
     return block.with_cross_attention(x, attended, rows, cross), None
 
-  x, _ = jax.lax.scan(step, x, (blocks, jax.tree.map(lambda t: t.swapaxes(0, 1), text)))
+  # Blocks, [L, ...], are behind the axes of clips and prompts.
+  by_block = lambda t: jnp.moveaxis(t, -4, 0)
+  x, _ = jax.lax.scan(step, x, (blocks, jax.tree.map(by_block, text)))
   return model.unpatchify(x, embedding).reshape(chunks.shape).astype(jnp.float32)

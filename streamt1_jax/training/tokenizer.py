@@ -23,11 +23,13 @@ from streamt1_jax.text.tokenizer import END_ID, PAD_ID
 _LETTERS = string.ascii_lowercase + string.digits
 _PUNCTUATION = ".,;:!?\"'()-_/"
 _UNKNOWN_ID = 2
+_LATER_WORDS = ("and",)
+"""Words of captions of two objects alone. They are added in the end, so that all other pieces keep their numbers."""
 _SPACE = "▁"  # how sentencepiece writes a space inside a piece
 
 
 def captions() -> list[str]:
-  """Every caption of the world, with and without its size and speed words, each once."""
+  """Every caption of one object, with and without its size and speed words, each once."""
   omissions = itertools.product((False, True), repeat=2)
   texts = (shapes.caption(*scene, *omit) for omit in omissions for scene in shapes.all_scenes())
   return list(dict.fromkeys(texts))
@@ -73,12 +75,16 @@ def train(texts: list[str]) -> bytes:
       num_threads=1,
       minloglevel=2,
     )
-  return _without_paths(model.getvalue())
+  return _finished(model.getvalue())
 
 
-def _without_paths(model: bytes) -> bytes:
-  """Drops the names of temporary files that the trainer records, so that equal training gives equal bytes."""
+def _finished(model: bytes) -> bytes:
+  """Adds later words, and drops the names of temporary files: equal training gives equal bytes."""
   proto = cast(Any, sentencepiece_model_pb2).ModelProto.FromString(model)
+  rarest = min(piece.score for piece in proto.pieces if len(piece.piece) > 2 and piece.piece.startswith(_SPACE))
+  for word in _LATER_WORDS:
+    proto.pieces.add(piece=_SPACE + word, score=rarest)
+    proto.trainer_spec.vocab_size += 1
   proto.trainer_spec.ClearField("seed_sentencepieces_file")
   proto.normalizer_spec.ClearField("normalization_rule_tsv")
   return proto.SerializeToString(deterministic=True)

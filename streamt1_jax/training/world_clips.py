@@ -1,9 +1,18 @@
-"""Clips of one or two objects, to which things happen, as a training draws them: states of frames, on the host."""
+"""Clips of one or two objects, to which things happen, as a training draws them: states of frames, on the host.
+
+What a chunk sees of its past decides which clips the training of the DiT needs:
+
+  plain   one caption all the time; some begin with a still picture, as a video that goes on from a picture
+  early   the caption changes before anything has left the window
+  late    the first chunk, the sink, is from long ago, when the caption was another; it changes again, or not
+"""
+
+import dataclasses
 
 import numpy as np
 
 from streamt1_jax.data import shapes, world
-from streamt1_jax.data.world import FrameStates
+from streamt1_jax.data.world import Description, FrameStates
 
 TWO_OBJECTS = 0.75
 """How often a short clip has two objects."""
@@ -11,6 +20,46 @@ EVENTS = 0.3
 """How often something happens in a short clip."""
 LATENT_FRAME = 4
 """Frames of a latent frame; what happens, happens between two of them."""
+WINDOW = 3
+"""Past chunks that are in the memory between two chunks, besides the sink."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipShares:
+  """Which clips are drawn.
+
+  Attributes:
+    two_objects: how often a clip has two objects.
+    early: how often its caption changes early.
+    late: how often its sink is of another caption.
+    still: how often a plain clip begins with a still picture.
+    anywhere: how often objects start anywhere and not on the coarse grid.
+  """
+
+  two_objects: float
+  early: float
+  late: float
+  still: float
+  anywhere: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingClip:
+  """A clip of which the last caption is learned.
+
+  Attributes:
+    states: of all frames.
+    description: of the last caption.
+    sink: what the first chunk's caption says.
+    switch: chunk with which the last caption begins; 0 if it did not change while a training could see it.
+    late: whether the first chunk is from long ago.
+  """
+
+  states: FrameStates
+  description: Description
+  sink: Description
+  switch: int
+  late: bool
 
 
 def short_clips(rng: np.random.Generator, count: int, frames: int, split: str) -> FrameStates:
@@ -19,14 +68,49 @@ def short_clips(rng: np.random.Generator, count: int, frames: int, split: str) -
 
 
 def _short_clip(rng: np.random.Generator, frames: int, split: str) -> FrameStates:
-  descriptions = [world.draw_description(rng, split, 1 + int(rng.random() < TWO_OBJECTS))]
+  descriptions = [_drawn(rng, split, TWO_OBJECTS)]
   begins = [0]
   last_event = (frames - 1) // LATENT_FRAME
   if last_event > 0 and rng.random() < EVENTS:
     descriptions.append(world.draw_event(rng, descriptions[0], split))
     begins.append(1 + LATENT_FRAME * int(rng.integers(last_event)))
-  starts = rng.integers(shapes.FRAME_SIZE, size=(2, 2)).astype(np.int32)
-  return world.play(descriptions, begins, starts, np.arange(frames))
+  return world.play(descriptions, begins, _anywhere(rng), np.arange(frames))
+
+
+def training_clip(
+  rng: np.random.Generator, shares: ClipShares, chunks: int, first: int, later: int, split: str
+) -> TrainingClip:
+  """A clip of `chunks` chunks, of `first` frames and then of `later` frames each."""
+  begin = lambda chunk: 0 if chunk == 0 else first + (chunk - 1) * later
+  description = _drawn(rng, split, shares.two_objects)
+  descriptions, begins, switch = [description], [0], 0
+  kind = rng.random()
+  late, early = kind < shares.late, shares.late <= kind < shares.late + shares.early
+  if late:
+    # As in a video with several captions: one thing has happened since the first chunk, or two.
+    for _ in range(int(rng.integers(1, 3))):
+      description = world.draw_event(rng, description, split)
+    descriptions, begins = [*descriptions, description], [0, begin(1)]
+    switch = int(rng.choice((0, 1 + WINDOW)))
+  elif early:
+    switch = int(rng.integers(1, 2 + WINDOW))
+  if switch:
+    description = world.draw_event(rng, description, split)
+    descriptions, begins = [*descriptions, description], [*begins, begin(switch)]
+  times = np.arange(begin(chunks))
+  if not (early or late) and rng.random() < shares.still:
+    times = np.maximum(times - (first - 1), 0)
+  grid = world.starts_of(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
+  starts = _anywhere(rng) if rng.random() < shares.anywhere else grid
+  return TrainingClip(world.play(descriptions, begins, starts, times), description, descriptions[0], switch, late)
+
+
+def _drawn(rng: np.random.Generator, split: str, two_objects: float) -> Description:
+  return world.draw_description(rng, split, 1 + int(rng.random() < two_objects))
+
+
+def _anywhere(rng: np.random.Generator) -> np.ndarray:
+  return rng.integers(shapes.FRAME_SIZE, size=(2, 2)).astype(np.int32)
 
 
 def joined(clips: list[FrameStates]) -> FrameStates:
