@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from streamt1_jax.config import preset
-from streamt1_jax.data import shapes
 from streamt1_jax.training import batches, noise_coupling
 from streamt1_jax.training.batches import BatchConfig
 from streamt1_jax.training.dataset import Dataset
 
 MODEL = preset("tiny")
 SIGMAS = jnp.array([1.0, 0.9375, 0.8333, 0.625])
-SCENES = 5
+SCENES, STARTS = 5, 4
 CONFIG = BatchConfig(
   clips=6,
   first_scenes=8,
@@ -29,17 +28,34 @@ CONFIG = BatchConfig(
 )
 
 
+CLIPS = 40
+LATE, SWITCH = np.arange(CLIPS) % 2 == 1, np.tile([0, 0, 1, 4, 2, 0, 3, 4, 4, 4], 4).astype(np.int32)
+"""Of every clip: whether its first chunk is from long ago, and with which chunk the caption changes."""
+
+
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-  """Latents that name their origin: clip s, start i, chunk c is filled with 1000 s + 10 i + c."""
+  """Latents that name their origin: clip s, chunk c is filled with 10 s + c, first chunks of scene s with 10 s + i."""
   ones = np.ones(MODEL.latent_shape, np.float32)
   index = lambda *counts: np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), axis=-1)
-  clips = index(SCENES, 3, batches.CHUNKS) @ np.array([1000.0, 10.0, 1.0])
-  first = index(SCENES, 16) @ np.array([1000.0, 10.0])
   fill = lambda values: jnp.asarray(values.astype(np.float32)[..., None, None, None, None] * ones)
-  tokens = 1 + np.arange(SCENES * 4 * 3).reshape(SCENES, 4, 3)
-  attributes = np.asarray(shapes.scenes_in("train"), np.int32)[:SCENES]
-  return Dataset(jnp.asarray(attributes), fill(clips), fill(first), jnp.asarray(tokens))
+  tokens = lambda scenes: jnp.asarray(1 + np.arange(scenes * 16 * 3).reshape(scenes, 16, 3), jnp.int32)
+  rng = np.random.default_rng(0)
+  of_both = lambda below: jnp.asarray(rng.integers(below, size=(SCENES, 2)), jnp.int32)
+  return Dataset(
+    clips=fill(index(CLIPS, batches.CHUNKS) @ np.array([10.0, 1.0])),
+    tokens=tokens(CLIPS),
+    sink_tokens=-tokens(CLIPS)[:, 0],
+    switch=jnp.asarray(np.where(LATE & (SWITCH > 0), 4, SWITCH)),
+    late=jnp.asarray(LATE),
+    first=fill(index(SCENES, STARTS) @ np.array([10.0, 1.0])),
+    first_start=jnp.asarray(np.stack([rng.permutation(16)[:STARTS] for _ in range(SCENES)]), jnp.int32),
+    first_tokens=tokens(SCENES),
+    values=jnp.stack([of_both(2), of_both(2)], axis=2),
+    colors=of_both(6),
+    background=of_both(4)[:, 0],
+    ambiguous=jnp.asarray([True] + [False] * (SCENES - 1)),
+  )
 
 
 @pytest.fixture(scope="module")
@@ -53,45 +69,64 @@ class TestFirstChunks:
     """What Euler's step down to sigma = 0 along the target arrives at."""
     return first_chunks.noisy - np.asarray(SIGMAS)[first_chunks.step][..., None, None, None, None] * first_chunks.target
 
+  def named(self, first_chunks):
+    """Scene and start of every target."""
+    return np.divmod(np.rint(self.clean(first_chunks)[..., 0, 0, 0, 0]).astype(int), 10)
+
   def test_the_target_leads_to_a_clip_of_the_captioned_scene(self, first_chunks):
     clean = self.clean(first_chunks)
     spread = clean.max(axis=(2, 3, 4, 5)) - clean.min(axis=(2, 3, 4, 5))
     np.testing.assert_allclose(spread, 0.0, atol=0.01)
-    captioned = (first_chunks.tokens[:, 0] - 1) // 12
-    np.testing.assert_array_equal(np.rint(clean[..., 0, 0, 0, 0]) // 1000, np.repeat(captioned[:, None], 16, axis=1))
+    captioned = (first_chunks.tokens[:, 0] - 1) // 48
+    np.testing.assert_array_equal(self.named(first_chunks)[0], np.repeat(captioned[:, None], 16, axis=1))
 
-  def test_the_input_of_coupled_steps_chooses_the_start(self, first_chunks):
-    start = np.rint(self.clean(first_chunks)[..., 0, 0, 0, 0]) % 1000 // 10
+  def test_the_input_of_coupled_steps_chooses_the_start(self, first_chunks, data):
+    scene, start = self.named(first_chunks)
     chosen = np.asarray(jax.vmap(jax.vmap(noise_coupling.start_index))(jnp.asarray(first_chunks.noisy)))
     coupled = first_chunks.step < batches.COUPLED_STEPS
     assert coupled.any()
     assert not coupled.all()
-    np.testing.assert_array_equal(start[coupled], chosen[coupled])
-    assert len(np.unique(start[coupled])) > 8
+    assert first_chunks.valid[~coupled].all()
+    # The latents of this data outweigh the noise at sigma = .9375, those of the world do not.
+    assert first_chunks.valid[first_chunks.step == 0].all()
+    right = chosen == np.asarray(data.first_start)[scene, start]
+    assert right[coupled & first_chunks.valid].all()
+    assert right[~coupled].mean() < 0.5
+    assert len(np.unique(start[coupled])) == STARTS
 
   def test_what_a_caption_omits_is_said_by_the_input(self, first_chunks, data):
-    scene, caption = np.divmod((first_chunks.tokens[:, 0] - 1) // 3, 4)
-    attributes = shapes.Attributes(*np.asarray(data.attributes)[scene].T)
-    # Where nothing is coupled the input says nothing; at sigma = 1 it is the noise alone.
-    # The sign of the sum of a latent frame: the second says the size, the third the speed.
-    for omits, frame, truth in ((caption % 2 == 1, 1, attributes.size), (caption // 2 == 1, 2, attributes.speed)):
-      said = (first_chunks.noisy[:, :, frame].sum(axis=(2, 3, 4)) > 0).astype(int)
+    scene, caption = np.divmod((first_chunks.tokens[:, 0] - 1) // 3, 16)
+    # Where nothing is coupled the input says nothing; at sigma = 1 it is the noise alone. The sign of the sum of a
+    # latent frame: the second says sizes, the third speeds; half of the channels are about the first object.
+    for position, (thing, field) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+      omits = caption // 2 ** (3 - position) % 2 == 1
+      channels = np.arange(16).reshape(2, 8)[thing]
+      said = (first_chunks.noisy[:, :, 1 + field, channels].sum(axis=(2, 3, 4)) > 0).astype(int)
       where = (first_chunks.step == 0) & omits[:, None]
       assert where.any()
+      truth = np.asarray(data.values)[scene, thing, field]
       np.testing.assert_array_equal(said[where], np.broadcast_to(truth[:, None], said.shape)[where])
 
   def test_ambiguous_scenes_come_as_often_as_asked(self, data):
-    scenes = shapes.scenes_in("train")
-    repeat = lambda x: jnp.repeat(x[:1], len(scenes), axis=0)
-    tokens = jnp.arange(len(scenes) * 4 * 3).reshape(len(scenes), 4, 3)
-    data = Dataset(jnp.asarray(scenes, jnp.int32), data.clips, repeat(data.first), tokens)
-    config = dataclasses.replace(CONFIG, first_scenes=4000, first_copies=1, ambiguous_weight=3.0)
-    scene = np.asarray(batches.draw_first_chunks(jax.random.key(7), data, config, SIGMAS).tokens)[:, 0] // 12
-    captions = [shapes.caption(*attributes).split() for attributes in scenes]
-    two = np.array([caption.count("blue") + caption.count("green") == 2 for caption in captions])
-    assert 100 < two.sum() < 300
-    expected = 3 * two.sum() / (3 * two.sum() + (~two).sum())
-    assert abs(two[scene].mean() - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+    config = dataclasses.replace(CONFIG, first_scenes=2000, first_copies=1, ambiguous_weight=3.0)
+    data = data._replace(first=data.first[..., :1, :4, :4])
+    data = data._replace(first=jnp.broadcast_to(data.first, (*data.first.shape[:3], 2, 4, 4)))
+    tokens = batches.draw_first_chunks(jax.random.key(7), data, config, SIGMAS).tokens
+    share = np.mean((np.asarray(tokens)[:, 0] - 1) // 48 == 0)
+    expected = 3 / (3 + SCENES - 1)
+    assert abs(share - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5
+
+
+def test_rolled_noise_is_the_same_noise():
+  """A roll moves whole cells of the first frame, so that no number is new, and the start is the one asked for."""
+  noise = jax.random.normal(jax.random.key(0), MODEL.latent_shape)
+  before = jnp.zeros_like(noise)
+  for start in (0, 5, 15):
+    rolled, found = noise_coupling.rolled(noise, before, jnp.float32(1.0), jnp.int32(start))
+    assert found
+    assert noise_coupling.start_index(rolled) == start
+    np.testing.assert_array_equal(rolled[1:], noise[1:])
+    np.testing.assert_array_equal(np.sort(rolled[0], axis=None), np.sort(noise[0], axis=None))
 
 
 @pytest.fixture(scope="module")
@@ -100,60 +135,99 @@ def clips(data):
   return jax.tree.map(np.asarray, draw(jax.random.key(4)))
 
 
+def seen(number=300, **changes):
+  """What chunks see in many clips of all kinds, with their first latent frames."""
+  config = dataclasses.replace(CONFIG, **changes)
+  keys = jax.random.split(jax.random.key(5), number)
+  switch, late = (jnp.resize(jnp.asarray(x), number) for x in (np.where(LATE & (SWITCH > 0), 4, SWITCH), LATE))
+  place = jax.vmap(batches.draw_places)(keys, switch, late)
+  found = jax.vmap(lambda *rest: batches.draw_seen(*rest, MODEL, config))(keys, switch, late, place)
+  return [jax.tree.map(np.asarray, x) for x in (switch, late, place, found)]
+
+
 class TestClips:
-  def test_input_and_target_belong_to_one_clip_in_its_order(self, clips):
+  def test_input_and_target_belong_to_one_clip(self, clips, data):
     sigma = np.asarray(SIGMAS)[clips.step][..., None, None, None, None]
     clean = clips.noisy - sigma * clips.target
-    named = np.rint(clean[..., 0, 0, 0, 0])
+    named = np.rint(clean[..., 0, 0, 0, 0]).astype(int)
     np.testing.assert_allclose(clean, np.broadcast_to(named[..., None, None, None, None], clean.shape), atol=0.01)
-    np.testing.assert_array_equal(named % 10, np.tile(np.arange(7), (CONFIG.clips, 1)))
-    np.testing.assert_array_equal(named // 1000, np.repeat((clips.tokens[:, :1] - 1) // 12, 7, axis=1))
+    np.testing.assert_array_equal(named % 10, clips.place)
+    np.testing.assert_array_equal(named // 10, np.repeat((clips.tokens[:, 0, :1] - 1) // 48, batches.ROWS, axis=1))
+    np.testing.assert_array_equal(-clips.tokens[:, 1, 0] - 1, (clips.tokens[:, 0, 0] - 1) // 48 * 48)
 
   def test_context_is_the_clip_with_at_most_the_configured_noise(self, clips):
-    sigma = np.asarray(SIGMAS)[clips.step][..., None, None, None, None]
-    noise = clips.clean - (clips.noisy - sigma * clips.target)
+    scene = (clips.tokens[:, 0, 0] - 1) // 48
+    expected = 10.0 * scene[:, None] + np.arange(batches.CHUNKS)
+    noise = clips.clean - expected[..., None, None, None, None]
     level = noise.std(axis=(1, 2, 3, 4, 5))
     assert level.min() > 0.0
     assert level.max() < 1.1 * CONFIG.context_noise
 
-  def test_positions_fit_the_longest_video(self):
-    keys = jax.random.split(jax.random.key(5), 500)
-    frames = np.asarray(jax.vmap(lambda key: batches.draw_first_frames(key, MODEL))(keys))
-    steps = np.diff(frames, axis=1)
-    assert (frames[:, 0] == 0).all()
-    assert (steps[:, 1:] == MODEL.chunk_frames).all()
-    assert frames.max() == batches.LONGEST_VIDEO - MODEL.chunk_frames
-    assert set(np.unique(frames) % MODEL.chunk_frames) == {0}
+  def test_what_comes_before_a_change_is_not_learned(self):
+    switch, late, place, _ = seen()
+    first = np.where(switch > 0, switch, np.where(late, 3, 1))
+    assert (place.min(axis=1) == first).all()
+    assert (place.max(axis=1) == batches.CHUNKS - 1).all()
+    # All chunks that are learned come equally often, or one time more.
+    for row in place:
+      counts = np.bincount(row)[row.min() :]
+      assert counts.max() - counts.min() <= 1
 
   def test_a_chunk_sees_sink_window_and_older_chunks_once_each(self):
-    keys = jax.random.split(jax.random.key(6), 200)
-    visible, valid = map(np.asarray, jax.vmap(lambda k: batches.draw_visible(k, 0.5))(keys))
+    switch, _, place, found = seen(extra_context_probability=0.5)
     seen_older = set()
-    for clip in range(len(keys)):
-      for chunk in range(batches.CHUNKS):
-        seen = list(visible[clip, chunk][valid[clip, chunk]])
-        required = sorted({0, chunk - 2, chunk - 1} & set(range(chunk)))
-        assert len(seen) == len(set(seen))
-        assert max(seen, default=-1) < chunk
-        assert set(required) <= set(seen)
-        seen_older |= {(chunk, int(older)) for older in set(seen) - set(required)}
+    for clip in range(len(switch)):
+      own = np.concatenate([np.arange(batches.CHUNKS), place[clip]])
+      for row, chunk in enumerate(own):
+        if row < batches.CHUNKS and chunk < switch[clip]:
+          continue
+        visible = found.chunks[clip, row][found.valid[clip, row]].tolist()
+        required = {0, chunk - 2, chunk - 1} & set(range(chunk))
+        assert len(visible) == len(set(visible))
+        assert max(visible, default=-1) < chunk
+        assert required <= set(visible)
+        seen_older |= {(int(chunk), older) for older in set(visible) - required}
     assert seen_older == {(chunk, older) for chunk in range(7) for older in range(1, chunk - 2)}
 
+  def test_what_came_before_a_change_is_computed_together(self):
+    switch, late, _, found = seen()
+    for clip in np.flatnonzero(switch):
+      together = set(range(switch[clip])) - ({0} if late[clip] else set())
+      for chunk in together:
+        visible = set(found.chunks[clip, chunk][found.valid[clip, chunk]].tolist())
+        # The sink is from long ago or one of them: it is seen in either case.
+        assert visible == set(range(switch[clip])) - {chunk}
+      assert not (late[clip] and found.valid[clip, 0].any())
+    np.testing.assert_array_equal(found.prompt[:, 0], late)
+    assert (found.prompt[:, 1:] == 0).all()
+
+  def test_distances(self):
+    switch, late, place, found = seen()
+    own = np.concatenate([np.tile(np.arange(7), (len(place), 1)), place], axis=1)
+    apart = MODEL.chunk_frames * (own[:, :, None] - found.chunks)
+    extra = found.distance - apart
+    to_sink = (found.chunks == 0) & (own[:, :, None] > 0)
+    assert (extra[~to_sink & found.valid] == 0).all()
+    far = np.array([extra[clip][to_sink[clip] & found.valid[clip]].max(initial=0) for clip in range(len(place))])
+    assert (far[(switch > 0) & ~late] == 0).all()
+    assert 0.3 < (far[(switch == 0) & ~late] == 0).mean() < 0.7
+    assert far.max() > batches.LONGEST_VIDEO
+    assert found.distance.max() < batches.LONGEST_DISTANCE
+    # A delay of a whole number of periods, 48 latent frames, is the true continuation.
+    assert np.mean(far[(switch == 0) & ~late] % 48 == 0) > 0.5
+
   def test_added_sinks_lie_between_the_first_sink_and_the_window(self):
-    frames, source, moved, valid = self.added_sinks(0.5)
-    place = (frames[np.arange(len(frames))[:, None, None], source] + moved) // MODEL.chunk_frames
-    assert (moved % MODEL.chunk_frames == 0).all()
-    window = frames // MODEL.chunk_frames - batches.WINDOW
+    chunk, place, valid, _ = self.added_sinks(0.5)
+    window = chunk - batches.WINDOW
     assert ((place > 0) & (place < window[..., None]))[valid].all()
     for seen, counts in zip(place.reshape(-1, 4), valid.reshape(-1, 4), strict=True):
       assert len(set(seen[counts])) == counts.sum()
-    # The last of 40 chunks sees two in its window, so sinks lie at places up to 36; the very last are rare.
-    assert set(range(1, 34)) <= set(place[valid]) <= set(range(1, 37))
+    assert set(range(1, 30)) <= set(place[valid]) <= set(range(1, 40))
     assert not valid[:, : batches.WINDOW + 1].any()
 
   def test_added_sinks_come_as_often_as_asked(self):
-    frames, _, _, valid = self.added_sinks(0.3)
-    full = frames // MODEL.chunk_frames - batches.WINDOW - 1 >= batches.ADDED_SINKS
+    chunk, _, valid, _ = self.added_sinks(0.3)
+    full = chunk - batches.WINDOW - 1 >= batches.ADDED_SINKS
     full[:, : batches.WINDOW + 1] = False
     numbers = valid.sum(axis=2)[full]
     expected = np.array([0.7, *[0.3 / 4] * 4])
@@ -161,30 +235,29 @@ class TestClips:
     np.testing.assert_array_less(np.abs(np.bincount(numbers, minlength=5) / len(numbers) - expected), 4 * error)
 
   def test_added_sinks_are_true_where_an_earlier_chunk_is(self):
-    frames, source, moved, valid = self.added_sinks(1.0)
+    chunk, place, valid, source = self.added_sinks(1.0)
     viewer = np.arange(batches.CHUNKS)[None, :, None]
-    # In latent frames: how far behind the viewer the sink is placed, and how far its chunk is in the clip.
-    back = frames[..., None] - (frames[np.arange(len(frames))[:, None, None], source] + moved)
-    in_clip = (viewer - source) * MODEL.chunk_frames
-    true = (back - in_clip) % 16 == 0
-    # Distances in the clip are 3, 6, 9, 12 and 15 latent frames at most; chunks repeat after 48.
-    has = np.isin(back % 48, 3 * np.arange(1, 6)) & (back % 48 < 3 * viewer)
-    assert true[valid & has].all()
+    back, in_clip = chunk[..., None] - place, viewer - source
+    # Chunks repeat after 16; those of the clip are 1 to 5 before the viewer.
+    has = np.isin(back % 16, np.arange(1, 6)) & (back % 16 < viewer)
+    assert ((back - in_clip) % 16 == 0)[valid & has].all()
     assert 0.1 < has[valid].mean() < 0.6
     assert ((source > 0) & (source < viewer))[valid].all()
-    assert set(source[valid]) == set(range(1, batches.CHUNKS - 1))
 
-  def test_added_sinks_change_nothing_else(self, data):
-    key = jax.random.key(9)
-    some = dataclasses.replace(CONFIG, added_sinks_probability=0.9)
-    without, added = (batches.draw_clips(key, data, MODEL, config, SIGMAS) for config in (CONFIG, some))
-    assert without.moved is None
-    np.testing.assert_array_equal(added.moved[..., :4], 0)
-    first = added._replace(visible=added.visible[..., :4], valid=added.valid[..., :4], moved=None)
+  def test_added_sinks_change_nothing_else(self):
+    (*_, without), (*_, added) = seen(30), seen(30, added_sinks_probability=0.9)
+    assert added.valid[..., 4:].any()
+    first = added._replace(**{name: getattr(added, name)[..., :4] for name in ("chunks", "valid", "distance")})
     jax.tree.map(np.testing.assert_array_equal, without, first)
 
   def added_sinks(self, probability):
+    """By chunks: where the viewer is, where the sinks are, whether they count, and which chunks stand for them."""
     frame_keys, sink_keys = jax.random.split(jax.random.key(8), (2, 1500))
-    frames = jax.vmap(lambda key: batches.draw_first_frames(key, MODEL))(frame_keys)
+    no = jnp.int32(0), jnp.bool(False)
+    frames = jax.vmap(lambda key: batches.draw_first_frames(key, *no, MODEL))(frame_keys)
     draw = lambda key, frames: batches.draw_added_sinks(key, frames, MODEL, probability)
-    return map(np.asarray, (frames, *jax.vmap(draw)(sink_keys, frames)))
+    frames, source, moved, valid = map(np.asarray, (frames, *jax.vmap(draw)(sink_keys, frames)))
+    keep = frames.max(axis=1) < batches.LONGEST_VIDEO
+    frames, source, moved, valid = frames[keep], source[keep], moved[keep], valid[keep]
+    place = (frames[np.arange(len(frames))[:, None, None], source] + moved) // MODEL.chunk_frames
+    return frames // MODEL.chunk_frames, place, valid, source

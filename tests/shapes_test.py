@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.data import shapes, shapes_dataset, verify
+from streamt1_jax.data import shapes, shapes_dataset, verify, world
 from streamt1_jax.text import prompts
 
 # "a small red circle moves quickly left over a dark blue background"
@@ -182,13 +182,19 @@ def stored(tmp_path_factory):
 def test_stored_clips_show_their_captions(stored):
   _, splits = stored
   assert {split: len(source) for split, source in splits.items()} == {"train": 6, "tune": 2, "test": 2}
+  captions_of_clips = set()
   for split, source in splits.items():
     for example in source:
-      chex.assert_shape(example["video"], (9, 64, 64, 3))
-      attributes = shapes.Attributes(**{field: int(index) for field, index in example["attributes"].items()})
-      assert shapes.split_of(attributes) == split
-      assert shapes.parse_caption(example["caption"].decode()) == attributes
-      assert verify.verify(example["video"], attributes)["all_at_once"]
+      chex.assert_shape(example["video"], (21, 64, 64, 3))
+      begins = example["timeline"]["begin"].tolist()
+      descriptions = [world.parse(text.decode()) for text in example["timeline"]["caption"]]
+      # A second caption begins with the second chunk, after 9 frames.
+      assert begins == [0, 9][: len(descriptions)]
+      captions_of_clips.add(len(descriptions))
+      assert {world.split_of(description) for description in descriptions} == {split}
+      for begin, end, description in zip(begins, [*begins[1:], 21], descriptions, strict=True):
+        assert verify.verify(example["video"][begin:end], description)["all_at_once"]
+  assert captions_of_clips == {1, 2}
 
 
 def test_storing_needs_no_tensorflow(stored):
@@ -205,9 +211,9 @@ def test_stored_clips_are_deterministic(stored, tmp_path):
 
 def test_stored_clips_are_found_by_their_directory_alone(stored):
   data_dir, splits = stored
-  builder = tfds.builder_from_directory(data_dir / "shapes_videos" / "sample" / "1.0.0")
+  builder = tfds.builder_from_directory(data_dir / "shapes_videos" / "sample" / "2.0.0")
   chex.assert_trees_all_equal(builder.as_data_source("tune")[0], splits["tune"][0])
-  assert builder.info.features["attributes"]["shape"].names == list(shapes.SHAPES)
+  assert set(builder.info.features) == {"video", "timeline", "starts"}
 
 
 def test_prompts_skip_blank_lines(tmp_path):

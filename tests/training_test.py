@@ -108,7 +108,7 @@ def test_tokenizer(tmp_path, capsys):
   """The shipped model, byte for byte."""
   assert tokenizer.main([f"--output={tmp_path / 'deep/tokenizer.model'}"]) == 0
   assert (tmp_path / "deep/tokenizer.model").read_bytes() == (shipped.checkpoint() / "tokenizer.model").read_bytes()
-  assert "64 pieces, longest caption 13" in capsys.readouterr().out
+  assert "65 pieces, longest caption 13" in capsys.readouterr().out
   assert len(tokenizer_training.captions()) == 1152 + 2 * 576 + 288
 
 
