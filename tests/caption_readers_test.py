@@ -28,14 +28,10 @@ SENTENCES = (
 
 @pytest.mark.parametrize(
   ("sentence", "words"),
-  zip(
-    SENTENCES,
-    (
-      {"color": ["circle"], "mover": ["left"], "background": ["background"]},
-      {"color": ["triangle", "square"], "mover": ["down", "up"], "background": ["background"]},
-    ),
-    strict=True,
-  ),
+  [
+    (SENTENCES[0], {"color": ["circle"], "mover": ["left"], "background": ["background"]}),
+    (SENTENCES[1], {"color": ["triangle", "square"], "mover": ["down", "up"], "background": ["background"]}),
+  ],
 )
 def test_each_reader_reads_a_word_of_each_object(tokenizer, sentence, words):
   read = caption_readers.tokens_read(tokenizer)

@@ -98,8 +98,7 @@ def test_what_a_chunk_sees_matters():
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
   plain, with_sink = (
-    np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, _table(visible)))
-    for visible in (PLAIN, WITH_SINK)
+    np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, _table(visible))) for visible in (PLAIN, WITH_SINK)
   )
   difference = np.abs(plain - with_sink).max(axis=(1, 2, 3, 4))
   assert (difference[:4] < 2e-5).all()
@@ -143,9 +142,7 @@ def test_equals_streaming_after_a_change_of_prompt():
   streamed = []
   for index in range(NUM_CHUNKS):
     if index == switch:
-      memory = generator.recache(
-        params["backbone"], memory, jnp.int32(index), new, SEARCH, SwitchConfig(), Execution()
-      )
+      memory = generator.recache(params["backbone"], memory, jnp.int32(index), new, SEARCH, SwitchConfig(), Execution())
     inputs = noisy[index], clean[index], FEATURES[index], jnp.int32(FIRST_FRAME[index])
     flow, memory, *_ = _stream_chunk(params, memory, *inputs, old if index < switch else new, no)
     streamed.append(flow)

@@ -42,11 +42,16 @@ def failed(frames, index, description=BOTH):
 
 
 def test_true_clips_are_accepted():
-  """The issue of a clip is decided by 40 draws, half of them blurred and noisy, with crossings of all kinds."""
+  """40 of them, half of them blurred and noisy, with crossings of all kinds.
+
+  What moves alike starts apart, as in the world: of two objects that always touch, the hidden one cannot be judged.
+  """
   rng = np.random.default_rng(0)
   for number in range(40):
     description = world.draw_description(rng, "train", 2)
-    frames = clip(description, rng.integers(64, size=(2, 2)))
+    starts = rng.integers(64, size=(2, 2))
+    alike = len({(thing.speed, thing.direction) for thing in description.things}) == 1
+    frames = clip(description, world.starts_of(starts[0]) if alike else starts)
     if number % 2:
       frames = degrade(frames, seed=number)
     verdicts = verify.verify(frames, description)
@@ -154,7 +159,9 @@ def test_a_true_clip_is_its_own_nearest_ideal():
   silent = world.without(BOTH, [(True, True), (False, True)])
   found = closeness.closeness(clip(), [silent], [0])
   assert found.psnr == 99.0
-  assert found.color == found.outline == 0.0
+  assert found.color == 0.0
+  # A pixel that is half covered may be on either side of an outline.
+  assert found.outline < 0.01
   np.testing.assert_array_equal(found.ideal.center[0], STARTS)
 
 
@@ -168,18 +175,21 @@ def test_nearest_ideal_of_a_timeline():
 
 
 def test_closeness_counts_pixels():
-  """A clip that is 10 of 255 too bright everywhere, and one in which an object is a pixel larger all around."""
-  frames = clip(starts=np.array([(60, 20), (20, 60)]), times=range(10)).astype(int)
-  assert frames.max() <= 255
+  """Of a clip that is 10 of 255 too dark, and of one in which the blue square is missing."""
+  starts = np.array([(40, 20), (20, 60)])
+  frames = clip(starts=starts, times=range(2)).astype(int)
   dimmed = np.clip(frames - 10, 0, 255).astype(np.uint8)
   found = closeness.closeness(dimmed, [BOTH], [0])
   mse = np.square(dimmed.astype(float) - frames).mean()
   np.testing.assert_allclose(found.psnr, 10 * np.log10(255**2 / mse), atol=1e-6)
-  blurred = degrade(frames.astype(np.uint8))
-  worse = closeness.closeness(blurred, [BOTH], [0])
-  np.testing.assert_array_equal(worse.ideal.center[0], [(60, 20), (20, 60)])
-  assert 0.2 < worse.outline < 1.5
-  assert worse.color > 5
+  assert found.outline < 0.05
+  # Each of three channels is 10 lower, where it can be; all channels of both colours are 30 or more.
+  np.testing.assert_allclose(found.color, 10 * 3**0.5, atol=1e-3)
+  alone = clip(Description((LARGE_RED,), 3), starts, range(2))
+  found = closeness.closeness(alone, [BOTH], [0])
+  np.testing.assert_array_equal(found.ideal.center[0, 0], starts[0])
+  # 12 x 12 pixels of the blue square are covered by more than half; nothing is wrong with the red circle.
+  np.testing.assert_allclose(found.outline, 12**2 / (2 * np.pi * 7) / 2, rtol=1e-6)
 
 
 def test_period_errors():

@@ -107,7 +107,9 @@ def run(values: flags.FlagValues) -> None:
   batch = batch_config(values, model)
   training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
   shares = ClipShares(**training_flags.fields_of(values, ClipShares))
-  size = DatasetSize(shares=shares, **{name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")})
+  size = DatasetSize(
+    shares=shares, **{name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")}
+  )
   tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.required_text.max_len)
   for flag in ("codec_dir", "init_from"):
     given = values[flag].value

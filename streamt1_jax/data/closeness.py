@@ -1,7 +1,7 @@
 """How near a video of the shapes world is to a perfect one: numbers where `verify` says yes or no.
 
-  frames ── coverage of each object ── where it fits best ── the nearest ideal clip ── PSNR, colours, outlines
-     └───── the same frames 64, 128, ... later: a perfect video repeats ── period and phase error
+frames ── coverage of each object ── where it fits best ── the nearest ideal clip ── PSNR, colours, outlines
+   └───── the same frames 64, 128, ... later: a perfect video repeats ── period and phase error
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Closeness(NamedTuple):
   Attributes:
     psnr: dB, over all pixels.
     color: mean distance of objects' pixels from their colour, RGB in 0..255.
-    outline: mean distance of outlines in pixels: wrong coverage by the length of the outline.
+    outline: mean distance of outlines in pixels: pixels on their wrong side, by the length of a circle's outline.
     ideal: the states of the frames of the ideal video.
   """
 
@@ -93,7 +93,9 @@ def _shift_and_difference(first: np.ndarray, second: np.ndarray) -> tuple[float,
   return float(np.hypot(*wrapped)), float(np.abs(np.roll(first, (row, column), (0, 1)) - second).mean())
 
 
-def _segments(descriptions: Sequence[Description], begins: Sequence[int], end: int) -> Iterator[tuple[Description, slice]]:
+def _segments(
+  descriptions: Sequence[Description], begins: Sequence[int], end: int
+) -> Iterator[tuple[Description, slice]]:
   for description, begin, until in zip(descriptions, begins, [*begins[1:], end], strict=True):
     yield description, slice(begin, until)
 
@@ -231,7 +233,8 @@ def _object_distances(pixels: np.ndarray, coverage: np.ndarray, ideal: FrameStat
       covers[when] = sight.ideal_coverage(shape, radii[size], ideal.center[when, index].astype(float))
     visible = covers * (1.0 - hidden)
     hidden = np.maximum(hidden, covers)
-    wrong = np.abs(coverage[:, index] - visible).sum(axis=(1, 2)) / (2 * np.pi * radii[ideal.size[:, index]])
+    wrong = ((coverage[:, index] > 0.5) != (visible > 0.5)).sum(axis=(1, 2))
+    wrong = wrong / (2 * np.pi * radii[ideal.size[:, index]])
     of_outline += wrong[there].tolist()
     distance = np.linalg.norm(pixels - palette[ideal.color[:, index]][:, None, None], axis=-1)
     of_color += distance[visible > 0.99].tolist()

@@ -115,7 +115,10 @@ def render(scene: Scene, frame_indices: Int[HostArray, " T"]) -> Float32[Array, 
 
 
 def signed_distance(
-  shape: IntLike, radius: FloatLike | Float[HostArray, ...], x: Float[HostArray, ...], y: Float[HostArray, ...]
+  shape: IntLike | Int[HostArray, ...],
+  radius: FloatLike | Float[HostArray, ...],
+  x: Float[HostArray, ...],
+  y: Float[HostArray, ...],
 ) -> Float[Array, ...]:
   """Distance in pixels to the outline of a shape at the origin, negative inside.
 
@@ -124,8 +127,8 @@ def signed_distance(
   value is a lower bound.
 
   Args:
-    shape: int32 scalar, index into `SHAPES`.
-    radius: float32 scalar in pixels.
+    shape: int32 scalar, index into `SHAPES`, or an array that broadcasts against `x`.
+    radius: float32 scalar in pixels, or an array likewise.
     x: horizontal offsets in pixels; broadcasts against `y`.
     y: vertical offsets in pixels, downwards; same rank as `x`.
   """

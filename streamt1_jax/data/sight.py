@@ -1,9 +1,9 @@
 """What a video of the shapes world shows, measured from its frames: the background, and each object's pixels and track.
 
-  frames ── median ── background ─┐
-     └────────────────────────────┴─ which colours are there ── mixture of every pixel ── coverage of each object
-                                                                                              │
-                       size, centre, likeness to every shape ── what the front object must hide of the other
+frames ── median ── background ─┐
+   └────────────────────────────┴─ which colours are there ── mixture of every pixel ── coverage of each object
+                                                                                            │
+                     size, centre, likeness to every shape ── what the front object must hide of the other
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def _with_hidden_parts(objects: list[ObjectSight]) -> tuple[list[ObjectSight], n
   if len(objects) == 1 or not all(seen.present.any() for seen in objects):
     return objects, none, none
   front, back = objects
-  ideal = [ideal_coverage(int(_usual_shape(seen)), _RADII[seen.size], seen.centers) for seen in objects]
+  ideal = [ideal_coverage(_usual_shape(seen), _RADII[seen.size], seen.centers) for seen in objects]
   visible = (ideal[1] * (1.0 - ideal[0])).sum(axis=(1, 2))
   both = ideal[0] * ideal[1]
   of_front, of_back = ((both * seen.coverage).sum(axis=(1, 2)) for seen in objects)
@@ -214,13 +214,11 @@ def _with_hidden_parts(objects: list[ObjectSight]) -> tuple[list[ObjectSight], n
   return [front, back._replace(visible_area=visible)], both.sum(axis=(1, 2)), share
 
 
-def _usual_shape(seen: ObjectSight) -> np.ndarray:
-  return seen.likeness[seen.clear].mean(axis=0).argmax()
+def _usual_shape(seen: ObjectSight) -> int:
+  return int(seen.likeness[seen.clear].mean(axis=0).argmax())
 
 
-def ideal_coverage(
-  shape: int, radius: float, centers: Float[np.ndarray, "T 2"]
-) -> Float[np.ndarray, "T 64 64"]:
+def ideal_coverage(shape: int, radius: FloatLike, centers: Float[np.ndarray, "T 2"]) -> Float[np.ndarray, "T 64 64"]:
   """Coverage in [0, 1] of a shape at real-valued centres."""
   offsets = (np.arange(_SIZE)[None, :, None] + 0.5 - centers[:, None, :] + _SIZE / 2) % _SIZE - _SIZE / 2
   x, y = offsets[:, None, :, 0], offsets[:, :, None, 1]

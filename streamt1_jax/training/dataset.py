@@ -78,9 +78,7 @@ class Dataset(NamedTuple):
   ambiguous: Bool[Array, " M"]
 
 
-def encode_states(
-  encode_clip: EncodeClip, clips: Iterator[world.FrameStates], count: int, frames: int
-) -> np.ndarray:
+def encode_states(encode_clip: EncodeClip, clips: Iterator[world.FrameStates], count: int, frames: int) -> np.ndarray:
   """Latents float16 `[count, F', C, H, W]` of clips of `frames` frames, in slices that fit in memory."""
   together = max(1, _CODEC_FRAMES // frames)
 
