@@ -139,9 +139,10 @@ def seen(number=300, **changes):
   """What chunks see in many clips of all kinds, with their first latent frames."""
   config = dataclasses.replace(CONFIG, **changes)
   keys = jax.random.split(jax.random.key(5), number)
-  switch, late = (jnp.resize(jnp.asarray(x), number) for x in (np.where(LATE & (SWITCH > 0), 4, SWITCH), LATE))
+  switch, late = (jnp.asarray(np.resize(x, number)) for x in (np.where(LATE & (SWITCH > 0), 4, SWITCH), LATE))
   place = jax.vmap(batches.draw_places)(keys, switch, late)
-  found = jax.vmap(lambda *rest: batches.draw_seen(*rest, MODEL, config))(keys, switch, late, place)
+  draw = lambda key, switch, late, place: batches.draw_seen(key, switch, late, place, MODEL, config)
+  found = jax.vmap(draw)(keys, switch, late, place)
   return [jax.tree.map(np.asarray, x) for x in (switch, late, place, found)]
 
 

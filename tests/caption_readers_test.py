@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 
 from streamt1_jax.config import ConfigError, preset
-from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
 from streamt1_jax.training import caption_readers

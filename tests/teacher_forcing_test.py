@@ -43,7 +43,8 @@ def _table(visible, places=None, clean_frames=FIRST_FRAME):
   valid = np.array([[True] * len(row) + [False] * (width - len(row)) for row in rows])
   own = np.concatenate([clean_frames, FIRST_FRAME])
   distance = own[:, None] - np.asarray(clean_frames)[padded]
-  return Seen(padded, valid, distance.astype(np.int32), np.zeros(len(rows), np.int32))
+  fields = padded, valid, distance.astype(np.int32), np.zeros(len(rows), np.int32)
+  return Seen(*map(jnp.asarray, fields))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -160,7 +161,7 @@ def test_chunks_are_under_their_own_prompts():
   graphdef, weights = small.backbone()
   text = small.condition(NUM_CHUNKS).text
   table = _table(PLAIN)
-  other = table._replace(prompt=np.array([1] + [0] * (2 * NUM_CHUNKS - 1), np.int32))
+  other = table._replace(prompt=table.prompt.at[0].set(1))
   first, second = (np.asarray(_clip_velocity(graphdef, weights, noisy, clean, text, seen)) for seen in (table, other))
   np.testing.assert_array_equal(first[0], second[0])
   assert np.abs(first[1:] - second[1:]).max(axis=(1, 2, 3, 4)).min() > 1e-4

@@ -89,7 +89,7 @@ def test_size_and_speed_of_one_object(index):
 def without_object(index, times):
   """The clip, in which an object is missing at some times."""
   states = world.play([BOTH], [0], STARTS, np.arange(FRAMES))
-  present = states.present.copy()
+  present = np.array(states.present)
   present[times, index] = False
   return drawn(states._replace(present=present))
 
@@ -168,7 +168,7 @@ def test_a_true_clip_is_its_own_nearest_ideal():
 def test_nearest_ideal_of_a_timeline():
   """The blue square appears somewhere else than the world would have it."""
   states = world.play([ALONE, TURNED], [0, 33], STARTS, np.arange(60))
-  center = states.center.copy()
+  center = np.array(states.center)
   center[33:, 1] += (5, 9)
   found = closeness.closeness(drawn(states._replace(center=center % 64)), [ALONE, TURNED], [0, 33])
   assert found.psnr == 99.0

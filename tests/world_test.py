@@ -23,7 +23,8 @@ def test_captions_are_parsed_back():
   assert world.caption(BOTH) == SENTENCE
   assert world.parse(SENTENCE) == BOTH
   assert world.parse(world.caption(ONE)) == world.of_attributes(shapes.parse_caption(world.caption(ONE))) == ONE
-  for omit in itertools.product(itertools.product((False, True), repeat=2), repeat=2):
+  silences = [(size, speed) for size in (False, True) for speed in (False, True)]
+  for omit in itertools.product(silences, silences):
     silent = world.without(BOTH, omit)
     assert [thing.size is None for thing in silent.things] == [size for size, _ in omit]
     assert [thing.speed is None for thing in silent.things] == [speed for _, speed in omit]
@@ -91,12 +92,12 @@ def test_timelines_stay_in_their_split(split):
     assert all(before != after for before, after in itertools.pairwise(timeline))
 
 
-def play(*timeline, begins=(0,), times=range(20), starts=((10, 20), (40, 50))):
+def play(*timeline, begins=(0,), times=tuple(range(20)), starts=((10, 20), (40, 50))):
   return world.play(timeline, begins, np.array(starts), np.array(times))
 
 
 def test_objects_move_on_the_torus():
-  states = play(BOTH, times=[0, 1, 30])
+  states = play(BOTH, times=(0, 1, 30))
   # The red one moves left by 2 a frame, the blue one up by 1.
   np.testing.assert_array_equal(states.center[:, 0], [(10, 20), (8, 20), (14, 20)])
   np.testing.assert_array_equal(states.center[:, 1], [(40, 50), (40, 49), (40, 20)])
@@ -125,12 +126,12 @@ def test_one_object_is_drawn_as_ever():
 
 
 def test_the_first_object_is_in_front():
-  frames = np.asarray(world.draw(play(BOTH, starts=((32, 32), (36, 32)), times=[0])))[0] * 255
+  frames = np.asarray(world.draw(play(BOTH, starts=((32, 32), (36, 32)), times=(0,))))[0] * 255
   np.testing.assert_allclose(frames[32, 32], shapes.COLORS["red"], atol=1e-3)
   np.testing.assert_allclose(frames[32, 42], shapes.COLORS["blue"], atol=1e-3)
   np.testing.assert_allclose(frames[5, 5], shapes.BACKGROUNDS["gray"], atol=1e-3)
   # 7 pixels around the red centre belong to it: of the blue square, 19.5 wide, that much is hidden.
-  alone = np.asarray(world.draw(play(Description((BLUE,), 3), starts=((36, 32), (0, 0)), times=[0])))[0] * 255
+  alone = np.asarray(world.draw(play(Description((BLUE,), 3), starts=((36, 32), (0, 0)), times=(0,))))[0] * 255
   is_blue = lambda image: (np.abs(image - shapes.COLORS["blue"]) < 1).all(axis=-1)
   rows, columns = np.nonzero(is_blue(alone) & ~is_blue(frames))
   assert np.hypot(rows + 0.5 - 32, columns + 0.5 - 32).max() < 8.5

@@ -5,8 +5,8 @@
   python -m experiments.evaluate.room --segments=5 --seconds=30 --output=runs/room_timelines.jsonl
 
 Prints a Markdown table, and in the last line JSON: the share of videos that show all that their captions say, and what
-a perfect judge of 4 and of all would reach, each with a 95 % bootstrap interval over prompts; and how often each verdict
-fails. Every prompt is one line of `--output`. A run that was interrupted goes on behind the last one.
+a perfect judge of 4 and of all would reach, each with a 95 % bootstrap interval over prompts; and how often each
+verdict fails. Every prompt is one line of `--output`. A run that was interrupted goes on behind the last one.
 """
 
 import json

@@ -17,6 +17,7 @@ Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (fina
 then a row every few steps), `loss.png`, `latents.npz` (the encoded clips, made once).
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 

@@ -2,8 +2,8 @@
 
   python -m experiments.train.tokenizer --output=checkpoints/tiny/tokenizer.model
 
-Result: 65 pieces in 2014 bytes, the longest caption of one object is 13 tokens; one second on one CPU core. Nothing is random: the
-same captions and version of sentencepiece give the same bytes.
+Result: 65 pieces in 2014 bytes, the longest caption of one object is 13 tokens; one second on one CPU core. Nothing is
+random: the same captions and version of sentencepiece give the same bytes.
 """
 
 import sys

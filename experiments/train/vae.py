@@ -34,9 +34,9 @@ from flax import nnx
 from streamt1_jax.cli import command, flag_types, training_flags
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.config import ConfigError
+from streamt1_jax.data import world
 from streamt1_jax.io import video
 from streamt1_jax.io.checkpoint import load_params, save_params
-from streamt1_jax.data import world
 from streamt1_jax.training import loop, vae, world_clips
 from streamt1_jax.training.trainer import count_parameters
 from streamt1_jax.training.vae import EVALUATION_FRAMES, VAETraining

@@ -129,7 +129,9 @@ def _completions(descriptions: Sequence[Description]) -> Iterator[list[Descripti
       things = []
       for index, thing in enumerate(description.things):
         old = complete[-1].things[before[index]] if number and before[index] >= 0 else None
-        guess = lambda field, index=index, old=old: getattr(old, field) if old else chosen.get((index, field), 0)
+        guess = lambda field, index=index, old=old, chosen=chosen: (
+          getattr(old, field) if old else chosen.get((index, field), 0)
+        )
         silent = {field: guess(field) for field in ("size", "speed") if getattr(thing, field) is None}
         things.append(thing._replace(**silent))
       complete.append(description._replace(things=tuple(things)))
@@ -211,13 +213,13 @@ def _refined(pixels: np.ndarray, states: FrameStates, lives: np.ndarray) -> Fram
   error = lambda tried: np.square(_drawn(FrameStates(*(f[chosen] for f in tried))) - pixels[chosen]).mean()
   for life in range(lives.max() + 1):
     moves = itertools.product((0, -1, 1), repeat=2)
-    tried = [_shifted(states, lives == life, move) for move in moves]
+    tried = [_shifted(states, lives == life, np.array(move)) for move in moves]
     states = min(tried, key=error)
   return states
 
 
-def _shifted(states: FrameStates, where: np.ndarray, move: tuple[int, int]) -> FrameStates:
-  return states._replace(center=(states.center + where[..., None] * np.array(move)) % _SIZE)
+def _shifted(states: FrameStates, where: np.ndarray, move: np.ndarray) -> FrameStates:
+  return states._replace(center=(states.center + where[..., None] * move) % _SIZE)
 
 
 def _object_distances(pixels: np.ndarray, coverage: np.ndarray, ideal: FrameStates) -> tuple[float, float]:
@@ -230,7 +232,7 @@ def _object_distances(pixels: np.ndarray, coverage: np.ndarray, ideal: FrameStat
     looks = _at(ideal, np.arange(len(pixels)), np.full(len(pixels), index))
     for size, shape in set(itertools.compress(looks, there)):
       when = there & np.array([look == (size, shape) for look in looks])
-      covers[when] = sight.ideal_coverage(shape, radii[size], ideal.center[when, index].astype(float))
+      covers[when] = sight.ideal_coverage(shape, radii[size], np.asarray(ideal.center)[when, index].astype(float))
     visible = covers * (1.0 - hidden)
     hidden = np.maximum(hidden, covers)
     wrong = ((coverage[:, index] > 0.5) != (visible > 0.5)).sum(axis=(1, 2))

@@ -173,11 +173,11 @@ def _between(frames: np.ndarray, start: np.ndarray, end: np.ndarray) -> tuple[np
   return share, np.linalg.norm(frames - (start + share[..., None] * way), axis=-1)
 
 
-def _measure(frames: np.ndarray, coverage: np.ndarray, clear: np.ndarray | None) -> ObjectSight:
+def _measure(frames: np.ndarray, coverage: np.ndarray, when: np.ndarray | None) -> ObjectSight:
   mask = coverage > 0.5
   pixels = mask.sum(axis=(1, 2))
   present = pixels > 0
-  clear = present if clear is None else clear
+  clear = present if when is None else when
   size = _nearest_size(pixels[clear])
   centers = _tracked(_circular_centers(mask), clear)
   # The farthest corner any shape of this size has, and a margin for blur.

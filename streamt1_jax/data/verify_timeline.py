@@ -18,7 +18,7 @@ class Segment(NamedTuple):
   """What a video shows of one caption.
 
   Attributes:
-    verdicts: of `verify.verify`, from the chunk with which the caption holds, or from its own beginning if it never does.
+    verdicts: of `verify.verify`, from the chunk with which the caption holds, or from its beginning if it never does.
     chunks_until: chunks after its beginning from which it holds up to its end; None if it does not within `LATEST`.
   """
 

@@ -241,7 +241,7 @@ def play(
     starts: (x, y) of the objects in frame 0; the second is not used where there is none.
     times: int32 [T], frames in any order, at least 0.
   """
-  states = [np.zeros((len(times), 2), np.int32) for _ in ("size", "color", "shape")]
+  size, color, shape = (np.zeros((len(times), 2), np.int32) for _ in range(3))
   center, present = np.zeros((len(times), 2, 2), np.int64), np.zeros((len(times), 2), bool)
   background, times = np.zeros(len(times), np.int32), np.asarray(times)
   places, last = np.asarray(starts, np.int64), 0
@@ -257,21 +257,21 @@ def play(
     center[shown] = _moved(description, places, times[shown] - last)
     for index, thing in enumerate(description.things):
       present[shown, index] = True
-      for state, value in zip(states, (thing.size, thing.color, thing.shape), strict=True):
-        state[shown, index] = value
-  return FrameStates((center % FRAME_SIZE).astype(np.int32), *states, present, background)
+      size[shown, index], color[shown, index] = _given(thing.size), thing.color
+      shape[shown, index] = thing.shape
+  return FrameStates((center % FRAME_SIZE).astype(np.int32), size, color, shape, present, background)
 
 
 def _moved(description: Description, places: np.ndarray, elapsed: int | np.ndarray) -> np.ndarray:
   """Places [..., 2, 2] after `elapsed` frames [...]."""
   velocity = np.zeros((2, 2), np.int64)
   for index, thing in enumerate(description.things):
-    speed = list(shapes.SPEEDS.values())[shapes_index(thing.speed)]
+    speed = list(shapes.SPEEDS.values())[_given(thing.speed)]
     velocity[index] = np.array(list(shapes.DIRECTIONS.values())[thing.direction]) * speed
   return places + velocity * np.asarray(elapsed)[..., None, None]
 
 
-def shapes_index(index: int | None) -> int:
+def _given(index: int | None) -> int:
   """An index of a complete description."""
   if index is None:
     raise ConfigError("a video is of complete captions: size and speed must be given")

@@ -126,7 +126,7 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   noise = jax.random.normal(next(keys), chosen.shape)
   level = jax.random.uniform(next(keys), (config.clips, 1, 1, 1, 1, 1), maxval=config.context_noise)
   in_context = clean + level * jax.random.normal(next(keys), clean.shape)
-  draw = lambda key, *rest: draw_seen(key, *rest, model, config)
+  draw = lambda key, switch, late, place: draw_seen(key, switch, late, place, model, config)
   return ClipBatch(
     clean=in_context,
     noisy=_mix(chosen, noise, sigmas[step]),

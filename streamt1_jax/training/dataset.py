@@ -20,7 +20,7 @@ from streamt1_jax.training.world_clips import ClipShares
 
 CHUNKS = 7
 """Chunks of a whole clip."""
-OMISSIONS = tuple(itertools.product((False, True), repeat=4))
+OMISSIONS = tuple(itertools.product((False, True), (False, True), (False, True), (False, True)))
 """What captions leave out: size and speed of the first object, size and speed of the second."""
 EncodeClip = Callable[[jax.Array], jax.Array]
 """Frames [T, height, width, 3] in [-1, 1] to latents [F, C, H, W]."""

@@ -57,7 +57,7 @@ def rolled(
   matches = jnp.argmax(noisy.reshape(len(rolls), -1), axis=1) == start
   which = jnp.asarray(rolls, jnp.int32)[jnp.argmax(matches)]
   height, width = (size // _CELLS for size in noise.shape[2:])
-  first = jnp.roll(noise[0], (which[1] * height, which[0] * width), (1, 2))
+  first = jnp.roll(noise[0], which[::-1] * jnp.array([height, width]), (1, 2))
   return noise.at[0].set(first), matches.any()
 
 
