@@ -17,9 +17,9 @@ Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (fina
 then a row every few steps), `loss.png`, `latents.npz` (the encoded clips, made once).
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from absl import flags
@@ -108,9 +108,8 @@ def run(values: flags.FlagValues) -> None:
   batch = batch_config(values, model)
   training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
   shares = ClipShares(**training_flags.fields_of(values, ClipShares))
-  size = DatasetSize(
-    shares=shares, **{name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")}
-  )
+  sizes: dict[str, Any] = {name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")}
+  size = DatasetSize(shares=shares, **sizes)
   tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.required_text.max_len)
   for flag in ("codec_dir", "init_from"):
     given = values[flag].value
