@@ -2,13 +2,15 @@
 
   python -m experiments.train.vae --flagfile=experiments/flagfiles/train_vae.flags --run_dir=runs/vae_stage1
 
-The shipped codec has three stages. The second goes on with smaller steps, less noise and a smaller KL term. The third
+The codec has four stages. The second goes on with smaller steps, less noise and a smaller KL term. The third
 improves the decoder and leaves the latents as they are, so it can follow the training of a diffusion model:
 
   python -m experiments.train.vae --flagfile=experiments/flagfiles/train_vae_refine.flags --run_dir=runs/vae \
     --init_from=runs/vae_stage1/params
   python -m experiments.train.vae --flagfile=experiments/flagfiles/train_vae_decoder.flags --run_dir=runs/vae_decoder \
     --init_from=runs/vae/params
+
+The fourth, train_vae_world.flags, does the same with clips of one or two objects, to which things happen.
 
 Clips are rendered on the fly. The latent is made easy for a diffusion model: there is a small KL term, and noise of up
 to a tenth of the latent's standard deviation is added before decoding, so that the decoder forgives the errors of a
