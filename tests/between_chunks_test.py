@@ -218,7 +218,7 @@ def test_every_switch_is_one_program():
     switch(small.params(), _state(chunks), _condition(NEW), small.models(), SEARCH, SwitchConfig())
 
 
-@pytest.mark.parametrize("text", ["candidate:4", "candidate:2,model:2"])
+@pytest.mark.parametrize("text", ["candidate:2,model:2", pytest.param("candidate:4", marks=pytest.mark.slow)])
 def test_on_a_mesh(text):
   mesh = device_mesh.make_mesh(device_mesh.parse_sizes(text), small.MODEL, SEARCH)
   models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
@@ -293,7 +293,8 @@ class TestGivenChunks:
 class TestEndless:
   """Sinks that come along: a video has no longest length, and what a chunk costs does not grow."""
 
-  @pytest.mark.parametrize("distance", [12, 21])
+  # Slow: the same of a longer stretch.
+  @pytest.mark.parametrize("distance", [12, pytest.param(21, marks=pytest.mark.slow)])
   def test_equals_the_absolute_positions_up_to_the_distance(self, distance):
     run = lambda search: [
       np.asarray(t.latents)

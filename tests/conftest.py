@@ -21,7 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
       *os.environ.get("XLA_FLAGS", "").split(),
       "--xla_force_host_platform_device_count=8",
       "--xla_cpu_use_fusion_emitters=false",
-      # By default XLA cuts a program into up to 32 parts for as many threads; the tests' processes have the cores already.
+      # By default XLA cuts a program into many parts for many threads, and the tests' processes have the cores already.
       "--xla_cpu_parallel_codegen_split_count=1",
       # Where other work has the cores, one of eight devices may be late for more than the 40 s that XLA waits for it.
       "--xla_cpu_collective_call_terminate_timeout_seconds=600",

@@ -271,7 +271,7 @@ def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
 
 @functools.cache
 def _published(transform: Transform, of_parameter: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-  """What a parameter of this shape was before the transform. Many layers and several readings of a file ask the same."""
+  """What a parameter of this shape was before the transform: many layers and readings of a file ask the same."""
   return jax.eval_shape(transform.inverse, of_parameter)
 
 
