@@ -91,9 +91,7 @@ def test_a_run_is_not_resumed_as_another(tmp_path):
 
 def test_unit_latents_leave_reconstructions_as_they_are():
   config = dataclasses.replace(preset("tiny").codec, base_dim=4)
-  make = lambda: VideoCodec(config, rngs=nnx.Rngs(0))
-  graphdef = nnx.graphdef(nnx.eval_shape(make))
-  params = jax.jit(lambda: nnx.state(make(), nnx.Param))()
+  graphdef, params = nnx.split(VideoCodec(config, rngs=nnx.Rngs(0)), nnx.Param)
   clips = vae_training.render_clips(jax.random.key(1), 2, 5, "test")
   before = vae_training.latent_statistics(params, graphdef, clips)
   assert all(np.abs(statistic - wanted).max() > 0.1 for statistic, wanted in zip(before, (0.0, 1.0), strict=True))
