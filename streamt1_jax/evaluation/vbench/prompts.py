@@ -75,7 +75,7 @@ def _read_json(path: str | os.PathLike[str]) -> Sequence[tuple[str, frozenset[st
 def _entry(entry: object, where: str) -> tuple[str, frozenset[str]]:
   fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
   text, dimensions = fields.get("prompt_en"), fields.get("dimension")
-  names = dimensions if isinstance(dimensions, list) else [None]
+  names: list[Any] = dimensions if isinstance(dimensions, list) else [None]
   if not isinstance(text, str) or not text.strip() or not all(isinstance(name, str) for name in names):
     raise ConfigError(f"{where} needs prompt_en, a text, and dimension, a list of names")
   require_whole_characters(text, f"{where}: prompt_en")
