@@ -25,6 +25,7 @@ from jaxtyping import Float32, Shaped
 from streamt1_jax import drivers, saved_session
 from streamt1_jax.config import ConfigError, SearchConfig, SessionConfig
 from streamt1_jax.drivers import Given, Segment
+from streamt1_jax.finishing import shared_ancestor
 from streamt1_jax.io.timeline import ChunkClock, Entry, Timeline
 from streamt1_jax.parallel import hosts
 from streamt1_jax.receipts import Receipt
@@ -306,7 +307,7 @@ def _settled(traces: list[ChunkTrace], search: SearchConfig, *, ended: bool) -> 
   None if the next chunks decide.
   """
   survivors = [trace.survivor for trace in traces]
-  ancestors = drivers.lineage(survivors, search.beam_size)[0]
-  if len(set(survivors[0][ancestors].tolist())) == 1:
-    return int(ancestors[0])
-  return int(ancestors[np.argmax(traces[-1].score)]) if ended else None
+  shared = shared_ancestor(survivors, search.beam_size)
+  if shared is not None or not ended:
+    return shared
+  return int(drivers.lineage(survivors, search.beam_size)[0][np.argmax(traces[-1].score)])
