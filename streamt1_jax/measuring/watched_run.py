@@ -41,18 +41,21 @@ class Run:
   """One start of the program.
 
   Attributes:
+    folder: where it runs.
+    arguments: its flags.
     samples: in order.
   """
 
   def __init__(self, folder: pathlib.Path, arguments: Sequence[str]):
     """The program runs in `folder`, which may hold what an earlier start has left, and writes to `folder`/outputs."""
-    self.folder, self.samples = folder, list[Sample]()
+    self.folder, self.arguments, self.samples = folder, arguments, list[Sample]()
     folder.mkdir(parents=True, exist_ok=True)
     self._command = [sys.executable, "-m", "streamt1_jax", "generate", f"--output_dir={folder}/outputs", *arguments]
-    self._rows, self._read = 0, 0
+    self._rows, self._read, self._began = 0, 0, 0.0
 
   def watch(self, kill_at: int | None = None) -> None:
     """Runs it to its end, or kills it after so many chunks. Raises RunFailed if it fails."""
+    self._began = time.time()
     with open(self.folder / "stderr", "w") as errors:
       process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=errors)
       began = time.monotonic()
@@ -119,9 +122,10 @@ class Run:
 
   def _count_rows(self) -> int:
     for path in self.folder.glob(f"outputs/.*.partial/{ROWS}"):
+      # A start that was killed has left another.
+      if path.stat().st_ctime < self._began:
+        continue
       with path.open("rb") as file:
-        if path.stat().st_size < self._read:
-          self._rows = self._read = 0
         file.seek(self._read)
         content = file.read()
       self._rows, self._read = self._rows + content.count(b"\n"), self._read + len(content)
