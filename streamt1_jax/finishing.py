@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int, Shaped
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.drivers import PART_CHUNKS, Given, Segment
+from streamt1_jax.drivers import Given, Segment
 from streamt1_jax.generator import Models
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.typing import SearchParams
@@ -139,7 +139,7 @@ class _Judge:
 
   def add(self, frames: Shaped[np.ndarray, "videos Q ..."], segment: Segment) -> None:
     """A chunk: of one video where all beams share it, and else of every beam."""
-    if self._segment is not None and (segment.begin != self._segment.begin or len(self._frames) == PART_CHUNKS):
+    if self._segment is not None and (segment.begin != self._segment.begin or len(self._frames) == drivers.PART_CHUNKS):
       self._close()
     self._segment = segment
     self._frames.append(frames)

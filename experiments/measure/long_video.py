@@ -4,10 +4,10 @@
   python -m experiments.measure.long_video --seconds=60 --work_dir=runs/long_video_60 --nokill
 
 The search is plain streaming with the sink distance of endless sessions, and the model is the small one if no other is
-given. Both videos are made at the same time. While `streamt1 generate` runs it is watched from outside: resident memory,
-CPU seconds and rows of its trace. Prints one JSON line: resident memory by tenths of the video, seconds and CPU seconds
-of a chunk in the second and the last hundred, how much was compiled, and whether both videos have the same latents and
-frames, by their SHA-256. Exit code 3 if they differ.
+given. Both videos are made at the same time. While `streamt1 generate` runs it is watched from outside: resident
+memory, CPU seconds and rows of its trace. Prints one JSON line: resident memory by tenths of the video, seconds and CPU
+seconds of a chunk in the second and the last hundred, how much was compiled, and whether both videos have the same
+latents and frames, by their SHA-256. Exit code 3 if they differ.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from concurrent import futures
 from absl import flags
 
 from streamt1_jax.cli import command, files, flag_types, search_flags
+from streamt1_jax.cli.growing_result import ROWS
 from streamt1_jax.config import SINK_DISTANCE, SearchConfig
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.measuring import watched_run
@@ -46,7 +47,7 @@ def run(values: flags.FlagValues) -> None:
   arguments = [f"--prompt={PROMPT}", "--search=none", f"--seconds={values.seconds}", f"--sink_distance={SINK_DISTANCE}"]
   arguments += [] if values.model is None else [f"--checkpoint={values.model}"]
   half = num_chunks(values) // 2
-  runs = {name: watched_run.Run(work / name, arguments) for name in ("undisturbed", "killed")[: 1 + values.kill]}
+  runs = {name: watched_run.Run(work / name, arguments, ROWS) for name in ("undisturbed", "killed")[: 1 + values.kill]}
   kills = {"undisturbed": None, "killed": half}
   with futures.ThreadPoolExecutor(len(runs)) as threads:
     watched = {name: threads.submit(finish, run, kills[name]) for name, run in runs.items()}
@@ -73,7 +74,7 @@ def finish(run: watched_run.Run, kill_at: int | None) -> watched_run.Run:
   run.watch(kill_at=kill_at)
   if kill_at is None:
     return run
-  again = watched_run.Run(run.folder, run.arguments)
+  again = watched_run.Run(run.folder, run.arguments, ROWS)
   again.watch()
   return again
 

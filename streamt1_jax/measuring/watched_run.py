@@ -12,9 +12,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from streamt1_jax.cli.command import RunFailed
-from streamt1_jax.cli.growing_result import ROWS
-
 _INTERVAL = 0.25
 _HUNDRED = 100
 
@@ -46,15 +43,22 @@ class Run:
     samples: in order.
   """
 
-  def __init__(self, folder: pathlib.Path, arguments: Sequence[str]):
-    """The program runs in `folder`, which may hold what an earlier start has left, and writes to `folder`/outputs."""
+  def __init__(self, folder: pathlib.Path, arguments: Sequence[str], rows: str):
+    """The program runs in `folder`, which may hold what an earlier start has left, and writes to `folder`/outputs.
+
+    Args:
+      folder: as it says.
+      arguments: flags of `generate`.
+      rows: name of the file that gets a line for every chunk.
+    """
     self.folder, self.arguments, self.samples = folder, arguments, list[Sample]()
     folder.mkdir(parents=True, exist_ok=True)
     self._command = [sys.executable, "-m", "streamt1_jax", "generate", f"--output_dir={folder}/outputs", *arguments]
     self._rows, self._read, self._began = 0, 0, 0.0
+    self._rows_name = rows
 
   def watch(self, kill_at: int | None = None) -> None:
-    """Runs it to its end, or kills it after so many chunks. Raises RunFailed if it fails."""
+    """Runs it to its end, or kills it after so many chunks. Raises CalledProcessError if it fails."""
     self._began = time.time()
     with open(self.folder / "stderr", "w") as errors:
       process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=errors)
@@ -69,7 +73,8 @@ class Run:
           process.wait()
           return
     if process.returncode:
-      raise RunFailed(f"generate ended with {process.returncode}: {(self.folder / 'stderr').read_text()[-300:]}")
+      errors = (self.folder / "stderr").read_text()
+      raise subprocess.CalledProcessError(process.returncode, self._command, stderr=errors)
 
   @functools.cached_property
   def manifest(self) -> dict[str, Any]:
@@ -121,7 +126,7 @@ class Run:
     return Sample(time.monotonic() - began, ticks / os.sysconf("SC_CLK_TCK"), resident, peak, self._count_rows())
 
   def _count_rows(self) -> int:
-    for path in self.folder.glob(f"outputs/.*.partial/{ROWS}"):
+    for path in self.folder.glob(f"outputs/.*.partial/{self._rows_name}"):
       # A start that was killed has left another.
       if path.stat().st_ctime < self._began:
         continue
