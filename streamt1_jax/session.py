@@ -133,7 +133,7 @@ class Session:
   def save(self, folder: epath.PathLike) -> None:
     """Writes all that `Pipeline.resume` needs to go on, in the place of an earlier save. It waits for a running chunk.
 
-    Events that are queued are not saved; a resumed session must be told again.
+    Events that are queued are saved too. A resumed session has them in its queue, with receipts of their own: `queued`.
 
     Raises:
       ConfigError: the folder holds something else or cannot be written, the session has failed, or it runs in several
@@ -152,6 +152,7 @@ class Session:
         unshown_given=self._unshown_given,
         waiting=[(made.index, made.segment, made.trace) for made in self._waiting],
         follow=self._steering.follow,
+        queued=[receipt.prompt for receipt in self.queued],
       )
       saved_session.save(folder, self._state, progress, self._steering.start, self._steering.given)
 
@@ -159,6 +160,11 @@ class Session:
   def prompt(self) -> str:
     """The prompt in force."""
     return self._steering.prompts[-1]
+
+  @property
+  def queued(self) -> list[Receipt]:
+    """Receipts of the events that wait for the next chunk to be begun, in order of arrival."""
+    return self._steering.queued
 
   @property
   def segments(self) -> list[tuple[int, str]]:
@@ -290,6 +296,8 @@ class Session:
     self._state, self._steering.given = saved.state, saved.given
     self._unshown_given, self._steering.follow = progress.unshown_given, progress.follow
     self._steering.resume(int(hosts.to_host(saved.state.chunk_index)), progress.segments, progress.script)
+    for prompt in progress.queued:
+      self.stop() if prompt is None else self.switch(prompt)
     for index, segment, trace in progress.waiting:
       self._waiting.append(_Made(trace, index, progress.segments[segment][1], segment, ()))
 

@@ -1,4 +1,4 @@
-"""Videos finished chunk by chunk: the same as those put together at the end, and no chunk is kept longer than needed."""
+"""Videos finished chunk by chunk: as if put together at the end, and no chunk is kept longer than it must."""
 
 import dataclasses
 

@@ -7,8 +7,8 @@
   python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --platform=cuda
 
 prints a table and one JSON line. The program is the one that a search runs for every chunk but the first, or with
---first_chunk the one for that, with the memory at its largest; or with --switch what a new prompt does between two. Weights, state and prompt are shapes without values. It
-needs `libtpu` and no TPU: `pip install -e '.[tpu]'`.
+--first_chunk the one for that, or with --switch what a new prompt does between two, with the memory at its largest.
+Weights, state and prompt are shapes without values. It needs `libtpu` and no TPU: `pip install -e '.[tpu]'`.
 
 Bytes are per chip, by the compiler's own account: what the program is given (weights, state, prompt), what it returns
 besides the state, which it writes over the old one, and what it needs in between. FLOP are counted from shapes.

@@ -1,4 +1,4 @@
-"""The chunk step, or a new prompt, compiled for TPUs that are not there or lowered for a GPU, and what the compilers say."""
+"""Chunk steps and new prompts, compiled for TPUs that are not there or lowered for a GPU: what the compilers say of it."""
 
 from __future__ import annotations
 
