@@ -96,7 +96,8 @@ class Finishing:
       if beam is None:
         return
       trace, segment = self._waiting.popleft()
-      self._judge.add(trace.frames[beam][None], segment)
+      # A copy: those of the other beams are no longer needed.
+      self._judge.add(np.array(trace.frames[beam])[None], segment)
       self._take(_chosen(trace, beam, self._search))
 
   def end(self) -> Scored:

@@ -37,6 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
     values, "work_dir", "runs/long_video", "Where all is written; removes what is there.", url=False
   )
   flag_types.define_path(values, "model", None, "Folder of the model; the small one by default.", url=False)
+  flag_types.define_integer(values, "save_every", None, "Chunks between two saves; by default one save a minute.", 1)
   flag_types.define_switch(values, "kill", True, "Make it a second time and kill that in the middle.")
 
 
@@ -46,6 +47,7 @@ def run(values: flags.FlagValues) -> None:
   shutil.rmtree(work, ignore_errors=True)
   arguments = [f"--prompt={PROMPT}", "--search=none", f"--seconds={values.seconds}", f"--sink_distance={SINK_DISTANCE}"]
   arguments += [] if values.model is None else [f"--checkpoint={values.model}"]
+  arguments += [] if values.save_every is None else [f"--save_every={values.save_every}"]
   half = num_chunks(values) // 2
   runs = {name: watched_run.Run(work / name, arguments, ROWS) for name in ("undisturbed", "killed")[: 1 + values.kill]}
   kills = {"undisturbed": None, "killed": half}

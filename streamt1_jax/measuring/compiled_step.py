@@ -1,4 +1,4 @@
-"""Chunk steps and new prompts, compiled for TPUs that are not there or lowered for a GPU: what the compilers say of it."""
+"""Chunk steps and new prompts compiled for TPUs that are not there, or lowered for a GPU, and what compilers say."""
 
 from __future__ import annotations
 
