@@ -120,6 +120,7 @@ class GrowingResult:
       scored: the finished videos.
       seed: the base seed.
     """
+    assert self._seen_frames == self._num_frames
     self._growing.close()
     steps = zip(self._steps[0::3], self._steps[1::3], strict=True)
     lineage = (describe_step(index, *step) for index, step in enumerate(steps, self._given_chunks))
