@@ -167,7 +167,16 @@ def _with_prompts(program: Program) -> Program:
 def count_flop(program: Program) -> float:
   """FLOP of the program for one prompt, all candidates and beams; `program` is built for one device."""
   models = dataclasses.replace(program.models, execution=Execution(attention="flash", decoding="in_turn"))
-  return flop_count.count(jax.make_jaxpr(dataclasses.replace(program, models=models).run)(*program.arguments))
+  if program.switch is None:
+    return flop_count.count(jax.make_jaxpr(dataclasses.replace(program, models=models).run)(*program.arguments))
+  generator, search, switch = models.generator, program.search, program.switch
+  # Of one beam: JAX cannot trace this kernel where beams are mapped around the choice of what is recached.
+  memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.state.beams.memory)
+  one = lambda params, memory, chunk, text: generator.recache(
+    params, memory, chunk, text, search, switch, models.execution
+  )
+  inputs = program.params["backbone"], memory, program.state.chunk_index, program.condition.text
+  return search.top_k * flop_count.count(jax.make_jaxpr(one)(*inputs))
 
 
 def lower_for_cuda(program: Program) -> tuple[str, dict[str, Any]]:
