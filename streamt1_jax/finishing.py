@@ -22,10 +22,10 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.drivers import Given, Segment
 from streamt1_jax.generator import Models
 from streamt1_jax.state import ChunkTrace
-from streamt1_jax.typing import SearchParams
+from streamt1_jax.typing import HostArray, SearchParams
 
 
-def shared_ancestor(survivors: Sequence[Int[np.ndarray, " K"]], beam_size: int) -> int | None:
+def shared_ancestor(survivors: Sequence[Int[HostArray, " K"]], beam_size: int) -> int | None:
   """The survivor of the first of these chunks that all beams descend from; None if later chunks decide.
 
   Args:
@@ -34,7 +34,15 @@ def shared_ancestor(survivors: Sequence[Int[np.ndarray, " K"]], beam_size: int) 
   """
   ancestors = drivers.lineage(survivors, beam_size)[0]
   # Two survivors may be the same candidate.
-  return int(ancestors[0]) if len(set(survivors[0][ancestors].tolist())) == 1 else None
+  return int(ancestors[0]) if len(set(np.asarray(survivors[0])[ancestors].tolist())) == 1 else None
+
+
+class Choice(NamedTuple):
+  """Which chunk it is: its place among the survivors, its number among the candidates, and the seed of its noise."""
+
+  beam: int
+  candidate: int
+  seed: int
 
 
 class FinalChunk(NamedTuple):
@@ -43,16 +51,12 @@ class FinalChunk(NamedTuple):
   Attributes:
     frames: decoded.
     latents: the chunk.
-    beam: its place among the survivors; None for a chunk that was given.
-    candidate: its number among the candidates; None likewise.
-    seed: what its noise was drawn from; None likewise.
+    choice: which it is; None for a chunk that was given.
   """
 
   frames: Shaped[np.ndarray, "Q ..."]
   latents: Float32[np.ndarray, "F C H W"]
-  beam: int | None = None
-  candidate: int | None = None
-  seed: int | None = None
+  choice: Choice | None = None
 
 
 class Scored(NamedTuple):
@@ -108,7 +112,7 @@ class Finishing:
     scores = drivers.known_scores(self._search, self._chunks, self._last) if alone else None
     if scores is None:
       for (trace, segment), beams in zip(self._waiting, path, strict=True):
-        self._judge.add(trace.frames[beams], segment)
+        self._judge.add(np.asarray(trace.frames)[beams], segment)
       scores = self._judge.scores(len(self._last.survivor))
     best = drivers.best_of(scores)
     for (trace, _), beams in zip(self._waiting, path, strict=True):
@@ -125,7 +129,7 @@ class Finishing:
 def _chosen(trace: ChunkTrace, beam: int, search: SearchConfig) -> FinalChunk:
   candidate = int(trace.survivor[beam])
   seed = int(trace.candidates.seed[divmod(candidate, search.beam_size)])
-  return FinalChunk(np.asarray(trace.frames[beam]), np.asarray(trace.latents[beam]), beam, candidate, seed)
+  return FinalChunk(np.asarray(trace.frames[beam]), np.asarray(trace.latents[beam]), Choice(beam, candidate, seed))
 
 
 class _Judge:

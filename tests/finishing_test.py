@@ -65,8 +65,10 @@ def test_it_is_the_video_that_is_put_together_at_the_end(monkeypatch, seed):
   np.testing.assert_allclose(scored.scores, scores, rtol=0, atol=1e-5)
   assert scored.best == int(np.argmax(scores))
   best = videos[scored.best]
-  assert [chunk.candidate for chunk in taken] == [candidate for candidate, _ in best]
-  assert [chunk.seed for chunk in taken] == [100 * index + candidate for index, (candidate, _) in enumerate(best)]
+  assert [chunk.choice.candidate for chunk in taken] == [candidate for candidate, _ in best]
+  assert [chunk.choice.seed for chunk in taken] == [
+    100 * index + candidate for index, (candidate, _) in enumerate(best)
+  ]
   np.testing.assert_array_equal([chunk.frames.item() for chunk in taken], np.float32([n for _, n in best]))
   final = drivers.final_beams(toy.PARAMS, CONDITION, toy.MODELS, SEARCH, traces, segments=[FIRST, SECOND])
   np.testing.assert_allclose(final.scores, scored.scores, rtol=0, atol=1e-6)
@@ -89,7 +91,7 @@ def test_given_chunks_come_first_and_are_judged():
   traces, videos = _traces(0)
   numbers = np.float32([[2.0], [3.0]]).reshape(2, 1, 1, 1, 1)
   scored, taken, _ = _finish(traces, [FIRST], Given(numbers, list(numbers)))
-  assert [chunk.beam for chunk in taken[:2]] == [None, None]
+  assert [chunk.choice for chunk in taken[:2]] == [None, None]
   assert [chunk.frames.item() for chunk in taken[:2]] == [2.0, 3.0]
   assert len(taken) == 2 + CHUNKS
   scores = [5.0 + sum(number for _, number in video) for video in videos]

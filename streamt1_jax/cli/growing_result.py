@@ -109,8 +109,8 @@ class GrowingResult:
     self._pictures += [frames[index].copy() for index in wanted if 0 <= index < len(frames)]
     self._seen_frames += len(frames)
     self._video.add(frames)
-    if chunk.beam is not None:
-      self._steps.extend((chunk.beam, chunk.candidate, chunk.seed))
+    if chunk.choice is not None:
+      self._steps.extend(chunk.choice)
 
   def finish(self, head: dict[str, Any], scored: Scored, seed: int) -> dict[str, Any]:
     """Completes the files. Returns what the manifest says of the video: length, score, checksums, seeds and files.

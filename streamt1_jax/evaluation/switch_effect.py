@@ -55,9 +55,9 @@ def after_switches(
 
   First come the verdicts of the chunks before it, under the old caption.
   """
-  old, new = (pipeline.condition(text, chunks_before + chunks_after) for text in pair)
-  options = {"num_chunks": chunks_before + chunks_after, "seed": seed}
-  states = drivers.stream_states(pipeline.params, old, pipeline.models, search, **options)
+  num_chunks = chunks_before + chunks_after
+  old, new = (pipeline.condition(text, num_chunks) for text in pair)
+  states = drivers.stream_states(pipeline.params, old, pipeline.models, search, num_chunks=num_chunks, seed=seed)
   *earlier, (state, last) = [*itertools.islice(states, chunks_before)]
   traces = [trace for _, trace in earlier] + [last]
   yield [verify.verify(_frames(trace), shapes.parse_caption(pair.before)) for trace in traces]
