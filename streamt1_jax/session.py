@@ -25,6 +25,7 @@ from jaxtyping import Float32, Shaped
 from streamt1_jax import drivers, saved_session
 from streamt1_jax.config import ConfigError, SearchConfig, SessionConfig
 from streamt1_jax.drivers import Given, Segment
+from streamt1_jax.finishing import shared_ancestor
 from streamt1_jax.io.timeline import ChunkClock, Entry, Timeline
 from streamt1_jax.parallel import hosts
 from streamt1_jax.receipts import Receipt
@@ -132,7 +133,7 @@ class Session:
   def save(self, folder: epath.PathLike) -> None:
     """Writes all that `Pipeline.resume` needs to go on, in the place of an earlier save. It waits for a running chunk.
 
-    Events that are queued are not saved; a resumed session must be told again.
+    Events that are queued are saved too. A resumed session has them in its queue, with receipts of their own: `queued`.
 
     Raises:
       ConfigError: the folder holds something else or cannot be written, the session has failed, or it runs in several
@@ -151,6 +152,7 @@ class Session:
         unshown_given=self._unshown_given,
         waiting=[(made.index, made.segment, made.trace) for made in self._waiting],
         follow=self._steering.follow,
+        queued=[receipt.prompt for receipt in self.queued],
       )
       saved_session.save(folder, self._state, progress, self._steering.start, self._steering.given)
 
@@ -158,6 +160,11 @@ class Session:
   def prompt(self) -> str:
     """The prompt in force."""
     return self._steering.prompts[-1]
+
+  @property
+  def queued(self) -> list[Receipt]:
+    """Receipts of the events that wait for the next chunk to be begun, in order of arrival."""
+    return self._steering.queued
 
   @property
   def segments(self) -> list[tuple[int, str]]:
@@ -289,6 +296,8 @@ class Session:
     self._state, self._steering.given = saved.state, saved.given
     self._unshown_given, self._steering.follow = progress.unshown_given, progress.follow
     self._steering.resume(int(hosts.to_host(saved.state.chunk_index)), progress.segments, progress.script)
+    for prompt in progress.queued:
+      self.stop() if prompt is None else self.switch(prompt)
     for index, segment, trace in progress.waiting:
       self._waiting.append(_Made(trace, index, progress.segments[segment][1], segment, ()))
 
@@ -306,7 +315,7 @@ def _settled(traces: list[ChunkTrace], search: SearchConfig, *, ended: bool) -> 
   None if the next chunks decide.
   """
   survivors = [trace.survivor for trace in traces]
-  ancestors = drivers.lineage(survivors, search.beam_size)[0]
-  if len(set(survivors[0][ancestors].tolist())) == 1:
-    return int(ancestors[0])
-  return int(ancestors[np.argmax(traces[-1].score)]) if ended else None
+  shared = shared_ancestor(survivors, search.beam_size)
+  if shared is not None or not ended:
+    return shared
+  return int(drivers.lineage(survivors, search.beam_size)[0][np.argmax(traces[-1].score)])

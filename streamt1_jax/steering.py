@@ -183,6 +183,12 @@ class Steering:
       number = next(self._numbers)
     return self._queued(Receipt(None, number), None)
 
+  @property
+  def queued(self) -> list[Receipt]:
+    """Receipts of the events that wait, in order of arrival."""
+    with self._lock:
+      return sorted((receipt for receipt, _ in self._queue), key=lambda receipt: receipt.number)
+
   def end(self, reason: str) -> None:
     """Drops what waits, and whatever comes later."""
     with self._lock:

@@ -243,6 +243,25 @@ class TestAgain:
     assert [chunk.prompt for chunk in rest] == [chunk.prompt for chunk in chunks[after:]]
     assert resumed.timeline == whole.timeline
 
+  def test_what_waits_in_the_queue_is_saved(self, tmp_path, switched):
+    """A prompt that a newer one replaces, the newer one, and later a stop: they come back in order."""
+    chunks, _, _ = switched
+    session = sessions.session()
+    shown = [next(session) for _ in range(BEFORE_FIRST)]
+    session.switch("c")
+    session.switch("b")
+    session.save(tmp_path / "saved")
+    resumed = _resumed(tmp_path / "saved")
+    superseded, applied = resumed.queued
+    shown.append(next(resumed))
+    assert (superseded.prompt, superseded.status, superseded.superseded_by) == ("c", "superseded", applied)
+    assert (applied.prompt, applied.status, applied.chunk) == ("b", "applied", BEFORE_FIRST)
+    _same(shown, chunks[: BEFORE_FIRST + 1])
+    resumed.stop()
+    resumed.save(tmp_path / "saved")
+    stopped = _resumed(tmp_path / "saved")
+    assert next(stopped, None) is None
+
   def test_a_timeline_that_was_killed_goes_on(self, tmp_path, switched):
     chunks, _, whole = switched
     session = sessions.session(whole.timeline)
