@@ -41,7 +41,7 @@ def test_heads(platform, name):
   tokens = _TOKENS._replace(reward_index=_TOKENS.reward_index[: len(spec.required_text.reward_tokens)])
 
   def judge(params, frames):
-    seen = frames if spec.kind == "image" else FrameWindow(frames[:0], 0, frames)
+    seen = frames if spec.on_frames else FrameWindow(frames[:0], 0, frames)
     return reward(params, reward.init(params, tokens), seen, _INFO)
 
   products = _products(judge, platform, params, _FRAMES)
