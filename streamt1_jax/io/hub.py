@@ -54,7 +54,7 @@ def parse(url: str) -> Wanted:
   hub = _require_package(url)
   try:
     hub.utils.validate_repo_id(found["repo"])
-  except hub.errors.HFValidationError as error:
+  except ValueError as error:
     raise ConfigError(f"{url!r} is no name of a repository: {error}") from error
   return Wanted(found["repo"], found["revision"])
 

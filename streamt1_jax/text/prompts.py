@@ -9,7 +9,7 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 
-_MAX_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 
 
 def load_prompts(path: str | os.PathLike[str]) -> list[str]:
@@ -31,11 +31,11 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
   try:
     # A device has no end; a pipe of the shell is welcome.
     with file.open("rb") as opened:
-      content = opened.read(_MAX_BYTES + 1)
+      content = opened.read(MAX_BYTES + 1)
   except OSError as error:
     raise ConfigError(f"prompt file {path} cannot be read: {error.strerror or error}") from error
-  if len(content) > _MAX_BYTES:
-    raise ConfigError(f"prompt file {path} is too large: at most {_MAX_BYTES} bytes are read")
+  if len(content) > MAX_BYTES:
+    raise ConfigError(f"prompt file {path} is too large: at most {MAX_BYTES} bytes are read")
   lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
   prompts = [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
   prompts = [prompt for prompt in prompts if prompt]
