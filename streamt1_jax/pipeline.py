@@ -53,7 +53,7 @@ from streamt1_jax.starts.table import STARTS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.steering import NOTHING, Start
 from streamt1_jax.text import PromptEncoder
-from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.text.tokenizer import Tokenizer, clean
 from streamt1_jax.typing import Implementation, Params
 from streamt1_jax.wan_generator import WanGenerator
 
@@ -216,7 +216,7 @@ class Pipeline:
     Raises ConfigError for an empty prompt or one that a reward cannot read; a prompt over the token limit is cut with
     a warning.
     """
-    if not prompt.strip():
+    if not clean(prompt):
       raise ConfigError("the prompt is empty")
     image, video = self.reward_features(prompt)
     condition = Condition(

@@ -17,6 +17,7 @@ from streamt1_jax.config import ModelConfig, SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import FinishedChunk, Memory
+from streamt1_jax.nn import precision
 from streamt1_jax.nn.rotary import frame_turns
 from streamt1_jax.parallel.sharding import LAYOUTS, Layout
 from streamt1_jax.recache import Recached
@@ -138,7 +139,8 @@ class WanGenerator:
   ) -> tuple[Latents, ChunkMemory]:
     if features.ndim == 1:
       features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
-    return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
+    with precision.of_weights(params):
+      return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
 
   def recache(
     self,
@@ -171,7 +173,8 @@ class WanGenerator:
 
   def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""
-    return nnx.merge(self.graphdef, params).text_memory(embeddings.astype(_dtype(params)))
+    with precision.of_weights(params):
+      return nnx.merge(self.graphdef, params).text_memory(embeddings.astype(_dtype(params)))
 
   def _first_frame(self, chunk_index: IntScalar) -> IntScalar:
     return chunk_index * self.config.chunk_frames

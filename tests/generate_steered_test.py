@@ -219,7 +219,10 @@ BAD = [
   (["--timeline=good.json", "--seed=8"], "--seed=8, but --timeline=good.json has seed 7"),
   (["--timeline=good.json", "--prompt=x"], "timeline"),
   (["--prompt=x", "--recache=none"], "--recache says what a new prompt does: it needs --timeline"),
-  (["--prompt=x", "--image=text.png"], "--image=text.png: picture text.png cannot be decoded"),
+  (["--prompt=x", "--image=text.png"], "--image=text.png: picture text.png is of none of these formats: PNG, JPEG"),
+  (["--prompt=x", "--image=program.eps"], "program.eps is of none of these formats"),
+  (["--prompt=x", "--image=/dev/zero"], "--image=/dev/zero does not exist or is not a file"),
+  (["--timeline=invisible.json"], "entry 2: the prompt '\\x00' is empty"),
   (["--prompt=x", "--image=none.png"], "--image=none.png does not exist"),
   (["--prompt=x", "--image=dot.png", "--image_start=clamp"], "was not trained for it"),
   (["--prompt=x", "--video=text.png"], "--video=text.png: text.png is not a"),
@@ -231,6 +234,7 @@ BAD = [
   (["--prompt=x", "--continue_from=empty"], "is no result with latents: it has no latents.safetensors"),
   (["--prompt=x", "--continue_from=other"], "was made by another model"),
   (["--prompt=x", "--continue_from=damaged"], "is damaged, or no file of latents"),
+  (["--prompt=x", "--continue_from=nested"], "is damaged, or no file of latents"),
 ]
 
 
@@ -243,14 +247,23 @@ def bad_files(tmp_path_factory, steered):
   write("bad.json", {"start": 1, "prompt": " "})
   write("decreasing.json", {"start": 0, "prompt": BLUE})
   write("late.json", {"start": 60, "prompt": BLUE})
+  write("invisible.json", {"start": 1.3125, "prompt": "\0"})
   write("good.json", {"start": 1.3125, "prompt": BLUE})
   (folder / "text.png").write_text("no picture")
+  # Pillow would start Ghostscript to draw it.
+  (folder / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
   Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "dot.png")
   video.write_video(folder / "short.mp4", np.zeros((8, 32, 32, 3), np.uint8), 16)
   video.write_video(folder / "slow.mp4", np.zeros((20, 32, 32, 3), np.uint8), 8)
   content = (steered[1] / results.LATENTS).read_bytes()
   sha = _model_sha256(steered[1]).encode()
-  for name, latents in (("empty", None), ("other", content.replace(sha, b"0" * 64)), ("damaged", content[:100])):
+  nested = (8 * 10**5).to_bytes(8, "little") + b"[" * 8 * 10**5
+  for name, latents in (
+    ("empty", None),
+    ("other", content.replace(sha, b"0" * 64)),
+    ("damaged", content[:100]),
+    ("nested", nested),
+  ):
     (folder / name).mkdir()
     if latents is not None:
       (folder / name / results.LATENTS).write_bytes(latents)

@@ -220,6 +220,13 @@ class TestAgain:
     _same(list(again), chunks)
     assert again.timeline == told
 
+  @pytest.mark.parametrize("start", [1e308, 10**400, float("nan"), -1, "0", True])
+  def test_starts_that_are_no_times(self, start):
+    """Integers of any size are JSON; the largest float is a chunk beyond all numbers."""
+    entries = [{"start": 0, "prompt": "a"}, {"start": start, "prompt": "b"}]
+    with pytest.raises(ConfigError, match="entry 2: start must be 0 to 1000000000 seconds"):
+      timeline.from_json({"version": 1, "entries": entries})
+
   @pytest.mark.parametrize("after", [0, 3])
   def test_killed_between_two_switches(self, tmp_path, switched, after):
     chunks, _, whole = switched

@@ -173,8 +173,9 @@ def read_latents(folder: epath.Path, model_sha256: str) -> np.ndarray:
   path = folder / LATENTS
   try:
     content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    # The library refuses a header that is nested so deep that Python's reader of JSON would fail.
     latents = safetensors.numpy.load(content)[_LATENTS]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     made_by = header["__metadata__"][_MODEL]
   except OSError as error:
     raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
