@@ -148,8 +148,9 @@ class Steering:
       start: what the video begins with.
 
     Raises:
-      ConfigError: a prompt cannot be read.
+      ConfigError: a prompt cannot be read, or this search cannot switch so.
     """
+    switch.validate_for(search)
     self._runtime, self._search, self._switch = runtime, search, switch
     self._horizon, self._capacity, self.start = horizon, capacity, start
     self._script = dict(script[1:])
@@ -184,11 +185,11 @@ class Steering:
     return self._queued(Receipt(None, number), None)
 
   def end(self, reason: str) -> None:
-    """Drops what waits, and whatever comes later."""
+    """Drops what waits, and whatever comes later; the first reason counts."""
     with self._lock:
-      self._ended = reason
+      self._ended = self._ended or reason
       for receipt, _ in self._queue:
-        receipt.decide("dropped", None, reason=reason)
+        receipt.decide("dropped", None, reason=self._ended)
       self._queue.clear()
 
   def begin(self, seed: int) -> SearchState:
@@ -250,24 +251,23 @@ class Steering:
     if stop is not None:
       self.end("the session was stopped")
       return None
-    if self.follow is not None:
-      state, self.follow = follow(state, jnp.int32(self.follow), self._runtime.models), None
     self.applied = ()
-    if newest is not None:
-      receipt, condition = newest
-      assert condition is not None
-      try:
-        state = self._apply(state, chunk, receipt, condition)
-      except BaseException as error:
-        # Somebody may wait for the answer.
-        receipt.decide("failed", chunk, reason=f"{type(error).__name__}: {error}")
-        raise
-      if receipt.status in ("applied", "failed"):
-        self.applied = (receipt,)
+    try:
+      if self.follow is not None:
+        state, self.follow = follow(state, jnp.int32(self.follow), self._runtime.models), None
+      if newest is not None:
+        state = self._apply(state, chunk, *newest)
+    except BaseException as error:
+      # Somebody may wait for the answer.
+      if newest is not None:
+        newest[0].decide("failed", chunk, reason=f"{type(error).__name__}: {error}")
+      raise
+    if newest is not None and newest[0].status in ("applied", "failed"):
+      self.applied = (newest[0],)
     return state, self.condition
 
-  def _apply(self, state: SearchState, chunk: int, receipt: Receipt, condition: Condition) -> SearchState:
-    assert receipt.prompt is not None
+  def _apply(self, state: SearchState, chunk: int, receipt: Receipt, condition: Condition | None) -> SearchState:
+    assert receipt.prompt is not None and condition is not None
     if same_condition(self.condition, condition):
       receipt.decide("unchanged", chunk)
       return state
@@ -319,7 +319,7 @@ class Steering:
       for receipt, _ in switches:
         if newest is None or receipt is not newest[0]:
           receipt.decide("superseded", chunk, superseded_by=newest[0] if newest else self._newest)
-      if newest is not None:
+      if newest is not None and newest[0].number >= 0:
         self._newest = newest[0]
       return None, newest
 

@@ -104,9 +104,12 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
   whole = pipeline.generate(resumed.timeline, search=search, num_latent_frames=12)
   np.testing.assert_array_equal(whole.latents, _latents(folder))
   assert whole.score == pytest.approx(_json(folder)["score"], abs=1e-6)
-  other = st1.Pipeline.load(runs.checkpoint, attention="fold")
-  with pytest.raises(st1.ConfigError, match="was made with attention None, not fold"):
-    other.resume(tmp_path / "saved")
+  for options, told in (
+    ({"attention": "fold"}, "attention None, not fold"),
+    ({"reward_weights": {"coherence": 2.0}}, "video_rewards {'coherence': 1.0}, not {'coherence': 2.0}"),
+  ):
+    with pytest.raises(st1.ConfigError, match=f"was made with {told}"):
+      st1.Pipeline.load(runs.checkpoint, **options).resume(tmp_path / "saved")
 
 
 def test_whole_video_score_is_the_mean_over_segments(steered):
@@ -215,6 +218,7 @@ BAD = [
   (["--timeline=bad.json"], "timeline bad.json, line 3: entry 2: the prompt is empty"),
   (["--timeline=decreasing.json"], "timeline decreasing.json, line 3: entry 2 starts at 0.0 s, entry 1 at 0.0 s"),
   (["--timeline=late.json"], "--timeline=late.json: entry 2 starts at 60.0 s, but the video ends at"),
+  (["--timeline=good.json", "--continue_from=whole"], "but up to 2.8125 s the video is given and not made"),
   (["--timeline=good.json", "--seed=8"], "--seed=8, but --timeline=good.json has seed 7"),
   (["--timeline=good.json", "--prompt=x"], "timeline"),
   (["--prompt=x", "--recache=none"], "--recache says what a new prompt does: it needs --timeline"),
@@ -249,7 +253,7 @@ def bad_files(tmp_path_factory, steered):
   video.write_video(folder / "slow.mp4", np.zeros((20, 32, 32, 3), np.uint8), 8)
   content = (steered[1] / results.LATENTS).read_bytes()
   sha = _model_sha256(steered[1]).encode()
-  for name, latents in (("empty", None), ("other", content.replace(sha, b"0" * 64)), ("damaged", content[:100])):
+  for name, latents in (("whole", content), ("empty", None), ("other", content.replace(sha, b"0" * 64)), ("damaged", content[:100])):
     (folder / name).mkdir()
     if latents is not None:
       (folder / name / results.LATENTS).write_bytes(latents)

@@ -81,7 +81,8 @@ class _Recording:
     nearest = self.model.local_attention_frames - self.model.chunk_frames
     distance = {"absolute": None, "relative": nearest}[case["positions"]]
     self.search = dataclasses.replace(SearchConfig.streaming(self.model), sink_distance=distance)
-    sinks = "keep" if case["global_sink"] else "move"
+    # Where nothing is computed anew, the sinks stay.
+    sinks = "keep" if case["global_sink"] or case["recache"] == "none" else "move"
     self.switch = SwitchConfig(recache=case["recache"], sinks=sinks)
     self.prefix = case["prefix_chunks"]
     noise = _recorded_noise(self.z, self.z["noise_index"], self.prefix)
