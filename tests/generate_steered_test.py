@@ -13,6 +13,7 @@ from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.io import pictures, timeline, video
 from streamt1_jax.io.timeline import Entry, Timeline
+from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.rewards.base import CandidateInfo
 from tests.command_line import generate, save_model
 
@@ -110,6 +111,11 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
   ):
     with pytest.raises(st1.ConfigError, match=f"was made with {told}"):
       st1.Pipeline.load(runs.checkpoint, **options).resume(tmp_path / "saved")
+  # A session is one video, also where devices could make several.
+  mesh = device_mesh.make_mesh({"data": 2}, pipeline.config, search)
+  divided = st1.Pipeline.load(runs.checkpoint, mesh=mesh)
+  divided.session(RED, search=search, num_chunks=4).save(tmp_path / "divided")
+  assert divided.resume(tmp_path / "divided").segments == [(0, RED)]
 
 
 def test_whole_video_score_is_the_mean_over_segments(steered):
@@ -187,6 +193,12 @@ def test_begin_with_a_picture(tmp_path, checkpoint):
   np.testing.assert_allclose(fitted[:, 4:-4].astype(int), np.asarray(cut)[:, 4:-4], atol=1)
   still = np.repeat(fitted[None], 9, axis=0)
   start = pipeline.start(video=still)
+  for options, message in (
+    ({"video": still / 255}, r"video the given array must be uint8 RGB, .* got float64 \[9, 32, 32, 3\]"),
+    ({"image": pixels, "image_start": "video"}, "image_start must be 'still' or 'clamp', got 'video'"),
+  ):
+    with pytest.raises(st1.ConfigError, match=message):
+      pipeline.start(**options)
   assert start.latents.shape == (1, 3, *latents.shape[1:])
   np.testing.assert_array_equal(latents[:3], start.latents[0])
   # All at once is what chunk by chunk gives.

@@ -18,6 +18,7 @@ from streamt1_jax.io.timeline import Entry, Timeline
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.policies import Choice
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.session import Session
 from streamt1_jax.state import Condition
 from streamt1_jax.steering import Start
@@ -398,6 +399,27 @@ def test_what_reads_traces_may_save_and_may_fail(tmp_path):
   session._on_trace = None
   _same(list(session), whole)
   _same(list(_resumed(tmp_path / "saved", _ToyRuntime(toy.MODELS, toy.PARAMS))), whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LengthOfPrompt(Promptless):
+  def __call__(self, params, condition, frames, info):
+    return condition
+
+
+class _JudgedByLength(_ToyRuntime):
+  def condition(self, prompt, num_chunks):
+    length = jnp.float32(len(prompt))
+    return Condition((), length, 10 * length, jnp.int32(num_chunks))
+
+
+def test_both_rewards_read_the_prompt_in_force():
+  models = dataclasses.replace(toy.MODELS, image_reward=_LengthOfPrompt(), video_reward=_LengthOfPrompt())
+  config = SessionConfig(search=dataclasses.replace(TOY_SEARCH, top_k=1), num_chunks=4)
+  told = Timeline((Entry(0.0, "a"), Entry(2.0, "longer")))
+  chunks = list(Session(_JudgedByLength(models, toy.PARAMS), sessions.CLOCK, told, config))
+  scores = [(chunk.trace.candidates.short.max(), chunk.trace.candidates.long.max()) for chunk in chunks]
+  assert scores == [(1, 10), (1, 10), (6, 60), (6, 60)]
 
 
 def test_threads(tmp_path):
