@@ -53,7 +53,8 @@ from streamt1_jax.starts.table import STARTS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.steering import NOTHING, Start
 from streamt1_jax.text import PromptEncoder
-from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.text.prompts import require_whole_characters
+from streamt1_jax.text.tokenizer import Tokenizer, clean
 from streamt1_jax.typing import Implementation, Params
 from streamt1_jax.wan_generator import WanGenerator
 
@@ -213,10 +214,11 @@ class Pipeline:
   def condition(self, prompt: str, num_chunks: int) -> Condition:
     """Everything that depends on the prompt alone. Before many prompts call `text.prepare` with all of them.
 
-    Raises ConfigError for an empty prompt or one that a reward cannot read; a prompt over the token limit is cut with
-    a warning.
+    Raises ConfigError for an empty prompt or one that cannot be read; a prompt over the token limit is cut with a
+    warning.
     """
-    if not prompt.strip():
+    require_whole_characters(prompt, "the prompt")
+    if not clean(prompt):
       raise ConfigError("the prompt is empty")
     image, video = self.reward_features(prompt)
     condition = Condition(

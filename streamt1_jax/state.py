@@ -22,8 +22,8 @@ class Beam(NamedTuple):
     noise: the fused noise the last chunk started from.
     seed: the seed of that chunk.
     history: scores so far.
-    past: decoded frames of the sliding window, oldest first, left-aligned; None if the window has no past, because orbax
-      saves no empty array, or if rewards do not read it: nothing is judged, or what is decoded from scratch.
+    past: decoded frames of the sliding window, oldest first, left-aligned; None if the window has no past, because
+      orbax saves no empty array, or if rewards do not read it: nothing is judged, or what is decoded from scratch.
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
       decoded from scratch.

@@ -267,7 +267,8 @@ class Steering:
     return state, self.condition
 
   def _apply(self, state: SearchState, chunk: int, receipt: Receipt, condition: Condition | None) -> SearchState:
-    assert receipt.prompt is not None and condition is not None
+    assert receipt.prompt is not None
+    assert condition is not None
     if same_condition(self.condition, condition):
       receipt.decide("unchanged", chunk)
       return state

@@ -94,6 +94,9 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
   search = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
   session = pipeline.session(RED, search=search, seed=7, num_chunks=4)
   chunks = [next(session), next(session)]
+  for prompt, message in (("&nbsp;", "the prompt is empty"), ("half \ud800", "the prompt holds half a character")):
+    with pytest.raises(st1.ConfigError, match=message):
+      session.switch(prompt)
   session.switch(BLUE)
   session.save(tmp_path / "saved")
   # What waits is not saved.
@@ -230,7 +233,7 @@ BAD = [
   (["--timeline=bad.json"], "timeline bad.json, line 3: entry 2: the prompt is empty"),
   (["--timeline=decreasing.json"], "timeline decreasing.json, line 3: entry 2 starts at 0.0 s, entry 1 at 0.0 s"),
   (["--timeline=late.json"], "--timeline=late.json: entry 2 starts at 60.0 s, but the video ends at"),
-  (["--timeline=good.json", "--continue_from=whole"], "but up to 2.8125 s the video is given and not made"),
+  (["--timeline=good.json", "--continue_from=whole"], "but the video is given and not made up to 2.8125 s"),
   (["--timeline=good.json", "--seed=8"], "--seed=8, but --timeline=good.json has seed 7"),
   (["--timeline=good.json", "--prompt=x"], "timeline"),
   (["--prompt=x", "--recache=none"], "--recache says what a new prompt does: it needs --timeline"),
@@ -265,7 +268,12 @@ def bad_files(tmp_path_factory, steered):
   video.write_video(folder / "slow.mp4", np.zeros((20, 32, 32, 3), np.uint8), 8)
   content = (steered[1] / results.LATENTS).read_bytes()
   sha = _model_sha256(steered[1]).encode()
-  for name, latents in (("whole", content), ("empty", None), ("other", content.replace(sha, b"0" * 64)), ("damaged", content[:100])):
+  for name, latents in (
+    ("whole", content),
+    ("empty", None),
+    ("other", content.replace(sha, b"0" * 64)),
+    ("damaged", content[:100]),
+  ):
     (folder / name).mkdir()
     if latents is not None:
       (folder / name / results.LATENTS).write_bytes(latents)

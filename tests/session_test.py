@@ -475,7 +475,7 @@ class TestStarts:
   def test_a_switch_recaches_the_given_chunks(self, plain):
     start = Start(latents=np.stack([chunk.latents for chunk in plain[:2]]))
     early = Timeline((Entry(0.0, "a"), Entry(1.0, "b")))
-    with pytest.raises(ConfigError, match=r"entry 2 starts at 1.0 s, but up to 2.0 s the video is given and not made"):
+    with pytest.raises(ConfigError, match=r"entry 2 starts at 1.0 s, but the video is given and not made up to 2.0 s"):
       sessions.session(early, start=start, num_chunks=1)
     chunks = list(sessions.session(start=start, num_chunks=1))
     session = sessions.session(start=start, num_chunks=1)

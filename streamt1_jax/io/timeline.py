@@ -100,8 +100,9 @@ class Timeline:
       if end is not None and begin >= end:
         raise ConfigError(f"entry {number} starts at {entry.start} s, but the video ends at {clock.seconds(end)} s")
       if 0 < begin < given:
+        made = clock.seconds(given)
         raise ConfigError(
-          f"entry {number} starts at {entry.start} s, but up to {clock.seconds(given)} s the video is given and not made"
+          f"entry {number} starts at {entry.start} s, but the video is given and not made up to {made} s"
         )
     return [(begin, entry.prompt) for begin, entry in zip(begins, self.entries, strict=True)]
 
