@@ -275,7 +275,9 @@ class Steering:
     # Before the first chunk nothing is remembered under the old prompt.
     if chunk > 0:
       inputs = self._runtime.models, self._search, self._switch
-      switched, finite = switch_if_finite(self._runtime.params, state, condition, *inputs)
+      # What rewards read of a prompt may be longer than before, and is not needed: nothing is compiled for it.
+      text = condition._replace(image_reward=(), video_reward=(), image=None)
+      switched, finite = switch_if_finite(self._runtime.params, state, text, *inputs)
       if not hosts.to_host(finite):
         receipt.decide("failed", chunk, reason="what the memory holds is NaN or Inf under this prompt")
         return state

@@ -404,22 +404,27 @@ def test_what_reads_traces_may_save_and_may_fail(tmp_path):
 @dataclasses.dataclass(frozen=True)
 class _LengthOfPrompt(Promptless):
   def __call__(self, params, condition, frames, info):
-    return condition
+    return condition.sum()
 
 
 class _JudgedByLength(_ToyRuntime):
   def condition(self, prompt, num_chunks):
-    length = jnp.float32(len(prompt))
-    return Condition((), length, 10 * length, jnp.int32(num_chunks))
+    letters = jnp.ones(len(prompt))
+    return Condition((), letters, 10 * letters, jnp.int32(num_chunks))
 
 
 def test_both_rewards_read_the_prompt_in_force():
   models = dataclasses.replace(toy.MODELS, image_reward=_LengthOfPrompt(), video_reward=_LengthOfPrompt())
   config = SessionConfig(search=dataclasses.replace(TOY_SEARCH, top_k=1), num_chunks=4)
-  told = Timeline((Entry(0.0, "a"), Entry(2.0, "longer")))
-  chunks = list(Session(_JudgedByLength(models, toy.PARAMS), sessions.CLOCK, told, config))
+  told = Timeline((Entry(0.0, "a"), Entry(2.0, "longer"), Entry(3.0, "longest")))
+  session = Session(_JudgedByLength(models, toy.PARAMS), sessions.CLOCK, told, config)
+  chunks = [next(session) for _ in range(3)]
+  with CompileCounter() as compilations:
+    chunks += list(session)
   scores = [(chunk.trace.candidates.short.max(), chunk.trace.candidates.long.max()) for chunk in chunks]
-  assert scores == [(1, 10), (1, 10), (6, 60), (6, 60)]
+  assert scores == [(1, 10), (1, 10), (6, 60), (7, 70)]
+  # Rewards read more than before: the chunk step is compiled again, and the recache, which reads the text, is not.
+  assert compilations.count == 1
 
 
 def test_threads(tmp_path):
