@@ -163,7 +163,7 @@ class Session:
   @property
   def segments(self) -> list[tuple[int, str]]:
     """First chunk and prompt of every segment so far."""
-    return [(segment.begin, text) for segment, text in zip(self._steering.segments, self._steering.prompts)]
+    return list(zip(self._steering.begins, self._steering.prompts))
 
   @property
   def condition(self) -> Condition:

@@ -118,7 +118,7 @@ class Steering:
 
   Attributes:
     condition: of the prompt in force.
-    segments: where the prompts so far began, and what the video reward reads of each.
+    begins: the first chunks of the segments so far.
     prompts: of the segments.
     given: the chunks that the video began with, or None; known after `begin`.
     applied: receipts of what took effect before the chunk that was begun last.
@@ -162,8 +162,7 @@ class Steering:
     self.condition = self._read(script[0][1])
     for prompt in self._script.values():
       self._read(prompt)
-    self.segments = [Segment(0, _judging(self.condition))]
-    self.prompts = [script[0][1]]
+    self.begins, self.prompts = [0], [script[0][1]]
     self.given: Given | None = None
     self.applied: tuple[Receipt, ...] = ()
     self.follow: int | None = None
@@ -209,6 +208,15 @@ class Steering:
     return state
 
   @property
+  def segments(self) -> list[Segment]:
+    """The segments so far, and what judges the whole video reads of them.
+
+    Prompts are read again for it: what rewards read is large, and a video without an end has many prompts.
+    """
+    read = lambda prompt: self._read(prompt)._replace(text=(), image_reward=(), image=None)
+    return [Segment(begin, read(prompt)) for begin, prompt in zip(self.begins, self.prompts, strict=True)]
+
+  @property
   def script(self) -> list[tuple[int, str]]:
     """What is left of the script: first chunks and prompts."""
     return sorted(self._script.items())
@@ -230,9 +238,8 @@ class Steering:
     left = [(begin, prompt) for begin, prompt in self._script.items() if begin >= chunk]
     self._script = dict(left if script is None else script)
     if segments is not None:
-      self.prompts = [segments[0][1]]
+      self.begins, self.prompts = [0], [segments[0][1]]
       self.condition = self._read(segments[0][1])
-      self.segments = [Segment(0, _judging(self.condition))]
       past = list(segments[1:])
     for begin, prompt in past:
       condition = self._read(prompt)
@@ -289,10 +296,10 @@ class Steering:
   def _enter(self, chunk: int, prompt: str, condition: Condition) -> None:
     """A segment begins. One that has no chunk goes away: its prompt was never shown."""
     self.condition = condition
-    if self.segments[-1].begin == chunk:
-      self.segments.pop()
+    if self.begins[-1] == chunk:
+      self.begins.pop()
       self.prompts.pop()
-    self.segments.append(Segment(chunk, _judging(condition)))
+    self.begins.append(chunk)
     self.prompts.append(prompt)
 
   def _decide(self, chunk: int) -> tuple[Receipt | None, tuple[Receipt, Condition | None] | None]:
@@ -336,8 +343,3 @@ class Steering:
   def _read(self, prompt: str) -> Condition:
     condition = self._runtime.condition(prompt, self._horizon)
     return condition if self.start.image is None else condition._replace(image=jnp.asarray(self.start.image))
-
-
-def _judging(condition: Condition) -> Condition:
-  """What judges the whole video afterwards; the text is large, and there may be many."""
-  return condition._replace(text=(), image_reward=(), image=None)

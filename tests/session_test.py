@@ -188,8 +188,8 @@ def test_a_session_holds_no_more_the_longer_it_runs():
   session = sessions.session(num_chunks=None)
   held = []
   for chunk in session:
-    if chunk.index == 3:
-      session.switch("b")
+    if chunk.index in (3, 20):
+      session.switch(f"prompt {chunk.index}")
     if chunk.index in (6, 36):
       del chunk
       gc.collect()
