@@ -495,7 +495,7 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
   with timer.phase("load"):
     start = steering_flags.make_start(plan.steered, pipeline, notes.append)
   end = plan.length(start)
-  notes += steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end)
+  notes += steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end, start.num_chunks)
   drivers.check_length(pipeline.models, plan.search, end)
   return Searcher(plan, pipeline, timer.seconds["load"], start, tuple(notes))
 
