@@ -138,7 +138,7 @@ class Pipeline:
       directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model` or `tokenizer.json`, and
         `rewards/` if it has any; or "hf://org/name[@revision]", such a folder on the hub. By default the small model of
         this package.
-      dtype: dtype of weights and activations.
+      dtype: dtype of weights and activations; products of float32 are exact on accelerators too, see `nn.precision`.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
       reward_weights: factors of their scores.

@@ -241,6 +241,11 @@ BAD = [
   (["--prompt=x", "--image=text.png"], "--image=text.png: picture text.png is of none of these formats: PNG, JPEG"),
   (["--prompt=x", "--image=program.eps"], "program.eps is of none of these formats"),
   (["--prompt=x", "--image=/dev/zero"], "--image=/dev/zero does not exist or is not a file"),
+  (["--prompt=x", "--horizon=999999999999"], "--horizon=999999999999"),
+  (
+    ["--prompt=x", "--sink_distance=99999999999"],
+    "sink_distance must be at most 1024 (rotary tables), got 99999999999",
+  ),
   (["--timeline=invisible.json"], "entry 2: the prompt '\\x00' is empty"),
   (["--prompt=x", "--image=none.png"], "--image=none.png does not exist"),
   (["--prompt=x", "--image=dot.png", "--image_start=clamp"], "was not trained for it"),

@@ -238,7 +238,7 @@ def test_a_search_still_needs_a_prompt(tmp_path):
   assert result.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("value", ["0", "nan", "much"])
+@pytest.mark.parametrize("value", ["0", "nan", "1e300", "much"])
 def test_bad_device_memory(tmp_path, value):
   result = generate(tmp_path, "--plan", f"--device_memory={value}")
   assert result.code == 2

@@ -11,6 +11,7 @@ from etils import epath
 
 from streamt1_jax.cli import flag_types, results
 from streamt1_jax.config import ConfigError, ModelConfig, SwitchConfig, choices
+from streamt1_jax.config.session import MAX_HORIZON
 from streamt1_jax.io import config_json, part_files, paths, timeline
 from streamt1_jax.io.timeline import ChunkClock, Timeline
 from streamt1_jax.pipeline import Pipeline
@@ -52,6 +53,7 @@ def define(values: flags.FlagValues) -> None:
     None,
     "Chunks over which the weight of the image reward grows, as in a session without an end; the video's by default.",
     1,
+    MAX_HORIZON,
   )
   flags.mark_flags_as_mutual_exclusive(list(_STARTS), flag_values=values)
 

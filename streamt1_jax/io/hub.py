@@ -51,9 +51,9 @@ def parse(url: str) -> Wanted:
   found = _REPO.fullmatch(url.removeprefix(PREFIX))
   if found is None:
     raise ConfigError(f"{url!r} is not hf://org/name or hf://org/name@revision")
-  hub = _require_package(url)
+  _require_package(url)
   try:
-    hub.utils.validate_repo_id(found["repo"])
+    importlib.import_module("huggingface_hub.utils").validate_repo_id(found["repo"])
   except ValueError as error:
     raise ConfigError(f"{url!r} is no name of a repository: {error}") from error
   return Wanted(found["repo"], found["revision"])
