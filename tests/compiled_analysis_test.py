@@ -307,7 +307,8 @@ def test_table_of_what_is_compiled_already(tmp_path):
     cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
     assert cells["slice"] == case["topology"]
     assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
-    assert cells["chunk"] == ("first" if case.get("first_chunk") else "later")
+    switch = f"new prompt, {case['switch']}" if "switch" in case else None
+    assert cells["chunk"] == (switch or ("first" if case.get("first_chunk") else "later"))
     assert (cells["fits"], cells["rewards"], cells["compile, s"]) == ("yes", "built in", "62")
     assert (cells["collectives, GB"], cells["per block"]) == ("all-reduce 1.50", "3")
 
