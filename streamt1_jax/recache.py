@@ -29,7 +29,6 @@ from streamt1_jax.memory_sinking import (
   placed_frames,
   slot_of,
   valid_slots,
-  with_slot,
 )
 from streamt1_jax.nn.rotary import frame_turns, turns_of
 from streamt1_jax.typing import IntScalar, Queries
@@ -270,7 +269,9 @@ def _causal(inputs: _Inputs, count: int) -> Recached:
 
 
 def _write(memory: Memory, slot: jax.Array, exists: jax.Array, chunk: ChunkMemory) -> Memory:
-  put = lambda cache, value: with_slot(cache, slot, jnp.where(exists, value.astype(cache.dtype), slot_of(cache, slot)))
+  # A choice slot by slot, which compilers write in place: `slot` differs from beam to beam.
+  here = ((jnp.arange(memory.frame.shape[0]) == slot) & exists)[None, :, None, None, None]
+  put = lambda cache, value: jnp.where(here, value.astype(cache.dtype)[:, None], cache)
   return memory._replace(k=put(memory.k, chunk.k), v=put(memory.v, chunk.v))
 
 

@@ -47,6 +47,10 @@ from tests.command_line import call, save_model, small_model
       ["--output=s3://bucket/file"],
       ["--output=s3://bucket/file", "a path of this machine or gs://"],
     ),
+    ("measure.aot_compile", ["--switch=released", "--first_chunk"], ["--switch", "leave --first_chunk out"]),
+    ("measure.long_video", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
+    ("evaluate.sink_distance", ["--distances=90,near"], ["--distances", "whole numbers and none, got 90,near"]),
+    ("evaluate.switch_effect", ["--chunks_after=0"], ["--chunks_after=0", "positive integer"]),
     ("measure.kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
     ("measure.kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),
     (
