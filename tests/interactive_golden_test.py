@@ -4,6 +4,7 @@ tests/golden/interactive/README.md says what was run. `--golden_interactive_dir`
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -134,16 +135,12 @@ def _on_device(memory):
   return jax.tree.map(jnp.asarray, memory)
 
 
+@functools.partial(jax.jit, static_argnames=("models", "search", "switch"))
 def _recached(models, backbone, memory, first_frame, text, search, switch):
   """The memory of one beam under a new prompt, and the velocities that it was computed with."""
   generator, execution = models.generator, models.execution
-
-  @jax.jit
-  def run(backbone, memory, first_frame, text):
-    forward = generator.clean_forward(backbone, text, execution)
-    return recache.recache(memory, forward, first_frame, generator.config, search, switch, execution)
-
-  return run(backbone, memory, jnp.int32(first_frame), text)
+  forward = generator.clean_forward(backbone, text, execution)
+  return recache.recache(memory, forward, first_frame, generator.config, search, switch, execution)
 
 
 def _replay(recording, check_chunk, check_switch):
@@ -173,9 +170,6 @@ def test_replay(recording):
   r = _Recording(recording)
   z, frames = r.z, r.model.chunk_frames
   evict = jax.jit(jax.vmap(lambda memory: memory_sinking.evict(memory, r.model, r.search)[0]))
-  recache = jax.jit(
-    lambda memory, first_frame, text: _recached(r.models, r.backbone, memory, first_frame, text, r.search, r.switch)
-  )
   recorded = {int(chunk): row for row, chunk in enumerate(z["recorded_chunk"])} if "recorded_chunk" in z else None
   layouts = {int(c): z["kv_layout"][i] for i, c in enumerate(z.get("kv_chunk", ()))}
 
@@ -206,7 +200,8 @@ def test_replay(recording):
     before = _first_beam(state)
     r.check_memory(before, z["switch_layout_before"][number], z["switch_frames_before"][number])
     chunk = int(state.chunk_index)
-    recached = recache(_on_device(before), state.chunk_index * frames, condition.text)
+    first_frame = jnp.int32(chunk * frames)
+    recached = _recached(r.models, r.backbone, _on_device(before), first_frame, condition.text, r.search, r.switch)
     start, end = z["recache_frames"][number]
     after = jax.tree.map(np.array, recached.memory)
     for slot in range(int(after.count)):
@@ -257,7 +252,7 @@ def test_sinks(sinks_file, way):
     _check_slots(z, model, found, order, layout)
 
   switch = SwitchConfig(recache=way)
-  recached = _recached(models, backbone, memory, config["first_frame"], text, search, switch)
+  recached = _recached(models, backbone, memory, jnp.int32(config["first_frame"]), text, search, switch)
   for frame, flow in zip(z["window_frames"], z[f"{way}_flow"], strict=True):
     (slot,) = np.flatnonzero(np.asarray(recached.memory.frame) == frame)
     _close(recached.velocity[slot], flow)

@@ -170,13 +170,15 @@ class TestEvents:
         return super().condition(prompt, num_chunks)
 
     config = SessionConfig(search=sessions.ONE_BEAM, num_chunks=CHUNKS)
-    session = Session(SlowRuntime(runtime.models, runtime.params), sessions.CLOCK, "a", config)
+    # What a timeline says in between makes nobody's prompt newer.
+    told = Timeline((Entry(0.0, "a"), Entry(1.0, "c")))
+    session = Session(SlowRuntime(runtime.models, runtime.params), sessions.CLOCK, told, config)
     receipts = []
     thread = threading.Thread(target=lambda: receipts.append(session.switch("slow")))
     thread.start()
     reading.wait()
     newer = session.switch("b")
-    next(session)
+    assert [next(session).prompt, next(session).prompt] == ["b", "c"]
     go_on.set()
     thread.join()
     next(session)

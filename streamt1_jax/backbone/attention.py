@@ -101,7 +101,8 @@ def attend_with_memory(
     The mixed values, in q's dtype.
   """
   # A loop around the call is batched when it is closed, and by then the caller's precision would be forgotten.
-  call = _one_candidate(implementation, divide, jax.config.jax_default_matmul_precision)
+  precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+  call = _one_candidate(implementation, divide, precision)
   slots = memory.k, memory.v, memory.count, *memory.turns
   return call(q * q.shape[-1] ** -0.5, k, v, *slots, layer).astype(q.dtype)
 

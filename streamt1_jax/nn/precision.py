@@ -18,7 +18,8 @@ def of_weights(params: Params) -> contextlib.AbstractContextManager:
 
   A precision that the user has chosen (`jax_default_matmul_precision`) stays. On CPUs this changes no bit.
   """
+  chosen = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)}
-  if dtypes != {jnp.dtype(jnp.float32)} or jax.config.jax_default_matmul_precision is not None:
+  if dtypes != {jnp.dtype(jnp.float32)} or chosen is not None:
     return contextlib.nullcontext()
   return jax.default_matmul_precision("highest")
