@@ -62,7 +62,7 @@ class TestFirstChunks:
 
   def test_the_input_of_coupled_steps_chooses_the_start(self, first_chunks):
     start = np.rint(self.clean(first_chunks)[..., 0, 0, 0, 0]) % 1000 // 10
-    chosen = np.asarray(jax.vmap(jax.vmap(noise_coupling.start_index))(jnp.asarray(first_chunks.noisy)))
+    chosen = np.asarray(jax.jit(jax.vmap(jax.vmap(noise_coupling.start_index)))(jnp.asarray(first_chunks.noisy)))
     coupled = first_chunks.step < batches.COUPLED_STEPS
     assert coupled.any()
     assert not coupled.all()
@@ -86,12 +86,16 @@ class TestFirstChunks:
     tokens = jnp.arange(len(scenes) * 4 * 3).reshape(len(scenes), 4, 3)
     data = Dataset(jnp.asarray(scenes, jnp.int32), data.clips, repeat(data.first), tokens)
     config = dataclasses.replace(CONFIG, first_scenes=4000, first_copies=1, ambiguous_weight=3.0)
-    scene = np.asarray(batches.draw_first_chunks(jax.random.key(7), data, config, SIGMAS).tokens)[:, 0] // 12
+    draw = jax.jit(lambda key, data: batches.draw_first_chunks(key, data, config, SIGMAS).tokens)
+    scene = np.asarray(draw(jax.random.key(7), data))[:, 0] // 12
     captions = [shapes.caption(*attributes).split() for attributes in scenes]
     two = np.array([caption.count("blue") + caption.count("green") == 2 for caption in captions])
     assert 100 < two.sum() < 300
     expected = 3 * two.sum() / (3 * two.sum() + (~two).sum())
     assert abs(two[scene].mean() - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+
+
+_first_frames = jax.jit(jax.vmap(lambda key: batches.draw_first_frames(key, MODEL)))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +122,7 @@ class TestClips:
 
   def test_positions_fit_the_longest_video(self):
     keys = jax.random.split(jax.random.key(5), 500)
-    frames = np.asarray(jax.vmap(lambda key: batches.draw_first_frames(key, MODEL))(keys))
+    frames = np.asarray(_first_frames(keys))
     steps = np.diff(frames, axis=1)
     assert (frames[:, 0] == 0).all()
     assert (steps[:, 1:] == MODEL.chunk_frames).all()
@@ -127,7 +131,7 @@ class TestClips:
 
   def test_a_chunk_sees_sink_window_and_older_chunks_once_each(self):
     keys = jax.random.split(jax.random.key(6), 200)
-    visible, valid = map(np.asarray, jax.vmap(lambda k: batches.draw_visible(k, 0.5))(keys))
+    visible, valid = map(np.asarray, jax.jit(jax.vmap(lambda k: batches.draw_visible(k, 0.5)))(keys))
     seen_older = set()
     for clip in range(len(keys)):
       for chunk in range(batches.CHUNKS):
@@ -177,7 +181,8 @@ class TestClips:
   def test_added_sinks_change_nothing_else(self, data):
     key = jax.random.key(9)
     some = dataclasses.replace(CONFIG, added_sinks_probability=0.9)
-    without, added = (batches.draw_clips(key, data, MODEL, config, SIGMAS) for config in (CONFIG, some))
+    draw = jax.jit(batches.draw_clips, static_argnums=(2, 3))
+    without, added = (draw(key, data, MODEL, config, SIGMAS) for config in (CONFIG, some))
     assert without.moved is None
     np.testing.assert_array_equal(added.moved[..., :4], 0)
     first = added._replace(visible=added.visible[..., :4], valid=added.valid[..., :4], moved=None)
@@ -185,6 +190,6 @@ class TestClips:
 
   def added_sinks(self, probability):
     frame_keys, sink_keys = jax.random.split(jax.random.key(8), (2, 1500))
-    frames = jax.vmap(lambda key: batches.draw_first_frames(key, MODEL))(frame_keys)
-    draw = lambda key, frames: batches.draw_added_sinks(key, frames, MODEL, probability)
-    return map(np.asarray, (frames, *jax.vmap(draw)(sink_keys, frames)))
+    frames = _first_frames(frame_keys)
+    draw = jax.jit(jax.vmap(lambda key, frames: batches.draw_added_sinks(key, frames, MODEL, probability)))
+    return map(np.asarray, (frames, *draw(sink_keys, frames)))

@@ -218,7 +218,7 @@ def test_every_switch_is_one_program():
     switch(small.params(), _state(chunks), _condition(NEW), small.models(), SEARCH, SwitchConfig())
 
 
-@pytest.mark.parametrize("text", ["candidate:4", "candidate:2,model:2"])
+@pytest.mark.parametrize("text", ["candidate:2,model:2", pytest.param("candidate:4", marks=pytest.mark.slow)])
 def test_on_a_mesh(text):
   mesh = device_mesh.make_mesh(device_mesh.parse_sizes(text), small.MODEL, SEARCH)
   models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
@@ -230,13 +230,17 @@ def test_on_a_mesh(text):
 
 
 def test_each_video_in_lockstep_switches_on_its_own():
-  params, models = small.params(), small.models()
-  conditions = drivers.stack_conditions([_condition(OLD), _condition(NEW)])
-  options = {"num_chunks": 5, "seed": (3, 4)}
-  *_, (state, _) = drivers.stream_states(params, conditions, models, SEARCH, **options)
-  before = jax.device_get(state)
+  states = [_saved(JUST_FULL, prompt=prompt) for prompt in (OLD, NEW)]
+  # The counters are shared; that videos in lockstep are searched as each would be alone is tested with the drivers.
+  both = lambda *leaves: np.stack(leaves)
+  before = states[0]._replace(
+    base_seed=both(*(state.base_seed for state in states)), beams=jax.tree.map(both, *(state.beams for state in states))
+  )
   swapped = drivers.stack_conditions([_condition(NEW), _condition(NEW)])
-  after = jax.device_get(switch_prompt(params, state, swapped, models, SEARCH, SwitchConfig(), np.array([True, False])))
+  state = jax.tree.map(jnp.asarray, before)
+  after = jax.device_get(
+    switch_prompt(small.params(), state, swapped, small.models(), SEARCH, SwitchConfig(), np.array([True, False]))
+  )
   of = lambda tree, video: jax.tree.map(lambda x: x[video], tree)
   chex.assert_trees_all_equal(of(after.beams, 1), of(before.beams, 1))
   alone = before._replace(base_seed=before.base_seed[0], beams=of(before.beams, 0))
@@ -289,7 +293,8 @@ class TestGivenChunks:
 class TestEndless:
   """Sinks that come along: a video has no longest length, and what a chunk costs does not grow."""
 
-  @pytest.mark.parametrize("distance", [12, 21])
+  # Slow: the same of a longer stretch.
+  @pytest.mark.parametrize("distance", [12, pytest.param(21, marks=pytest.mark.slow)])
   def test_equals_the_absolute_positions_up_to_the_distance(self, distance):
     run = lambda search: [
       np.asarray(t.latents)

@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,12 +115,12 @@ def test_whole_video_score_is_the_mean_over_segments(steered):
   pipeline = st1.Pipeline.load(runs.checkpoint)
   search = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
   made = pipeline.generate(timeline.load(runs.folder / "timeline.json"), search=search, num_latent_frames=12)
-  alone = []
+  alone, judge = [], jax.jit(pipeline.models.video_reward)
   for begin, end, prompt in ((0, STARTS_AT, RED), (STARTS_AT, len(made.frames), BLUE)):
     window = st1.FrameWindow(made.frames[begin : end - 12], end - 12 - begin, made.frames[end - 12 : end])
     condition = pipeline.condition(prompt, 4)
     info = CandidateInfo(np.int32(0), np.int32(0))
-    score = pipeline.models.video_reward(pipeline.params["video_reward"], condition.video_reward, window, info)
+    score = judge(pipeline.params["video_reward"], condition.video_reward, window, info)
     alone.append((float(score), end - begin))
   expected = sum(score * frames for score, frames in alone) / sum(frames for _, frames in alone)
   assert made.score == pytest.approx(expected, rel=1e-5)

@@ -160,6 +160,11 @@ def test_replay(recording):
   r = _Recording(recording)
   z, frames = r.z, r.model.chunk_frames
   evict = jax.jit(jax.vmap(lambda memory: memory_sinking.evict(memory, r.model, r.search)[0]))
+  recache = jax.jit(
+    lambda memory, chunk_index, text: r.models.generator.recached(
+      r.backbone, memory, chunk_index, text, r.search, r.switch, r.models.execution
+    )
+  )
   recorded = {int(chunk): row for row, chunk in enumerate(z["recorded_chunk"])} if "recorded_chunk" in z else None
   layouts = {int(c): z["kv_layout"][i] for i, c in enumerate(z.get("kv_chunk", ()))}
 
@@ -190,11 +195,7 @@ def test_replay(recording):
     before = _first_beam(state)
     r.check_memory(before, z["switch_layout_before"][number], z["switch_frames_before"][number])
     chunk = int(state.chunk_index)
-    recached = jax.jit(
-      lambda memory: r.models.generator.recached(
-        r.backbone, memory, state.chunk_index, condition.text, r.search, r.switch, r.models.execution
-      )
-    )(_on_device(before))
+    recached = recache(_on_device(before), state.chunk_index, condition.text)
     start, end = z["recache_frames"][number]
     after = jax.tree.map(np.array, recached.memory)
     for slot in range(int(after.count)):
