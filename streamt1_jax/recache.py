@@ -138,6 +138,7 @@ def _only(memory: Memory, kept: jax.Array) -> Memory:
   """The memory without the slots that are not kept; valid slots stay a prefix."""
   order = jnp.argsort(~kept, stable=True)
   take = lambda entries: entries[order]
+  frame_before = memory.frame[last_sink_slot(memory)]
   memory = memory._replace(
     k=memory.k[:, order],
     v=memory.v[:, order],
@@ -147,7 +148,7 @@ def _only(memory: Memory, kept: jax.Array) -> Memory:
     latents=take(memory.latents),
     count=kept.sum(dtype=jnp.int32),
   )
-  return _accumulate_anew(memory, jnp.bool(True))
+  return _accumulate_anew(memory, memory.frame[last_sink_slot(memory)] != frame_before)
 
 
 def _accumulate_anew(memory: Memory, anew: jax.Array) -> Memory:

@@ -33,7 +33,8 @@ def describe_trace(
   """Everything a search decided, for `manifest.write_json`.
 
   Candidates are numbered n = parent * beam_size + i. A candidate's `route` is what happened to the chunk that
-  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then.
+  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then. Scores of
+  candidates are None where nothing judges them.
 
   Args:
     traces: the chunks in order; a search that failed has fewer than the video.
@@ -92,7 +93,7 @@ def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict[
       _describe_candidate(trace, candidate, search, evictions, survivors) for candidate in range(search.num_candidates)
     ],
     "survivors": survivors,
-    "scores": trace.score.tolist(),
+    "scores": trace.score.tolist() if search.judges else [None] * search.top_k,
   }
 
 
@@ -111,13 +112,14 @@ def _describe_candidate(
 ) -> dict[str, Any]:
   parent, position = divmod(candidate, search.beam_size)
   values = trace.candidates
+  score = lambda scores: float(scores[parent, position]) if search.judges else None
   return {
     "candidate": candidate,
     "parent": parent,
     "seed": int(values.seed[parent, position]),
-    "short": float(values.short[parent, position]),
-    "long": float(values.long[parent, position]),
-    "hybrid": float(values.hybrid[parent, position]),
+    "short": score(values.short),
+    "long": score(values.long),
+    "hybrid": score(values.hybrid),
     "route": evictions[parent]["route"],
     "flags": {
       "ema": bool(values.flags.ema[parent, position]),

@@ -19,7 +19,7 @@ from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import FinishedChunk, Memory
 from streamt1_jax.nn.rotary import frame_turns
 from streamt1_jax.parallel.sharding import LAYOUTS, Layout
-from streamt1_jax.recache import Recached
+from streamt1_jax.recache import Forward
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
 
@@ -151,23 +151,15 @@ class WanGenerator:
     execution: Execution,
   ) -> Memory:
     """See `recache.recache`; `chunk_index` is the next chunk's."""
-    return self.recached(params, memory, chunk_index, text, search, switch, execution).memory
+    forward = self.clean_forward(params, text, execution)
+    return recache.recache(
+      memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution
+    ).memory
 
-  def recached(
-    self,
-    params: Params,
-    memory: Memory,
-    chunk_index: IntScalar,
-    text: TextMemory,
-    search: SearchConfig,
-    switch: SwitchConfig,
-    execution: Execution,
-  ) -> Recached:
-    """As `recache`, with the velocity of every slot's chunk."""
+  def clean_forward(self, params: Params, text: TextMemory, execution: Execution) -> Forward:
+    """The clean pass under a prompt, of any number of frames and with any self-attention."""
     features = jnp.asarray(self.schedule.context_features)
-    forward = lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
-    inputs = memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution
-    return recache.recache(*inputs)
+    return lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
 
   def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""

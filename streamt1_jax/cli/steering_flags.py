@@ -145,12 +145,15 @@ def check(values: flags.FlagValues, steered: Steered, model: ModelConfig, reader
         raise ConfigError(f"--timeline={values.timeline}: entry {number}: {error}") from error
 
 
-def check_times(values: flags.FlagValues, steered: Steered, clock: ChunkClock, end: int) -> list[str]:
-  """Says how times are rounded. Raises ConfigError for a prompt that begins when a video of `end` chunks is over."""
+def check_times(values: flags.FlagValues, steered: Steered, clock: ChunkClock, end: int, given: int) -> list[str]:
+  """Says how times are rounded.
+
+  Raises ConfigError for a prompt that begins when a video of `end` chunks is over, or in its first `given` chunks.
+  """
   told = steered.timeline
   if told is None:
     return []
-  _named("timeline", lambda _: told.chunks(clock, end), values.timeline)
+  _named("timeline", lambda _: told.chunks(clock, end, given), values.timeline)
   return told.rounded(clock)
 
 

@@ -81,15 +81,16 @@ class Timeline:
       if not entry.prompt.strip():
         raise ConfigError(f"entry {number}: the prompt is empty")
 
-  def chunks(self, clock: ChunkClock, end: int | None = None) -> list[tuple[int, str]]:
+  def chunks(self, clock: ChunkClock, end: int | None = None, given: int = 0) -> list[tuple[int, str]]:
     """The chunks that the prompts begin with.
 
     Args:
       clock: when chunks begin.
       end: chunks of the video; None for one without an end.
+      given: chunks that it begins with and that are not made.
 
     Raises:
-      ConfigError: two prompts begin with one chunk, or one begins when the video is over.
+      ConfigError: two prompts begin with one chunk, or one begins in a chunk that is given or when the video is over.
     """
     begins = [clock.chunk(entry.start) for entry in self.entries]
     for number, (before, begin) in enumerate(itertools.pairwise(begins), start=2):
@@ -98,6 +99,11 @@ class Timeline:
     for number, (begin, entry) in enumerate(zip(begins, self.entries, strict=True), start=1):
       if end is not None and begin >= end:
         raise ConfigError(f"entry {number} starts at {entry.start} s, but the video ends at {clock.seconds(end)} s")
+      if 0 < begin < given:
+        made = clock.seconds(given)
+        raise ConfigError(
+          f"entry {number} starts at {entry.start} s, but the video is given and not made up to {made} s"
+        )
     return [(begin, entry.prompt) for begin, entry in zip(begins, self.entries, strict=True)]
 
   def rounded(self, clock: ChunkClock) -> list[str]:
