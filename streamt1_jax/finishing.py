@@ -161,8 +161,3 @@ class _Judge:
     self._scores.append(drivers.judged(*self._given, self._segment.condition, whole, last))
     self._lengths.append(whole.shape[1])
     self._frames = []
-
-
-def segment_of(segments: Sequence[Segment], chunk: int) -> Segment:
-  """The segment of a chunk, counted from the first chunk of the video."""
-  return next(segment for segment in reversed(segments) if segment.begin <= chunk)

@@ -219,8 +219,12 @@ class Steering:
 
     Prompts are read again for it: what rewards read is large, and a video without an end has many prompts.
     """
-    read = lambda prompt: self._read(prompt)._replace(text=(), image_reward=(), image=None)
-    return [Segment(begin, read(prompt)) for begin, prompt in zip(self.begins, self.prompts, strict=True)]
+    return [self.segment(index) for index in range(len(self.begins))]
+
+  def segment(self, index: int) -> Segment:
+    """One of them."""
+    condition = self._read(self.prompts[index])
+    return Segment(self.begins[index], condition._replace(text=(), image_reward=(), image=None))
 
   @property
   def script(self) -> list[tuple[int, str]]:

@@ -8,7 +8,7 @@ import pytest
 
 from streamt1_jax import drivers
 from streamt1_jax.drivers import Given, Segment
-from streamt1_jax.finishing import Finishing, segment_of
+from streamt1_jax.finishing import Finishing
 from streamt1_jax.generator import Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace, Condition
@@ -45,7 +45,7 @@ def _finish(traces, segments, given=None):
     finishing.give(given, segments[0])
   start = len(taken)
   for index, trace in enumerate(traces, start):
-    finishing.add(trace, segment_of(segments, index))
+    finishing.add(trace, [segment for segment in segments if segment.begin <= index][-1])
     counts.append(len(taken))
   return finishing.end(), taken, counts
 

@@ -31,6 +31,7 @@ finished and saved. If another process of the run dies, JAX ends this one with 1
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import functools
@@ -62,7 +63,7 @@ from streamt1_jax.cli.steering_flags import Steered
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.drivers import SearchError
-from streamt1_jax.finishing import Finishing, Scored, segment_of
+from streamt1_jax.finishing import Finishing, Scored
 from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
@@ -244,7 +245,7 @@ def search_videos(
   if steering is not None:
     state, border = resume_steering(searcher, steering, state), functools.partial(scripted_border, steering)
   videos = [
-    Making(pipeline, plan.search, [drivers.Segment(0, condition)] if steering is None else steering.segments, writer)
+    Making(pipeline, plan.search, steering or Unchanged(condition), writer)
     for condition, writer in zip(conditions, map(writers.get, prompts), strict=True)
   ]
   with timer.phase("load"):
@@ -280,7 +281,7 @@ def search_videos(
     scored = [video.finishing.end() for video in videos]
   told = [[(0, prompt)] for prompt in prompts]
   if steering is not None:
-    told = [[(segment.begin, text) for segment, text in zip(steering.segments, steering.prompts, strict=True)]]
+    told = [list(zip(steering.begins, steering.prompts, strict=True))]
   return [Made(each, segments) for each, segments in zip(scored, told, strict=True)]
 
 
@@ -291,27 +292,45 @@ class Made(NamedTuple):
   segments: list[tuple[int, str]]
 
 
+class Unchanged(NamedTuple):
+  """The one segment of a video that nothing steers."""
+
+  condition: Condition
+  begins: Sequence[int] = (0,)
+
+  def segment(self, index: int) -> drivers.Segment:
+    return drivers.Segment(self.begins[index], self.condition)
+
+
 class Making:
   """One video while it is made: chunks that come are judged, and written if there is a `writer`."""
 
   def __init__(
-    self, pipeline: Pipeline, search: SearchConfig, segments: list[drivers.Segment], writer: GrowingResult | None
+    self, pipeline: Pipeline, search: SearchConfig, segments: Steering | Unchanged, writer: GrowingResult | None
   ):
-    """`segments` grow with the video."""
+    """`segments` may become more while the video is made."""
     self._segments, self._writer, self._chunks = segments, writer, 0
+    self._segment: drivers.Segment | None = None
     self.finishing = Finishing(pipeline.params, pipeline.models, search, None if writer is None else writer.add)
 
   def give(self, given: drivers.Given) -> None:
     """The chunks that the video begins with."""
     self._chunks = len(given.frames)
-    self.finishing.give(given, self._segments[0])
+    self.finishing.give(given, self._segments.segment(0))
 
   def take(self, trace: ChunkTrace) -> None:
     """The next chunk that was made."""
     if self._writer is not None:
       self._writer.add_trace(trace)
-    self.finishing.add(trace, segment_of(self._segments, self._chunks))
+    self.finishing.add(trace, self._current_segment())
     self._chunks += 1
+
+  def _current_segment(self) -> drivers.Segment:
+    index = bisect.bisect_right(self._segments.begins, self._chunks) - 1
+    # A prompt is read once for all of its chunks.
+    if self._segment is None or self._segment.begin != self._segments.begins[index]:
+      self._segment = self._segments.segment(index)
+    return self._segment
 
 
 def take_all(videos: Sequence[Making], traces: Sequence[ChunkTrace]) -> None:
