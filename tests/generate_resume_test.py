@@ -30,7 +30,7 @@ NUM_CHUNKS = 4
 OTHER_FLAGS = [
   (("--mesh=data:1", "--seed=8", "--noise_sigma=0.5"), "seed 0, not 8"),
   (("--mesh=data:1", "--decoding=in_turn"), "decoding together, not in_turn"),
-  (("--mesh=data:1", "--attention=flash"), "attention None, not flash"),
+  (("--mesh=data:1", "--attention=fold"), "attention None, not fold"),
   (("--mesh=candidate:2",), "mesh None, not {'data': 1, 'beam': 2, 'sibling': 1, 'model': 1, 'seq': 1}"),
 ]
 
