@@ -24,6 +24,10 @@ COMMANDS = {
   "generate": Command("streamt1_jax.cli.generate", "makes videos from prompts"),
   "score": Command("streamt1_jax.cli.score", "scores videos by reward models"),
   "convert": Command("streamt1_jax.cli.convert", "turns published weights into a checkpoint folder"),
+  "measure": Command("streamt1_jax.cli.measure", "measures motion, coherence and drift of videos, without rewards"),
+  "export_vbench": Command(
+    "streamt1_jax.cli.export_vbench", "names videos as VBench wants them, and reads its results"
+  ),
 }
 
 
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _table() -> list[str]:
-  return [f"  {name:10}{command.meaning}" for name, command in COMMANDS.items()]
+  return [f"  {name:15}{command.meaning}" for name, command in COMMANDS.items()]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
 from streamt1_jax.typing import HostArray, SearchParams
 
+PART_CHUNKS = 80
+"""Chunks of a video that a reward judges at once when the video is finished: a minute of Wan's."""
+
 
 class SearchError(RuntimeError):
   """A search that cannot go on: every candidate of a chunk is NaN or Inf, or the policy chose one that cannot survive.
@@ -332,15 +335,25 @@ def scores_whole_videos(search: SearchConfig, num_chunks: int) -> bool:
   return not search.judges or search.reward_decode != "streamed" or num_chunks > search.sliding_window
 
 
-def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> Float32[np.ndarray, " K"] | None:
-  """Long-term scores of the finished videos, if the last sliding window was the whole video; None otherwise.
+def known_scores(search: SearchConfig, num_chunks: int, last: ChunkTrace) -> Float32[np.ndarray, " K"] | None:
+  """Long-term scores of finished videos, if the last sliding window was the whole video; None otherwise.
 
   They are what `final_beams` would compute, up to the rounding of another program (2e-7 of scores around 1).
   """
-  if scores_whole_videos(search, len(traces)):
+  if scores_whole_videos(search, num_chunks):
     return None
-  long, survivor = hosts.to_host((traces[-1].candidates.long, traces[-1].survivor))
+  long, survivor = hosts.to_host((last.candidates.long, last.survivor))
   return long.reshape(-1)[survivor]
+
+
+def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> Float32[np.ndarray, " K"] | None:
+  """`known_scores` of all traces of a video."""
+  return known_scores(search, len(traces), traces[-1]) if traces else None
+
+
+def best_of(scores: Float32[np.ndarray, " K"]) -> int:
+  """The best score that is finite; the earliest of equals."""
+  return int(np.argmax(np.where(np.isfinite(scores), scores, -np.inf)))
 
 
 def final_beams(
@@ -365,7 +378,8 @@ def final_beams(
     scores: whole-video scores where they are known, as `last_window_scores` may know them; by default the video
       reward judges every video.
     segments: of a video whose prompt changed, in order. Its score is the mean of the segments' scores, each judged
-      under its own prompt, weighted by their frames. By default the whole video is one, under `condition`.
+      under its own prompt, weighted by their frames; one of more than `PART_CHUNKS` is judged part by part. By
+      default the whole video is one, under `condition`.
     given: the chunks before the first of `traces`.
   """
   traces = [hosts.to_host(trace._replace(steps=None)) for trace in traces]
@@ -379,8 +393,7 @@ def final_beams(
   ends = np.cumsum([chunk.shape[1] for _, chunk in chunks])
   judge = lambda: _judged(params, segments or [Segment(0, condition)], models, search, frames, ends)
   known = judge() if scores is None else scores
-  ranked = np.where(np.isfinite(known), known, -np.inf)
-  return FinalBeams(latents=latents, frames=frames, scores=known, best=int(np.argmax(ranked)))
+  return FinalBeams(latents=latents, frames=frames, scores=known, best=best_of(known))
 
 
 def _judged(
@@ -394,11 +407,37 @@ def _judged(
   """Whole-video scores of videos whose chunk c ends before frame `ends[c]`."""
   starts = np.append(0, ends[:-1])
   scores, lengths = [], []
-  for segment, after in zip(segments, [*(each.begin for each in segments[1:]), len(ends)], strict=True):
-    own, last = frames[:, starts[segment.begin] : ends[after - 1]], int(ends[after - 1] - starts[after - 1])
-    coded = np.stack([window_codecs.find(search.reward_codec).frames(video) for video in own])
-    scores.append(hosts.to_host(_whole_video_scores(params, segment.condition, coded, models, last)))
+  for segment, begin, after in _parts(segments, len(ends)):
+    own, last = frames[:, starts[begin] : ends[after - 1]], int(ends[after - 1] - starts[after - 1])
+    scores.append(judged(params, models, search, segment.condition, own, last))
     lengths.append(own.shape[1])
-  if len(scores) == 1:
-    return scores[0]
-  return np.average(scores, axis=0, weights=lengths).astype(np.float32)
+  return mean_score(scores, lengths)
+
+
+def _parts(segments: Sequence[Segment], num_chunks: int) -> Iterator[tuple[Segment, int, int]]:
+  """Segment, first chunk, and chunk after the last of every part of a video that is judged by itself."""
+  for segment, end in zip(segments, [*(each.begin for each in segments[1:]), num_chunks], strict=True):
+    for begin in range(segment.begin, end, PART_CHUNKS):
+      yield segment, begin, min(begin + PART_CHUNKS, end)
+
+
+def judged(
+  params: SearchParams,
+  models: Models,
+  search: SearchConfig,
+  condition: Condition,
+  frames: Shaped[np.ndarray, "videos frames ..."],
+  last: int,
+) -> Float32[np.ndarray, " videos"]:
+  """What the video reward gives videos, or parts of videos, whose last chunk has `last` frames."""
+  videos, codec = list(frames), window_codecs.find(search.reward_codec)
+  coded = [codec.frames(video) for video in videos]
+  # Frames that stay as they are need no copy.
+  if any(after is not before for after, before in zip(coded, videos, strict=True)):
+    frames = np.stack(coded)
+  return hosts.to_host(_whole_video_scores(params, condition, frames, models, last))
+
+
+def mean_score(scores: Sequence[Float32[np.ndarray, " K"]], lengths: Sequence[int]) -> Float32[np.ndarray, " K"]:
+  """The score of whole videos: the mean of their parts, weighted by frames."""
+  return scores[0] if len(scores) == 1 else np.average(scores, axis=0, weights=lengths).astype(np.float32)

@@ -120,12 +120,14 @@ def placed_frames(memory: Memory, first_frame: IntLike, model: ModelConfig, sear
   """Where a chunk that begins at `first_frame` sees the first frame of every slot.
 
   That is where it is, unless the search has a `sink_distance`: the first sink is then never farther away. All sinks
-  move by as much as the first one, in their order, but never past the beginning of the window.
+  move by as much as the first one, in their order, but never past the beginning of the window. What does not come
+  before the chunk stays where it is and moves nothing: when a sink is computed anew, later ones are in the memory.
   """
   if search.sink_distance is None:
     return memory.frame
   at = lambda mask: jnp.where(mask, memory.frame, _NO_FRAME)
-  sinks, window = valid_slots(memory) & memory.is_sink, valid_slots(memory) & ~memory.is_sink
+  earlier = valid_slots(memory) & (memory.frame < first_frame)
+  sinks, window = earlier & memory.is_sink, earlier & ~memory.is_sink
   shift = jnp.maximum(first_frame - search.sink_distance - at(sinks).min(), 0)
   window_start = jnp.minimum(at(window).min(), first_frame)
   later_sinks = (sinks[None] & (memory.frame[None] > memory.frame[:, None])).sum(axis=1)

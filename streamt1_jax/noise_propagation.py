@@ -7,6 +7,7 @@ parent's fresh noise again, so its two terms are correlated and its variance is 
 `SearchConfig.first_candidate` chooses.
 """
 
+import functools
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -39,8 +40,10 @@ class DrawNoise(Protocol):
   def __call__(self, seed: IntScalar) -> NoiseDraws: ...
 
 
+@functools.cache
 def gaussian_noise(latent_shape: tuple[int, ...], num_steps: int) -> DrawNoise:
-  """Standard normal draws from `jax.random.key(seed)`."""
+  """Standard normal draws from `jax.random.key(seed)`; equal arguments give one function, and compiled programs are
+  found again by it."""
 
   def draw(seed: IntLike) -> NoiseDraws:
     noise = jax.random.normal(jax.random.key(seed), (num_steps, *latent_shape))

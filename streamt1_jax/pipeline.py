@@ -53,7 +53,8 @@ from streamt1_jax.starts.table import STARTS
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.steering import NOTHING, Start
 from streamt1_jax.text import PromptEncoder
-from streamt1_jax.text.tokenizer import Tokenizer
+from streamt1_jax.text.prompts import require_whole_characters
+from streamt1_jax.text.tokenizer import Tokenizer, clean
 from streamt1_jax.typing import Implementation, Params
 from streamt1_jax.wan_generator import WanGenerator
 
@@ -137,7 +138,7 @@ class Pipeline:
       directory: folder with `config.json`, `backbone/`, `codec/`, `text/`, `tokenizer.model` or `tokenizer.json`, and
         `rewards/` if it has any; or "hf://org/name[@revision]", such a folder on the hub. By default the small model of
         this package.
-      dtype: dtype of weights and activations.
+      dtype: dtype of weights and activations; products of float32 are exact on accelerators too, see `nn.precision`.
       latent_size: rows and columns of the latent; the model's own by default. No weight depends on it.
       reward: names of rewards, such as "videoalign+hpsv3"; see `rewards.selection.choose`.
       reward_weights: factors of their scores.
@@ -213,10 +214,11 @@ class Pipeline:
   def condition(self, prompt: str, num_chunks: int) -> Condition:
     """Everything that depends on the prompt alone. Before many prompts call `text.prepare` with all of them.
 
-    Raises ConfigError for an empty prompt or one that a reward cannot read; a prompt over the token limit is cut with
-    a warning.
+    Raises ConfigError for an empty prompt or one that cannot be read; a prompt over the token limit is cut with a
+    warning.
     """
-    if not prompt.strip():
+    require_whole_characters(prompt, "the prompt")
+    if not clean(prompt):
       raise ConfigError("the prompt is empty")
     image, video = self.reward_features(prompt)
     condition = Condition(
@@ -395,7 +397,8 @@ class Pipeline:
     progress = saved_session.read_progress(folder, self._identity, search)
     config = progress.config
     capacity = config.capacity(progress.num_given)
-    shapes = self.abstract_state(config.search, num_chunks=capacity, seeds=[config.seed])
+    # One video, also on a mesh that could search several together.
+    shapes = drivers.abstract_state(self.params, self.models, config.search, config.seed, num_chunks=capacity)
     saved = saved_session.read(folder, progress, shapes)
     options = {"start": saved.start, "on_trace": on_trace, "identity": self._identity}
     session = Session(self, self.clock, progress.segments[0][1], config, **options)
@@ -412,24 +415,30 @@ class Pipeline:
     say: Callable[[str], None] = logging.warning,
   ) -> Start:
     """What a video begins with; arguments as in `session`. Raises ConfigError as it does."""
-    given = {image_start or self.config.image_start: image, "video": video, "latents": latents}
+    image_start = image_start or self.config.image_start
+    if image_start not in ("still", "clamp"):
+      raise ConfigError(f"image_start must be 'still' or 'clamp', got {image_start!r}")
+    given = {image_start: image, "video": video, "latents": latents}
     chosen = [(kind, value) for kind, value in given.items() if value is not None]
     if not chosen:
       return NOTHING
     if len(chosen) > 1:
       raise ConfigError("a video begins with one of image, video and latents")
     ((kind, value),) = chosen
-    if kind not in STARTS:
-      raise ConfigError(f"image_start must be 'still' or 'clamp', got {kind!r}")
     if self.encoder is None:
       raise ConfigError("this model has no encoder: load it from a checkpoint")
     return STARTS[kind](Studio(self.config, self.encoder, say), value)
 
   @property
   def _identity(self) -> dict[str, Any]:
-    execution = self.models.execution
+    execution, choice = self.models.execution, self.rewards.choice
+    rewards = self.params["image_reward"], self.params["video_reward"]
     return {
       "checkpoint_sha256": self.sha256,
+      "image_rewards": choice.image,
+      "video_rewards": choice.video,
+      "short_frames": choice.short_frames,
+      "reward_dtypes": sorted({str(leaf.dtype) for leaf in jax.tree.leaves(rewards)}),
       "dtype": str(jax.tree.leaves(self.params["backbone"])[0].dtype),
       "platform": jax.default_backend(),
       "mesh": self.mesh_sizes,

@@ -29,7 +29,6 @@ from streamt1_jax.memory_sinking import (
   placed_frames,
   slot_of,
   valid_slots,
-  with_slot,
 )
 from streamt1_jax.nn.rotary import frame_turns, turns_of
 from streamt1_jax.typing import IntScalar, Queries
@@ -139,6 +138,7 @@ def _only(memory: Memory, kept: jax.Array) -> Memory:
   """The memory without the slots that are not kept; valid slots stay a prefix."""
   order = jnp.argsort(~kept, stable=True)
   take = lambda entries: entries[order]
+  frame_before = memory.frame[last_sink_slot(memory)]
   memory = memory._replace(
     k=memory.k[:, order],
     v=memory.v[:, order],
@@ -148,7 +148,7 @@ def _only(memory: Memory, kept: jax.Array) -> Memory:
     latents=take(memory.latents),
     count=kept.sum(dtype=jnp.int32),
   )
-  return _accumulate_anew(memory, jnp.bool(True))
+  return _accumulate_anew(memory, memory.frame[last_sink_slot(memory)] != frame_before)
 
 
 def _accumulate_anew(memory: Memory, anew: jax.Array) -> Memory:
@@ -269,7 +269,9 @@ def _causal(inputs: _Inputs, count: int) -> Recached:
 
 
 def _write(memory: Memory, slot: jax.Array, exists: jax.Array, chunk: ChunkMemory) -> Memory:
-  put = lambda cache, value: with_slot(cache, slot, jnp.where(exists, value.astype(cache.dtype), slot_of(cache, slot)))
+  # A choice slot by slot, which compilers write in place: `slot` differs from beam to beam.
+  here = ((jnp.arange(memory.frame.shape[0]) == slot) & exists)[None, :, None, None, None]
+  put = lambda cache, value: jnp.where(here, value.astype(cache.dtype)[:, None], cache)
   return memory._replace(k=put(memory.k, chunk.k), v=put(memory.v, chunk.v))
 
 

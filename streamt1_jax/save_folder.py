@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, paths, stored_part
-from streamt1_jax.io.named_tuples import named, rebuilt
+from streamt1_jax.io.named_tuples import field_names, named, rebuilt
 from streamt1_jax.state import ChunkTrace
 
 FORMAT_VERSION = 2
@@ -122,36 +122,57 @@ def saves_with_state(folder: epath.Path) -> list[int]:
 
 
 def named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, np.ndarray]:
-  """What a save stores of the chunks from `first` on of every video: arrays by chunk, video and field."""
+  """What a save stores of every video's chunks, the first of which is `first`: arrays by chunk, video and field."""
   return {
     f"{_chunk_name(chunk)}/{video}/{name}": np.asarray(leaf)
     for video, chunks in enumerate(traces)
-    for chunk, trace in enumerate(chunks[first:], first)
+    for chunk, trace in enumerate(chunks, first)
     for name, leaf in named(trace).items()
   }
 
 
-def load_traces(folder: epath.Path, chunks: int) -> list[list[ChunkTrace]]:
-  """The first `chunks` chunks of every video, from all saves up to that one.
+def check_traces(folder: epath.Path, chunks: int) -> None:
+  """Looks whether the first `chunks` chunks are there, in all saves up to that one, and whole.
 
   Raises:
     Damaged: a file is missing or not what was written, or a chunk is missing.
     ConfigError: the file system refuses; the chunks have other fields than this program's.
   """
-  videos: dict[str, dict[str, dict[str, np.ndarray]]] = {}
-  for save in (save for save in saves(folder) if save <= chunks):
-    part = stored_part.open_part(save_path(folder, save) / TRACE, None)
-    for name in part.stores:
+  found: dict[str, list[str]] = {}
+  fields = set()
+  for _, names in _parts(folder, chunks):
+    for name in names:
       chunk, video, leaf = (*name.split("/", 2), "", "")[:3]
-      videos.setdefault(video, {}).setdefault(chunk, {})[leaf] = part.read(name)
+      fields.add((chunk, video, leaf))
+      if chunk not in found.setdefault(video, []):
+        found[video].append(chunk)
   expected = [_chunk_name(chunk) for chunk in range(chunks)]
-  if not videos or any(sorted(by_chunk) != expected for by_chunk in videos.values()):
+  if not found or any(sorted(by_chunk) != expected for by_chunk in found.values()):
     raise part_files.Damaged(f"{folder}: the traces of some of the first {chunks} chunks are missing")
-  try:
-    order = sorted(videos, key=int)
-    return [[rebuilt(ChunkTrace, videos[video][chunk]) for chunk in expected] for video in order]
-  except ValueError as error:
-    raise ConfigError(f"{folder}: its traces have other fields than this program's") from error
+  right = {(chunk, video, leaf) for video in found for chunk in expected for leaf in field_names(ChunkTrace)}
+  if fields != right or any(not video.isdecimal() for video in found):
+    raise ConfigError(f"{folder}: its traces have other fields than this program's")
+
+
+def iterate_traces(folder: epath.Path, chunks: int) -> Iterator[list[ChunkTrace]]:
+  """The first `chunks` chunks in order, of all videos; memory holds one. `check_traces` has looked at them."""
+  for part, names in _parts(folder, chunks):
+    by_chunk: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+      chunk, video, leaf = name.split("/", 2)
+      by_chunk.setdefault(chunk, {}).setdefault(video, []).append(leaf)
+    for chunk, videos in sorted(by_chunk.items()):
+      leaves = (
+        {leaf: part.read(f"{chunk}/{video}/{leaf}") for leaf in videos[video]} for video in sorted(videos, key=int)
+      )
+      yield [rebuilt(ChunkTrace, named_leaves) for named_leaves in leaves]
+
+
+def _parts(folder: epath.Path, chunks: int) -> Iterator[tuple[stored_part.StoredPart, list[str]]]:
+  """What the saves up to that one store of their chunks, oldest first, and the names in it."""
+  for save in sorted(save for save in saves(folder) if save <= chunks):
+    part = stored_part.open_part(save_path(folder, save) / TRACE, None)
+    yield part, list(part.stores)
 
 
 def keep_up_to(folder: epath.Path, chunks: int) -> None:

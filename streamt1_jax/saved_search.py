@@ -43,8 +43,8 @@ from streamt1_jax.parallel import hosts
 from streamt1_jax.save_folder import SEARCH_FILE, STATE, TRACE, Description, read_description, save_path
 from streamt1_jax.state import ChunkTrace, SearchState
 
-Progress = tuple[SearchState, list[list[ChunkTrace]]]
-"""What the next chunk begins with, and per video the chunks so far, on the host."""
+Progress = tuple[SearchState, int]
+"""What the next chunk begins with, and the number of chunks before it."""
 
 
 class SaveError(RuntimeError):
@@ -66,6 +66,7 @@ class SavedSearch:
     folder: where they are.
     resumed_at: number of finished chunks whenever the search went on after a stop.
     saved: finished chunks of the newest save, or None.
+    begun: finished chunks of the save that was begun last, or of the one that the search went on from.
   """
 
   def __init__(self, folder: epath.PathLike, settings: Mapping[str, Any]):
@@ -74,6 +75,7 @@ class SavedSearch:
     self.folder = paths.absolute(folder)
     self.resumed_at: list[int] = []
     self.saved: int | None = None
+    self.begun = 0
     self._settings = dict(settings)
     self._pending: int | None = None
     self._stored: dict[str, Any] = {}
@@ -113,7 +115,8 @@ class SavedSearch:
     saves = hosts.first_decides(lambda: save_folder.saves_with_state(self.folder))
     loaded = (self._load_if_whole(chunks, abstract_state, warn) for chunks in saves)
     progress = next((each for each in loaded if each is not None), None)
-    self.saved = len(progress[1][0]) if progress else None
+    self.saved = progress[1] if progress else None
+    self.begun = self.saved or 0
     self._keep_up_to(self.saved or 0)
     self.resumed_at = [*Description(*found).resumed_at, self.saved or 0]
     with self._failures_named():
@@ -125,7 +128,7 @@ class SavedSearch:
 
     Args:
       state: as `drivers.stream_states` yields it.
-      traces: per video all chunks so far, on the host.
+      traces: per video the chunks since the save before (`begun`), on the host.
 
     Raises:
       SaveError: this save or the one before cannot be written.
@@ -134,11 +137,15 @@ class SavedSearch:
     self._last = time.monotonic()
     with self._failures_named():
       self._describe()
-      items = {STATE: named(jax.tree.map(_copied, state)), TRACE: save_folder.named_traces(traces, self.saved or 0)}
+      items = {STATE: named(jax.tree.map(_copied, state)), TRACE: save_folder.named_traces(traces, self.begun)}
       self._stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), items)
-      self._pending = len(traces[0])
+      self._pending = self.begun = self.begun + len(traces[0])
       args = {name: ocp.args.PyTreeSave(checkpoint.nested(item)) for name, item in items.items()}
       self._checkpointer.save(save_path(self.folder, self._pending), args=ocp.args.Composite(**args))
+
+  def traces(self) -> Iterator[list[ChunkTrace]]:
+    """The chunks that the search went on with, in order, of all videos: each is read when it is asked for."""
+    return save_folder.iterate_traces(self.folder, self.saved or 0)
 
   def seconds_since_save(self) -> float:
     """Since the last save began, or else since this object was made."""
@@ -202,8 +209,8 @@ class SavedSearch:
     """A save, or None after a warning if it is damaged for any process."""
     progress = damage = refusal = None
     try:
-      traces = save_folder.load_traces(self.folder, chunks)
-      progress = self._load_state(chunks, abstract_state), traces
+      save_folder.check_traces(self.folder, chunks)
+      progress = self._load_state(chunks, abstract_state), chunks
     except part_files.Damaged as error:
       damage = str(error)
     except ConfigError as error:

@@ -43,6 +43,7 @@ class Progress(NamedTuple):
     unshown_given: how many of these were not shown yet.
     waiting: chunks that were not shown yet: index, segment and trace.
     follow: the beam that all beams are to go on from, or None.
+    queued: events that had not taken effect, in order of arrival: prompts, and None for a stop.
   """
 
   config: SessionConfig
@@ -53,6 +54,7 @@ class Progress(NamedTuple):
   unshown_given: int
   waiting: list[tuple[int, int, ChunkTrace]]
   follow: int | None
+  queued: list[str | None]
 
 
 class Saved(NamedTuple):
@@ -81,6 +83,7 @@ def save(folder: epath.PathLike, state: SearchState, progress: Progress, start: 
     "unshown_given": progress.unshown_given,
     "waiting": [{"index": index, "segment": segment} for index, segment, _ in progress.waiting],
     "follow": progress.follow,
+    "queued": progress.queued,
   }
   arrays: dict[str, Any] = {
     f"waiting/{number}/{name}": np.asarray(leaf)
@@ -125,12 +128,14 @@ def read_progress(folder: epath.PathLike, identity: Mapping[str, Any], search: S
     segments, script = (_from_json(document[name]) for name in ("segments", "script"))
     num_given, unshown = int(document["num_given"]), int(document["unshown_given"])
     stored, follow = dict(document["identity"]), document["follow"]
+    # The first saves had none.
+    queued = [None if prompt is None else str(prompt) for prompt in document.get("queued", [])]
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ConfigError(f"{path} is corrupt: {type(error).__name__} {error}") from error
   for name, value in identity.items():
     if stored.get(name) != value:
       raise ConfigError(f"{path}: the session was made with {name} {shortened(stored.get(name))}, not {value}")
-  return Progress(parsed, stored, segments, script, num_given, unshown, [], follow)
+  return Progress(parsed, stored, segments, script, num_given, unshown, [], follow, queued)
 
 
 def read(folder: epath.PathLike, progress: Progress, abstract_state: SearchState) -> Saved:

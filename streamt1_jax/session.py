@@ -25,6 +25,7 @@ from jaxtyping import Float32, Shaped
 from streamt1_jax import drivers, saved_session
 from streamt1_jax.config import ConfigError, SearchConfig, SessionConfig
 from streamt1_jax.drivers import Given, Segment
+from streamt1_jax.finishing import shared_ancestor
 from streamt1_jax.io.timeline import ChunkClock, Entry, Timeline
 from streamt1_jax.parallel import hosts
 from streamt1_jax.receipts import Receipt
@@ -100,7 +101,7 @@ class Session:
     """
     end = config.end(start.num_chunks)
     drivers.check_length(runtime.models, config.search, end)
-    script = [(0, prompt)] if isinstance(prompt, str) else prompt.chunks(clock, end)
+    script = [(0, prompt)] if isinstance(prompt, str) else prompt.chunks(clock, end, start.num_chunks)
     self.config, self._runtime, self._clock = config, runtime, clock
     self._on_trace, self._identity = on_trace, dict(identity or {})
     length, capacity = config.length(start.num_chunks), config.capacity(start.num_chunks)
@@ -112,6 +113,7 @@ class Session:
     self._waiting: collections.deque[_Made] = collections.deque()
     self._ended = False
     self._turn, self._busy = threading.Lock(), threading.Lock()
+    self._holder: int | None = None
 
   def switch(self, prompt: str) -> Receipt:
     """Asks for another prompt, from the next chunk that is begun.
@@ -132,7 +134,7 @@ class Session:
   def save(self, folder: epath.PathLike) -> None:
     """Writes all that `Pipeline.resume` needs to go on, in the place of an earlier save. It waits for a running chunk.
 
-    Events that are queued are not saved; a resumed session must be told again.
+    Events that are queued are saved too. A resumed session has them in its queue, with receipts of their own: `queued`.
 
     Raises:
       ConfigError: the folder holds something else or cannot be written, the session has failed, or it runs in several
@@ -151,6 +153,7 @@ class Session:
         unshown_given=self._unshown_given,
         waiting=[(made.index, made.segment, made.trace) for made in self._waiting],
         follow=self._steering.follow,
+        queued=[receipt.prompt for receipt in self.queued],
       )
       saved_session.save(folder, self._state, progress, self._steering.start, self._steering.given)
 
@@ -160,9 +163,14 @@ class Session:
     return self._steering.prompts[-1]
 
   @property
+  def queued(self) -> list[Receipt]:
+    """Receipts of the events that wait for the next chunk to be begun, in order of arrival."""
+    return self._steering.queued
+
+  @property
   def segments(self) -> list[tuple[int, str]]:
     """First chunk and prompt of every segment so far."""
-    return [(segment.begin, text) for segment, text in zip(self._steering.segments, self._steering.prompts)]
+    return list(zip(self._steering.begins, self._steering.prompts))
 
   @property
   def condition(self) -> Condition:
@@ -211,19 +219,29 @@ class Session:
 
   @contextlib.contextmanager
   def _exclusively(self) -> Iterator[None]:
+    if self._holder == threading.get_ident():
+      # `on_trace` may save.
+      yield
+      return
     # Two locks, so that a save gets its turn although the one who iterates asks again at once.
     with self._turn:
       self._busy.acquire()
+    self._holder = threading.get_ident()
     try:
       yield
     finally:
+      self._holder = None
       self._busy.release()
 
   def _begin(self) -> None:
-    if self._steps is not None:
+    if self._steps is not None or self._ended:
       return
     if self._state is None:
-      self._state = self._steering.begin(self.config.seed)
+      try:
+        self._state = self._steering.begin(self.config.seed)
+      except BaseException:
+        self._finish("the session has failed")
+        raise
       self._unshown_given = self._steering.start.num_chunks
     self._steps = drivers.stream_states(
       self._runtime.params,
@@ -251,19 +269,30 @@ class Session:
       return
     self._state, trace = made[0], hosts.to_host(made[1])
     if self.config.emit == "commit":
-      best = int(np.argmax(trace.score))
-      # With one beam there is nothing to follow.
-      self._steering.follow = best if len(trace.score) > 1 else None
-      trace = _all_follow(trace, best)
-    if self._on_trace is not None:
-      self._on_trace(trace)
+      trace = self._committed(trace)
     index = int(hosts.to_host(self._state.chunk_index)) - 1
     segment, events = len(self._steering.prompts) - 1, self._steering.applied
     self._waiting.append(_Made(trace, index, self.prompt, segment, events))
+    # Last: if it raises, the chunk is not lost.
+    if self._on_trace is not None:
+      self._on_trace(trace)
 
   def _finish(self, reason: str) -> None:
     self._ended = True
     self._steering.end(reason)
+    if self._waiting:
+      # All that waits is shown now. A session that was stopped and saved goes on from what is shown.
+      newest = self._waiting.pop()
+      self._waiting.append(newest._replace(trace=self._committed(newest.trace)))
+
+  def _committed(self, trace: ChunkTrace) -> ChunkTrace:
+    """The trace of the newest chunk, of which all beams go on from the best."""
+    best = int(np.argmax(trace.score))
+    # With one beam there is nothing to follow.
+    self._steering.follow = best if len(trace.score) > 1 else None
+    same = lambda values: np.broadcast_to(values[best][None], values.shape)
+    kept = {name: same(getattr(trace, name)) for name in ("survivor", "score", "latents", "frames")}
+    return trace._replace(**kept)
 
   def _shown(self) -> Chunk | None:
     """The oldest chunk that was not shown, if it is final."""
@@ -275,7 +304,7 @@ class Session:
       return Chunk(index, given.frames[index], given.latents[index], None, first, 0, (), 0)
     if not self._waiting:
       return None
-    beam = _settled([made.trace for made in self._waiting], self.config.search, ended=self._ended)
+    beam = _settled([made.trace for made in self._waiting], self.config.search)
     if beam is None:
       return None
     made = self._waiting.popleft()
@@ -289,24 +318,12 @@ class Session:
     self._state, self._steering.given = saved.state, saved.given
     self._unshown_given, self._steering.follow = progress.unshown_given, progress.follow
     self._steering.resume(int(hosts.to_host(saved.state.chunk_index)), progress.segments, progress.script)
+    for prompt in progress.queued:
+      self.stop() if prompt is None else self.switch(prompt)
     for index, segment, trace in progress.waiting:
       self._waiting.append(_Made(trace, index, progress.segments[segment][1], segment, ()))
 
 
-def _all_follow(trace: ChunkTrace, beam: int) -> ChunkTrace:
-  """The trace of a chunk of which all beams then go on from one."""
-  same = lambda values: np.broadcast_to(values[beam][None], values.shape)
-  kept = {name: same(getattr(trace, name)) for name in ("survivor", "score", "latents", "frames")}
-  return trace._replace(**kept)
-
-
-def _settled(traces: list[ChunkTrace], search: SearchConfig, *, ended: bool) -> int | None:
-  """The beam whose oldest chunk is final: all beams descend from it, or the video has ended and it leads to the best.
-
-  None if the next chunks decide.
-  """
-  survivors = [trace.survivor for trace in traces]
-  ancestors = drivers.lineage(survivors, search.beam_size)[0]
-  if len(set(survivors[0][ancestors].tolist())) == 1:
-    return int(ancestors[0])
-  return int(ancestors[np.argmax(traces[-1].score)]) if ended else None
+def _settled(traces: list[ChunkTrace], search: SearchConfig) -> int | None:
+  """The beam whose oldest chunk is final because all beams descend from it; None if the next chunks decide."""
+  return shared_ancestor([trace.survivor for trace in traces], search.beam_size)

@@ -22,8 +22,8 @@ class Beam(NamedTuple):
     noise: the fused noise the last chunk started from.
     seed: the seed of that chunk.
     history: scores so far.
-    past: decoded frames of the sliding window, oldest first, left-aligned; None if nothing is judged or the window has
-      no past, because orbax saves no empty array.
+    past: decoded frames of the sliding window, oldest first, left-aligned; None if the window has no past, because
+      orbax saves no empty array, or if rewards do not read it: nothing is judged, or what is decoded from scratch.
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
       decoded from scratch.
@@ -122,9 +122,10 @@ def past_capacity(models: Models, search: SearchConfig, num_chunks: int | None =
   """Past frames kept for the video reward: as many as the sliding window has before its newest chunk.
 
   A full window is as long as a video of that many chunks by itself. It is no longer than the video, of `num_chunks`
-  chunks or any length, and nothing is kept if nothing is judged.
+  chunks or any length, and nothing is kept that no reward reads.
   """
-  chunks = _window_chunks(search, num_chunks) - 1 if search.judges else 0
+  read = search.judges and search.reward_decode == "streamed"
+  chunks = _window_chunks(search, num_chunks) - 1 if read else 0
   return models.codec.num_frames(chunks * models.generator.latent_shape[0], first=True) if chunks else 0
 
 

@@ -118,7 +118,7 @@ class Steering:
 
   Attributes:
     condition: of the prompt in force.
-    segments: where the prompts so far began, and what the video reward reads of each.
+    begins: the first chunks of the segments so far.
     prompts: of the segments.
     given: the chunks that the video began with, or None; known after `begin`.
     applied: receipts of what took effect before the chunk that was begun last.
@@ -148,8 +148,9 @@ class Steering:
       start: what the video begins with.
 
     Raises:
-      ConfigError: a prompt cannot be read.
+      ConfigError: a prompt cannot be read, or this search cannot switch so.
     """
+    switch.validate_for(search)
     self._runtime, self._search, self._switch = runtime, search, switch
     self._horizon, self._capacity, self.start = horizon, capacity, start
     self._script = dict(script[1:])
@@ -161,8 +162,7 @@ class Steering:
     self.condition = self._read(script[0][1])
     for prompt in self._script.values():
       self._read(prompt)
-    self.segments = [Segment(0, _judging(self.condition))]
-    self.prompts = [script[0][1]]
+    self.begins, self.prompts = [0], [script[0][1]]
     self.given: Given | None = None
     self.applied: tuple[Receipt, ...] = ()
     self.follow: int | None = None
@@ -183,12 +183,18 @@ class Steering:
       number = next(self._numbers)
     return self._queued(Receipt(None, number), None)
 
-  def end(self, reason: str) -> None:
-    """Drops what waits, and whatever comes later."""
+  @property
+  def queued(self) -> list[Receipt]:
+    """Receipts of the events that wait, in order of arrival."""
     with self._lock:
-      self._ended = reason
+      return sorted((receipt for receipt, _ in self._queue), key=lambda receipt: receipt.number)
+
+  def end(self, reason: str) -> None:
+    """Drops what waits, and whatever comes later; the first reason counts."""
+    with self._lock:
+      self._ended = self._ended or reason
       for receipt, _ in self._queue:
-        receipt.decide("dropped", None, reason=reason)
+        receipt.decide("dropped", None, reason=self._ended)
       self._queue.clear()
 
   def begin(self, seed: int) -> SearchState:
@@ -206,6 +212,19 @@ class Steering:
         chunks.append(hosts.to_host(frames))
       self.given = Given(np.asarray(self.start.latents, np.float32), chunks)
     return state
+
+  @property
+  def segments(self) -> list[Segment]:
+    """The segments so far, and what judges the whole video reads of them.
+
+    Prompts are read again for it: what rewards read is large, and a video without an end has many prompts.
+    """
+    return [self.segment(index) for index in range(len(self.begins))]
+
+  def segment(self, index: int) -> Segment:
+    """One of them."""
+    condition = self._read(self.prompts[index])
+    return Segment(self.begins[index], condition._replace(text=(), image_reward=(), image=None))
 
   @property
   def script(self) -> list[tuple[int, str]]:
@@ -229,9 +248,8 @@ class Steering:
     left = [(begin, prompt) for begin, prompt in self._script.items() if begin >= chunk]
     self._script = dict(left if script is None else script)
     if segments is not None:
-      self.prompts = [segments[0][1]]
+      self.begins, self.prompts = [0], [segments[0][1]]
       self.condition = self._read(segments[0][1])
-      self.segments = [Segment(0, _judging(self.condition))]
       past = list(segments[1:])
     for begin, prompt in past:
       condition = self._read(prompt)
@@ -250,31 +268,33 @@ class Steering:
     if stop is not None:
       self.end("the session was stopped")
       return None
-    if self.follow is not None:
-      state, self.follow = follow(state, jnp.int32(self.follow), self._runtime.models), None
     self.applied = ()
-    if newest is not None:
-      receipt, condition = newest
-      assert condition is not None
-      try:
-        state = self._apply(state, chunk, receipt, condition)
-      except BaseException as error:
-        # Somebody may wait for the answer.
-        receipt.decide("failed", chunk, reason=f"{type(error).__name__}: {error}")
-        raise
-      if receipt.status in ("applied", "failed"):
-        self.applied = (receipt,)
+    try:
+      if self.follow is not None:
+        state, self.follow = follow(state, jnp.int32(self.follow), self._runtime.models), None
+      if newest is not None:
+        state = self._apply(state, chunk, *newest)
+    except BaseException as error:
+      # Somebody may wait for the answer.
+      if newest is not None:
+        newest[0].decide("failed", chunk, reason=f"{type(error).__name__}: {error}")
+      raise
+    if newest is not None and newest[0].status in ("applied", "failed"):
+      self.applied = (newest[0],)
     return state, self.condition
 
-  def _apply(self, state: SearchState, chunk: int, receipt: Receipt, condition: Condition) -> SearchState:
+  def _apply(self, state: SearchState, chunk: int, receipt: Receipt, condition: Condition | None) -> SearchState:
     assert receipt.prompt is not None
+    assert condition is not None
     if same_condition(self.condition, condition):
       receipt.decide("unchanged", chunk)
       return state
     # Before the first chunk nothing is remembered under the old prompt.
     if chunk > 0:
       inputs = self._runtime.models, self._search, self._switch
-      switched, finite = switch_if_finite(self._runtime.params, state, condition, *inputs)
+      # What rewards read of a prompt may be longer than before, and is not needed: nothing is compiled for it.
+      text = condition._replace(image_reward=(), video_reward=(), image=None)
+      switched, finite = switch_if_finite(self._runtime.params, state, text, *inputs)
       if not hosts.to_host(finite):
         receipt.decide("failed", chunk, reason="what the memory holds is NaN or Inf under this prompt")
         return state
@@ -286,10 +306,10 @@ class Steering:
   def _enter(self, chunk: int, prompt: str, condition: Condition) -> None:
     """A segment begins. One that has no chunk goes away: its prompt was never shown."""
     self.condition = condition
-    if self.segments[-1].begin == chunk:
-      self.segments.pop()
+    if self.begins[-1] == chunk:
+      self.begins.pop()
       self.prompts.pop()
-    self.segments.append(Segment(chunk, _judging(condition)))
+    self.begins.append(chunk)
     self.prompts.append(prompt)
 
   def _decide(self, chunk: int) -> tuple[Receipt | None, tuple[Receipt, Condition | None] | None]:
@@ -319,7 +339,7 @@ class Steering:
       for receipt, _ in switches:
         if newest is None or receipt is not newest[0]:
           receipt.decide("superseded", chunk, superseded_by=newest[0] if newest else self._newest)
-      if newest is not None:
+      if newest is not None and newest[0].number >= 0:
         self._newest = newest[0]
       return None, newest
 
@@ -333,8 +353,3 @@ class Steering:
   def _read(self, prompt: str) -> Condition:
     condition = self._runtime.condition(prompt, self._horizon)
     return condition if self.start.image is None else condition._replace(image=jnp.asarray(self.start.image))
-
-
-def _judging(condition: Condition) -> Condition:
-  """What judges the whole video afterwards; the text is large, and there may be many."""
-  return condition._replace(text=(), image_reward=(), image=None)

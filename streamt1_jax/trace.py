@@ -33,7 +33,8 @@ def describe_trace(
   """Everything a search decided, for `manifest.write_json`.
 
   Candidates are numbered n = parent * beam_size + i. A candidate's `route` is what happened to the chunk that
-  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then.
+  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then. Scores of
+  candidates are None where nothing judges them.
 
   Args:
     traces: the chunks in order; a search that failed has fewer than the video.
@@ -47,18 +48,42 @@ def describe_trace(
     `candidates`, `survivors` (candidates, best first) and their `scores`; and `final` (whole-video `scores`, `best`
     beam, its `lineage`: survivor and candidate of every chunk), None without `beams`.
   """
-  traces = [jax.device_get(trace._replace(latents=None, frames=None, steps=None)) for trace in traces]
+  final = None
+  if beams is not None:
+    survivors = [jax.device_get(trace.survivor) for trace in traces]
+    path = lineage(survivors, search.beam_size)[:, beams.best].tolist()
+    steps = enumerate(zip(path, survivors, strict=True), start=given_chunks)
+    final = describe_scores(beams.scores, beams.best)
+    final["lineage"] = [describe_step(chunk, beam, int(survivor[beam])) for chunk, (beam, survivor) in steps]
+  return describe_video(search, given_chunks, segments) | {
+    "chunks": [describe_chunk(index, trace, search) for index, trace in enumerate(traces, start=given_chunks)],
+    "final": final,
+  }
+
+
+def describe_video(search: SearchConfig, given_chunks: int, segments: Sequence[tuple[int, str]]) -> dict[str, Any]:
+  """What `describe_trace` says of a video as a whole."""
   return {
     "beam_size": search.beam_size,
     "top_k": search.top_k,
     "given_chunks": given_chunks,
     "segments": [{"chunk": chunk, "prompt": prompt} for chunk, prompt in segments],
-    "chunks": [_describe_chunk(index, trace, search) for index, trace in enumerate(traces, start=given_chunks)],
-    "final": None if beams is None else _describe_final(traces, beams, search, given_chunks),
   }
 
 
-def _describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict[str, Any]:
+def describe_scores(scores: np.ndarray, best: int) -> dict[str, Any]:
+  """What it says of the finished videos, but for their lineage."""
+  return {"scores": np.asarray(scores).tolist(), "best": best}
+
+
+def describe_step(chunk: int, beam: int, candidate: int) -> dict[str, Any]:
+  """What it says of one chunk of the lineage."""
+  return {"chunk": chunk, "beam": beam, "candidate": candidate}
+
+
+def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict[str, Any]:
+  """What it says of chunk `index` of the video."""
+  trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
   survivors = trace.survivor.tolist()
   return {
@@ -68,7 +93,7 @@ def _describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict
       _describe_candidate(trace, candidate, search, evictions, survivors) for candidate in range(search.num_candidates)
     ],
     "survivors": survivors,
-    "scores": trace.score.tolist(),
+    "scores": trace.score.tolist() if search.judges else [None] * search.top_k,
   }
 
 
@@ -87,13 +112,14 @@ def _describe_candidate(
 ) -> dict[str, Any]:
   parent, position = divmod(candidate, search.beam_size)
   values = trace.candidates
+  score = lambda scores: float(scores[parent, position]) if search.judges else None
   return {
     "candidate": candidate,
     "parent": parent,
     "seed": int(values.seed[parent, position]),
-    "short": float(values.short[parent, position]),
-    "long": float(values.long[parent, position]),
-    "hybrid": float(values.hybrid[parent, position]),
+    "short": score(values.short),
+    "long": score(values.long),
+    "hybrid": score(values.hybrid),
     "route": evictions[parent]["route"],
     "flags": {
       "ema": bool(values.flags.ema[parent, position]),
@@ -102,19 +128,4 @@ def _describe_candidate(
     "usable": bool(values.usable[parent, position]),
     "survivor": candidate in survivors,
     "rank": survivors.index(candidate) if candidate in survivors else None,
-  }
-
-
-def _describe_final(
-  traces: Sequence[ChunkTrace], beams: FinalBeams, search: SearchConfig, given_chunks: int
-) -> dict[str, Any]:
-  survivors = [trace.survivor for trace in traces]
-  path = lineage(survivors, search.beam_size)[:, beams.best].tolist()
-  return {
-    "scores": np.asarray(beams.scores).tolist(),
-    "best": beams.best,
-    "lineage": [
-      {"chunk": given_chunks + index, "beam": beam, "candidate": int(survivors[index][beam])}
-      for index, beam in enumerate(path)
-    ],
   }

@@ -17,9 +17,10 @@ from streamt1_jax.config import ModelConfig, SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import FinishedChunk, Memory
+from streamt1_jax.nn import precision
 from streamt1_jax.nn.rotary import frame_turns
 from streamt1_jax.parallel.sharding import LAYOUTS, Layout
-from streamt1_jax.recache import Recached
+from streamt1_jax.recache import Forward
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.typing import IntScalar, Latents, Params
 
@@ -138,7 +139,8 @@ class WanGenerator:
   ) -> tuple[Latents, ChunkMemory]:
     if features.ndim == 1:
       features = jnp.broadcast_to(features[None], (latents.shape[0], *features.shape))
-    return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
+    with precision.of_weights(params):
+      return nnx.merge(self.graphdef, params)(latents, features, text, attend, _placement(execution))
 
   def recache(
     self,
@@ -151,27 +153,20 @@ class WanGenerator:
     execution: Execution,
   ) -> Memory:
     """See `recache.recache`; `chunk_index` is the next chunk's."""
-    return self.recached(params, memory, chunk_index, text, search, switch, execution).memory
+    forward = self.clean_forward(params, text, execution)
+    return recache.recache(
+      memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution
+    ).memory
 
-  def recached(
-    self,
-    params: Params,
-    memory: Memory,
-    chunk_index: IntScalar,
-    text: TextMemory,
-    search: SearchConfig,
-    switch: SwitchConfig,
-    execution: Execution,
-  ) -> Recached:
-    """As `recache`, with the velocity of every slot's chunk."""
+  def clean_forward(self, params: Params, text: TextMemory, execution: Execution) -> Forward:
+    """The clean pass under a prompt, of any number of frames and with any self-attention."""
     features = jnp.asarray(self.schedule.context_features)
-    forward = lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
-    inputs = memory, forward, self._first_frame(chunk_index), self.config, search, switch, execution
-    return recache.recache(*inputs)
+    return lambda latents, attend: self._forward(params, latents, features, text, attend, execution)
 
   def text_memory(self, params: Params, embeddings: Float[Array, "X E"]) -> TextMemory:
     """Cross-attention keys and values of a prompt's text embeddings [X, E]: what the search passes as `text`."""
-    return nnx.merge(self.graphdef, params).text_memory(embeddings.astype(_dtype(params)))
+    with precision.of_weights(params):
+      return nnx.merge(self.graphdef, params).text_memory(embeddings.astype(_dtype(params)))
 
   def _first_frame(self, chunk_index: IntScalar) -> IntScalar:
     return chunk_index * self.config.chunk_frames

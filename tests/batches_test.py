@@ -82,7 +82,7 @@ class TestFirstChunks:
 
   def test_the_input_of_coupled_steps_chooses_the_start(self, first_chunks, data):
     scene, start = self.named(first_chunks)
-    chosen = np.asarray(jax.vmap(jax.vmap(noise_coupling.start_index))(jnp.asarray(first_chunks.noisy)))
+    chosen = np.asarray(jax.jit(jax.vmap(jax.vmap(noise_coupling.start_index)))(jnp.asarray(first_chunks.noisy)))
     coupled = first_chunks.step < batches.COUPLED_STEPS
     assert coupled.any()
     assert not coupled.all()
@@ -111,7 +111,8 @@ class TestFirstChunks:
     config = dataclasses.replace(CONFIG, first_scenes=2000, first_copies=1, ambiguous_weight=3.0)
     data = data._replace(first=data.first[..., :1, :4, :4])
     data = data._replace(first=jnp.broadcast_to(data.first, (*data.first.shape[:3], 2, 4, 4)))
-    tokens = batches.draw_first_chunks(jax.random.key(7), data, config, SIGMAS).tokens
+    draw = jax.jit(lambda key, data: batches.draw_first_chunks(key, data, config, SIGMAS).tokens)
+    tokens = draw(jax.random.key(7), data)
     share = np.mean((np.asarray(tokens)[:, 0] - 1) // 48 == 0)
     expected = 3 / (3 + SCENES - 1)
     assert abs(share - expected) < 4 * (expected * (1 - expected) / 2000) ** 0.5
@@ -140,9 +141,9 @@ def seen(number=300, **changes):
   config = dataclasses.replace(CONFIG, **changes)
   keys = jax.random.split(jax.random.key(5), number)
   switch, late = (jnp.asarray(np.resize(x, number)) for x in (np.where(LATE & (SWITCH > 0), 4, SWITCH), LATE))
-  place = jax.vmap(batches.draw_places)(keys, switch, late)
+  place = jax.jit(jax.vmap(batches.draw_places))(keys, switch, late)
   draw = lambda key, switch, late, place: batches.draw_seen(key, switch, late, place, MODEL, config)
-  found = jax.vmap(draw)(keys, switch, late, place)
+  found = jax.jit(jax.vmap(draw))(keys, switch, late, place)
   return [jax.tree.map(np.asarray, x) for x in (switch, late, place, found)]
 
 
@@ -255,9 +256,9 @@ class TestClips:
     """By chunks: where the viewer is, where the sinks are, whether they count, and which chunks stand for them."""
     frame_keys, sink_keys = jax.random.split(jax.random.key(8), (2, 1500))
     no = jnp.int32(0), jnp.bool(False)
-    frames = jax.vmap(lambda key: batches.draw_first_frames(key, *no, MODEL))(frame_keys)
+    frames = jax.jit(jax.vmap(lambda key: batches.draw_first_frames(key, *no, MODEL)))(frame_keys)
     draw = lambda key, frames: batches.draw_added_sinks(key, frames, MODEL, probability)
-    frames, source, moved, valid = map(np.asarray, (frames, *jax.vmap(draw)(sink_keys, frames)))
+    frames, source, moved, valid = map(np.asarray, (frames, *jax.jit(jax.vmap(draw))(sink_keys, frames)))
     keep = frames.max(axis=1) < batches.LONGEST_VIDEO
     frames, source, moved, valid = frames[keep], source[keep], moved[keep], valid[keep]
     place = (frames[np.arange(len(frames))[:, None, None], source] + moved) // MODEL.chunk_frames

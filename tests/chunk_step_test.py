@@ -388,6 +388,7 @@ class TestRewardDecode:
     past = lambda window: past_capacity(models, SearchConfig(max_sink_frames=6, sliding_window=window))
     assert past(10) + codec.num_frames(3, first=False) == 117
     assert (past(2), past(1)) == (9, 0)
+    assert past_capacity(models, SearchConfig(reward_decode="scratch")) == 0
 
   @pytest.mark.parametrize("decoding", ["together", "twice"])
   def test_frames_follow_the_winners_lineage(self, decoding):

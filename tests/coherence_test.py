@@ -5,6 +5,7 @@ colours are at distance 1, and of one at 0. Nothing in them correlates, so they 
 nothing counts as still.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,8 +24,13 @@ def _flat(*levels: int) -> jnp.ndarray:
   return jnp.asarray(frames)
 
 
+@jax.jit
+def _reward(window: FrameWindow) -> jax.Array:
+  return coherence.TemporalCoherence()({}, (), window, _INFO)
+
+
 def _score(past: jnp.ndarray, num_past: int, chunk: jnp.ndarray) -> float:
-  return float(coherence.TemporalCoherence()({}, (), FrameWindow(past, jnp.int32(num_past), chunk), _INFO))
+  return float(_reward(FrameWindow(past, jnp.int32(num_past), chunk)))
 
 
 @pytest.mark.parametrize("padding", [0, 3])
@@ -47,7 +53,7 @@ def _score(past: jnp.ndarray, num_past: int, chunk: jnp.ndarray) -> float:
 )
 def test_flat_frames(past, chunk, expected, padding):
   """`padding` unused rows of the past have a third colour."""
-  frames = jnp.concatenate([_flat(*past), _flat(*[5] * padding)])
+  frames = _flat(*past, *[5] * padding)
   np.testing.assert_allclose(_score(frames, len(past), _flat(*chunk)), expected, rtol=0, atol=2e-6)
 
 
@@ -66,7 +72,8 @@ def test_frames_that_never_change(length, still):
 
 def test_a_negative_correlation_is_a_surprise_of_one():
   """What was bright turns dark in place: correlation -1, which counts as none."""
-  bright = jnp.zeros((16, 16, 3)).at[4, 7].set(1.0)
-  frames = jnp.stack([bright] * 4 + [1 - bright] * 2)
-  assert coherence.correlation(frames[3:4], frames[4:5])[0, 0, 0] < -0.8
-  np.testing.assert_array_equal(coherence.motion_surprise(frames), [1.0, 1.0])
+  bright = np.zeros((16, 16, 3), np.float32)
+  bright[4, 7] = 1.0
+  frames = jnp.asarray(np.stack([bright] * 4 + [1 - bright] * 2))
+  assert jax.jit(coherence.correlation)(frames[3:4], frames[4:5])[0, 0, 0] < -0.8
+  np.testing.assert_array_equal(jax.jit(coherence.motion_surprise)(frames), [1.0, 1.0])

@@ -252,6 +252,12 @@ class TestDevices:
     device_flags.warn_if_slow(preset("wan_1_3b"))
     assert capsys.readouterr().err.startswith("warning: wan_1_3b is a full-size model, and this is a CPU")
 
+  def test_attention_that_is_interpreted_is_warned_of(self, capsys):
+    device_flags.warn_if_slow(preset("tiny"), "fold")
+    assert capsys.readouterr().err == ""
+    device_flags.warn_if_slow(preset("tiny"), "flash")
+    assert capsys.readouterr().err.startswith("warning: --attention=flash is compiled for tpu alone; on this cpu")
+
 
 class TestSubCommands:
   def test_help_lists_them(self, capsys):

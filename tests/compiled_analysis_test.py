@@ -216,6 +216,17 @@ def test_the_first_chunk_is_another_program(tmp_path):
   assert reports[0]["argument_bytes"] == reports[1]["argument_bytes"]
 
 
+def test_a_new_prompt_is_a_program_of_its_own(tmp_path):
+  """It has 3 clean forwards of each of 2 beams, where a chunk has 18 forwards and decodes 4 candidates."""
+  arguments = ["--checkpoint_preset=tiny", "--platform=cuda", "--attention=fold"]
+  results = [_compile(tmp_path, *arguments, *switch) for switch in ([], ["--switch=released"])]
+  assert [result.code for result in results] == [0, 0], results
+  chunk, switch = (json.loads(result.stdout) for result in results)
+  assert (chunk["switch"], switch["switch"]) == (None, "released")
+  assert switch["argument_bytes"] == chunk["argument_bytes"]
+  assert 6 / 18 * 0.5 < switch["flop"] / chunk["flop"] < 6 / 18
+
+
 def test_lowers_for_cuda(tmp_path):
   """The step has two places with attention: denoising and the clean pass, each one kernel in a loop over blocks."""
   arguments = ["--checkpoint_preset=bench_mid", "--platform=cuda", "--dtype=bfloat16"]
@@ -296,7 +307,8 @@ def test_table_of_what_is_compiled_already(tmp_path):
     cells = dict(zip(columns, (cell.strip() for cell in row.strip("|").split("|")), strict=True))
     assert cells["slice"] == case["topology"]
     assert (cells["arguments"], cells["temporaries"], cells["peak"], cells["of"]) == ("3.00", "0.50", "3.50", "16.00")
-    assert cells["chunk"] == ("first" if case.get("first_chunk") else "later")
+    switch = f"new prompt, {case['switch']}" if "switch" in case else None
+    assert cells["chunk"] == (switch or ("first" if case.get("first_chunk") else "later"))
     assert (cells["fits"], cells["rewards"], cells["compile, s"]) == ("yes", "built in", "62")
     assert (cells["collectives, GB"], cells["per block"]) == ("all-reduce 1.50", "3")
 

@@ -12,6 +12,7 @@ from streamt1_jax.config import (
   ConfigError,
   ScheduleConfig,
   SearchConfig,
+  SwitchConfig,
   preset,
 )
 from streamt1_jax.io.config_json import from_json_value, to_json_value
@@ -70,6 +71,16 @@ def test_refusal_names_the_field(config, field, value):
   with pytest.raises(ConfigError, match=re.escape(named)) as caught:
     dataclasses.replace(config, **{field: value})
   assert "\n" not in str(caught.value)
+
+
+def test_switches_that_cannot_be():
+  """The keys of the chunk that becomes the sink are gone; and what is decoded from scratch is the whole window."""
+  with pytest.raises(ConfigError, match="sinks 'move' .* recache must compute them, got 'none'"):
+    SwitchConfig(sinks="move", recache="none")
+  with pytest.raises(ConfigError, match="'since' needs reward_decode 'streamed'"):
+    SwitchConfig(video="since").validate_for(SearchConfig(reward_decode="scratch"))
+  SwitchConfig(video="since").validate_for(SearchConfig())
+  SwitchConfig().validate_for(SearchConfig(reward_decode="scratch"))
 
 
 def test_a_baseline_window_needs_a_past_chunk():

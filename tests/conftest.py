@@ -5,6 +5,7 @@ of 5), and all processes of a run share what they compiled in one folder that is
 from there takes a quarter of the time that even the smallest one takes to compile, so all are written.
 """
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -20,6 +21,8 @@ os.environ["XLA_FLAGS"] = " ".join(
       *os.environ.get("XLA_FLAGS", "").split(),
       "--xla_force_host_platform_device_count=8",
       "--xla_cpu_use_fusion_emitters=false",
+      # By default XLA cuts a program into many parts for many threads, and the tests' processes have the cores already.
+      "--xla_cpu_parallel_codegen_split_count=1",
       # Where other work has the cores, one of eight devices may be late for more than the 40 s that XLA waits for it.
       "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     ]
@@ -74,6 +77,16 @@ def pytest_addoption(parser):
   )
 
 
+def pytest_collection_finish():
+  """What the imports made stays to the end, and tracing makes many objects that go by themselves: few searches will do.
+
+  JAX frees its own caches with every search, too.
+  """
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 10)
+
+
 @pytest.fixture
 def unchecked_types():
   """For tests that give a wrong type on purpose, to see what the package itself says of it."""
@@ -82,8 +95,15 @@ def unchecked_types():
   jaxtyping.config.update("jaxtyping_disable", False)
 
 
+_MAPS, _MOST_MAPS = pathlib.Path("/proc/self/maps"), 7_000
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _release_programs():
-  """Compiled programs hold several memory maps each, and on Linux a process may have 65,530."""
+  """Compiled programs hold several memory maps each, and on Linux a process may have 65,530.
+
+  Below that they are kept: files that search alike share what the first of them traced.
+  """
   yield
-  jax.clear_caches()
+  if not _MAPS.exists() or _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+    jax.clear_caches()

@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from streamt1_jax import drivers
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import config_json
-from streamt1_jax.parallel import mesh as device_mesh
-from streamt1_jax.parallel import sharding
+from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.state import Condition
-from tests import small_search as small
 from tests import toy_generator as toy
 from tests.extending.policy import SEARCH, Cumulative
 
@@ -74,13 +73,13 @@ def test_a_search_goes_on_with_its_carry(searched, chunks):
 
 def test_same_winners_on_several_devices():
   """The carry lies where its beams lie, and every device ranks by all of it."""
-  search = dataclasses.replace(small.SEARCH, policy=SEARCH.policy)
-  mesh = device_mesh.make_mesh(device_mesh.parse_sizes("candidate:4"), small.MODEL, search)
-  place = lambda name, tree: jax.device_put(tree, sharding.tree_shardings(mesh, name, tree))
-  params = {name: place(name, part) for name, part in small.params().items()}
-  models = dataclasses.replace(small.models(), execution=Execution(mesh=mesh))
-  divided = drivers.stream_states(params, place("condition", small.condition(3)), models, search, num_chunks=3, seed=0)
-  whole = drivers.stream(small.params(), small.condition(3), small.models(), search, num_chunks=3, seed=0)
+  search = dataclasses.replace(TOY_SEARCH, beam_size=2)
+  mesh = jax.make_mesh((1, 2, 2, 1, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[:4])
+  models = dataclasses.replace(toy.MODELS, execution=Execution(mesh=mesh))
+  condition = Condition((), (), (), jnp.int32(NUM_CHUNKS))
+  options = {"num_chunks": NUM_CHUNKS, "seed": 3}
+  divided = drivers.stream_states(toy.PARAMS, condition, models, search, **options)
+  whole = drivers.stream(toy.PARAMS, condition, toy.MODELS, search, **options)
   for (state, trace), other in zip(divided, whole, strict=True):
     np.testing.assert_array_equal(trace.survivor, other.survivor)
     np.testing.assert_allclose(trace.score, other.score, rtol=0, atol=1e-4)

@@ -1,5 +1,6 @@
 """The command line on several devices: the same videos as on one, and nothing lost when a search fails."""
 
+import functools
 import json
 
 import jax
@@ -28,7 +29,7 @@ def run(tmp_path_factory, checkpoint):
   def run(*arguments, one_device=False):
     folder = tmp_path_factory.mktemp("run")
     (folder / "list.txt").write_text("\n".join(PROMPTS))
-    flags = [f"--checkpoint={checkpoint}", "--num_latent_frames=6", "--prompts_file=list.txt", *arguments]
+    flags = [f"--checkpoint={checkpoint}", "--prompts_file=list.txt", *arguments]
     return generate(folder, *flags, one_device=one_device), folder
 
   return run
@@ -40,32 +41,46 @@ def _read(folder, prompt, name):
 
 @pytest.fixture(scope="module")
 def on_one_device(run):
-  result, folder = run(one_device=True)
-  assert result.code == 0, result
-  return folder
+  """The folder of a run of so many latent frames."""
+
+  @functools.cache
+  def made(latent_frames):
+    result, folder = run(f"--num_latent_frames={latent_frames}", one_device=True)
+    assert result.code == 0, result
+    return folder
+
+  return made
 
 
 @pytest.mark.parametrize(
-  ("arguments", "mesh"),
+  ("latent_frames", "arguments", "mesh"),
   [
-    (["--mesh=data:2,candidate:2,seq:2"], {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2}),
+    (3, ["--mesh=data:2,candidate:2,seq:2"], {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2}),
+    # Slow: a second chunk is two programs more.
     pytest.param(
-      ["--decoding=twice"], {"data": 1, "beam": 2, "sibling": 2, "model": 2, "seq": 1}, marks=pytest.mark.slow
+      6,
+      ["--mesh=data:2,candidate:2,seq:2"],
+      {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2},
+      marks=pytest.mark.slow,
+    ),
+    pytest.param(
+      6, ["--decoding=twice"], {"data": 1, "beam": 2, "sibling": 2, "model": 2, "seq": 1}, marks=pytest.mark.slow
     ),
   ],
 )
-def test_same_videos(run, on_one_device, arguments, mesh):
+def test_same_videos(run, on_one_device, latent_frames, arguments, mesh):
   """Three prompts do not divide by two: the last batch is filled up, and what fills it is dropped."""
-  result, folder = run(*arguments)
+  result, folder = run(f"--num_latent_frames={latent_frames}", *arguments)
   assert result.code == 0, result
+  whole = on_one_device(latent_frames)
   for prompt in PROMPTS:
-    manifest, expected = (_read(where, prompt, "manifest.json") for where in (folder, on_one_device))
+    manifest, expected = (_read(where, prompt, "manifest.json") for where in (folder, whole))
     assert manifest["mesh"] == mesh
     assert expected["mesh"] is None
     assert manifest["settings"] == expected["settings"]
     assert manifest["seeds"] == expected["seeds"]
     assert manifest["score"] == pytest.approx(expected["score"], abs=1e-3)
-    trace, expected = (_read(where, prompt, "trace.json") for where in (folder, on_one_device))
+    trace, expected = (_read(where, prompt, "trace.json") for where in (folder, whole))
     assert [chunk["survivors"] for chunk in trace["chunks"]] == [chunk["survivors"] for chunk in expected["chunks"]]
   assert len(list((folder / "outputs").iterdir())) == len(PROMPTS)
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,7 @@ from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.io import pictures, timeline, video
 from streamt1_jax.io.timeline import Entry, Timeline
+from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.rewards.base import CandidateInfo
 from tests.command_line import generate, save_model
 
@@ -93,6 +95,9 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
   search = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
   session = pipeline.session(RED, search=search, seed=7, num_chunks=4)
   chunks = [next(session), next(session)]
+  for prompt, message in (("&nbsp;", "the prompt is empty"), ("half \ud800", "the prompt holds half a character")):
+    with pytest.raises(st1.ConfigError, match=message):
+      session.switch(prompt)
   session.switch(BLUE)
   session.save(tmp_path / "saved")
   # What waits is not saved.
@@ -104,9 +109,17 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
   whole = pipeline.generate(resumed.timeline, search=search, num_latent_frames=12)
   np.testing.assert_array_equal(whole.latents, _latents(folder))
   assert whole.score == pytest.approx(_json(folder)["score"], abs=1e-6)
-  other = st1.Pipeline.load(runs.checkpoint, attention="fold")
-  with pytest.raises(st1.ConfigError, match="was made with attention None, not fold"):
-    other.resume(tmp_path / "saved")
+  for options, told in (
+    ({"attention": "fold"}, "attention None, not fold"),
+    ({"reward_weights": {"coherence": 2.0}}, "video_rewards {'coherence': 1.0}, not {'coherence': 2.0}"),
+  ):
+    with pytest.raises(st1.ConfigError, match=f"was made with {told}"):
+      st1.Pipeline.load(runs.checkpoint, **options).resume(tmp_path / "saved")
+  # A session is one video, also where devices could make several.
+  mesh = device_mesh.make_mesh({"data": 2}, pipeline.config, search)
+  divided = st1.Pipeline.load(runs.checkpoint, mesh=mesh)
+  divided.session(RED, search=search, num_chunks=4).save(tmp_path / "divided")
+  assert divided.resume(tmp_path / "divided").segments == [(0, RED)]
 
 
 def test_whole_video_score_is_the_mean_over_segments(steered):
@@ -114,12 +127,12 @@ def test_whole_video_score_is_the_mean_over_segments(steered):
   pipeline = st1.Pipeline.load(runs.checkpoint)
   search = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
   made = pipeline.generate(timeline.load(runs.folder / "timeline.json"), search=search, num_latent_frames=12)
-  alone = []
+  alone, judge = [], jax.jit(pipeline.models.video_reward)
   for begin, end, prompt in ((0, STARTS_AT, RED), (STARTS_AT, len(made.frames), BLUE)):
     window = st1.FrameWindow(made.frames[begin : end - 12], end - 12 - begin, made.frames[end - 12 : end])
     condition = pipeline.condition(prompt, 4)
     info = CandidateInfo(np.int32(0), np.int32(0))
-    score = pipeline.models.video_reward(pipeline.params["video_reward"], condition.video_reward, window, info)
+    score = judge(pipeline.params["video_reward"], condition.video_reward, window, info)
     alone.append((float(score), end - begin))
   expected = sum(score * frames for score, frames in alone) / sum(frames for _, frames in alone)
   assert made.score == pytest.approx(expected, rel=1e-5)
@@ -184,6 +197,12 @@ def test_begin_with_a_picture(tmp_path, checkpoint):
   np.testing.assert_allclose(fitted[:, 4:-4].astype(int), np.asarray(cut)[:, 4:-4], atol=1)
   still = np.repeat(fitted[None], 9, axis=0)
   start = pipeline.start(video=still)
+  for options, message in (
+    ({"video": still / 255}, r"video the given array must be uint8 RGB, .* got float64 \[9, 32, 32, 3\]"),
+    ({"image": pixels, "image_start": "video"}, "image_start must be 'still' or 'clamp', got 'video'"),
+  ):
+    with pytest.raises(st1.ConfigError, match=message):
+      pipeline.start(**options)
   assert start.latents.shape == (1, 3, *latents.shape[1:])
   np.testing.assert_array_equal(latents[:3], start.latents[0])
   # All at once is what chunk by chunk gives.
@@ -215,10 +234,19 @@ BAD = [
   (["--timeline=bad.json"], "timeline bad.json, line 3: entry 2: the prompt is empty"),
   (["--timeline=decreasing.json"], "timeline decreasing.json, line 3: entry 2 starts at 0.0 s, entry 1 at 0.0 s"),
   (["--timeline=late.json"], "--timeline=late.json: entry 2 starts at 60.0 s, but the video ends at"),
+  (["--timeline=good.json", "--continue_from=whole"], "but the video is given and not made up to 2.8125 s"),
   (["--timeline=good.json", "--seed=8"], "--seed=8, but --timeline=good.json has seed 7"),
   (["--timeline=good.json", "--prompt=x"], "timeline"),
   (["--prompt=x", "--recache=none"], "--recache says what a new prompt does: it needs --timeline"),
-  (["--prompt=x", "--image=text.png"], "--image=text.png: picture text.png cannot be decoded"),
+  (["--prompt=x", "--image=text.png"], "--image=text.png: picture text.png is of none of these formats: PNG, JPEG"),
+  (["--prompt=x", "--image=program.eps"], "program.eps is of none of these formats"),
+  (["--prompt=x", "--image=/dev/zero"], "--image=/dev/zero does not exist or is not a file"),
+  (["--prompt=x", "--horizon=999999999999"], "--horizon=999999999999"),
+  (
+    ["--prompt=x", "--sink_distance=99999999999"],
+    "sink_distance must be at most 1024 (rotary tables), got 99999999999",
+  ),
+  (["--timeline=invisible.json"], "entry 2: the prompt '\\x00' is empty"),
   (["--prompt=x", "--image=none.png"], "--image=none.png does not exist"),
   (["--prompt=x", "--image=dot.png", "--image_start=clamp"], "was not trained for it"),
   (["--prompt=x", "--video=text.png"], "--video=text.png: text.png is not a"),
@@ -230,6 +258,7 @@ BAD = [
   (["--prompt=x", "--continue_from=empty"], "is no result with latents: it has no latents.safetensors"),
   (["--prompt=x", "--continue_from=other"], "was made by another model"),
   (["--prompt=x", "--continue_from=damaged"], "is damaged, or no file of latents"),
+  (["--prompt=x", "--continue_from=nested"], "is damaged, or no file of latents"),
 ]
 
 
@@ -242,14 +271,24 @@ def bad_files(tmp_path_factory, steered):
   write("bad.json", {"start": 1, "prompt": " "})
   write("decreasing.json", {"start": 0, "prompt": BLUE})
   write("late.json", {"start": 60, "prompt": BLUE})
+  write("invisible.json", {"start": 1.3125, "prompt": "\0"})
   write("good.json", {"start": 1.3125, "prompt": BLUE})
   (folder / "text.png").write_text("no picture")
+  # Pillow would start Ghostscript to draw it.
+  (folder / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
   Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "dot.png")
   video.write_video(folder / "short.mp4", np.zeros((8, 32, 32, 3), np.uint8), 16)
   video.write_video(folder / "slow.mp4", np.zeros((20, 32, 32, 3), np.uint8), 8)
   content = (steered[1] / results.LATENTS).read_bytes()
   sha = _model_sha256(steered[1]).encode()
-  for name, latents in (("empty", None), ("other", content.replace(sha, b"0" * 64)), ("damaged", content[:100])):
+  nested = (8 * 10**5).to_bytes(8, "little") + b"[" * 8 * 10**5
+  for name, latents in (
+    ("whole", content),
+    ("empty", None),
+    ("other", content.replace(sha, b"0" * 64)),
+    ("damaged", content[:100]),
+    ("nested", nested),
+  ):
     (folder / name).mkdir()
     if latents is not None:
       (folder / name / results.LATENTS).write_bytes(latents)

@@ -440,6 +440,7 @@ IMPOSSIBLE = {
   (None, 2, 0): "(num_processes=2, process_id=0): coordinator_address should be defined",
   ("somewhere:1234", None, 0): "(coordinator_address=somewhere:1234, process_id=0): Number of processes must be",
   ("somewhere:1234", 2, None): "The process id of the current process must be defined",
+  (None, 1, 3): "process_id must be less than num_processes, got process_id=3",
   ("somewhere:1234", 2, 2): "process_id < num_processes. Got process_id=2, num_processes=2",
 }
 

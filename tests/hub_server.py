@@ -83,7 +83,8 @@ def serve(repos: Mapping[str, pathlib.Path]) -> Iterator[Hub]:
   handler = type("Handler", (_Handler,), {"hub": hub})
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # The server looks that often whether it should end, and a test waits for it.
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
       yield hub

@@ -141,6 +141,13 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     hub.local(f"hf://{REPO}")
 
 
+@pytest.mark.parametrize("name", ["../..", "-a/b", "a/b--c", "a/b\nc"])
+def test_names_that_no_repository_has(name):
+  """Told before anything is asked of the hub."""
+  with pytest.raises(ConfigError, match="is no name of a repository"):
+    hub.parse(f"hf://{name}")
+
+
 def test_other_paths_are_left_alone(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   assert str(hub.local(tmp_path)) == str(tmp_path)

@@ -16,7 +16,7 @@ FLOORS = (
   ("session", "starts"),
   ("saved_session",),
   ("steering",),
-  ("saved_search", "trace"),
+  ("saved_search", "trace", "finishing"),
   ("save_folder", "planning"),
   ("drivers",),
   ("between_chunks",),

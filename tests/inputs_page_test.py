@@ -4,8 +4,9 @@ import re
 
 from streamt1_jax.config import base
 from streamt1_jax.convert.formats import safe_pickle
-from streamt1_jax.io import limits, video_source
+from streamt1_jax.io import limits, pictures, timeline, video_source
 from streamt1_jax.messages import MESSAGE_LIMIT
+from streamt1_jax.text import prompts
 from tests import fuzz_readers_test
 from tests.command_line import REPOSITORY
 from tests.fuzz import kinds
@@ -18,7 +19,9 @@ LIMITS = {
   "numbers of a tensor": limits.MAX_NUMBERS,
   "instructions of a pickle": safe_pickle.MAX_STEPS,
   "containers in containers of a pickle": safe_pickle.MAX_DEPTH,
-  "pixels of a video's frame": video_source.MOST_PIXELS,
+  "pixels of a picture, or of a video's frame": video_source.MOST_PIXELS,
+  "bytes of a prompts file": prompts.MAX_BYTES,
+  "seconds of a prompt's start in a timeline": timeline.MAX_START,
   "any size or count in a `config.json`": base.MAX_SIZE,
   "characters of a message": MESSAGE_LIMIT,
 }
@@ -44,6 +47,10 @@ def test_video_formats():
   (row,) = re.findall(r"^\| videos, .*\| (.*) \|$", PAGE, re.MULTILINE)
   read = set().union(*(NAMES.get(name, {name}) for name in video_source.FORMATS))
   assert set(row.split(", ")) == read
+
+
+def test_picture_formats():
+  assert f"| pictures, to `--image` | {', '.join(pictures.FORMATS)} |" in PAGE
 
 
 def test_the_law_is_that_of_the_fuzz():

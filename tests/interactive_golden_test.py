@@ -4,6 +4,7 @@ tests/golden/interactive/README.md says what was run. `--golden_interactive_dir`
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax import drivers, memory_sinking
+from streamt1_jax import drivers, memory_sinking, recache
 from streamt1_jax.between_chunks import commit_given, switch_prompt
 from streamt1_jax.config import SearchConfig, SwitchConfig
 from streamt1_jax.models import make_models
@@ -81,7 +82,8 @@ class _Recording:
     nearest = self.model.local_attention_frames - self.model.chunk_frames
     distance = {"absolute": None, "relative": nearest}[case["positions"]]
     self.search = dataclasses.replace(SearchConfig.streaming(self.model), sink_distance=distance)
-    sinks = "keep" if case["global_sink"] else "move"
+    # Where nothing is computed anew, the sinks stay.
+    sinks = "keep" if case["global_sink"] or case["recache"] == "none" else "move"
     self.switch = SwitchConfig(recache=case["recache"], sinks=sinks)
     self.prefix = case["prefix_chunks"]
     noise = _recorded_noise(self.z, self.z["noise_index"], self.prefix)
@@ -131,6 +133,14 @@ def _first_beam(state):
 
 def _on_device(memory):
   return jax.tree.map(jnp.asarray, memory)
+
+
+@functools.partial(jax.jit, static_argnames=("models", "search", "switch"))
+def _recached(models, backbone, memory, first_frame, text, search, switch):
+  """The memory of one beam under a new prompt, and the velocities that it was computed with."""
+  generator, execution = models.generator, models.execution
+  forward = generator.clean_forward(backbone, text, execution)
+  return recache.recache(memory, forward, first_frame, generator.config, search, switch, execution)
 
 
 def _replay(recording, check_chunk, check_switch):
@@ -190,11 +200,8 @@ def test_replay(recording):
     before = _first_beam(state)
     r.check_memory(before, z["switch_layout_before"][number], z["switch_frames_before"][number])
     chunk = int(state.chunk_index)
-    recached = jax.jit(
-      lambda memory: r.models.generator.recached(
-        r.backbone, memory, state.chunk_index, condition.text, r.search, r.switch, r.models.execution
-      )
-    )(_on_device(before))
+    first_frame = jnp.int32(chunk * frames)
+    recached = _recached(r.models, r.backbone, _on_device(before), first_frame, condition.text, r.search, r.switch)
     start, end = z["recache_frames"][number]
     after = jax.tree.map(np.array, recached.memory)
     for slot in range(int(after.count)):
@@ -213,8 +220,8 @@ def test_replay(recording):
   _replay(r, check_chunk, check_switch)
 
 
-@pytest.mark.parametrize("recache", ["released", "causal"])
-def test_sinks(sinks_file, recache):
+@pytest.mark.parametrize("way", ["released", "causal"])
+def test_sinks(sinks_file, way):
   """A memory with three sinks, one of them an average, whose window is computed anew; then two chunks with flags."""
   z = golden.load(sinks_file)
   config = golden.read_config(z)
@@ -244,23 +251,19 @@ def test_sinks(sinks_file, recache):
     _equal(found.frame[order], [*sink_frames, *window_frames])
     _check_slots(z, model, found, order, layout)
 
-  switch = SwitchConfig(recache=recache)
-  recached = jax.jit(
-    lambda memory: models.generator.recached(
-      backbone, memory, jnp.int32(first_chunk), text, search, switch, models.execution
-    )
-  )(memory)
-  for frame, flow in zip(z["window_frames"], z[f"{recache}_flow"], strict=True):
+  switch = SwitchConfig(recache=way)
+  recached = _recached(models, backbone, memory, jnp.int32(config["first_frame"]), text, search, switch)
+  for frame, flow in zip(z["window_frames"], z[f"{way}_flow"], strict=True):
     (slot,) = np.flatnonzero(np.asarray(recached.memory.frame) == frame)
     _close(recached.velocity[slot], flow)
   state = switch_prompt(params, state, condition, models, search, switch)
-  check(z[f"{recache}_layout"], z["sink_frames"], z["window_frames"])
+  check(z[f"{way}_layout"], z["sink_frames"], z["window_frames"])
   window = list(z["window_frames"])
-  for index, x0 in enumerate(z[f"{recache}_x0"]):
+  for index, x0 in enumerate(z[f"{way}_x0"]):
     state, trace = drivers.jitted_chunk_step(params, state, condition, models, search, first=False, record=True)
     _close(trace.steps["x0"][0, 0], x0)
     window = [*window[1:], config["first_frame"] + index * model.chunk_frames]
-    check(z[f"{recache}_layout_after"][index], z[f"{recache}_sink_frames_after"][index], window)
+    check(z[f"{way}_layout_after"][index], z[f"{way}_sink_frames_after"][index], window)
 
 
 def _recorded_memory(z, model, empty):

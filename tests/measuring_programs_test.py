@@ -1,13 +1,14 @@
 """The programs that measure, as a user runs them: what they report, and one line for every mistake."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
 import pytest
 
 from streamt1_jax import shipped
-from streamt1_jax.measuring import random_model, saves
+from streamt1_jax.measuring import random_model, saves, search_speed
 from tests.command_line import call, save_model, small_model
 
 
@@ -46,6 +47,10 @@ from tests.command_line import call, save_model, small_model
       ["--output=s3://bucket/file"],
       ["--output=s3://bucket/file", "a path of this machine or gs://"],
     ),
+    ("measure.aot_compile", ["--switch=released", "--first_chunk"], ["--switch", "leave --first_chunk out"]),
+    ("measure.long_video", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
+    ("evaluate.sink_distance", ["--distances=90,near"], ["--distances", "whole numbers and none, got 90,near"]),
+    ("evaluate.switch_effect", ["--chunks_after=0"], ["--chunks_after=0", "positive integer"]),
     ("measure.kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
     ("measure.kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),
     (
@@ -93,7 +98,10 @@ def test_evaluate_refuses_other_worlds_and_lengths(tmp_path):
 _SMALL = ["--preset=golden", "--beam_size=1", "--top_k=2", "--chunks=3", "--repeats=1"]
 
 
-def test_benchmark_reports(tmp_path):
+def test_benchmark_reports(tmp_path, monkeypatch):
+  # The rate of the machine is measured as it is for users, but not for as long.
+  rate = functools.partial(search_speed.gemm_tflops, size=512, seconds=0.1)
+  monkeypatch.setattr(search_speed, "gemm_tflops", rate)
   result = call("measure.benchmark", tmp_path, *_SMALL, "--mesh=data:1")
   assert result.code == 0, result
   (line,) = result.stdout.splitlines()

@@ -319,6 +319,10 @@ class TestPlacedFrames:
     assert self._placed(30, [0, 27, 60], 300) == [270, 288, 291, 294, 297]
     assert self._placed(9, [0, 27, 60], 300) == [285, 288, 291, 294, 297]
 
+  def test_later_slots_move_nothing(self):
+    """The sink at 6 is computed anew, and sees those at 0 and 3 where they are, whatever comes after it."""
+    assert self._placed(90, [0, 3, 6], 6, window=[30, 33]) == [0, 3, 6, 30, 33]
+
   def test_a_first_sink_that_is_not_the_first_chunk(self):
     assert self._placed(90, [12], 96) == [12, 90, 93]
     assert self._placed(90, [12], 105) == [15, 99, 102]

@@ -36,7 +36,8 @@ SIZES = Sizes(
   results=1,
   beams=2,
   candidates=4,
-  chunk_frames=3,
+  decoded_frames=3,
+  window=0,
   chunk_memory=20,
   block=5,
   generated=30,
@@ -59,6 +60,21 @@ def test_arithmetic_by_hand():
     assert (one.argument_bytes, one.temporary_bytes, one.error) == (arguments, temporaries[way], errors[way])
     assert one.total == arguments + temporaries[way] + 1
   assert memory.estimate(SIZES, "twice").largest == ("memory of the beams", 5000)
+
+
+def test_windows_decoded_from_scratch():
+  """Each candidate that is decoded has a state of its own, its window's frames and, all at once, their activations."""
+  sizes = dataclasses.replace(SIZES, keeps_candidates=False, decoded_frames=30, window=250)
+  assert memory.estimate(sizes, "in_turn").temporary_bytes == (2 + 2) * 700 + 250 + 740
+  together = (4 * 700) + 4 * 250 + 740 * 4 * 30
+  assert memory.estimate(sizes, "together").temporary_bytes == together
+  one_beam = dataclasses.replace(sizes, beams=1, beams_in_all=1)
+  assert memory.estimate(one_beam, "together").temporary_bytes == together
+  model = preset("wan_1_3b")
+  for way, window in (("streamed", 0), ("scratch", 1 + 4 * 29)):
+    search = SearchConfig.released(reward_decode=way)
+    found = request.sizes(Request(model, search, {}, jnp.bfloat16, jnp.bfloat16, Execution(), kernel=True))
+    assert (found.window, found.decoded_frames) == (window * 480 * 832 * 3, 30 if window else 3)
 
 
 def test_generating_may_take_more_than_decoding():
@@ -222,7 +238,7 @@ def test_a_search_still_needs_a_prompt(tmp_path):
   assert result.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize("value", ["0", "nan", "much"])
+@pytest.mark.parametrize("value", ["0", "nan", "1e300", "much"])
 def test_bad_device_memory(tmp_path, value):
   result = generate(tmp_path, "--plan", f"--device_memory={value}")
   assert result.code == 2

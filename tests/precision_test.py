@@ -1,5 +1,6 @@
 """float32 means float32: what is lowered for accelerators, and the dtypes that programs choose."""
 
+import functools
 import re
 
 import jax
@@ -7,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from streamt1_jax.chunk_step import chunk_step
 from streamt1_jax.cli import command, device_flags, generate, score
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.execution import Execution
+from streamt1_jax.measuring import compiled_step, device_sizes
+from streamt1_jax.nn import precision
 from streamt1_jax.rewards import coherence
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
@@ -41,7 +47,7 @@ def test_heads(platform, name):
   tokens = _TOKENS._replace(reward_index=_TOKENS.reward_index[: len(spec.required_text.reward_tokens)])
 
   def judge(params, frames):
-    seen = frames if spec.kind == "image" else FrameWindow(frames[:0], 0, frames)
+    seen = frames if spec.on_frames else FrameWindow(frames[:0], 0, frames)
     return reward(params, reward.init(params, tokens), seen, _INFO)
 
   products = _products(judge, platform, params, _FRAMES)
@@ -57,6 +63,31 @@ def test_coherence(platform):
   judge = lambda frames: reward({}, (), FrameWindow(frames[:3], 3, frames[3:]), _INFO)
   precisions = {precision for _, precision in _products(judge, platform, _FRAMES)}
   assert precisions == {"HIGHEST"}
+
+
+def test_a_model_of_float32():
+  """Also for those who load it in Python and set nothing: attention, batched late, and convolutions included."""
+  search = SearchConfig.released(max_sink_frames=3)
+  model = device_sizes.SIZES["small"]().video
+  program = compiled_step.build(model, search, Execution(attention="fold"), jnp.float32, None)
+  step = functools.partial(chunk_step, models=program.models, search=search, first=False)
+  with jax.default_matmul_precision(None):
+    text = jax.export.export(jax.jit(step), platforms=["tpu", "cuda"])(*program.arguments).mlir_module()
+  lines = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|convolution)", line)]
+  assert len(lines) > 40
+  assert [line for line in lines if line.count("HIGHEST") < 2] == []
+
+
+def test_a_precision_that_was_chosen_stays():
+  weights = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+  chosen = lambda: jax.config.jax_default_matmul_precision
+  with jax.default_matmul_precision(None), precision.of_weights(weights):
+    assert chosen() == "highest"
+  with jax.default_matmul_precision("tensorfloat32"), precision.of_weights(weights):
+    assert chosen() == "tensorfloat32"
+  narrow = weights | {"bias": jax.ShapeDtypeStruct((2,), jnp.bfloat16)}
+  with jax.default_matmul_precision(None), precision.of_weights(narrow):
+    assert chosen() is None
 
 
 class TestDefaults:

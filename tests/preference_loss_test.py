@@ -23,6 +23,12 @@ from tests import small_rewards
 
 _ROWS = 448
 
+# One program each: by themselves their operations are many small ones.
+_preference_terms = jax.jit(preference_loss.preference_terms)
+_seeing_terms = jax.jit(preference_loss.seeing_terms)
+_telling_terms = jax.jit(preference_loss.telling_terms)
+_comparing_terms = jax.jit(preference_loss.comparing_terms)
+
 
 @functools.cache
 def _tokenizer():
@@ -127,7 +133,7 @@ class TestLoss:
     """By hand: [caption, clip, pair, 1]; the second pair's other clip is not what its other caption says."""
     pairs = _pairs(["color", "blur"], [False, False])
     scores = jnp.array([[[[2.0], [1.0]], [[0.0], [3.0]]], [[[-1.0], [0.5]], [[1.5], [9.0]]]])
-    terms = preference_loss.preference_terms(scores, pairs)
+    terms = _preference_terms(scores, pairs)
     loss = lambda difference: math.log(1.0 + math.exp(-difference))
     np.testing.assert_allclose(terms["clip"], (loss(2.0) + loss(-2.0)) / 2, rtol=1e-6)
     np.testing.assert_allclose(terms["caption"], (loss(3.0) + loss(0.5)) / 2, rtol=1e-6)
@@ -143,12 +149,13 @@ class TestLoss:
     def term(name, drop):
       zero = jnp.zeros((2, 2, 4, 3))
       scores = zero.at[:, 1].set(-drop[None])
-      terms = preference_loss.preference_terms(scores, pairs)
+      terms = _preference_terms(scores, pairs)
       total = preference_loss.bradley_terry(drop.sum(axis=1), jnp.zeros(4)).mean()
       return terms["clip"] - 0.5 * total if name == "clip" else terms[name]
 
     drop = jnp.full((4, 3), 0.5)
-    reached = {name: np.asarray(jax.grad(functools.partial(term, name))(drop)) != 0 for name in ("clip", "change")}
+    slope = lambda name: jax.jit(jax.grad(functools.partial(term, name)))(drop)
+    reached = {name: np.asarray(slope(name)) != 0 for name in ("clip", "change")}
     np.testing.assert_array_equal(reached["clip"], [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]])
     # Blur leaves motion as it is and freezing the picture; a direction that changes late is a matter of motion, too.
     np.testing.assert_array_equal(reached["change"], [[0, 1, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
@@ -165,12 +172,12 @@ class TestLoss:
     after = jnp.array([[4, 1, 2, 0]] * 3)
     tokens = PromptTokens(jnp.zeros((3, 2), int), after, jnp.full((3, 1), 2))
     reading = preference_loss.Reading(None, media, hidden, tokens, None, None)
-    terms = preference_loss.seeing_terms(readers, media, pairs) | preference_loss.telling_terms(readers, reading)
+    terms = _seeing_terms(readers, media, pairs) | _telling_terms(readers, reading)
     np.testing.assert_allclose(terms["naming"], np.mean(np.log([2, 6, 3, 4])), rtol=1e-6)
     np.testing.assert_allclose(terms["words"], np.log(5), rtol=1e-6)
     # Position 0 foretells token 1, position 1 the last reward token; what follows that does not count.
     readers["words"] = readers["words"].at[0, 1].set(3.0)
-    terms = preference_loss.telling_terms(readers, reading)
+    terms = _telling_terms(readers, reading)
     np.testing.assert_allclose(terms["words"], (np.log(np.exp(3.0) + 4) - 3.0 + np.log(5)) / 2, rtol=1e-6)
 
   def test_what_is_true_and_whether_it_stands_there(self):
@@ -186,7 +193,7 @@ class TestLoss:
     differing = jnp.array([[0, 0, 0], [1, 1, 1]])
     reading = preference_loss.Reading(None, None, None, None, differing, jnp.asarray(compared))
     readers = {"correction": jnp.array([[2.0, -2.0], [0.0, 0.0]]), "truth": jnp.array([0.0, 3.0])}
-    terms = preference_loss.comparing_terms(readers, reading, pairs)
+    terms = _comparing_terms(readers, reading, pairs)
     loss = lambda logit: math.log(1.0 + math.exp(-logit))
     np.testing.assert_allclose(terms["correction"], loss(4.0), rtol=1e-5)
     # Eight clips and captions are known; of the third pair the other caption is taken for true.
@@ -200,10 +207,10 @@ class TestLoss:
     tokens = PromptTokens(jnp.zeros((1, 2), int), jnp.zeros((1, 4), int), jnp.full((1, 1), 2))
     differing, compared = jnp.zeros((2, 1), int), jnp.ones((2, 2, 1, 3, 8))
     reading = preference_loss.Reading(scores, jnp.ones((1, 16, 8)), jnp.ones((1, 4, 8)), tokens, differing, compared)
-    terms = preference_loss.preference_terms(scores, pairs)
-    terms |= preference_loss.seeing_terms(readers, reading.media, pairs)
-    terms |= preference_loss.telling_terms(readers, reading)
-    terms |= preference_loss.comparing_terms(readers, reading, pairs)
+    terms = _preference_terms(scores, pairs)
+    terms |= _seeing_terms(readers, reading.media, pairs)
+    terms |= _telling_terms(readers, reading)
+    terms |= _comparing_terms(readers, reading, pairs)
     assert set(terms) == set(preference_loss.term_names(REWARDS[name]))
     assert ("speed" in readers) == (name == "videoalign")
 

@@ -39,9 +39,14 @@ def _verify(frames: np.ndarray, attributes: shapes.Attributes) -> dict[str, bool
 
 def test_a_flawless_clip_is_the_worlds_own():
   scene = shapes.Scene(*(jnp.int32(i) for i in (1, 2, 2, 1, 0, 3)), start=jnp.array([8, 24]))
-  look = appearance.flawless(scene, jnp.int32(5), jnp.int32(20), jax.random.key(0))
   times = jnp.array([0, 7, 19])
-  np.testing.assert_allclose(appearance.draw(look, times), shapes.render(scene, times + 5), atol=1e-5)
+
+  @jax.jit
+  def both():
+    look = appearance.flawless(scene, jnp.int32(5), jnp.int32(20), jax.random.key(0))
+    return appearance.draw(look, times), shapes.render(scene, times + 5)
+
+  np.testing.assert_allclose(*both(), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -121,15 +126,16 @@ def test_pairs_come_from_their_key_alone():
 def test_scenes_of_pairs(split):
   scenes = jax.device_get(scene_pairs.neighbours(split, ("train",)))
   table = shapes.all_scenes()
+  splits = [shapes.split_of(scene) for scene in table]
   for column, field in enumerate(FIELDS):
     rows = scenes.rows[column, : scenes.num_rows[column]]
     assert len(rows) > 0
     for row in rows:
       others = scenes.others[row, column, : scenes.num_others[row, column]]
       assert len(others) > 0
-      assert shapes.split_of(table[row]) == split
+      assert splits[row] == split
       for other in others:
-        assert shapes.split_of(table[other]) == "train"
+        assert splits[other] == "train"
         differs = {name for name, a, b in zip(shapes.Attributes._fields, table[row], table[other]) if a != b}
         assert differs == ({"color", "background"} if field == "binding" else {field})
 
@@ -165,8 +171,9 @@ def test_the_codec_sees_five_frames_and_gives_the_last():
 def test_single_frames_show_their_corruption():
   scenes = scene_pairs.neighbours("train", ("train",))
   config = PairConfig(64, on_frames=True, milder_probability=0.0, soft_probability=0.0)
-  pairs = preferences.draw_pairs(jax.random.key(1), scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1))
-  kinds = {NAMES[index] for index in np.asarray(pairs.kind)}
+  draw = jax.jit(lambda key: preferences.draw_pairs(key, scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1)))
+  pairs = jax.device_get(draw(jax.random.key(1)))
+  kinds = {NAMES[index] for index in pairs.kind}
   assert kinds <= {name for name, corruption in CORRUPTIONS.items() if corruption.on_frames}
   assert len(kinds) > 8
   changed = np.abs(pairs.better.astype(int) - pairs.worse.astype(int)).max(axis=(1, 2, 3, 4))

@@ -199,6 +199,7 @@ class TestPublishedSources:
       ("x = 1", "does not define the text DETAILED_PROMPT"),
       ("DETAILED_PROMPT_WITH_SPECIAL_TOKEN = open('f').read()", "does not define"),
       ("def (", "is not Python source"),
+      ("-" * 10**5 + "1", "is not Python source: [MR]"),
     ],
   )
   def test_other_files(self, tmp_path, content, message):

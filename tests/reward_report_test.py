@@ -8,6 +8,7 @@ import pytest
 from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_pairs, reward_report
 from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.table import REWARDS
 from streamt1_jax.training import reward_text
 from streamt1_jax.training.preferences import Pairs
 from tests.small_rewards import save_reward
@@ -101,6 +102,7 @@ def test_scores_of_pairs_are_the_rewards_own(tmp_path):
   rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
   pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
   captions = reward_text.caption_tokens(loaded.prompt)
-  found = jax.jit(lambda params: reward_pairs.pair_scores(params, "image", loaded, pairs, captions))(loaded.params)
+  scores = lambda params: reward_pairs.pair_scores(params, REWARDS["hpsv3"], loaded, pairs, captions)
+  found = jax.jit(scores)(loaded.params)
   # Two programs: one takes all clips at once.
   np.testing.assert_allclose(found[..., 0], expected, rtol=2e-4, atol=2e-4)

@@ -1,6 +1,7 @@
 """The prompt-free rewards: clean clips of the shapes world score above the same clips with one defect."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -19,13 +20,17 @@ _PAST, _CHUNK, _CAPACITY = 24, 12, 36
 _INFO = CandidateInfo(jnp.int32(0), jnp.int32(0))
 
 
+@functools.cache
 def _scenes() -> shapes.Scene:
   return shapes.sample_scenes(jax.random.key(3), _NUM_SCENES, "test")
 
 
+_render_all = jax.jit(jax.vmap(shapes.render, (0, None)))
+
+
 def _render(scenes: shapes.Scene, times: np.ndarray) -> np.ndarray:
   """`[N, T, 64, 64, 3]` in 0..1."""
-  return np.asarray(jax.vmap(shapes.render, (0, None))(scenes, jnp.asarray(times, jnp.int32)))
+  return np.asarray(_render_all(scenes, jnp.asarray(times, jnp.int32)))
 
 
 def _to_bytes(frames: np.ndarray) -> jax.Array:

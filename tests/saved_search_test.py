@@ -66,13 +66,14 @@ def _run(folder, *, until, save_at, sizes=(), warn=pytest.fail):
   params, _, models = _inputs(sizes)
   with SavedSearch(folder, SETTINGS) as saved:
     progress = saved.restore(drivers.abstract_state(params, models, SEARCH, _seed(sizes), num_chunks=NUM_CHUNKS), warn)
-    start, traces = progress or (None, [[] for _ in range(2 if sizes else 1)])
-    first = len(traces[0])
+    start, first = progress or (None, 0)
+    traces = [list(chunks) for chunks in zip(*saved.traces(), strict=True)] or [[] for _ in range(2 if sizes else 1)]
+    assert len(traces[0]) == first
     for state, trace in itertools.islice(_states(sizes, start), until - first):
       for chunks, made in zip(traces, _by_prompt([trace], sizes), strict=True):
         chunks.extend(made)
       if len(traces[0]) in save_at:
-        saved.save(state, traces)
+        saved.save(state, [chunks[saved.begun :] for chunks in traces])
   return first, traces
 
 
@@ -227,11 +228,10 @@ def test_full_disk(tmp_path):
     saved.save(state, [traces])
     saved.wait()
     state, trace = next(states)
-    traces.append(trace)
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
     try:
-      saved.save(state, [traces])
+      saved.save(state, [[trace]])
       with pytest.raises(SaveError, match=r"cannot save .* \(the save after chunk 2 is kept\)"):
         saved.wait()
     finally:
@@ -366,9 +366,11 @@ def test_the_state_is_what_was_saved(tmp_path):
   params, _, models = _inputs()
   with SavedSearch(tmp_path, SETTINGS) as saved:
     abstract = drivers.abstract_state(params, models, SEARCH, _seed(()), num_chunks=NUM_CHUNKS)
-    state, traces = saved.restore(abstract, pytest.fail)
+    state, chunks = saved.restore(abstract, pytest.fail)
+    traces = [trace for (trace,) in saved.traces()]
+  assert chunks == 5
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(expected))
-  _assert_same([traces[0] + _undisturbed()[5:]])
+  _assert_same([traces + _undisturbed()[5:]])
   history = jax.device_get(state.beams.history)
   # No two numbers of a history are the same, so none could stand in another's place.
   numbers = [*history.short_sum, *history.recent.ravel(), *history.long]

@@ -555,6 +555,7 @@ class TestBadInput:
       (["--videos=a.mp4", "--reward=../x"], ["--reward=../x", "joined by '+'"]),
       (["--videos=a.mp4", "--reward=quality", "--output=scores.txt"], ["--output=scores.txt", ".csv or .json"]),
       (["--videos=a.mp4", "--reward=quality", "--output=a.mp4/s.csv"], ["a.mp4/s.csv", "cannot be written"]),
+      (["--videos=a.mp4", "--reward=quality", "--output=w.csv", "--overwrite"], ["w.json", "it is a folder"]),
       (["--videos=a.mp4", "--reward=quality", "--prompts_file=none"], ["prompt file none", "does not exist"]),
       (["--videos=a.mp4", "--reward=quality", "--prompts_file=two.txt"], ["two.txt", "2 prompts for 1 videos"]),
       (["--videos=a.mp4", "--image_frames=0"], ["--image_frames=0", "1"]),
@@ -565,12 +566,13 @@ class TestBadInput:
   def test_is_one_line(self, tmp_path, arguments, fragments):
     video.write_video(tmp_path / "a.mp4", clip(3), 16)
     (tmp_path / "two.txt").write_text("one\ntwo\n")
+    (tmp_path / "w.json").mkdir()
     result = score(tmp_path, *arguments)
     assert result.code == 2, result
     (line,) = result.stderr.splitlines()
     for fragment in fragments:
       assert fragment in line
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "two.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "two.txt", "w.json"}
 
   @pytest.mark.parametrize(
     ("damage", "message"),

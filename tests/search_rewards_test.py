@@ -11,7 +11,7 @@ import pytest
 from streamt1_jax.cli import results
 from streamt1_jax.rewards.qwen2_vl import prompts
 from tests import small_rewards
-from tests.command_line import Result, generate, quick_compilation, save_model
+from tests.command_line import Result, generate, save_model
 
 PROMPT = "a red circle moves left"
 _SEARCHED = ("--num_latent_frames=9", "--short_frames=3", "--reward_dtype=bfloat16", "--sliding_window=2")
@@ -26,13 +26,8 @@ def checkpoint(tmp_path_factory) -> pathlib.Path:
   return path
 
 
-@pytest.fixture(scope="module")
-def jax_settings(tmp_path_factory) -> dict[str, Any]:
-  return quick_compilation(tmp_path_factory.mktemp("compiled"))
-
-
-def _run(folder: pathlib.Path, checkpoint: pathlib.Path, jax_settings, *arguments: str) -> Result:
-  return generate(folder, f"--checkpoint={checkpoint}", f"--prompt={PROMPT}", *arguments, jax_settings=jax_settings)
+def _run(folder: pathlib.Path, checkpoint: pathlib.Path, *arguments: str, **options) -> Result:
+  return generate(folder, f"--checkpoint={checkpoint}", f"--prompt={PROMPT}", *arguments, **options)
 
 
 def _read(folder: pathlib.Path, name: str) -> Any:
@@ -40,10 +35,10 @@ def _read(folder: pathlib.Path, name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, checkpoint, jax_settings) -> pathlib.Path:
+def searched(tmp_path_factory, checkpoint) -> pathlib.Path:
   """Three chunks judged by what the checkpoint has, in bfloat16."""
   folder = tmp_path_factory.mktemp("searched")
-  result = _run(folder, checkpoint, jax_settings, *_SEARCHED)
+  result = _run(folder, checkpoint, *_SEARCHED)
   assert result.code == 0, result
   return folder
 
@@ -67,14 +62,20 @@ def test_candidates_are_told_apart(searched):
   assert np.isfinite(trace["final"]["scores"]).all()
 
 
-def test_same_scores_on_a_mesh(tmp_path, checkpoint, jax_settings):
+# Slow: a second chunk, whose rewards see a past, is two programs more.
+@pytest.mark.parametrize("latent_frames", [3, pytest.param(6, marks=pytest.mark.slow)])
+def test_same_scores_on_a_mesh(tmp_path, checkpoint, latent_frames):
   """In float32: bfloat16 rounds by more than some candidates differ."""
-  arguments = ("--num_latent_frames=6", "--short_frames=3", "--reward_dtype=float32", "--sliding_window=2")
+  arguments = (
+    f"--num_latent_frames={latent_frames}",
+    "--short_frames=3",
+    "--reward_dtype=float32",
+    "--sliding_window=2",
+  )
   chunks, meshes = [], []
-  for name, devices, mesh in (("whole", 1, ()), ("divided", 8, ("--mesh=candidate:4,seq:2",))):
+  for name, mesh in (("whole", ()), ("divided", ("--mesh=candidate:4,seq:2",))):
     (tmp_path / name).mkdir()
-    settings = jax_settings | {"jax_num_cpu_devices": devices}
-    result = _run(tmp_path / name, checkpoint, settings, *arguments, *mesh)
+    result = _run(tmp_path / name, checkpoint, *arguments, *mesh, one_device=not mesh)
     assert result.code == 0, result
     chunks.append(_read(tmp_path / name, "trace.json")["chunks"])
     meshes.append(_read(tmp_path / name, "manifest.json")["mesh"])
@@ -87,31 +88,31 @@ def test_same_scores_on_a_mesh(tmp_path, checkpoint, jax_settings):
     assert min(np.diff(np.sort(scores)).min() for scores in whole) > 1e-4
 
 
-def test_one_chunk_is_enough(tmp_path, checkpoint, jax_settings):
+def test_one_chunk_is_enough(tmp_path, checkpoint):
   """Nine frames, the fewest there are; of two image rewards with weights, those of the models in int8."""
   arguments = ("--num_latent_frames=3", "--reward=quality+hpsv3+videoalign", "--reward_weights=quality:2,hpsv3:0.5")
-  result = _run(tmp_path, checkpoint, jax_settings, "--reward_dtype=int8", *arguments)
+  result = _run(tmp_path, checkpoint, "--reward_dtype=int8", *arguments)
   assert result.code == 0, result
   settings = _read(tmp_path, "manifest.json")["settings"]
   assert settings["image_rewards"] == {"quality": 2.0, "hpsv3": 0.5}
   assert settings["reward_dtype"] == "int8"
 
 
-def test_other_weights_are_another_model(tmp_path, searched, checkpoint, jax_settings):
+def test_other_weights_are_another_model(tmp_path, searched, checkpoint):
   """Finished results are told from those that the checkpoint's other rewards would give."""
   shutil.copytree(searched / "outputs", tmp_path / "outputs")
   other = shutil.copytree(checkpoint, tmp_path / "other")
   part = other / "rewards/hpsv3/part.json"
   part.write_text(part.read_text() + "\n")
-  result = _run(tmp_path, other, jax_settings, *_SEARCHED)
+  result = _run(tmp_path, other, *_SEARCHED)
   assert result.code == 2, result
   assert "was made with checkpoint_sha256" in result.stderr
 
 
-def test_plain_streaming_loads_no_reward(tmp_path, checkpoint, jax_settings):
+def test_plain_streaming_loads_no_reward(tmp_path, checkpoint):
   damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
   (damaged / "rewards/hpsv3/reward.json").unlink()
-  result = _run(tmp_path, damaged, jax_settings, "--num_latent_frames=3", "--search=none")
+  result = _run(tmp_path, damaged, "--num_latent_frames=3", "--search=none")
   assert result.code == 0, result
   assert _read(tmp_path, "manifest.json")["settings"]["image_rewards"] == {"quality": 1.0}
 

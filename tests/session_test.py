@@ -18,6 +18,7 @@ from streamt1_jax.io.timeline import Entry, Timeline
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel import sharding
 from streamt1_jax.policies import Choice
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.session import Session
 from streamt1_jax.state import Condition
 from streamt1_jax.steering import Start
@@ -128,7 +129,17 @@ class TestEvents:
     assert list(session) == []
     assert (stop.status, stop.chunk, stop.wait(0)) == ("applied", 2, True)
     assert (waits.status, session.switch("c").status) == ("dropped", "dropped")
+    assert session.switch("c").reason == "the session was stopped"
     _same(chunks, plain[:2])
+
+  def test_a_video_that_cannot_begin_keeps_nobody_waiting(self):
+    without_weights = sessions.SmallRuntime(small.models(), {})
+    session = Session(without_weights, sessions.CLOCK, "a", SessionConfig(search=sessions.ONE_BEAM))
+    receipt = session.switch("b")
+    with pytest.raises(KeyError, match="backbone"):
+      next(session)
+    assert (receipt.status, receipt.reason) == ("dropped", "the session has failed")
+    assert next(session, None) is None
 
   def test_a_second_switch_compiles_nothing(self, switched):
     session = sessions.session(num_chunks=None)
@@ -159,13 +170,15 @@ class TestEvents:
         return super().condition(prompt, num_chunks)
 
     config = SessionConfig(search=sessions.ONE_BEAM, num_chunks=CHUNKS)
-    session = Session(SlowRuntime(runtime.models, runtime.params), sessions.CLOCK, "a", config)
+    # What a timeline says in between makes nobody's prompt newer.
+    told = Timeline((Entry(0.0, "a"), Entry(1.0, "c")))
+    session = Session(SlowRuntime(runtime.models, runtime.params), sessions.CLOCK, told, config)
     receipts = []
     thread = threading.Thread(target=lambda: receipts.append(session.switch("slow")))
     thread.start()
     reading.wait()
     newer = session.switch("b")
-    next(session)
+    assert [next(session).prompt, next(session).prompt] == ["b", "c"]
     go_on.set()
     thread.join()
     next(session)
@@ -177,8 +190,8 @@ def test_a_session_holds_no_more_the_longer_it_runs():
   session = sessions.session(num_chunks=None)
   held = []
   for chunk in session:
-    if chunk.index == 3:
-      session.switch("b")
+    if chunk.index in (3, 20):
+      session.switch(f"prompt {chunk.index}")
     if chunk.index in (6, 36):
       del chunk
       gc.collect()
@@ -220,6 +233,13 @@ class TestAgain:
     _same(list(again), chunks)
     assert again.timeline == told
 
+  @pytest.mark.parametrize("start", [1e308, 10**400, float("nan"), -1, "0", True])
+  def test_starts_that_are_no_times(self, start):
+    """Integers of any size are JSON; the largest float is a chunk beyond all numbers."""
+    entries = [{"start": 0, "prompt": "a"}, {"start": start, "prompt": "b"}]
+    with pytest.raises(ConfigError, match="entry 2: start must be 0 to 1000000000 seconds"):
+      timeline.from_json({"version": 1, "entries": entries})
+
   @pytest.mark.parametrize("after", [0, 3])
   def test_killed_between_two_switches(self, tmp_path, switched, after):
     chunks, _, whole = switched
@@ -242,6 +262,25 @@ class TestAgain:
     _same(rest, chunks[after:])
     assert [chunk.prompt for chunk in rest] == [chunk.prompt for chunk in chunks[after:]]
     assert resumed.timeline == whole.timeline
+
+  def test_what_waits_in_the_queue_is_saved(self, tmp_path, switched):
+    """A prompt that a newer one replaces, the newer one, and later a stop: they come back in order."""
+    chunks, _, _ = switched
+    session = sessions.session()
+    shown = [next(session) for _ in range(BEFORE_FIRST)]
+    session.switch("c")
+    session.switch("b")
+    session.save(tmp_path / "saved")
+    resumed = _resumed(tmp_path / "saved")
+    superseded, applied = resumed.queued
+    shown.append(next(resumed))
+    assert (superseded.prompt, superseded.status, superseded.superseded_by) == ("c", "superseded", applied)
+    assert (applied.prompt, applied.status, applied.chunk) == ("b", "applied", BEFORE_FIRST)
+    _same(shown, chunks[: BEFORE_FIRST + 1])
+    resumed.stop()
+    resumed.save(tmp_path / "saved")
+    stopped = _resumed(tmp_path / "saved")
+    assert next(stopped, None) is None
 
   def test_a_timeline_that_was_killed_goes_on(self, tmp_path, switched):
     chunks, _, whole = switched
@@ -337,6 +376,20 @@ class TestBeams:
     rest = list(_resumed(tmp_path / "saved", _ToyRuntime(toy.MODELS, toy.PARAMS)))
     _same(first + rest, whole)
 
+  def test_a_stopped_session_goes_on_from_what_it_showed(self, tmp_path):
+    """What is shown after a stop leads to the best beam, and the other beam, which may win later, is given up."""
+    session = _toy_session(seed=4)
+    session._on_trace = lambda trace: session.stop() if session.lag == 3 else None
+    shown = list(session)
+    session.save(tmp_path / "saved")
+    runtime = _ToyRuntime(toy.MODELS, toy.PARAMS)
+    shown += list(_resumed(tmp_path / "saved", runtime))
+    last = 0.0
+    for chunk in shown:
+      made = last + (last + np.asarray(chunk.trace.candidates.seed).reshape(-1) % 7) / 2
+      last = chunk.latents.item()
+      assert np.abs(made - last).min() < 1e-5
+
   def test_commit_shows_the_best_at_once_and_all_go_on_from_it(self):
     shown = list(_toy_session(emit="commit"))
     assert [chunk.lag for chunk in shown] == [0] * 8
@@ -357,6 +410,49 @@ class TestBeams:
     first = [next(session) for _ in range(3)]
     session.save(tmp_path / "saved")
     _same(first + list(_resumed(tmp_path / "saved", _ToyRuntime(toy.MODELS, toy.PARAMS))), whole)
+
+
+def test_what_reads_traces_may_save_and_may_fail(tmp_path):
+  """A trace is told when its chunk is safe: a save has it, and an exception loses nothing."""
+  search = dataclasses.replace(TOY_SEARCH, top_k=1)
+  whole, session = list(_toy_session(search)), _toy_session(search)
+
+  def save_and_fail(trace):
+    session.save(tmp_path / "saved")
+    raise OSError("the disk is full")
+
+  session._on_trace = save_and_fail
+  with pytest.raises(OSError, match="the disk is full"):
+    next(session)
+  session._on_trace = None
+  _same(list(session), whole)
+  _same(list(_resumed(tmp_path / "saved", _ToyRuntime(toy.MODELS, toy.PARAMS))), whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LengthOfPrompt(Promptless):
+  def __call__(self, params, condition, frames, info):
+    return condition.sum()
+
+
+class _JudgedByLength(_ToyRuntime):
+  def condition(self, prompt, num_chunks):
+    letters = jnp.ones(len(prompt))
+    return Condition((), letters, 10 * letters, jnp.int32(num_chunks))
+
+
+def test_both_rewards_read_the_prompt_in_force():
+  models = dataclasses.replace(toy.MODELS, image_reward=_LengthOfPrompt(), video_reward=_LengthOfPrompt())
+  config = SessionConfig(search=dataclasses.replace(TOY_SEARCH, top_k=1), num_chunks=4)
+  told = Timeline((Entry(0.0, "a"), Entry(2.0, "longer"), Entry(3.0, "longest")))
+  session = Session(_JudgedByLength(models, toy.PARAMS), sessions.CLOCK, told, config)
+  chunks = [next(session) for _ in range(3)]
+  with CompileCounter() as compilations:
+    chunks += list(session)
+  scores = [(chunk.trace.candidates.short.max(), chunk.trace.candidates.long.max()) for chunk in chunks]
+  assert scores == [(1, 10), (1, 10), (6, 60), (7, 70)]
+  # Rewards read more than before: the chunk step is compiled again, and the recache, which reads the text, is not.
+  assert compilations.count == 1
 
 
 def test_threads(tmp_path):
@@ -411,6 +507,9 @@ class TestStarts:
 
   def test_a_switch_recaches_the_given_chunks(self, plain):
     start = Start(latents=np.stack([chunk.latents for chunk in plain[:2]]))
+    early = Timeline((Entry(0.0, "a"), Entry(1.0, "b")))
+    with pytest.raises(ConfigError, match=r"entry 2 starts at 1.0 s, but the video is given and not made up to 2.0 s"):
+      sessions.session(early, start=start, num_chunks=1)
     chunks = list(sessions.session(start=start, num_chunks=1))
     session = sessions.session(start=start, num_chunks=1)
     receipt = session.switch("b")

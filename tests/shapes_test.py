@@ -237,3 +237,8 @@ def test_bad_prompt_files_are_named(tmp_path, content, message):
     prompts.load_prompts(path)
   with pytest.raises(ConfigError, match="does not exist"):
     prompts.load_prompts(tmp_path / "other.txt")
+
+
+def test_prompts_without_an_end():
+  with pytest.raises(ConfigError, match="/dev/zero is too large"):
+    prompts.load_prompts("/dev/zero")

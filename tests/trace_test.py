@@ -1,5 +1,7 @@
 """The description of a search by hand, with more candidates than beams and a merge into the very first frame."""
 
+import dataclasses
+
 import numpy as np
 
 from streamt1_jax.config import SearchConfig
@@ -43,6 +45,12 @@ def test_candidates_are_numbered_by_parent():
   assert [each["rank"] for each in candidates] == [None, None, 1, None, 0, None]
   assert [each["survivor"] for each in candidates] == [False, False, True, False, True, False]
   assert (described["survivors"], described["scores"]) == ([4, 2], [400.0, 200.0])
+
+
+def test_what_nothing_judged_has_no_score():
+  (described,) = describe_trace([chunk([0, 1])], None, dataclasses.replace(SEARCH, beam_size=1, judges=False))["chunks"]
+  assert described["scores"] == [None, None]
+  assert [(each["short"], each["long"], each["hybrid"]) for each in described["candidates"]] == [(None,) * 3] * 2
 
 
 def test_frame_0_is_a_frame():

@@ -49,7 +49,7 @@ def run(values: flags.FlagValues) -> None:
   spec, _ = folder.load_config(values.reward_dir)
   loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=jnp.dtype(device_flags.use_dtype(values.dtype)))
   codec = preferences.through_codec(load_codec(checkpoint / "codec", config))
-  report = reward_pairs.judge(spec.kind, loaded, codec, values.split, values.seed, values.pairs)
+  report = reward_pairs.judge(spec, loaded, codec, values.split, values.seed, values.pairs)
   print(reward_report.table(report))
   print(json.dumps({"split": values.split, **reward_report.summary(report), "corruptions": report}), flush=True)
 

@@ -7,8 +7,8 @@
   python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --platform=cuda
 
 prints a table and one JSON line. The program is the one that a search runs for every chunk but the first, or with
---first_chunk the one for that, with the memory at its largest; weights, state and prompt are shapes without values. It
-needs `libtpu` and no TPU: `pip install -e '.[tpu]'`.
+--first_chunk the one for that, or with --switch what a new prompt does between two, with the memory at its largest.
+Weights, state and prompt are shapes without values. It needs `libtpu` and no TPU: `pip install -e '.[tpu]'`.
 
 Bytes are per chip, by the compiler's own account: what the program is given (weights, state, prompt), what it returns
 besides the state, which it writes over the old one, and what it needs in between. FLOP are counted from shapes.
@@ -30,7 +30,7 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax.cli import command, device_flags, files, flag_types
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, SwitchConfig, choices, preset
 from streamt1_jax.execution import Execution
 from streamt1_jax.measuring import compilation_report, compiled_step, tpu_compiler
 
@@ -51,6 +51,8 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_switch(values, "rewards", False, rewards)
   first = "The program of the first chunk, not that of every later one."
   flag_types.define_switch(values, "first_chunk", False, first)
+  switch = "What a new prompt does between two chunks, recached so, and not a chunk."
+  flag_types.define_choice(values, "switch", None, choices(SwitchConfig, "recache"), switch)
   flag_types.define_choice(values, "dtype", "bfloat16", ["float32", "bfloat16"], "Dtype of weights and activations.")
   of_rewards = "Dtype of --rewards; the model's by default."
   flag_types.define_choice(values, "reward_dtype", None, ["float32", "bfloat16", "int8"], of_rewards)
@@ -64,6 +66,8 @@ def _check(values: flags.FlagValues) -> None:
   for name in ("topology", "mesh"):
     if values.platform == "cuda" and values[name].present:
       raise ConfigError(f"--platform=cuda lowers for one GPU and takes no --{name}")
+  if values.switch is not None and values.first_chunk:
+    raise ConfigError("--switch compiles what happens between two chunks: leave --first_chunk out")
   if values.hlo_file is not None:
     files.require_writable("hlo_file", values.hlo_file)
 
@@ -89,6 +93,7 @@ def _settings(values: flags.FlagValues, model: ModelConfig) -> dict[str, Any]:
     "reward_dtype": (values.reward_dtype or values.dtype) if values.rewards else None,
     "decoding": values.decoding or "in_turn",
     "first_chunk": values.first_chunk,
+    "switch": values.switch,
   }
 
 
@@ -99,8 +104,9 @@ def run(values: flags.FlagValues) -> None:
   settings = _settings(values, model)
   dtypes = jnp.dtype(values.dtype), jnp.dtype(settings["reward_dtype"]) if values.rewards else None
   alone = Execution(None, values.attention, settings["decoding"])
+  switch = None if values.switch is None else SwitchConfig(recache=values.switch)
   build = lambda execution: dataclasses.replace(
-    compiled_step.build(model, search, execution, *dtypes), first=values.first_chunk
+    compiled_step.build(model, search, execution, *dtypes), first=values.first_chunk, switch=switch
   )
   if values.platform == "cuda":
     execution = dataclasses.replace(alone, attention=values.attention or "triton")

@@ -76,6 +76,7 @@ def run(values: flags.FlagValues) -> None:
   parts = chosen_parts(values)
   files.require_writable("output", values.output)
   given = [f"--sizes={values.sizes}", f"--minutes={values.minutes:g}"]
+  given += [] if values.only is None else [f"--only={','.join(values.only)}"]
   told = shlex.join(["python", "-m", _MODULE, *given])
   arguments = lambda part: ["-m", _MODULE, f"--part={part.name}", f"--sizes={values.sizes}"]
   outcomes = []

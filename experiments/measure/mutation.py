@@ -53,6 +53,11 @@ TESTS: dict[str, tuple[str, ...]] = {
   "state": _SEARCH,
   "drivers": ("drivers",),
   "chunk_step": ("chunk_step", "drivers"),
+  "nn/rotary": ("attention",),
+  "recache": ("between_chunks",),
+  "between_chunks": ("between_chunks",),
+  "steering": ("session",),
+  "session": ("session",),
 }
 """Modules of the core, and the tests next to them, which run in this order."""
 

@@ -89,7 +89,7 @@ def read_windows(values: flags.FlagValues) -> tuple[tuple[int, int], ...]:
   Raises ConfigError for lengths outside 9..477, and for any length where the reward judges images.
   """
   spec, lengths = REWARDS[values.reward], values.windows
-  if spec.kind == "image":
+  if spec.on_frames:
     if lengths:
       raise ConfigError(
         f"--windows={','.join(lengths)}: {spec.name} looks at single frames; windows are for videoalign"
@@ -104,7 +104,7 @@ def read_windows(values: flags.FlagValues) -> tuple[tuple[int, int], ...]:
 
 def read_emphasis(values: flags.FlagValues) -> tuple[tuple[str, float], ...]:
   """The factors of `--emphasis`. Raises ConfigError unless they are positive, of corruptions that the reward sees."""
-  on_frames = REWARDS[values.reward].kind == "image"
+  on_frames = REWARDS[values.reward].on_frames
   seen = [kind for kind, corruption in corruptions.CORRUPTIONS.items() if corruption.on_frames or not on_frames]
   factors = []
   for item in values.emphasis:

@@ -23,7 +23,7 @@ its products are many and small. All slots in one product were no faster, and ne
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -33,6 +33,13 @@ from jaxtyping import Array, Float
 from streamt1_jax.backbone import flash_attention, triton_attention
 from streamt1_jax.nn.rotary import FrameTurns, turn
 from streamt1_jax.typing import HostArray, Implementation, IntScalar, Queries
+
+COMPILED_ON: Mapping[Implementation, tuple[str, ...]] = {
+  "fold": ("cpu", "gpu", "tpu"),
+  "flash": ("tpu",),
+  "triton": ("gpu",),
+}
+"""Platforms for which an implementation is compiled. Elsewhere it is interpreted, for tests, and takes far longer."""
 
 Divide = Callable[[Callable], Callable]
 """Makes of attention over all prompts (`_all_prompts`) the same on several devices, such as
@@ -93,15 +100,17 @@ def attend_with_memory(
   Returns:
     The mixed values, in q's dtype.
   """
-  call = _one_candidate(implementation, divide)
+  # A loop around the call is batched when it is closed, and by then the caller's precision would be forgotten.
+  precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+  call = _one_candidate(implementation, divide, precision)
   slots = memory.k, memory.v, memory.count, *memory.turns
   return call(q * q.shape[-1] ** -0.5, k, v, *slots, layer).astype(q.dtype)
 
 
 @functools.cache
-def _one_candidate(implementation: Implementation | None, divide: Divide | None) -> Callable:
+def _one_candidate(implementation: Implementation | None, divide: Divide | None, precision: str | None) -> Callable:
   """Attention of [T, A, D]; batched over candidates (memory unbatched) or over beams (memory batched)."""
-  candidates = _one_beam(implementation, divide)
+  candidates = _one_beam(implementation, divide, precision)
 
   @jax.custom_batching.custom_vmap
   def call(q, k, v, *memory):
@@ -113,15 +122,15 @@ def _one_candidate(implementation: Implementation | None, divide: Divide | None)
     if not any(batched[3:]):
       return candidates(q, k, v, *memory), True
     memory = _batch(size, batched[3:-1], memory[:-1]) + memory[-1:]
-    return _one_prompt(implementation, divide)(q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
+    return _one_prompt(implementation, divide, precision)(q[:, None], k[:, None], v[:, None], *memory)[:, 0], True
 
   return call
 
 
 @functools.cache
-def _one_beam(implementation: Implementation | None, divide: Divide | None) -> Callable:
+def _one_beam(implementation: Implementation | None, divide: Divide | None, precision: str | None) -> Callable:
   """Attention of a beam's candidates [B, T, A, D] with one memory; batched over beams."""
-  beams = _one_prompt(implementation, divide)
+  beams = _one_prompt(implementation, divide, precision)
 
   @jax.custom_batching.custom_vmap
   def call(*beam_and_layer):
@@ -137,9 +146,9 @@ def _one_beam(implementation: Implementation | None, divide: Divide | None) -> C
 
 
 @functools.cache
-def _one_prompt(implementation: Implementation | None, divide: Divide | None) -> Callable:
+def _one_prompt(implementation: Implementation | None, divide: Divide | None, precision: str | None) -> Callable:
   """Attention of a prompt's beams [K, B, T, A, D], each with its memory; batched over prompts."""
-  all_beams = functools.partial(_all_beams, implementation)
+  all_beams = functools.partial(_all_beams, implementation, precision)
   all_prompts = lambda *arguments: _all_prompts(all_beams, *arguments)
   if divide is not None:
     all_prompts = divide(all_prompts)
@@ -174,7 +183,9 @@ def _all_prompts(all_beams: Callable, q: jax.Array, *memory_and_layer: HostArray
   return all_beams(merge(q), *map(merge, memory), layer).reshape(q.shape)
 
 
-def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, cos, sin, layer) -> jax.Array:
+def _all_beams(
+  implementation: Implementation | None, precision: str | None, q, k, v, mk, mv, count, cos, sin, layer
+) -> jax.Array:
   """Attention [K, B, T, A, D] of all candidates; `mk, mv` [K, L, R, A, T, D], `count` [K], `cos, sin` [K, R, D]."""
   arguments = (q, k, v, mk, mv, count, cos, sin, layer)
   interpreted = lambda kernel: {"default": functools.partial(kernel.attend_slots, interpret=True)}
@@ -186,7 +197,8 @@ def _all_beams(implementation: Implementation | None, q, k, v, mk, mv, count, co
     "flash": interpreted(flash_attention) | flash,
     "triton": interpreted(triton_attention) | triton,
   }
-  return jax.lax.platform_dependent(*arguments, **choices[implementation])
+  with jax.default_matmul_precision(precision):
+    return jax.lax.platform_dependent(*arguments, **choices[implementation])
 
 
 def _logits(equation: str, q: jax.Array, k: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from streamt1_jax.backbone.attention import COMPILED_ON
 from streamt1_jax.cli import flag_types
 from streamt1_jax.cli.files import make_folder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, preset
@@ -119,9 +120,17 @@ def use_dtype(dtype: str | None) -> str:
   return dtype
 
 
-def warn_if_slow(model: ModelConfig) -> None:
-  """Warns where a full-size model meets a CPU, before its weights are read."""
-  if hosts.is_first() and jax.default_backend() == "cpu" and model.backbone.dim >= preset("wan_1_3b").backbone.dim:
+def warn_if_slow(model: ModelConfig, attention: Implementation | None = None) -> None:
+  """Warns where a full-size model meets a CPU, or attention another platform than its own; before weights are read."""
+  platform = jax.default_backend()
+  if hosts.is_first() and attention is not None and platform not in COMPILED_ON[attention]:
+    own = " and ".join(COMPILED_ON[attention])
+    print(
+      f"warning: --attention={attention} is compiled for {own} alone; on this {platform} it is interpreted, and slow",
+      file=sys.stderr,
+      flush=True,
+    )
+  if hosts.is_first() and platform == "cpu" and model.backbone.dim >= preset("wan_1_3b").backbone.dim:
     print(
       f"warning: {model.name} is a full-size model, and this is a CPU: a chunk takes hours; use a GPU or a TPU",
       file=sys.stderr,

@@ -31,12 +31,13 @@ finished and saved. If another process of the run dies, JAX ends this one with 1
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import tqdm
@@ -57,20 +58,22 @@ from streamt1_jax.cli import (
   stopped_searches,
 )
 from streamt1_jax.cli.files import checkpoint_sha256, find_checkpoint
+from streamt1_jax.cli.growing_result import GrowingResult
 from streamt1_jax.cli.steering_flags import Steered
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.drivers import SearchError
+from streamt1_jax.finishing import Finishing, Scored
 from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
-from streamt1_jax.pipeline import Pipeline, Video
+from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.saved_search import SavedSearch
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.steering import NOTHING, Start, Steering
 from streamt1_jax.text.prompts import load_prompts
 from streamt1_jax.text.tokenizer import clean
-from streamt1_jax.trace import describe_trace
+from streamt1_jax.trace import describe_video
 
 _SEED_LIMIT = 2**31
 DEFAULT_SECONDS = 5.0
@@ -219,12 +222,13 @@ def read_prompts(values: flags.FlagValues, steered: Steered) -> list[str]:
 
 
 def search_videos(
-  searcher: Searcher, prompts: list[str], timer: manifest.PhaseTimer, traces: list[list[ChunkTrace]], saved: SavedSearch
-) -> list[Video]:
-  """The searched videos of prompts that are made together.
-
-  `traces` has a list per prompt, which receives every chunk when it is made: a failed search leaves them.
-  """
+  searcher: Searcher,
+  prompts: list[str],
+  timer: manifest.PhaseTimer,
+  writers: Mapping[str, GrowingResult],
+  saved: SavedSearch,
+) -> list[Made]:
+  """Searches the videos of prompts that are made together; `writers` receive their chunks as they come."""
   plan, pipeline = searcher.plan, searcher.pipeline
   seeds, length = [plan.seed] * len(prompts), plan.num_chunks
   with timer.phase("text"):
@@ -236,16 +240,23 @@ def search_videos(
   with timer.phase("load"):
     end = plan.length(searcher.start)
     abstract = pipeline.abstract_state(plan.search, num_chunks=max(end, plan.steered.horizon or 0), seeds=seeds)
-    state, earlier = saved.restore(abstract, warn) or (None, [])
-  for chunks, done in zip(traces, earlier):
-    chunks.extend(done)
-  start = len(traces[0])
+    state, start = saved.restore(abstract, warn) or (None, 0)
   border = None
   if steering is not None:
     state, border = resume_steering(searcher, steering, state), functools.partial(scripted_border, steering)
+  videos = [
+    Making(pipeline, plan.search, steering or Unchanged(condition), writer)
+    for condition, writer in zip(conditions, map(writers.get, prompts), strict=True)
+  ]
+  with timer.phase("load"):
+    if steering is not None and steering.given is not None:
+      videos[0].give(steering.given)
+    for made in saved.traces():
+      take_all(videos, made)
   states = pipeline.stream_states(conditions, plan.search, num_chunks=end, seeds=seeds, state=state, border=border)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
+  unsaved: list[list[ChunkTrace]] = [[] for _ in prompts]
   with (
     tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
     contextlib.closing(monitoring.Monitor(plan.values, prompts, length, start)) as monitor,
@@ -256,21 +267,76 @@ def search_videos(
       guard = jax.transfer_guard_host_to_device("disallow" if index > start else "allow")
       with guard, timer.phase("search" if index > start else "first_chunk"), monitor.chunk(index):
         state, made = next(states)
-      for chunks, trace in zip(traces, made, strict=True):
+      for chunks, trace in zip(unsaved, made, strict=True):
         chunks.append(trace)
       monitor.log(index, made, judged=plan.search.judges)
       if plan.search.judges:
-        bar.set_postfix_str(f"best score {traces[0][-1].score[0]:.3f}", refresh=False)
+        bar.set_postfix_str(f"best score {made[0].score[0]:.3f}", refresh=False)
       bar.update()
-      stopped_searches.save_if_due(saved, state, traces, length, timer, plan.values.save_every)
+      stopped_searches.save_if_due(saved, state, unsaved, length, timer, plan.values.save_every)
+      with timer.phase("write"):
+        take_all(videos, made)
   command.raise_if_interrupted()
   with timer.phase("assemble"):
-    if steering is not None:
-      told = {"segments": steering.segments, "given": steering.given, "prompts": steering.prompts}
-      return [pipeline.assemble(steering.condition, plan.search, traces[0], **told)]
-    assemble = lambda condition, chunks: pipeline.assemble(condition, plan.search, chunks)
-    videos = [assemble(condition, chunks) for condition, chunks in zip(conditions, traces, strict=True)]
-    return [dataclasses.replace(video, segments=((0, prompt),)) for video, prompt in zip(videos, prompts, strict=True)]
+    scored = [video.finishing.end() for video in videos]
+  told = [[(0, prompt)] for prompt in prompts]
+  if steering is not None:
+    told = [list(zip(steering.begins, steering.prompts, strict=True))]
+  return [Made(each, segments) for each, segments in zip(scored, told, strict=True)]
+
+
+class Made(NamedTuple):
+  """A finished video: its scores, and first chunk and prompt of every segment."""
+
+  scored: Scored
+  segments: list[tuple[int, str]]
+
+
+class Unchanged(NamedTuple):
+  """The one segment of a video that nothing steers."""
+
+  condition: Condition
+  begins: Sequence[int] = (0,)
+
+  def segment(self, index: int) -> drivers.Segment:
+    return drivers.Segment(self.begins[index], self.condition)
+
+
+class Making:
+  """One video while it is made: chunks that come are judged, and written if there is a `writer`."""
+
+  def __init__(
+    self, pipeline: Pipeline, search: SearchConfig, segments: Steering | Unchanged, writer: GrowingResult | None
+  ):
+    """`segments` may become more while the video is made."""
+    self._segments, self._writer, self._chunks = segments, writer, 0
+    self._segment: drivers.Segment | None = None
+    self.finishing = Finishing(pipeline.params, pipeline.models, search, None if writer is None else writer.add)
+
+  def give(self, given: drivers.Given) -> None:
+    """The chunks that the video begins with."""
+    self._chunks = len(given.frames)
+    self.finishing.give(given, self._segments.segment(0))
+
+  def take(self, trace: ChunkTrace) -> None:
+    """The next chunk that was made."""
+    if self._writer is not None:
+      self._writer.add_trace(trace)
+    self.finishing.add(trace, self._current_segment())
+    self._chunks += 1
+
+  def _current_segment(self) -> drivers.Segment:
+    index = bisect.bisect_right(self._segments.begins, self._chunks) - 1
+    # A prompt is read once for all of its chunks.
+    if self._segment is None or self._segment.begin != self._segments.begins[index]:
+      self._segment = self._segments.segment(index)
+    return self._segment
+
+
+def take_all(videos: Sequence[Making], traces: Sequence[ChunkTrace]) -> None:
+  """The next chunk of every video."""
+  for video, trace in zip(videos, traces, strict=True):
+    video.take(trace)
 
 
 def begin_steering(searcher: Searcher, prompt: str) -> Steering:
@@ -330,7 +396,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
   Raises SearchError, after saving the trace of the prompt that failed.
   """
   plan, prompts = searcher.plan, list(batch.folders)
-  timer, traces = manifest.PhaseTimer(), [[] for _ in prompts]
+  timer = manifest.PhaseTimer()
   timer.seconds["load"] = searcher.load_seconds
   with contextlib.ExitStack() as stack:
     stack.enter_context(command.termination_deferred())
@@ -343,32 +409,31 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       for prompt, folder in batch.missing.items()
       if hosts.is_first()
     }
+    writers = {prompt: stack.enter_context(begin_result(searcher, folder)) for prompt, folder in staging.items()}
     compilations = stack.enter_context(manifest.CompileCounter())
     runs = {prompt: describe_run(searcher, prompt) for prompt in staging}
+    describe = lambda segments: plan.rewards | describe_video(plan.search, searcher.start.num_chunks, segments)
     try:
-      videos = search_videos(searcher, prompts, timer, traces, saved)
+      videos = search_videos(searcher, prompts, timer, writers, saved)
     except SearchError as error:
-      prompt, chunks = prompts[error.prompt], traces[error.prompt]
+      prompt = prompts[error.prompt]
       failure = SearchError(f"prompt {prompt!r}, {error}", error.prompt)
       if prompt in staging:
         folder = staging[prompt]
-        told = {"given_chunks": searcher.start.num_chunks, "segments": searcher.script(prompt)}
-        manifest.write_json(folder / "trace.json", plan.rewards | describe_trace(chunks, None, plan.search, **told))
-        failed_at = {"error": str(error), "chunk": len(chunks), "files": part_files.describe_files(folder)}
+        chunks = writers[prompt].fail(describe(searcher.script(prompt)), error)
+        failed_at = {"error": str(error), "chunk": chunks, "files": part_files.describe_files(folder)}
         manifest.write_json(folder / results.FAILURE, failed_at | runs[prompt])
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
       hosts.everyone(None)
       raise failure from error
-    for prompt, made, chunks in zip(prompts, videos, traces, strict=True):
+    for prompt, made in zip(prompts, videos, strict=True):
       if prompt not in staging:
         continue
       folder, run = staging[prompt], runs[prompt]
       with timer.phase("write"):
-        told = {"given_chunks": made.given_chunks, "segments": made.segments}
-        trace = plan.rewards | describe_trace(chunks, made.beams, plan.search, **told)
-        run |= results.write_video_files(folder, made, trace, searcher.pipeline.model_sha256)
-      run |= results.describe_video(made, trace, plan.seed) | {
-        "segments": results.describe_segments(made, searcher.pipeline.clock),
+        run |= writers[prompt].finish(describe(made.segments), made.scored, plan.seed)
+      run |= {
+        "segments": results.describe_segments(made.segments, run["length"]["frames"], searcher.pipeline.clock),
         "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,
         "compilations": {"count": compilations.count, "seconds": compilations.seconds},
@@ -376,6 +441,21 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       }
       manifest.write_json(folder / results.MANIFEST, run)
   saved.discard()
+
+
+def begin_result(searcher: Searcher, folder: epath.Path) -> GrowingResult:
+  """The files of a result, to be made in `folder`."""
+  pipeline, end = searcher.pipeline, searcher.plan.length(searcher.start)
+  return GrowingResult(
+    folder,
+    searcher.plan.search,
+    fps=pipeline.config.fps,
+    height=pipeline.models.codec.frame_shape()[0],
+    num_frames=round(pipeline.clock.seconds(end) * pipeline.clock.fps),
+    num_latent_frames=end * pipeline.config.chunk_frames,
+    given_chunks=searcher.start.num_chunks,
+    model_sha256=pipeline.model_sha256,
+  )
 
 
 def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) -> Plan:
@@ -434,7 +514,7 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
   with timer.phase("load"):
     start = steering_flags.make_start(plan.steered, pipeline, notes.append)
   end = plan.length(start)
-  notes += steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end)
+  notes += steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end, start.num_chunks)
   drivers.check_length(pipeline.models, plan.search, end)
   return Searcher(plan, pipeline, timer.seconds["load"], start, tuple(notes))
 

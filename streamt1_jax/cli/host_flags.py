@@ -60,6 +60,9 @@ def start(values: flags.FlagValues) -> None:
   """
   coordinator = values.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
   numbers = [_number(values[name].value, f"JAX_{name.upper()}") for name in ("num_processes", "process_id")]
+  if values.num_processes == 1:
+    # A process may be told to be alone where the environment is that of many.
+    numbers[1] = values.process_id
   try:
     hosts.start(
       coordinator,

@@ -25,7 +25,7 @@ from streamt1_jax.rewards.selection import RewardChoice
 def define(values: flags.FlagValues) -> None:
   """Defines --device_memory."""
   flag_types.define_float(
-    values, "device_memory", None, "GiB that a device has for the search; by default what the device reports.", 1e-6
+    values, "device_memory", None, "GiB that a device has for the search; by default what it reports.", 1e-6, 1e6
   )
 
 

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,9 @@ from etils import epath
 from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.cli.files import FULL_DISK
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import atomic, manifest, part_files, paths, video
+from streamt1_jax.io import atomic, part_files, paths
 from streamt1_jax.io.timeline import ChunkClock
 from streamt1_jax.messages import shortened
-from streamt1_jax.pipeline import Video, display_scale
 
 MANIFEST, FAILURE = "manifest.json", "failed.json"
 VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
@@ -155,38 +155,13 @@ def _is_of(error: OSError, folder: epath.Path) -> bool:
   return epath.Path(str(error.filename)).is_relative_to(folder)
 
 
-def describe_video(made: Video, trace: dict[str, Any], seed: int) -> dict[str, Any]:
-  """Length, score, checksums and seeds of a video searched from `seed`; `trace` is from `describe_trace`."""
-  steps = zip(trace["chunks"], trace["final"]["lineage"], strict=True)
-  winners = [chunk["candidates"][step["candidate"]] for chunk, step in steps]
-  return {
-    "length": {
-      "chunks": len(winners) + trace["given_chunks"],
-      "latent_frames": made.latents.shape[0],
-      "frames": made.frames.shape[0],
-      "fps": made.fps,
-      "seconds": made.frames.shape[0] / made.fps,
-    },
-    "score": made.score,
-    "sha256": {
-      name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-      for name, array in (("latents", made.latents), ("frames", made.frames))
-    },
-    "seeds": {
-      "base": seed,
-      "winner": [winner["seed"] for winner in winners],
-    },
-  }
-
-
-def describe_segments(made: Video, clock: ChunkClock) -> list[dict[str, Any]]:
+def describe_segments(segments: Sequence[tuple[int, str]], num_frames: int, clock: ChunkClock) -> list[dict[str, Any]]:
   """Parts of a video under one prompt each: first `chunk`, `start` and `end` in seconds, and `frames` [from, to)."""
-  begins = [chunk for chunk, _ in made.segments]
-  starts = [round(clock.seconds(chunk) * clock.fps) for chunk in begins]
-  ends = [*starts[1:], made.frames.shape[0]]
+  starts = [round(clock.seconds(chunk) * clock.fps) for chunk, _ in segments]
+  ends = [*starts[1:], num_frames]
   return [
     {"chunk": chunk, "start": start / clock.fps, "end": end / clock.fps, "frames": [start, end], "prompt": prompt}
-    for (chunk, prompt), start, end in zip(made.segments, starts, ends, strict=True)
+    for (chunk, prompt), start, end in zip(segments, starts, ends, strict=True)
   ]
 
 
@@ -198,8 +173,9 @@ def read_latents(folder: epath.Path, model_sha256: str) -> np.ndarray:
   path = folder / LATENTS
   try:
     content = path.read_bytes()
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    # The library refuses a header that is nested so deep that Python's reader of JSON would fail.
     latents = safetensors.numpy.load(content)[_LATENTS]
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     made_by = header["__metadata__"][_MODEL]
   except OSError as error:
     raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -210,15 +186,14 @@ def read_latents(folder: epath.Path, model_sha256: str) -> np.ndarray:
   return latents
 
 
-def write_video_files(folder: epath.Path, made: Video, trace: dict[str, Any], model_sha256: str) -> dict[str, Any]:
-  """Writes the files of a result but for its manifest. Returns their sizes and checksums, for that.
-
-  `model_sha256` identifies the model that made the latents.
-  """
-  latents = {_LATENTS: np.ascontiguousarray(made.latents)}
-  (folder / LATENTS).write_bytes(safetensors.numpy.save(latents, {_MODEL: model_sha256}))
-  made.save(folder / VIDEO)
-  scale = display_scale(made.frames.shape[1])
-  video.write_png(folder / CONTACT_SHEET, video.contact_sheet(made.frames, made.fps, scale=scale))
-  manifest.write_json(folder / TRACE, trace)
-  return {"files": part_files.describe_files(folder)}
+def latents_header(shape: Sequence[int], model_sha256: str) -> bytes:
+  """How a file of latents, float32 of this shape, begins; their values follow. `model_sha256` is what made them."""
+  size = 4 * math.prod(shape)
+  header = {
+    "__metadata__": {_MODEL: model_sha256},
+    _LATENTS: {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]},
+  }
+  text = json.dumps(header).encode()
+  # Values begin at a multiple of 8 bytes.
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text

@@ -253,7 +253,8 @@ def run(values: flags.FlagValues) -> None:
   settings = run_settings(values, dtype, rewards)
   output = Output(epath.Path(values.output))
   rows = earlier_rows(values, output, tasks, settings)
-  require_writable("output", values.output)
+  for file in (output.csv, output.json):
+    require_writable("output", str(file))
   device_flags.use_compilation_cache(values)
   options = ScoringOptions(values.image_frames, values.batch)
   scorers = [

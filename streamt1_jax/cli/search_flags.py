@@ -166,7 +166,7 @@ def load_pipeline(
   model = load_config(checkpoint)
   asked = memory_request(values, checkpoint, model, dtype, num_prompts)
   decoding = memory_plans.decide(values, asked)
-  device_flags.warn_if_slow(model)
+  device_flags.warn_if_slow(model, values.attention)
   return Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(device_flags.use_dtype(dtype)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +11,12 @@ from etils import epath
 
 from streamt1_jax.cli import flag_types, results
 from streamt1_jax.config import ConfigError, ModelConfig, SwitchConfig, choices
-from streamt1_jax.io import config_json, timeline
+from streamt1_jax.config.session import MAX_HORIZON
+from streamt1_jax.io import config_json, part_files, paths, timeline
 from streamt1_jax.io.timeline import ChunkClock, Timeline
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.steering import Start
+from streamt1_jax.text.tokenizer import clean
 
 _IMAGE_STARTS = ["still", "clamp"]
 _SWITCH_FLAGS = {
@@ -52,6 +53,7 @@ def define(values: flags.FlagValues) -> None:
     None,
     "Chunks over which the weight of the image reward grows, as in a session without an end; the video's by default.",
     1,
+    MAX_HORIZON,
   )
   flags.mark_flags_as_mutual_exclusive(list(_STARTS), flag_values=values)
 
@@ -138,6 +140,8 @@ def check(values: flags.FlagValues, steered: Steered, model: ModelConfig, reader
   if steered.image_start == "clamp" and model.image_start != "clamp":
     raise ConfigError(f"--image_start=clamp: the model {model.name!r} was not trained for it; it can begin with still")
   for number, entry in enumerate(steered.timeline.entries if steered.timeline else (), start=1):
+    if not clean(entry.prompt):
+      raise ConfigError(f"--timeline={values.timeline}: entry {number}: the prompt {entry.prompt!r} is empty")
     for reader in readers:
       try:
         reader(entry.prompt)
@@ -145,12 +149,15 @@ def check(values: flags.FlagValues, steered: Steered, model: ModelConfig, reader
         raise ConfigError(f"--timeline={values.timeline}: entry {number}: {error}") from error
 
 
-def check_times(values: flags.FlagValues, steered: Steered, clock: ChunkClock, end: int) -> list[str]:
-  """Says how times are rounded. Raises ConfigError for a prompt that begins when a video of `end` chunks is over."""
+def check_times(values: flags.FlagValues, steered: Steered, clock: ChunkClock, end: int, given: int) -> list[str]:
+  """Says how times are rounded.
+
+  Raises ConfigError for a prompt that begins when a video of `end` chunks is over, or in its first `given` chunks.
+  """
   told = steered.timeline
   if told is None:
     return []
-  _named("timeline", lambda _: told.chunks(clock, end), values.timeline)
+  _named("timeline", lambda _: told.chunks(clock, end, given), values.timeline)
   return told.rounded(clock)
 
 
@@ -194,9 +201,9 @@ _STARTS = {
 
 def _start_settings(name: str, path: str, image_start: str | None) -> dict[str, Any]:
   file = _STARTS[name].file(epath.Path(path))
-  if not file.is_file():
+  if not paths.is_regular_file(file):
     raise ConfigError(f"--{name}={path} {_STARTS[name].problem}")
-  settings = {"kind": name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+  settings = {"kind": name, "sha256": part_files.file_sha256(file)}
   return settings | ({} if image_start is None else {"image_start": image_start})
 
 

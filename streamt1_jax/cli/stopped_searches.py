@@ -61,7 +61,7 @@ class Batch:
 def save_if_due(
   saved: SavedSearch,
   state: SearchState,
-  traces: Sequence[Sequence[ChunkTrace]],
+  traces: Sequence[list[ChunkTrace]],
   num_chunks: int,
   timer: manifest.PhaseTimer,
   every: int | None,
@@ -71,7 +71,7 @@ def save_if_due(
   Args:
     saved: the saves of this search.
     state: the state after the chunk.
-    traces: of each prompt, the chunks so far.
+    traces: of each prompt, the chunks since the last save; emptied when they are saved, or never will be.
     num_chunks: chunks of the whole video.
     timer: gets the seconds that the save takes.
     every: chunks between two saves, as --save_every says: 0 for no save, None for one a minute.
@@ -80,7 +80,7 @@ def save_if_due(
     Terminated: SIGTERM has come.
     SaveError: the search cannot be saved.
   """
-  chunks = len(traces[0])
+  chunks = saved.begun + len(traces[0])
   if every is None:
     due = saved.seconds_since_save() >= DEFAULT_SECONDS
   else:
@@ -93,11 +93,19 @@ def save_if_due(
   if every != 0 and (due or terminated):
     with timer.phase("save"):
       saved.save(state, traces)
+      _empty(traces)
       if terminated:
         saved.wait()
+  if every == 0:
+    _empty(traces)
   if terminated:
     saved_now = f", saved after chunk {chunks} of {num_chunks}: the same command goes on from there"
     raise Terminated(f"terminated{'' if every == 0 else saved_now}")
+
+
+def _empty(traces: Sequence[list[ChunkTrace]]) -> None:
+  for chunks in traces:
+    chunks.clear()
 
 
 def saved_folder(folder: epath.Path) -> epath.Path:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float32, UInt8
 
 from streamt1_jax.config import ModelConfig
+from streamt1_jax.nn import precision
 from streamt1_jax.typing import Params
 
 
@@ -80,5 +81,6 @@ class ChunkEncoder:
 def _encode(params, frames, state, graphdef, *, first):
   dtype = jax.tree.leaves(params)[0].dtype
   pixels = (frames.astype(jnp.float32) / 255 * 2 - 1).astype(dtype)
-  latents, state = nnx.merge(graphdef, params).encode_step(pixels, state, first)
+  with precision.of_weights(params):
+    latents, state = nnx.merge(graphdef, params).encode_step(pixels, state, first)
   return latents.astype(jnp.float32), state

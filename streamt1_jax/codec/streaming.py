@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from streamt1_jax.codec.base import Count
 from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import CodecConfig
+from streamt1_jax.nn import precision
 from streamt1_jax.typing import Frames, Latents, Params
 
 
@@ -51,7 +52,8 @@ class StreamingDecoder:
     return jnp.concatenate([*frames, rest.reshape(-1, *rest.shape[2:])]), state
 
   def _step(self, params: Params, latents: Float[Array, "F C H W"], state: Any, first: bool) -> tuple[Frames, Any]:
-    frames, state = nnx.merge(self.graphdef, params).decode_step(latents, state, first)
+    with precision.of_weights(params):
+      frames, state = nnx.merge(self.graphdef, params).decode_step(latents, state, first)
     return quantize_frames(frames), state
 
   def frame_shape(self) -> tuple[int, ...]:

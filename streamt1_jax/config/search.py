@@ -130,6 +130,11 @@ class SearchConfig:
       self.sink_distance is None or self.sink_distance >= nearest,
       f"sink_distance must be at least {nearest}, where the window begins, got {self.sink_distance}",
     )
+    longest = model.backbone.max_frames
+    require(
+      self.sink_distance is None or self.sink_distance <= longest,
+      f"sink_distance must be at most {longest} (rotary tables), got {self.sink_distance}",
+    )
 
 
 def _is_policy(value: Any) -> bool:

@@ -13,6 +13,10 @@ SINK_DISTANCE = 90
 """Of a video without an end: below the first distance at which LongLive falls back to its sink, 132 latent frames."""
 
 
+MAX_HORIZON = 2**20
+"""Chunks, more than a week of video."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SessionConfig:
   """What decides a session, beside the model and what it is told.
@@ -37,7 +41,7 @@ class SessionConfig:
   def __post_init__(self):
     require(self.emit in ("settled", "commit"), f"emit must be 'settled' or 'commit', got {self.emit!r}")
     require(-(2**31) <= self.seed < 2**31, f"seed must be a whole number of 32 bits, got {self.seed}")
-    require(self.horizon >= 1, f"horizon must be at least 1 chunk, got {self.horizon}")
+    require(1 <= self.horizon <= MAX_HORIZON, f"horizon must be in 1..{MAX_HORIZON} chunks, got {self.horizon}")
     require(self.num_chunks is None or self.num_chunks >= 1, f"num_chunks must be at least 1, got {self.num_chunks}")
 
   def end(self, given: int) -> int | None:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from streamt1_jax.config.base import require_choices
+from streamt1_jax.config.base import require, require_choices
+from streamt1_jax.config.search import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +18,10 @@ class SwitchConfig:
     sinks: what becomes of the sinks. "keep": they stay, averages and all, but are rewritten while no chunk has left
       the window (LongLive 1.0 with `global_sink: true`); "recache": computed anew from the latents that they began
       with, which drops averages; "first": those that were appended are forgotten; "move": all are forgotten, and the
-      chunk that left the window last becomes the sink (LongLive 1.0 with `global_sink: false`).
+      chunk that left the window last becomes the sink (LongLive 1.0 with `global_sink: false`), which takes a recache:
+      its keys are gone.
     video: what the video reward reads under the new prompt. "whole": the whole window, so that the seam is judged;
-      "since": the chunks made since the switch.
+      "since": the chunks made since the switch, in a search that decodes as a stream.
   """
 
   recache: Literal["released", "causal", "none"] = "released"
@@ -28,3 +30,14 @@ class SwitchConfig:
 
   def __post_init__(self):
     require_choices(self)
+    require(
+      self.sinks != "move" or self.recache != "none",
+      "switch sinks 'move' makes a sink of a chunk whose keys are gone: recache must compute them, got 'none'",
+    )
+
+  def validate_for(self, search: SearchConfig) -> None:
+    """Raises ConfigError unless `search` can switch like this."""
+    require(
+      self.video != "since" or search.reward_decode == "streamed",
+      "switch video 'since' needs reward_decode 'streamed': a window that is decoded from scratch is always whole",
+    )

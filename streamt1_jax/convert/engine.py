@@ -19,6 +19,7 @@ without a rule, or a parameter without a tensor, stops the conversion.
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -258,7 +259,7 @@ def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
   stacked = LAYER in rule.source
   of_parameter = jax.ShapeDtypeStruct(leaf.shape[1:] if stacked else leaf.shape, leaf.dtype)
   try:
-    spec = jax.eval_shape(rule.transform.inverse, of_parameter)
+    spec = _published(rule.transform, of_parameter)
   except (TypeError, ValueError) as error:
     raise ConfigError(f"{rule.transform} cannot produce {rule.path}, shape {list(leaf.shape)}: {error}") from error
   if not stacked:
@@ -266,6 +267,12 @@ def _slots_of(rule: Rule, keys: tuple[Any, ...], leaf: Any) -> dict[str, _Slot]:
   return {
     rule.source.replace(LAYER, str(layer)): _Slot(keys, layer, rule.transform, spec) for layer in range(leaf.shape[0])
   }
+
+
+@functools.cache
+def _published(transform: Transform, of_parameter: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """What a parameter of this shape was before the transform: many layers and readings of a file ask the same."""
+  return jax.eval_shape(transform.inverse, of_parameter)
 
 
 def _compare(

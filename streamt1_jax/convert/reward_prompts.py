@@ -13,6 +13,7 @@ import zlib
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.tables.rewards import CONVERSIONS
+from streamt1_jax.io import paths
 from streamt1_jax.rewards.qwen2_vl import prompts
 from streamt1_jax.rewards.qwen2_vl.prompts import PromptTemplate
 from streamt1_jax.rewards.table import REWARDS
@@ -27,6 +28,8 @@ def read(name: str, path: pathlib.Path) -> PromptTemplate:
   Raises ConfigError if the file is something else, or its text is not the published one, or claims to be and is not.
   """
   published = REWARDS[name].required_text
+  if not paths.is_regular_file(path):
+    raise ConfigError(f"{path} cannot be read: it does not exist or is not a file")
   if path.suffix == ".json":
     template = prompts.load_template(path)
     prompts.require_fit(template, name, published)
@@ -51,7 +54,7 @@ def _string_constants(source: str, path: pathlib.Path) -> dict[str, str]:
   try:
     body = ast.parse(source).body
   except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-    raise ConfigError(f"{path} is not Python source: {error}") from error
+    raise ConfigError(f"{path} is not Python source: {str(error) or type(error).__name__}") from error
   constants = {}
   for node in body:
     if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):

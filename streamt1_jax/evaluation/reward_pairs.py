@@ -12,6 +12,7 @@ from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_report
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
+from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.training import preferences, reward_text, scene_pairs
 from streamt1_jax.training.corruptions import CORRUPTIONS, NAMES
 from streamt1_jax.training.preferences import PairConfig, Pairs
@@ -33,14 +34,14 @@ def held_out_pairs(count: int, on_frames: bool) -> PairConfig:
 
 
 def pair_scores(
-  params: Params, kind: str, loaded: LoadedReward, pairs: Pairs, captions: reward_text.CaptionTokens
+  params: Params, spec: RewardSpec, loaded: LoadedReward, pairs: Pairs, captions: reward_text.CaptionTokens
 ) -> jax.Array:
   """Scores [B, 2 captions, 2 clips, R] (right, other) by (better, worse), through the reward's own interface."""
   reward = loaded.reward
 
   def score(tokens: PromptTokens, clip: jax.Array) -> jax.Array:
     condition = reward.init(params, tokens)
-    if kind == "image":
+    if spec.on_frames:
       return reward.frame_scores(params, condition, clip)[:, 0]
     return reward.normalise(reward.raw_scores(params, condition, clip))
 
@@ -52,19 +53,19 @@ def pair_scores(
 
 
 def judge(
-  kind: str, loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int, count: int
+  spec: RewardSpec, loaded: LoadedReward, codec: preferences.Codec, split: str, seed: int, count: int
 ) -> dict[str, dict]:
   """What `reward_report.describe` says of each corruption.
 
   Args:
-    kind: "image" or "video".
+    spec: of the reward.
     loaded: the reward.
     codec: what half of the pairs go through.
     split: whose captions.
     seed: draws the pairs.
     count: pairs of each corruption and length of the window.
   """
-  on_frames = kind == "image"
+  on_frames = spec.on_frames
   captions = reward_text.caption_tokens(loaded.prompt)
   scenes = scene_pairs.neighbours(split, shapes.SPLITS)
   windows = [(count * len(WINDOWS), 1, np.zeros(1, np.int32))] if on_frames else []
@@ -74,7 +75,7 @@ def judge(
   @functools.partial(jax.jit, static_argnames="number")
   def scores_of(params, key, times, length, corruption, number):
     pairs = preferences.draw_pairs(key, scenes, held_out_pairs(number, on_frames), times, length, codec, corruption)
-    return pair_scores(params, kind, loaded, pairs, captions), pairs.late
+    return pair_scores(params, spec, loaded, pairs, captions), pairs.late
 
   report = {}
   names = [name for name, corruption in CORRUPTIONS.items() if corruption.on_frames or not on_frames]

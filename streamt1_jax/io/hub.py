@@ -23,7 +23,7 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 
 PREFIX = "hf://"
-_REPO = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
+_REPO = re.compile(r"(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[\w./-]{1,200}))?", re.ASCII)
 _STATUS_NO_ENTRY = (401, 403, 404)
 
 
@@ -52,6 +52,10 @@ def parse(url: str) -> Wanted:
   if found is None:
     raise ConfigError(f"{url!r} is not hf://org/name or hf://org/name@revision")
   _require_package(url)
+  try:
+    importlib.import_module("huggingface_hub.utils").validate_repo_id(found["repo"])
+  except ValueError as error:
+    raise ConfigError(f"{url!r} is no name of a repository: {error}") from error
   return Wanted(found["repo"], found["revision"])
 
 

@@ -49,6 +49,11 @@ def write_json(path: epath.PathLike, data: Any, *, checksum: bool = False) -> No
   atomic.replace_bytes(path, text.encode())
 
 
+def to_json_line(data: Any) -> str:
+  """`data` as strict JSON on one line; see `write_json`."""
+  return json.dumps(_plain(data, "data"), allow_nan=False, ensure_ascii=False)
+
+
 def is_whole(document: Mapping[str, Any]) -> bool:
   """Whether the JSON object has a checksum, and that of its other fields."""
   return document.get(CHECKSUM) == _sha256({name: value for name, value in document.items() if name != CHECKSUM})

@@ -17,6 +17,11 @@ def named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def field_names(kind: type) -> set[str]:
+  """Paths of the leaves of a named tuple of this type."""
+  return set(named(_template(kind)))
+
+
 def rebuilt(kind: type[Tree], leaves: Mapping[str, Any]) -> Tree:
   """The named tuple of type `kind` with these leaves. Raises ValueError if it has others."""
   template = _template(kind)

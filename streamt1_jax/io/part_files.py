@@ -38,12 +38,13 @@ def write_part_file(folder: epath.Path, leaves: Mapping[str, Any]) -> None:
 def describe_files(folder: epath.Path) -> dict[str, dict[str, int | str]]:
   """Size and SHA-256 of every file below `folder`, by its path from there."""
   return {
-    path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": _sha256(path)}
+    path.relative_to(folder).as_posix(): {"bytes": path.stat().length, "sha256": file_sha256(path)}
     for path in paths.files_below(folder)
   }
 
 
-def _sha256(path: epath.Path) -> str:
+def file_sha256(path: epath.Path) -> str:
+  """SHA-256 of a file, whose content is read piece by piece."""
   with path.open("rb") as file:
     return hashlib.file_digest(cast(io.BufferedIOBase, file), "sha256").hexdigest()
 
@@ -70,7 +71,7 @@ def verify_files(folder: epath.Path) -> None:
       raise Damaged(f"{path} is truncated or altered: {size} bytes, expected {expected['bytes']}")
   # Threads help, because hashing releases the interpreter's lock and one file is read while another is hashed.
   with futures.ThreadPoolExecutor(_HASH_THREADS) as pool:
-    checksums = pool.map(_sha256, [folder / name for name in files])
+    checksums = pool.map(file_sha256, [folder / name for name in files])
     for (name, expected), checksum in zip(files.items(), checksums, strict=True):
       if checksum != expected["sha256"]:
         pool.shutdown(wait=False, cancel_futures=True)

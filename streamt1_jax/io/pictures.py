@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import paths, video_source
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""Pillow's names of the formats that are read. It knows many more, and starts Ghostscript for one of them."""
 
 
 def read_picture(path: epath.PathLike) -> np.ndarray:
-  """The picture of a file of any format Pillow reads, upright: uint8 `[height, width, 3]`, RGB.
+  """The picture of a file of one of `FORMATS`, upright: uint8 `[height, width, 3]`, RGB.
 
-  Raises ConfigError, naming the file, if it is missing or cannot be decoded.
+  Raises ConfigError, naming the file, if it is missing, has more than `video_source.MOST_PIXELS` pixels, or cannot be
+  decoded.
   """
   file = epath.Path(path)
-  if not file.is_file():
+  if not paths.is_regular_file(file):
     raise ConfigError(f"picture {path} does not exist or is not a file")
   try:
-    with file.open("rb") as opened, Image.open(opened) as picture:
+    with file.open("rb") as opened, Image.open(opened, formats=FORMATS) as picture:
+      if picture.width * picture.height > video_source.MOST_PIXELS:
+        raise ConfigError(f"picture {path} has more than {video_source.MOST_PIXELS} pixels")
       return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+  except ConfigError:
+    raise
+  except UnidentifiedImageError as error:
+    raise ConfigError(f"picture {path} is of none of these formats: {', '.join(FORMATS)}") from error
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     # Pillow raises any of these for files that are damaged, or no pictures at all.
     raise ConfigError(f"picture {path} cannot be decoded: {str(error).splitlines()[0]}") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
 from typing import Any
 
@@ -20,6 +19,8 @@ from streamt1_jax.io import config_json, manifest
 from streamt1_jax.messages import shortened
 
 VERSION = 1
+MAX_START = 1e9
+"""A prompt begins within so many seconds, 31 years."""
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 
 
@@ -59,7 +60,7 @@ class Timeline:
   """Prompts in the order of their starts; the first begins with the video.
 
   Attributes:
-    entries: at least one; starts increase from 0.
+    entries: at least one; starts increase from 0 and are at most `MAX_START`.
     seed: of the video, or None if the file does not say.
 
   Raises:
@@ -75,21 +76,23 @@ class Timeline:
     if self.entries[0].start != 0:
       raise ConfigError(f"entry 1 must start at 0, where the video begins, got {self.entries[0].start}")
     for number, (before, entry) in enumerate(itertools.pairwise(self.entries), start=2):
-      if not before.start < entry.start < math.inf:
-        raise ConfigError(f"entry {number} starts at {entry.start} s, entry {number - 1} at {before.start} s")
+      if not before.start < entry.start <= MAX_START:
+        told = f"entry {number} starts at {entry.start} s, entry {number - 1} at {before.start} s"
+        raise ConfigError(f"{told}; starts increase, up to {MAX_START:.0f}")
     for number, entry in enumerate(self.entries, start=1):
       if not entry.prompt.strip():
         raise ConfigError(f"entry {number}: the prompt is empty")
 
-  def chunks(self, clock: ChunkClock, end: int | None = None) -> list[tuple[int, str]]:
+  def chunks(self, clock: ChunkClock, end: int | None = None, given: int = 0) -> list[tuple[int, str]]:
     """The chunks that the prompts begin with.
 
     Args:
       clock: when chunks begin.
       end: chunks of the video; None for one without an end.
+      given: chunks that it begins with and that are not made.
 
     Raises:
-      ConfigError: two prompts begin with one chunk, or one begins when the video is over.
+      ConfigError: two prompts begin with one chunk, or one begins in a chunk that is given or when the video is over.
     """
     begins = [clock.chunk(entry.start) for entry in self.entries]
     for number, (before, begin) in enumerate(itertools.pairwise(begins), start=2):
@@ -98,6 +101,11 @@ class Timeline:
     for number, (begin, entry) in enumerate(zip(begins, self.entries, strict=True), start=1):
       if end is not None and begin >= end:
         raise ConfigError(f"entry {number} starts at {entry.start} s, but the video ends at {clock.seconds(end)} s")
+      if 0 < begin < given:
+        made = clock.seconds(given)
+        raise ConfigError(
+          f"entry {number} starts at {entry.start} s, but the video is given and not made up to {made} s"
+        )
     return [(begin, entry.prompt) for begin, entry in zip(begins, self.entries, strict=True)]
 
   def rounded(self, clock: ChunkClock) -> list[str]:
@@ -151,8 +159,8 @@ def _entry(entry: Any, number: int) -> Entry:
   if not isinstance(entry, dict) or set(entry) != {"start", "prompt"}:
     raise ConfigError(f"entry {number} must have start and prompt, and nothing else")
   start, prompt = entry["start"], entry["prompt"]
-  if type(start) not in (int, float) or start < 0:
-    raise ConfigError(f"entry {number}: start must be seconds, 0 or more, got {shortened(start)}")
+  if type(start) not in (int, float) or not 0 <= start <= MAX_START:
+    raise ConfigError(f"entry {number}: start must be 0 to {MAX_START:.0f} seconds, got {shortened(start)}")
   if not isinstance(prompt, str) or prompt.encode(errors="ignore").decode() != prompt:
     raise ConfigError(f"entry {number}: the prompt must be a text, got {shortened(prompt)}")
   return Entry(float(start), prompt)

@@ -167,11 +167,21 @@ def contact_sheet(
   _require_frames(frames)
   if columns < 1 or rows < 1 or gap < 0 or not fps > 0:
     raise ConfigError(f"columns, rows and fps must be positive, gap not negative; got {columns}, {rows}, {fps}, {gap}")
-  count = min(columns * rows, len(frames))
-  indices = np.linspace(0, len(frames) - 1, count).round().astype(int)
-  pictures = _enlarge(frames[indices], scale)
+  indices = sheet_indices(len(frames), columns * rows)
+  return sheet_of(frames[indices], indices, fps, columns=columns, scale=scale, gap=gap)
+
+
+def sheet_indices(num_frames: int, count: int = 8) -> np.ndarray:
+  """Which frames of a video its contact sheet shows: `count` of them, or all if there are fewer."""
+  return np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int)
+
+
+def sheet_of(
+  frames: np.ndarray, indices: np.ndarray, fps: float, *, columns: int = 4, scale: int = 1, gap: int = 4
+) -> np.ndarray:
+  """The contact sheet of frames that were picked: `contact_sheet` of the video has `indices` of `sheet_indices`."""
   labels = [f"{index / fps:.2f} s" for index in indices]
-  return _lay_out(pictures, labels, min(columns, count), gap)
+  return _lay_out(_enlarge(frames, scale), labels, min(columns, len(indices)), gap)
 
 
 def write_png(path: epath.PathLike, image: np.ndarray) -> None:

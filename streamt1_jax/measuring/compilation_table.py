@@ -22,8 +22,10 @@ _LATER = (
   {**_SLICES[0], "mesh": "candidate:2,seq:4", "rewards": False},
   *({**one, "rewards": True} for one in _SLICES[1:]),
 )
-CASES = (*_LATER, *({**case, "first_chunk": True} for case in _LATER))
-"""Flags of `experiments.measure.aot_compile`, one compilation each: a search compiles its step twice."""
+_SWITCHES = tuple({**case, "rewards": False, "switch": "released"} for case in (_ONE_CHIP, _SLICES[0]))
+CASES = (*_LATER, *({**case, "first_chunk": True} for case in _LATER), *_SWITCHES)
+"""Flags of `experiments.measure.aot_compile`, one compilation each: a search compiles its step twice, and what a new
+prompt does."""
 
 COLUMNS = (
   "slice", "mesh", "decoding", "rewards", "sink frames", "chunk", "arguments", "outputs", "temporaries", "peak", "of",
@@ -43,7 +45,7 @@ def cells(case: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, ...]
     case["decoding"],
     report["reward_dtype"] or "built in",
     str(report["max_sink_frames"]),
-    "first" if case.get("first_chunk") else "later",
+    _program(case),
     *(size(name) for name in ("argument_bytes", "output_bytes", "temporary_bytes")),
     size("hbm_peak_bytes_per_chip"),
     size("hbm_limit_bytes"),
@@ -53,6 +55,12 @@ def cells(case: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, ...]
     of_model("candidate_collectives_in_denoising"),
     f"{report['compile_seconds']:.0f}",
   )
+
+
+def _program(case: Mapping[str, Any]) -> str:
+  if "switch" in case:
+    return f"new prompt, {case['switch']}"
+  return "first" if case.get("first_chunk") else "later"
 
 
 def is_row(row: Mapping[str, Any]) -> bool:

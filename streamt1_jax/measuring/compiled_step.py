@@ -1,9 +1,8 @@
-"""The chunk step compiled for TPUs that are not there or lowered for a GPU, and what the compilers say of it."""
+"""Chunk steps and new prompts compiled for TPUs that are not there, or lowered for a GPU, and what compilers say."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import sys
 import time
@@ -18,8 +17,9 @@ from jax.typing import DTypeLike
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import TextMemory
+from streamt1_jax.between_chunks import switch_prompt
 from streamt1_jax.chunk_step import chunk_step
-from streamt1_jax.config import ModelConfig, SearchConfig, required
+from streamt1_jax.config import ModelConfig, SearchConfig, SwitchConfig, required
 from streamt1_jax.execution import Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count, hlo_collectives, tpu_compiler
@@ -41,7 +41,7 @@ _REWARD_LAYOUT = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].lay
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A chunk step and the shapes it is compiled for.
+  """A chunk step, or what a new prompt does between two of them, and the shapes it is compiled for.
 
   Attributes:
     params: shapes of all weights.
@@ -51,6 +51,7 @@ class Program:
     search: the search.
     model: sizes.
     first: whether the step is that of a video's first chunk.
+    switch: what a new prompt does; None for a chunk step.
   """
 
   params: Params
@@ -60,6 +61,19 @@ class Program:
   search: SearchConfig
   model: ModelConfig
   first: bool = False
+  switch: SwitchConfig | None = None
+
+  def lower(self) -> jax.stages.Lowered:
+    """Traces and lowers it."""
+    if self.switch is not None:
+      return switch_prompt.lower(*self.arguments, self.models, self.search, self.switch)
+    return drivers.jitted_chunk_step.lower(*self.arguments, self.models, self.search, first=self.first)
+
+  def run(self, params: Params, state: SearchState, condition: Condition) -> Any:
+    """What is compiled, as a function of the arguments."""
+    if self.switch is not None:
+      return switch_prompt(params, state, condition, self.models, self.search, self.switch)
+    return chunk_step(params, state, condition, self.models, self.search, first=self.first)
 
   @property
   def arguments(self) -> tuple[Params, SearchState, Condition]:
@@ -151,22 +165,26 @@ def _with_prompts(program: Program) -> Program:
 
 
 def count_flop(program: Program) -> float:
-  """FLOP of one chunk of one prompt, all candidates and beams; `program` is built for one device."""
+  """FLOP of the program for one prompt, all candidates and beams; `program` is built for one device."""
   models = dataclasses.replace(program.models, execution=Execution(attention="flash", decoding="in_turn"))
-
-  def step(params, state, condition):
-    return chunk_step(params, state, condition, models, program.search, first=program.first)
-
-  return flop_count.count(jax.make_jaxpr(step)(*program.arguments))
+  if program.switch is None:
+    return flop_count.count(jax.make_jaxpr(dataclasses.replace(program, models=models).run)(*program.arguments))
+  generator, search, switch = models.generator, program.search, program.switch
+  # Of one beam: JAX cannot trace this kernel where beams are mapped around the choice of what is recached.
+  memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.state.beams.memory)
+  one = lambda params, memory, chunk, text: generator.recache(
+    params, memory, chunk, text, search, switch, models.execution
+  )
+  inputs = program.params["backbone"], memory, program.state.chunk_index, program.condition.text
+  return search.top_k * flop_count.count(jax.make_jaxpr(one)(*inputs))
 
 
 def lower_for_cuda(program: Program) -> tuple[str, dict[str, Any]]:
   """The text of a program that is lowered for one NVIDIA GPU, and what is known of it."""
-  step = functools.partial(chunk_step, models=program.models, search=program.search, first=program.first)
   began = time.perf_counter()
   # Exported programs are meant to be kept for years, which Triton's call does not promise.
   unstable = [jax.export.DisabledSafetyCheck.custom_call(_TRITON_CALL)]
-  jitted = jax.jit(step, donate_argnums=1)
+  jitted = jax.jit(program.run, donate_argnums=1)
   text = jax.export.export(jitted, platforms=["cuda"], disabled_checks=unstable)(*program.arguments).mlir_module()
   seconds = time.perf_counter() - began
   return text, {
@@ -203,7 +221,7 @@ class Analysis:
 def compile_and_analyse(program: Program) -> Analysis:
   """Compiles a program whose shapes are placed."""
   began = time.perf_counter()
-  lowered = drivers.jitted_chunk_step.lower(*program.arguments, program.models, program.search, first=program.first)
+  lowered = program.lower()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:

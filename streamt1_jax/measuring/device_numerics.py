@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from streamt1_jax import drivers, shipped
+from streamt1_jax.backbone.attention import COMPILED_ON
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.data import shapes
 from streamt1_jax.execution import Execution
@@ -23,8 +24,6 @@ from streamt1_jax.rewards.table import LEARNED_REWARDS
 from streamt1_jax.typing import Device, Implementation
 
 _CHUNKS = 3
-_PLATFORMS = {"fold": ("cpu", "gpu", "tpu"), "flash": ("tpu",), "triton": ("gpu",)}
-"""Platforms for which an implementation of attention is compiled; elsewhere it is interpreted, which says nothing."""
 # Largest relative error that is called equal. Products of float32 are exact to 1e-7 and there are some thousands in a
 # row; bfloat16 has 8 bits, and every chunk reads what the ones before it left.
 _EQUAL = {"float32": 1e-4, "bfloat16": 2e-2}
@@ -43,7 +42,8 @@ def host() -> Device:
 def attention(sizes: Sizes, implementation: Implementation) -> dict[str, Any]:
   """Relative errors of the latents of a video, in both dtypes, against the fold in float32 on the host."""
   platform = jax.default_backend()
-  if platform not in _PLATFORMS[implementation]:
+  # Interpreted, it says nothing of the device.
+  if platform not in COMPILED_ON[implementation]:
     raise NotHere(f"{implementation} is not compiled for a {platform}")
   expected = _latents(sizes, "fold", jnp.float32, host())
   found: dict[str, Any] = {}
@@ -97,10 +97,10 @@ def _scores(name: str, dtype: DTypeLike) -> np.ndarray:
   spec, _ = folder.load_config(part)
   loaded = folder.load_reward(part, fps=shapes.FPS, dtype=dtype)
   condition = loaded.reward.init(loaded.params, loaded.prompt(shapes.caption(*shapes.all_scenes()[0])))
-  structs = reward_calls.clip_shapes(spec.kind, 12, 2, 2, (shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3))
+  structs = reward_calls.clip_shapes(spec, 12, 2, 2, (shapes.FRAME_SIZE, shapes.FRAME_SIZE, 3))
   draw = np.random.default_rng(0).integers
   clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
-  return np.asarray(jax.jit(reward_calls.judge(spec.kind, loaded.reward))(loaded.params, condition, *clips))
+  return np.asarray(jax.jit(reward_calls.judge(spec, loaded.reward))(loaded.params, condition, *clips))
 
 
 def golden(sizes: Sizes) -> dict[str, Any]:

@@ -111,10 +111,10 @@ def reward(sizes: Sizes, name: str, dtype: DTypeLike) -> dict[str, Any]:
   text = lambda length: jnp.zeros((length, config.backbone.decoder.dim), activations)
   before, after = sizes.text or spec.required_text.length
   condition = PromptEmbedding(text(before), text(after), jnp.arange(len(spec.required_text.reward_tokens)))
-  structs = reward_calls.clip_shapes(spec.kind, 12 if spec.kind == "image" else 117, 1, 1, (*sizes.frame, 3))
+  structs = reward_calls.clip_shapes(spec, 12 if spec.on_frames else 117, 1, 1, (*sizes.frame, 3))
   draw = np.random.default_rng(0).integers
   clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
-  call = jax.jit(reward_calls.judge(spec.kind, judge))
+  call = jax.jit(reward_calls.judge(spec, judge))
   began = time.perf_counter()
   score = jax.block_until_ready(call(params, condition, *clips))
   first = time.perf_counter() - began

@@ -39,11 +39,11 @@ class Cost:
 def compile_call(spec: RewardSpec, frames: int, top_k: int, beam_size: int, dtype: DTypeLike, device: Device) -> Cost:
   """One call of a published reward on all candidates, compiled for `device`."""
   reward, prompt = spec.make(spec.make_config(), _FPS), tpu_compiler.prompt_shapes(spec, dtype)
-  past, chunk = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, _FRAME)
+  past, chunk = reward_calls.clip_shapes(spec, frames, top_k, beam_size, _FRAME)
   on_device = jax.sharding.SingleDeviceSharding(device)
   # As in a search, prompts are embedded on the host.
   params = loading.without_table(spec.weight_shapes(spec.make_config(), dtype))
-  call = jax.jit(reward_calls.judge(spec.kind, reward), in_shardings=on_device, out_shardings=on_device)
+  call = jax.jit(reward_calls.judge(spec, reward), in_shardings=on_device, out_shardings=on_device)
   compiled = call.lower(params, prompt, past, chunk).compile()
   memory = required(compiled.memory_analysis(), "the compiler's account of memory")
   return Cost(

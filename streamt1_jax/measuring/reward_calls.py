@@ -7,34 +7,35 @@ import jax
 import jax.numpy as jnp
 
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.rewards.spec import RewardSpec
 
 _CHUNK = 12
 
 
 def clip_shapes(
-  kind: str, frames: int, top_k: int, beam_size: int, frame: tuple[int, int, int]
+  spec: RewardSpec, frames: int, top_k: int, beam_size: int, frame: tuple[int, int, int]
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
   """Shapes of the frames, uint8, that `top_k` beams share and that their `beam_size` candidates add.
 
   Args:
-    kind: "image" or "video".
+    spec: of the reward.
     frames: frames of the chunk for an image reward. For a video reward those of the window, whose newest 12 are the
       candidates' own.
     top_k: beams.
     beam_size: candidates of each.
     frame: [H, W, 3].
   """
-  own = frames if kind == "image" else min(frames, _CHUNK)
+  own = frames if spec.on_frames else min(frames, _CHUNK)
   past = jax.ShapeDtypeStruct((top_k, frames - own, *frame), jnp.uint8)
   return past, jax.ShapeDtypeStruct((top_k, beam_size, own, *frame), jnp.uint8)
 
 
-def judge(kind: str, reward: Any) -> Callable[..., jax.Array]:
+def judge(spec: RewardSpec, reward: Any) -> Callable[..., jax.Array]:
   """The call: (params, condition, past, chunk) to scores [top_k, beam_size], float32."""
 
   def scores(params, condition, past, chunk):
     info = CandidateInfo(jnp.int32(0), jnp.int32(0))
-    shown = lambda past, chunk: chunk if kind == "image" else FrameWindow(past, past.shape[0], chunk)
+    shown = lambda past, chunk: chunk if spec.on_frames else FrameWindow(past, past.shape[0], chunk)
     score = lambda past, chunk: reward(params, condition, shown(past, chunk), info)
     return jax.vmap(jax.vmap(score, in_axes=(None, 0)))(past, chunk)
 

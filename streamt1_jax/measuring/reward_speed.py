@@ -28,11 +28,11 @@ def measure(
   reward, rows = loaded.reward, []
   tokens = loaded.prompt(shapes.caption(*shapes.all_scenes()[0]))
   condition = reward.init(loaded.params, tokens)
-  judge = jax.jit(reward_calls.judge(spec.kind, reward))
+  judge = jax.jit(reward_calls.judge(spec, reward))
   size = (shapes.FRAME_SIZE, shapes.FRAME_SIZE)
   draw = np.random.default_rng(0).integers
   for frames in _FRAMES[spec.kind]:
-    structs = reward_calls.clip_shapes(spec.kind, frames, top_k, beam_size, (*size, 3))
+    structs = reward_calls.clip_shapes(spec, frames, top_k, beam_size, (*size, 3))
     clips = [jnp.asarray(draw(256, size=struct.shape, dtype=np.uint8)) for struct in structs]
     jax.block_until_ready(judge(loaded.params, condition, *clips))
     times, rates = [], [gemm_tflops(dtype)]

@@ -74,6 +74,7 @@ def search_once(
       traces.append(trace)
       if saved and (index + 1) % every == 0:
         saved.save(state, [traces])
+        traces.clear()
       if saved and index == num_chunks - 1:
         saved.wait()
       if index >= COMPILING:
@@ -91,6 +92,7 @@ def time_saves(pipeline: Pipeline, condition: Condition, num_chunks: int, every:
       if (index + 1) % every == 0:
         began = _now()
         saved.save(state, [traces])
+        traces.clear()
         copied = _passed(began)
         saved.wait()
         times.append((*copied, *_passed(began)))

@@ -62,6 +62,8 @@ def start(
     ConfigError: an argument is missing or impossible, or process 0 cannot listen at its address.
   """
   if num_processes == 1:
+    if process_id:
+      raise ConfigError(f"process_id must be less than num_processes, got process_id={process_id}, num_processes=1")
     return
   host, _, port = (coordinator or "host:1").rpartition(":")
   if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 2**16:

@@ -9,6 +9,9 @@ A chunk has two phases that take turns with the memory:
 
   generate   scores of attention and activations of all candidates; keys and values of the winners, written and gathered
   decode     decoder states that candidates and winners leave, and the activations of what is decoded at one time
+
+Where rewards see candidates decoded from scratch, each needs a decoder state of its own and the frames of its window.
+No recorded compilation has that.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ class Sizes:
     results: what a chunk hands to the host.
     beams: number of beams on the device.
     candidates: number of candidates on the device.
-    chunk_frames: number of latent frames of a chunk.
+    decoded_frames: number of latent frames that are decoded for a candidate: its chunk, or from scratch its window.
+    window: frames of a candidate's window that is decoded from scratch; 0 where nothing is.
     chunk_memory: keys and values of one chunk, all blocks.
     block: weights of one block of the backbone.
     generated: activations of one candidate while it is generated, scores of attention included.
@@ -67,7 +71,8 @@ class Sizes:
   results: int
   beams: int
   candidates: int
-  chunk_frames: int
+  decoded_frames: int
+  window: int
   chunk_memory: int
   block: int
   generated: int
@@ -135,10 +140,14 @@ def estimate(sizes: Sizes, decoding: Decoding) -> Estimate:
     "attention and activations of the candidates": sizes.candidates * sizes.generated,
   }
   kept = sizes.candidates if sizes.keeps_candidates and decoding != "twice" else sizes.beams
-  at_once = sizes.candidates * sizes.chunk_frames if decoding == "together" else 1
+  candidates = sizes.candidates if decoding == "together" else 1
+  at_once = candidates * sizes.decoded_frames if decoding == "together" else 1
+  # Winners are decoded once candidates have been judged.
+  states = max(kept + _moved(sizes), candidates if sizes.window else 0)
   unit, error = (_DIVIDED, _DIVIDED_ERROR) if sizes.rows_divided else (_WHOLE, _WHOLE_ERROR)
   decoding_parts = {
-    "decoder states of candidates and winners": (kept + _moved(sizes)) * sizes.decoder_state,
+    "decoder states of candidates and winners": states * sizes.decoder_state,
+    "windows decoded from scratch": candidates * sizes.window,
     "activations of the decoder": round(unit * sizes.decoded) * at_once,
   }
   phases = (

@@ -108,6 +108,9 @@ def sizes(request: Request) -> Sizes:
   }
   itemsize = np.dtype(request.dtype).itemsize
   frames = models.codec.num_frames(model.chunk_frames, first=False)
+  frame_bytes = int(np.prod(models.codec.frame_shape())) * models.codec.frame_dtype().itemsize
+  # Chunks of the window that is decoded from scratch.
+  window = None if state.beams.latents is None else state.beams.latents.shape[1]
   codec = model.codec
   pixels = 0 if codec is None else model.latent_height * model.latent_width * codec.spatial_stride**2
   return Sizes(
@@ -116,10 +119,11 @@ def sizes(request: Request) -> Sizes:
     decoder_state=kept["codec"] // beams,
     rest=whole - kept["memory"] - kept["codec"],
     prompt=on_device("text", prompt),
-    results=search.top_k * frames * int(np.prod(models.codec.frame_shape())) * models.codec.frame_dtype().itemsize,
+    results=search.top_k * frames * frame_bytes,
     beams=beams,
     candidates=candidates,
-    chunk_frames=model.chunk_frames,
+    decoded_frames=model.chunk_frames * (window or 1),
+    window=0 if window is None else models.codec.num_frames(model.chunk_frames * window, first=True) * frame_bytes,
     chunk_memory=2 * model.backbone.num_layers * model.chunk_tokens * model.backbone.dim * itemsize // shards["head"],
     block=weights["the backbone"] // model.backbone.num_layers,
     generated=_generated(request, shards["head"], itemsize),

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from streamt1_jax.config import require_sizes
+from streamt1_jax.nn import precision
 from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.rewards.base import CandidateInfo, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
@@ -136,7 +137,8 @@ class HPSv3:
 
     def score(frame: jax.Array) -> jax.Array:
       patches = preprocess.pictures_to_patches(preprocess.normalise(frame[None]), vision)
-      return self.model(params)(condition, patches, grid)[0]
+      with precision.of_weights(params):
+        return self.model(params)(condition, patches, grid)[0]
 
     length = condition.before.shape[0] + math.prod(grid) // vision.merge_size**2 + condition.after.shape[0]
     batch = qwen2_vl.whole_batch(len(frames), max(1, self.tokens_at_once // length))

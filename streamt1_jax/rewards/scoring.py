@@ -52,5 +52,5 @@ def make_scorer(
   if spec.scorer is not None:
     scorer = spec.scorer(name, loaded, options)
   else:
-    scorer = FrameScorer(*parts, options) if spec.kind == "image" else WindowScorer(*parts)
-  return scorer if spec.kind == "image" else window_codecs.find(reward_codec).scorer(scorer)
+    scorer = FrameScorer(*parts, options) if spec.on_frames else WindowScorer(*parts)
+  return scorer if spec.on_frames else window_codecs.find(reward_codec).scorer(scorer)

@@ -111,6 +111,11 @@ class RewardSpec:
       raise ConfigError(f"{self.name}: config_type and abstract_params must be given together")
 
   @property
+  def on_frames(self) -> bool:
+    """Whether it judges the frames of a chunk by themselves, and not the window that ends with them."""
+    return self.kind == "image"
+
+  @property
   def is_stored(self) -> bool:
     """Whether it has weights, which a checkpoint may or may not have."""
     return self.config_type is not None

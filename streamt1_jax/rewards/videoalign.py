@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int32
 
 from streamt1_jax.config import ConfigError, require_sizes
+from streamt1_jax.nn import precision
 from streamt1_jax.nn.abstract import abstract_module
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, LoadedReward, PromptReader, size_of
 from streamt1_jax.rewards.qwen2_vl import flop, loading, preprocess, prompts
@@ -178,7 +179,8 @@ class VideoAlign:
     vision, size = self.config.backbone.vision, self.config.resized(size_of(frames))
     patches = preprocess.to_patches(preprocess.normalise(preprocess.resize(frames, size)), vision)
     slices = None if count is None else count // vision.temporal_patch
-    return self.model(params)(condition, patches, preprocess.grid_of(size, vision), slices)
+    with precision.of_weights(params):
+      return self.model(params)(condition, patches, preprocess.grid_of(size, vision), slices)
 
   def normalise(self, raw: Float32[HostArray, "*axes 3"]) -> Float32[Array, "*axes 3"]:
     """(raw - mean) / std of raw scores in the order VQ, MQ, TA."""

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from streamt1_jax.codec.encoder import ChunkEncoder
-from streamt1_jax.config import ModelConfig
+from streamt1_jax.config import ConfigError, ModelConfig
 from streamt1_jax.io import pictures
 from streamt1_jax.steering import Start
 
@@ -31,7 +31,9 @@ class Studio:
   say: Callable[[str], None]
 
   def fitted(self, frames: np.ndarray, what: str) -> np.ndarray:
-    """Frames in the model's size."""
+    """Frames in the model's size. Raises ConfigError for what is no uint8 `[T, height, width, 3]`."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+      raise ConfigError(f"{what} must be uint8 RGB, [..., height, width, 3], got {frames.dtype} {list(frames.shape)}")
     for sentence in pictures.tell_fit(frames, *self.encoder.size):
       self.say(f"{what}: {sentence}")
     return pictures.fitted(frames, *self.encoder.size)

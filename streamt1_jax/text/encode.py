@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from streamt1_jax.config import ConfigError, TextConfig
 from streamt1_jax.io import stored_part
+from streamt1_jax.nn import precision
 from streamt1_jax.text.tokenizer import Tokenizer, Tokens
 from streamt1_jax.text.umt5 import UMT5Encoder
 from streamt1_jax.typing import HostArray, Params
@@ -122,7 +123,8 @@ def padded_length(length: int, text_len: int) -> int:
 def _run_block(
   graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]
 ) -> Float[Array, "X E"]:
-  return nnx.merge(graphdef, params)(x, mask)
+  with precision.of_weights(params):
+    return nnx.merge(graphdef, params)(x, mask)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")

@@ -9,6 +9,8 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 
+MAX_BYTES = 64 * 2**20
+
 
 def load_prompts(path: str | os.PathLike[str]) -> list[str]:
   """Prompts of a UTF-8 text file: one a line, stripped. Blank lines are skipped.
@@ -21,15 +23,19 @@ def load_prompts(path: str | os.PathLike[str]) -> list[str]:
 
   Raises:
     ConfigError: the file is missing or unreadable, has no prompt, or has a line that is not UTF-8 or holds control
-      characters. The message names the file and the line.
+      characters, or is larger than 64 MiB. The message names the file and the line.
   """
   file = epath.Path(path)
   if not file.is_file():
     raise ConfigError(f"prompt file {path} does not exist or is not a file")
   try:
-    content = file.read_bytes()
+    # A device has no end; a pipe of the shell is welcome.
+    with file.open("rb") as opened:
+      content = opened.read(MAX_BYTES + 1)
   except OSError as error:
     raise ConfigError(f"prompt file {path} cannot be read: {error.strerror or error}") from error
+  if len(content) > MAX_BYTES:
+    raise ConfigError(f"prompt file {path} is too large: at most {MAX_BYTES} bytes are read")
   lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
   prompts = [_decode(line, path, number) for number, line in enumerate(lines, start=1)]
   prompts = [prompt for prompt in prompts if prompt]

@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Bool, Int32
 
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import paths
 from streamt1_jax.text.readers import END_ID as END_ID
 from streamt1_jax.text.readers import PAD_ID as PAD_ID
 from streamt1_jax.text.readers import READERS, Reader, SentencePiece
@@ -73,6 +74,8 @@ def _load(model: bytes | str | os.PathLike[str]) -> Reader:
   if isinstance(model, bytes):
     return SentencePiece(model, "the given bytes")
   path = epath.Path(model)
+  if not paths.is_regular_file(path):
+    raise ConfigError(f"cannot read the tokenizer model {path}: there is no such file")
   try:
     content = path.read_bytes()
   except OSError as error:

@@ -117,7 +117,7 @@ def draw_batch(
     coded: how many of them go through the codec.
   """
   shrink = max(1, looked_at // 15)
-  on_frames = objective.reward.kind == "image"
+  on_frames = objective.reward.on_frames
   config = PairConfig(
     max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink, emphasis=objective.emphasis
   )

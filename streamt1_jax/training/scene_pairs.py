@@ -33,10 +33,10 @@ def neighbours(split: str, other_splits: tuple[str, ...]) -> Neighbours:
   """Pairs of scenes that differ in one field, the first of `split`, the second of one of `other_splits`."""
   scenes = shapes.all_scenes()
   row = {scene: index for index, scene in enumerate(scenes)}
-  captioned = [index for index, scene in enumerate(scenes) if shapes.split_of(scene) == split]
+  splits = {scene: shapes.split_of(scene) for scene in scenes}
+  captioned = [index for index, scene in enumerate(scenes) if splits[scene] == split]
   found = [
-    [[row[s] for s in _that_differ(scene, field) if shapes.split_of(s) in other_splits] for field in FIELDS]
-    for scene in scenes
+    [[row[s] for s in _that_differ(scene, field) if splits[s] in other_splits] for field in FIELDS] for scene in scenes
   ]
   rows = [[index for index in captioned if found[index][field]] for field in range(len(FIELDS))]
   count = lambda lists: np.array([len(entry) for entry in lists], np.int32)

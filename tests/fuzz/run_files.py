@@ -232,7 +232,7 @@ def _saved() -> tuple[pathlib.Path, dict[int, Any], list[Any], Any]:
       traces.append(jax.device_get(trace))
       if len(traces) in _SAVED:
         states[len(traces)] = jax.device_get(state)
-        saved.save(state, [traces])
+        saved.save(state, [traces[saved.begun :]])
   abstract = drivers.abstract_state(small.params(), small.models(), small.SEARCH, 3, num_chunks=_CHUNKS)
   return folder, states, traces, abstract
 
@@ -276,14 +276,15 @@ def _read_saves(path: pathlib.Path) -> None:
   there, told = sorted(entry.name for entry in path.iterdir()), []
   with SavedSearch(path, _SETTINGS) as saved:
     progress = saved.restore(abstract, told.append)
+    found = [trace for (trace,) in saved.traces()]
   for line in told:
     assert line.isprintable(), repr(line)
   if progress is None:
     # Other names are nobody's saves, or one that was never finished, as 000002.tmp.
     assert told or not any(re.fullmatch("[0-9]{6}", name) for name in there), "saves were removed without a word"
     raise ConfigError("begins anew")
-  state, (found,) = progress
-  chunks = len(found)
+  state, chunks = progress
+  assert len(found) == chunks
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), states[chunks])
   jax.tree.map(np.testing.assert_array_equal, found, traces[:chunks])
 

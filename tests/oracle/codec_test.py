@@ -38,10 +38,9 @@ def _pair(patch: int):
         parameter.copy_(noise / parameter[0].numel() ** 0.5)
   config = CodecConfig(base_dim=8, patch_size=patch)
   tensors = {name: value.numpy() for name, value in oracle.state_dict().items()}
-  codec = VideoCodec(config, rngs=nnx.Rngs(0))
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: VideoCodec(config, rngs=nnx.Rngs(0))))
   rules = wan_vae.rules(config, wan_vae.DIFFUSERS_NAMES)
-  nnx.update(codec, engine.convert(tensors, rules, wan_vae.abstract_params(config)))
-  return oracle, codec
+  return oracle, nnx.merge(graphdef, engine.convert(tensors, rules, wan_vae.abstract_params(config)))
 
 
 def _latents(frames: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import tokenizers
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.io import config_json
+from streamt1_jax.io import config_json, paths
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.spec import PublishedText
 from streamt1_jax.text.prompts import require_whole_characters
@@ -182,6 +182,8 @@ class RewardPrompt:
 
 def read_tokenizer(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
   """The tokenizer of a `tokenizer.json`. Raises ConfigError if it cannot be read."""
+  if not paths.is_regular_file(path):
+    raise ConfigError(f"{os.fspath(path)} is not a readable tokenizer.json: there is no such file")
   try:
     return tokenizers.Tokenizer.from_buffer(epath.Path(path).read_bytes())
   except Exception as error:  # the library raises plain Exception, whatever is wrong

@@ -1,0 +1,88 @@
+"""All metrics of one video as a JSON object, and of many as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from streamt1_jax.config import ConfigError
+from streamt1_jax.evaluation.metrics import consistency, exposure, motion
+from streamt1_jax.io import markdown
+
+WINDOW_SECONDS = 5.0
+_FEWEST_FRAMES = 3
+COLUMNS = (
+  "dynamic",
+  "speed",
+  "flicker",
+  "warping_error",
+  "interpolation_error",
+  "consistency",
+  "coherence_1s",
+  "coherence_4s",
+  "first_last",
+  "drift_brightness",
+  "drift_saturation",
+)
+"""Columns of the table. Motion comes first, since a frozen video has the best of all others."""
+
+
+def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, torus: bool = False) -> dict[str, Any]:
+  """All metrics of a video.
+
+  Args:
+    frames: RGB, at least three of them, and three pixels on a side.
+    fps: frames per second.
+    torus: whether objects leave on one side and come in at the other.
+
+  Returns:
+    JSON values: the fields of `motion.Motion` but for `speeds`; `consistency`, `coherence_LAGs` (seconds) and
+    `first_last` by features; means of `exposure`; `drift_NAME`, the mean of the last 15 % less that of the first; and
+    `windows`, a list of means over five seconds each.
+
+  Raises ConfigError for a shorter or smaller video, or without the extra `eval`.
+  """
+  if len(frames) < _FEWEST_FRAMES or min(frames.shape[1:3]) < _FEWEST_FRAMES:
+    raise ConfigError(f"a video needs {_FEWEST_FRAMES} frames and pixels on a side, got {list(frames.shape[:3])}")
+  moved = motion.measure(frames, fps, torus=torus)
+  found = consistency.features(frames)
+  exposed = exposure.measure(frames)
+  curves = exposed | {"speed": moved.speeds, "first_frame_distance": 1 - (found * found[:1]).sum(axis=-1)}
+  of_motion = {name: value for name, value in moved._asdict().items() if name != "speeds"}
+  of_lags = {f"coherence_{lag:g}s": value for lag, value in consistency.coherence(found, fps).items()}
+  result = of_motion | {"consistency": consistency.consistency(found)} | of_lags
+  result |= {"first_last": consistency.first_last(found)} | {name: float(v.mean()) for name, v in exposed.items()}
+  result |= {f"drift_{name}": consistency.drift(values) for name, values in curves.items()}
+  seconds = len(frames) / fps
+  windows = max(1, round(seconds / WINDOW_SECONDS))
+  split = {name: np.array_split(values, min(windows, len(values))) for name, values in curves.items()}
+  result["windows"] = [
+    {name: float(parts[min(index, len(parts) - 1)].mean()) for name, parts in split.items()} for index in range(windows)
+  ]
+  return {name: value if not isinstance(value, float) or np.isfinite(value) else None for name, value in result.items()}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A line a video and one of means, in Markdown. A row has `video` and, unless it has an `error`, `metrics`."""
+  good = [row["metrics"] for row in rows if "metrics" in row]
+  body = [
+    [row["video"], *(_cell(row["metrics"].get(name)) for name in COLUMNS)]
+    if "metrics" in row
+    else [row["video"], row["error"], *[""] * (len(COLUMNS) - 1)]
+    for row in rows
+  ]
+  if len(good) > 1:
+    body.append(["**mean**", *(_cell(_mean([metrics.get(name) for metrics in good])) for name in COLUMNS)])
+  return markdown.table(["video", *COLUMNS], body)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+  known = [float(value) for value in values if value is not None]
+  return float(np.mean(known)) if known else None
+
+
+def _cell(value: float | bool | None) -> str:
+  return "" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.4g}"

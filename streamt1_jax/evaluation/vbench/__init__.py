@@ -1,0 +1,1 @@
+"""Folders that VBench and VBench-Long take unchanged, and what their results say."""
