@@ -18,7 +18,7 @@ from absl import flags
 
 from streamt1_jax.cli import caption_flags, command, flag_types
 from streamt1_jax.config import ConfigError, SearchConfig
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.data import verify, world
 from streamt1_jax.pipeline import Pipeline
 
 _WINDOW = 5
@@ -50,7 +50,7 @@ def judged_windows(
       window.append(frames[max(0, begin * fps - start) : max(0, end * fps - start)])
     start += len(frames)
   for window in kept:
-    yield verify.verify(np.concatenate(window), shapes.parse_caption(caption))
+    yield verify.verify(np.concatenate(window), world.parse(caption))
 
 
 def run(values: flags.FlagValues) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from streamt1_jax import drivers
 from streamt1_jax.between_chunks import switch_prompt
 from streamt1_jax.config import SearchConfig, SwitchConfig
-from streamt1_jax.data import shapes, verify
+from streamt1_jax.data import shapes, verify, world
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.state import Condition, SearchState
 
@@ -60,12 +60,12 @@ def after_switches(
   states = drivers.stream_states(pipeline.params, old, pipeline.models, search, num_chunks=num_chunks, seed=seed)
   *earlier, (state, last) = [*itertools.islice(states, chunks_before)]
   traces = [trace for _, trace in earlier] + [last]
-  yield [verify.verify(_frames(trace), shapes.parse_caption(pair.before)) for trace in traces]
+  yield [verify.verify(_frames(trace), world.parse(pair.before)) for trace in traces]
   for switch in switches:
     # A step takes its state's buffers.
     switched = switch_prompt(pipeline.params, jax.tree.map(jnp.copy, state), new, pipeline.models, search, switch)
     frames = _go_on(pipeline, search, switched, new, chunks_after)
-    yield [verify.verify(chunk, shapes.parse_caption(pair.after)) for chunk in frames]
+    yield [verify.verify(chunk, world.parse(pair.after)) for chunk in frames]
 
 
 def _go_on(
