@@ -17,7 +17,7 @@ from streamt1_jax.generator import Models
 from streamt1_jax.io import markdown
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import selection
-from streamt1_jax.state import ChunkTrace
+from streamt1_jax.state import ChunkTrace, SearchState
 
 
 class Decision(NamedTuple):
@@ -51,12 +51,9 @@ class Way(NamedTuple):
 def decide_ways(
   pipeline: Pipeline, ways: Sequence[Way], chunks: int, caption: str, seed: int
 ) -> Iterator[list[ChunkTrace]]:
-  """Yields every chunk's traces, one per way; the search goes on with the first way's winners.
-
-  The first way's state must hold what the others need.
-  """
+  """Yields every chunk's traces, one per way; the search goes on with the first way's winners."""
   condition = pipeline.condition(caption, chunks)
-  state = drivers.jitted_init_state(pipeline.params, np.int32(seed), *ways[0])
+  state = _state_for_all([drivers.jitted_init_state(pipeline.params, np.int32(seed), *way) for way in ways])
   for chunk in range(chunks):
     after, traces = None, []
     for models, search in ways:
@@ -68,6 +65,15 @@ def decide_ways(
       traces.append(trace)
     state = after
     yield traces
+
+
+def _state_for_all(states: Sequence[SearchState]) -> SearchState:
+  """The first state, with what other ways keep of the past and it does not: every step adds to all that is there."""
+  kept = {
+    name: next((found for state in states if (found := getattr(state.beams, name)) is not None), None)
+    for name in ("past", "latents")
+  }
+  return states[0]._replace(beams=states[0].beams._replace(**kept))
 
 
 def decide(
