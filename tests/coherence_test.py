@@ -57,7 +57,7 @@ def test_flat_frames(past, chunk, expected, padding):
   np.testing.assert_allclose(_score(frames, len(past), _flat(*chunk)), expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("length", "still"), [(3, False), (6, True), (7, True)])
+@pytest.mark.parametrize(("length", "still"), [(3, False), (5, True), (6, True), (7, True)])
 def test_frames_that_never_change(length, still):
   """Half black, half white: variance 3/4 beside the floor of 5e-4, so the correlation is 0.75 / 0.7505.
 

@@ -337,3 +337,11 @@ def test_products_are_rounded_one_by_one():
   assert memory_sinking.mix(one, -one, 0.999).tolist() == [1.0]
   assert memory_sinking.mix(one, -one, 0.999).dtype == jnp.bfloat16
   np.testing.assert_allclose(memory_sinking.mix(jnp.ones(1), -one, 0.999), [0.998], rtol=1e-6)
+
+
+def test_beams_take_the_memories_of_their_parents():
+  memory = memory_sinking.empty_memory(_model(9, 3), SearchConfig(), jnp.float32)
+  generator = np.random.default_rng(0)
+  beams = jax.tree.map(lambda x: np.asarray(generator.integers(100, size=(3, *x.shape)), x.dtype), memory)
+  gathered = jax.jit(memory_sinking.gather)(beams, jnp.asarray([2, 0, 0], jnp.int32))
+  chex.assert_trees_all_equal(gathered, jax.tree.map(lambda x: x[[2, 0, 0]], beams))
