@@ -25,10 +25,11 @@ def _narrow(config):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "options", "learns_to_compare"),
   [
-    pytest.param("hpsv3", [], False, marks=pytest.mark.slow),
+    ("hpsv3", [], False),
     ("videoalign", ["--windows=9", "--comparing_weight=1"], True),
   ],
 )

@@ -67,7 +67,7 @@ def _verdicts(clips, attributes):
 
 @pytest.fixture(scope="module")
 def broad_sample():
-  scenes = shapes.sample_scenes(jax.random.key(0), 160, "train")
+  scenes = shapes.sample_scenes(jax.random.key(0), 100, "train")
   attributes = [shapes.Attributes(*map(int, row)) for row in zip(*scenes[:6], strict=True)]
   for field, column in zip(shapes.Attributes._fields, zip(*attributes, strict=True), strict=True):
     assert set(column) == {getattr(each, field) for each in shapes.all_scenes()}

@@ -42,12 +42,12 @@ def failed(frames, index, description=BOTH):
 
 
 def test_true_clips_are_accepted():
-  """40 of them, half of them blurred and noisy, with crossings of all kinds.
+  """28 of them, half of them blurred and noisy, with crossings of all kinds.
 
   What moves alike starts apart, as in the world: of two objects that always touch, the hidden one cannot be judged.
   """
   rng = np.random.default_rng(0)
-  for number in range(40):
+  for number in range(28):
     description = world.draw_description(rng, "train", 2)
     starts = rng.integers(64, size=(2, 2))
     alike = len({(thing.speed, thing.direction) for thing in description.things}) == 1

@@ -3,6 +3,8 @@
 Attention is causal, so what follows the last token that is read may be dropped, or be padding of any content.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +120,7 @@ class Decoder(nnx.Module):
     cos, sin = self.rotation(embeddings.shape[0], embeddings.dtype)
     graphdef, blocks = nnx.split(self.blocks)
 
-    def step(x: jax.Array, block: nnx.State) -> tuple[jax.Array, jax.Array | None]:
+    def step(x: jax.Array, block: Any) -> tuple[jax.Array, jax.Array | None]:
       x = nnx.merge(graphdef, block)(x, cos, sin)
       return x, x if keep else None
 
