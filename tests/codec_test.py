@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from streamt1_jax.codec import layers
 from streamt1_jax.codec.vae import (
   VideoCodec,
   VideoDecoder,
@@ -252,3 +253,13 @@ def test_normalisation_is_configurable():
 def test_widths_cannot_change_without_blocks():
   with pytest.raises(ConfigError, match="num_res_blocks"):
     dataclasses.replace(SMALL, num_res_blocks=0)
+
+
+def test_space_alone_may_be_halved():
+  """Then frames do not know each other, and there is no history."""
+  down = layers.Downsample(4, spatial=True, temporal=False, rngs=nnx.Rngs(0))
+  x = np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
+  y, history = down(x, down.init_history(4, 4, jnp.float32), first=False)
+  assert history is None
+  assert y.shape == (3, 4, 4, 4)
+  np.testing.assert_allclose(y[1:2], down(x[1:2], None, first=True)[0], atol=1e-6)
