@@ -258,7 +258,7 @@ def test_widths_cannot_change_without_blocks():
 def test_space_alone_may_be_halved():
   """Then frames do not know each other, and there is no history."""
   down = layers.Downsample(4, spatial=True, temporal=False, rngs=nnx.Rngs(0))
-  x = np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8, 8, 4)), jnp.float32)
   y, history = down(x, down.init_history(4, 4, jnp.float32), first=False)
   assert history is None
   assert y.shape == (3, 4, 4, 4)
