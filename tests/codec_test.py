@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from streamt1_jax.codec import layers
+from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.codec.vae import (
   VideoCodec,
   VideoDecoder,
@@ -207,6 +208,19 @@ def test_patches():
   np.testing.assert_array_equal(patches[1, 1, 2, 1::4], frames[1, 3, 4])
   np.testing.assert_array_equal(patches[1, 1, 2, 2::4], frames[1, 2, 5])
   np.testing.assert_array_equal(unpatchify(patches, 2), frames)
+
+
+@pytest.mark.parametrize("frame_by_frame", [False, True])
+def test_the_search_decodes_what_the_decoder_does(frame_by_frame):
+  """A chunk at once, or one frame after the other; a rounding may take a value over a whole grey level."""
+  graphdef, params = nnx.split(_codec().decoder, nnx.Param)
+  codec = StreamingDecoder(graphdef, SMALL, (3, 2), frame_by_frame)
+  params, latents = nnx.to_pure_dict(params), _latents()
+  expected = np.asarray(quantize_frames(_compiled().decode(latents)), np.int32)
+  decode = _jit(functools.partial(codec.decode, params), static_argnames="first")
+  pieces = _stream(decode, latents, (3, 6), codec.init_state(params))
+  assert [len(piece) for piece in pieces] == [codec.num_frames(3, first=True), codec.num_frames(6, first=False)]
+  assert np.abs(np.concatenate(pieces).astype(np.int32) - expected).max() <= 1
 
 
 def test_quantize_frames_truncates():
