@@ -13,7 +13,6 @@ Every row is safe as soon as it is made, and the same command goes on where it s
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +55,7 @@ def run(values: flags.FlagValues) -> None:
   flow.opencv()
   lite0.load()
   device_flags.use_compilation_cache(values)
-  identities = [{"video": str(path), "sha256": _sha256(path)} for path in videos]
+  identities = [{"video": str(path), "sha256": part_files.file_sha256(path)} for path in videos]
   earlier = {(row["video"], row["sha256"]): row for row in known if "metrics" in row}
   kept = {key: earlier[key] for key in map(_key, identities) if key in earlier}
   writer = rows.Writer(output, settings, kept.values())
@@ -82,11 +81,6 @@ def _key(row: dict[str, Any]) -> tuple[str, str]:
 def _is_row(row: rows.Row) -> bool:
   whole = isinstance(row.get("video"), str) and isinstance(row.get("sha256"), str)
   return whole and (isinstance(row.get("metrics"), dict) or isinstance(row.get("error"), str))
-
-
-def _sha256(path: epath.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _measured(path: epath.Path, torus: bool, shrink: int) -> dict[str, Any]:

@@ -211,7 +211,7 @@ def recached(switch: jax.Array, late: jax.Array, width: int) -> tuple[jax.Array,
     [7, width] int32 chunks and their validity; chunks after the change, and those of a clip without one, have none.
   """
   chunk = jnp.arange(CHUNKS)
-  other = jnp.arange(world_clips.WINDOW + 1)
+  other = jnp.arange(world_clips.KEPT_CHUNKS + 1)
   before = (chunk < switch) & ((chunk > 0) | ~late)
   valid = before[:, None] & (other < switch)[None] & (other[None] != chunk[:, None])
   pad = ((0, 0), (0, width - len(other)))

@@ -20,7 +20,7 @@ EVENTS = 0.3
 """How often something happens in a short clip."""
 LATENT_FRAME = 4
 """Frames of a latent frame; what happens, happens between two of them."""
-WINDOW = 3
+KEPT_CHUNKS = 3
 """Past chunks that are in the memory between two chunks, besides the sink."""
 
 
@@ -91,9 +91,9 @@ def training_clip(
     for _ in range(int(rng.integers(1, 3))):
       description = world.draw_event(rng, description, split)
     descriptions, begins = [*descriptions, description], [0, begin(1)]
-    switch = int(rng.choice((0, 1 + WINDOW)))
+    switch = int(rng.choice((0, 1 + KEPT_CHUNKS)))
   elif early:
-    switch = int(rng.integers(1, 2 + WINDOW))
+    switch = int(rng.integers(1, 2 + KEPT_CHUNKS))
   if switch:
     description = world.draw_event(rng, description, split)
     descriptions, begins = [*descriptions, description], [*begins, begin(switch)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
@@ -88,10 +87,6 @@ def findings_of_results(folder: epath.Path) -> Iterator[str]:
     document = config_json.read_json(file, str(file))
     if not isinstance(document, list) or not all(isinstance(entry, dict) for entry in document):
       raise ConfigError(f"{file} must be a list of objects")
-    empty = [str(entry.get("prompt_en")) for entry in document if not _videos_of(entry)]
+    empty = [str(entry.get("prompt_en")) for entry in document if not entry.get("video_list")]
     if empty or not document:
       yield f"{file.name}: {len(empty)} of {len(document)} prompts have no video: {part_files.list_some(empty)}"
-
-
-def _videos_of(entry: Mapping[str, Any]) -> Any:
-  return entry.get("video_list")

@@ -9,7 +9,6 @@ VBench takes the suffix of all videos from the first entry of the folder, so `vi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -179,8 +178,6 @@ def write(folder: epath.Path, found: Sequence[Entry], layout: str, frames: int |
 
 
 def _row(entry: Entry, num_frames: int) -> dict[str, Any]:
-  with entry.source.path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
   return {
     "name": entry.name,
     "line": entry.prompt.line,
@@ -190,7 +187,7 @@ def _row(entry: Entry, num_frames: int) -> dict[str, Any]:
     "seed": entry.source.seed,
     "frames": num_frames,
     "source": entry.source.path,
-    "source_sha256": digest,
+    "source_sha256": part_files.file_sha256(entry.source.path),
   }
 
 

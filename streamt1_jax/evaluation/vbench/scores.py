@@ -49,6 +49,7 @@ DIMENSIONS: Mapping[str, Dimension] = {
 }
 """Constants of VBench's `scripts/constant.py`."""
 _PART_WEIGHTS = {"quality": 4, "semantic": 1}
+_SUMS = (*_PART_WEIGHTS, "total")
 _NUMBERED = re.compile(r"(?P<name>.*)-(?P<sample>[0-9]+)", re.DOTALL)
 
 
@@ -136,9 +137,6 @@ def table(results: Results) -> str:
   sums = totals(results.scores)
   body += [[f"**{name}**", f"{sums[name]:.4f}" if name in sums else "incomplete", "", ""] for name in _SUMS]
   return markdown.table(["dimension", "score", "mean of videos", "prompts x videos"], body)
-
-
-_SUMS = ("quality", "semantic", "total")
 
 
 def paired(first: Results, second: Results) -> str:
