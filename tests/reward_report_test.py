@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.data import shapes
+from streamt1_jax.data import shapes, world
 from streamt1_jax.evaluation import reward_pairs, reward_report
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.table import REWARDS
-from streamt1_jax.training import reward_text
-from streamt1_jax.training.preferences import Pairs
+from streamt1_jax.training import preferences, reward_text
 from tests.small_rewards import save_reward
 
 _NAN = np.nan  # what the worse clip scores for the other caption is never asked
@@ -21,10 +20,12 @@ def _scores(*pairs) -> np.ndarray:
   return np.array([[[[better], [worse]], [[other], [_NAN]]] for better, worse, other in pairs])
 
 
-def test_captions_are_complete():
-  assert reward_pairs.held_out_pairs(8, on_frames=True).omit_probability == 0.0
-  config = reward_pairs.held_out_pairs(9, on_frames=False)
-  assert (config.count, config.on_frames, config.through_codec, config.milder_probability) == (9, False, 4, 0.0)
+def test_captions_are_complete_and_held_out():
+  config = reward_pairs.held_out_pairs("test", on_frames=False)
+  assert (config.split, config.on_frames, config.milder_probability) == ("test", False, 0.0)
+  pairs = preferences.draw_pairs(np.random.default_rng(0), config, 16, 33)
+  assert {world.split_of(pair.caption) for pair in pairs} == {"test"}
+  assert all(pair.texts == (pair.caption, pair.other) for pair in pairs)
 
 
 def test_shares_of_frames():
@@ -80,7 +81,7 @@ def test_table():
   ]
 
 
-_SCENES = (shapes.Attributes(0, 0, 0, 0, 0, 0), shapes.Attributes(0, 2, 1, 0, 1, 0))
+_CAPTIONS = tuple(map(world.of_attributes, (shapes.Attributes(0, 0, 0, 0, 0, 0), shapes.Attributes(0, 2, 1, 0, 1, 0))))
 
 
 def _clips() -> np.ndarray:
@@ -92,17 +93,17 @@ def test_scores_of_pairs_are_the_rewards_own(tmp_path):
   save_reward(tmp_path / "reward", "hpsv3")
   loaded = folder.load_reward(tmp_path / "reward", fps=16.0, dtype=jnp.float32)
   frame_score = jax.jit(lambda *given: loaded.reward.frame_scores(*given)[0, 0])
-  conditions = [loaded.reward.init(loaded.params, loaded.prompt(shapes.caption(*scene))) for scene in _SCENES]
+  conditions = [loaded.reward.init(loaded.params, loaded.prompt(world.caption(caption))) for caption in _CAPTIONS]
   score = lambda caption, clip: frame_score(loaded.params, conditions[caption], jnp.asarray(clip))
   better, worse = _clips()
   expected = [
     [[score(caption, clips[pair]) for clips in (better, worse)] for caption in (pair, 1 - pair)] for pair in range(2)
   ]
   assert len({float(x) for x in np.ravel(expected)}) == 8
-  rows, no = jnp.array([shapes.all_scenes().index(scene) for scene in _SCENES]), jnp.zeros(2, bool)
-  pairs = Pairs(*jnp.asarray(_clips()), jnp.zeros(2, int), no, rows, rows[::-1], no, no)
-  captions = reward_text.caption_tokens(loaded.prompt)
-  scores = lambda params: reward_pairs.pair_scores(params, REWARDS["hpsv3"], loaded, pairs, captions)
+  tokens = reward_text.caption_tokens(loaded.prompt, [*_CAPTIONS, *_CAPTIONS[::-1]])
+  tokens = tokens._replace(after=tokens.after.reshape(2, 2, -1), reward_index=tokens.reward_index.reshape(2, 2, -1))
+  clips = jnp.asarray(np.stack([better, worse], axis=1))
+  scores = lambda params: reward_pairs.pair_scores(params, REWARDS["hpsv3"], loaded, clips, tokens)
   found = jax.jit(scores)(loaded.params)
   # Two programs: one takes all clips at once.
   np.testing.assert_allclose(found[..., 0], expected, rtol=2e-4, atol=2e-4)

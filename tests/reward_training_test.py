@@ -51,7 +51,7 @@ def test_two_steps(tmp_path, monkeypatch, capsys, name, options, learns_to_compa
   # Readers begin with zeros, which give every word of the vocabulary the same odds.
   loaded = folder.load_reward(tmp_path / "run/reward", fps=16.0, dtype=jnp.float32)
   words = loaded.params["backbone"]["decoder"]["token_embedding"].shape[0]
-  for reader, odds in (("words", words), ("correction", words), ("truth", 2)):
+  for reader, odds in (("words", words), ("truth", 2)):
     np.testing.assert_allclose(curve[0][reader], np.log(odds), rtol=1e-4)
   # A reader without a weight stays as it is.
   for reader in ("correction", "truth"):

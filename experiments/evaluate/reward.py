@@ -25,7 +25,7 @@ from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_pairs, reward_report
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.rewards import folder
-from streamt1_jax.training import preferences
+from streamt1_jax.training import pair_frames
 from streamt1_jax.training.codec import load_codec
 
 
@@ -48,7 +48,7 @@ def run(values: flags.FlagValues) -> None:
     raise ConfigError(f"--checkpoint={checkpoint} has no codec")
   spec, _ = folder.load_config(values.reward_dir)
   loaded = folder.load_reward(values.reward_dir, fps=shapes.FPS, dtype=jnp.dtype(device_flags.use_dtype(values.dtype)))
-  codec = preferences.through_codec(load_codec(checkpoint / "codec", config))
+  codec = pair_frames.through_codec(load_codec(checkpoint / "codec", config))
   report = reward_pairs.judge(spec, loaded, codec, values.split, values.seed, values.pairs)
   print(reward_report.table(report))
   print(json.dumps({"split": values.split, **reward_report.summary(report), "corruptions": report}), flush=True)

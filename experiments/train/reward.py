@@ -45,8 +45,9 @@ from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.qwen2_vl import loading
 from streamt1_jax.rewards.qwen2_vl.prompts import RewardPrompt
 from streamt1_jax.rewards.table import REWARDS
-from streamt1_jax.training import corruptions, loop, reward, reward_text, scene_pairs
+from streamt1_jax.training import corruptions, loop, reward, reward_text
 from streamt1_jax.training.codec import load_codec
+from streamt1_jax.training.preferences import PairConfig
 from streamt1_jax.training.reward import WINDOWS, Objective, RewardTraining
 from streamt1_jax.training.trainer import count_parameters
 
@@ -137,10 +138,10 @@ def run(values: flags.FlagValues) -> None:
     reward=spec,
     config=config,
     graphdef=small.graphdef(config),
-    captions=reward_text.caption_tokens(RewardPrompt(tokenizer, template, vocab_size)),
-    scenes=scene_pairs.neighbours("train", ("train",)),
+    prompt=RewardPrompt(tokenizer, template, vocab_size),
+    tokenizer=tokenizer,
     codec=(nnx.to_pure_dict(codec_params), codec),
-    emphasis=emphasis,
+    pairs=PairConfig(on_frames=spec.on_frames, emphasis=emphasis),
     windows=windows,
   )
   optimizer = reward.make_optimizer(training)

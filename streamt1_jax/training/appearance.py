@@ -1,9 +1,9 @@
 """Clips of the shapes world with the defects that generated videos have: what the learned rewards are trained on.
 
-  Appearance ── time warp ── two objects, mixed shapes and colours, opacity ── blur, noise ── frames [T, 64, 64, 3]
+  states of frames ── mixed shapes and colours, a second copy, opacity, size ── blur, noise ── frames [T, 64, 64, 3]
 
-An `Appearance` without defects draws what `shapes.render` draws. Every defect is a number, and zero
-means no defect, so that a pair of clips can differ in the degree of a defect alone.
+A `Look` without defects draws what `world.draw` draws. Every defect is a number, and zero means no defect, so that a
+pair of clips can differ in the degree of a defect alone. One object has the defects, the target.
 """
 
 import functools
@@ -12,148 +12,145 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32
 
 from streamt1_jax.data import shapes
-from streamt1_jax.data.shapes import FRAME_SIZE, Scene
-from streamt1_jax.typing import HostArray, IntLike
+from streamt1_jax.data.shapes import FRAME_SIZE
+from streamt1_jax.data.world import MOST_OBJECTS, FrameStates
+from streamt1_jax.typing import FloatLike, HostArray, IntLike
+
+Whole = IntLike | HostArray
+Real = FloatLike | HostArray
 
 _RANDOM_FRAMES = 512  # randomness per frame repeats after so long
 _TILE = 3 * FRAME_SIZE  # noise is cut out of a fixed tile: drawing it for every frame costs more than all else
 
 
-class Appearance(NamedTuple):
-  """How one clip looks; scalars but for `shift`. Times are in frames of the window.
+class Look(NamedTuple):
+  """How one clip looks; scalars but for `shift`, or those of several clips. Times are in frames of the window.
 
   Attributes:
-    scene: what is shown.
-    other: where shape, colour or scene are mixed, what they are mixed with.
-    offset: int32, frame of the world at time 0.
-    length: int32, frames of the window.
-    event: int32, time at which something happens.
-    until: int32, time at which it is over (vanishing only).
-    freeze: 1 stops all motion at the event.
-    turn: 1 reverses it.
-    jump: int32, frames of the world that are skipped at the event.
-    morph: 1 makes `other` out of `scene` at the event.
+    target: the object that has the defects.
+    shape: index of the shape that is mixed with the target's.
+    color: index of the colour that is mixed with the target's.
+    background: index of the colour that is mixed with the background.
+    event: time at which something begins.
+    until: time at which it is over (vanishing only).
+    end: time at which growth is complete.
     vanish: loss of opacity between `event` and `until`.
     flicker: largest loss of opacity, random in every frame.
-    resize: logarithm of the growth of the object from `event` to the end.
-    mix_shape: weight of the other's shape.
-    mix_color: weight of the other's object colour.
-    mix_background: weight of the other's background.
+    resize: logarithm of the growth of the object from `event` to `end`.
+    mix_shape: weight of the other shape.
+    mix_color: weight of the other colour.
+    mix_background: weight of the other background.
     faint: loss of opacity.
     ghost: share of the opacity that a second copy has.
-    shift: [2] float32 (x, y) pixels from the object to its second copy.
+    shift: (x, y) pixels from the object to its second copy.
     erode: standard deviation in pixels of the random shift of the outline.
     cut: pixels from the object's centre to a straight cut, counted from the rim; 0 cuts nothing.
     blur: standard deviation in pixels.
     noise: standard deviation, frames being in [0, 1].
     latent_noise: standard deviation of noise added to latents, in a codec whose latents have standard deviation 1.
-    key: decides all randomness of the clip.
+    seed: decides all randomness of the clip.
   """
 
-  scene: Scene
-  other: Scene
-  offset: jax.Array
-  length: IntLike
-  event: jax.Array
-  until: jax.Array
-  freeze: jax.Array
-  turn: jax.Array
-  jump: jax.Array
-  morph: jax.Array
-  vanish: jax.Array
-  flicker: jax.Array
-  resize: jax.Array
-  mix_shape: jax.Array
-  mix_color: jax.Array
-  mix_background: jax.Array
-  faint: jax.Array
-  ghost: jax.Array
-  shift: jax.Array
-  erode: jax.Array
-  cut: jax.Array
-  blur: jax.Array
-  noise: jax.Array
-  latent_noise: jax.Array
-  key: jax.Array
+  target: Whole = 0
+  shape: Whole = 0
+  color: Whole = 0
+  background: Whole = 0
+  event: Whole = 0
+  until: Whole = 0
+  end: Whole = 1
+  vanish: Real = 0.0
+  flicker: Real = 0.0
+  resize: Real = 0.0
+  mix_shape: Real = 0.0
+  mix_color: Real = 0.0
+  mix_background: Real = 0.0
+  faint: Real = 0.0
+  ghost: Real = 0.0
+  shift: HostArray | tuple[float, float] = (0.0, 0.0)
+  erode: Real = 0.0
+  cut: Real = 0.0
+  blur: Real = 0.0
+  noise: Real = 0.0
+  latent_noise: Real = 0.0
+  seed: Whole = 0
 
 
-def flawless(scene: Scene, offset: jax.Array, length: IntLike, key: jax.Array) -> Appearance:
-  """`scene` as it is."""
-  zero = jnp.float32(0.0)
-  defects = {name: zero for name in Appearance._fields if name not in ("scene", "other", "offset", "length", "key")}
-  never = {"event": jnp.int32(length), "until": jnp.int32(length), "jump": jnp.int32(0), "shift": jnp.zeros(2)}
-  return Appearance(scene=scene, other=scene, offset=offset, length=length, key=key, **defects | never)
-
-
-def draw(look: Appearance, times: HostArray) -> jax.Array:
-  """Frames of an unbatched appearance.
+def draw(states: FrameStates, look: Look, times: HostArray) -> Float32[Array, "T 64 64 3"]:
+  """Frames of an unbatched clip.
 
   Args:
-    look: unbatched.
-    times: `[T]` int32, at least -512; in any order, with or without gaps.
+    states: what every frame shows.
+    look: how it looks.
+    times: [T] int32, the frames' times, at least -512.
 
   Returns:
-    `[T, 64, 64, 3]` float32 RGB in [0, 1].
+    RGB in [0, 1].
   """
-  after = times >= look.event
-  elapsed = (times - look.event).astype(jnp.float32)
-  warped = jnp.where(after & (look.freeze > 0), look.event, times)
-  warped = jnp.where(after & (look.turn > 0), 2 * look.event - times, warped)
-  frame = look.offset + warped + look.jump * after
-  became_other = after & (look.morph > 0)
-  now = jax.tree.map(lambda a, b: jnp.where(_like(became_other, a), b[None], a[None]), look.scene, look.other)
-  centers = now.start + _velocity(now) * frame[:, None]
-  progress = jnp.clip(elapsed / jnp.maximum(look.length - look.event, 1), 0.0, 1.0)
-  radius = jnp.asarray(list(shapes.SIZES.values()), jnp.float32)[now.size] * jnp.exp(look.resize * progress)
+  key = jax.random.key(look.seed)
+  states = jax.tree.map(jnp.asarray, states)
+  colors, backgrounds = shapes.palette(shapes.COLORS), shapes.palette(shapes.BACKGROUNDS)
+  background = _mixed(backgrounds[states.background], backgrounds[look.background], look.mix_background)
+  frames = background[:, None, None]
+  growth = jnp.clip((times - look.event) / jnp.maximum(look.end - look.event, 1), 0.0, 1.0)
+  opacity = _opacity(look, key, times)
+  uneven = _cut_out(_outline_tile(), jax.random.fold_in(key, 0), times)[..., 0]
+  for index in reversed(range(MOST_OBJECTS)):
+    own = jnp.asarray(look.target == index, jnp.float32)
+    radius = jnp.asarray(list(shapes.SIZES.values()), jnp.float32)[states.size[:, index]]
+    radius = radius * jnp.exp(own * look.resize * growth)
+    weights = _mixed(
+      jax.nn.one_hot(states.shape[:, index], len(shapes.SHAPES)),
+      jax.nn.one_hot(look.shape, len(shapes.SHAPES)),
+      own * look.mix_shape,
+    )
+    outline = _Outline(radius, weights, own * look.erode * uneven, own * look.cut, jax.random.fold_in(key, 1))
+    center, copy = states.center[:, index].astype(jnp.float32), own * look.ghost
+    first = (1.0 - copy) * outline.coverage(center)
+    second = copy * outline.coverage(center + jnp.asarray(look.shift)[None])
+    seen = jnp.where(states.present[:, index], 1.0 + own * (opacity - 1.0), 0.0)
+    coverage = seen[:, None, None, None] * jnp.minimum(first + second, 1.0)[..., None]
+    color = _mixed(colors[states.color[:, index]], colors[look.color], own * look.mix_color)
+    frames = frames + coverage * (color[:, None, None] - frames)
+  return _soften(look, key, frames, times)
 
-  fields = _cut_out(_outline_tile(), jax.random.fold_in(look.key, 0), times)[..., 0]
-  mixed = look.mix_shape * jax.nn.one_hot(look.other.shape, len(shapes.SHAPES))[None]
-  weights = (1.0 - look.mix_shape) * jax.nn.one_hot(now.shape, len(shapes.SHAPES)) + mixed
-  covered = lambda where: _coverage(look, where, radius, weights, fields)
+
+def _mixed(own: jax.Array, other: jax.Array, weight: Real) -> jax.Array:
+  """[T, C] of `own [T, C]` and `other [C]`."""
+  return (1.0 - weight) * own + weight * other[None]
+
+
+def _opacity(look: Look, key: jax.Array, times: HostArray) -> jax.Array:
+  """[T] of the target."""
   gone = (times >= look.event) & (times < look.until)
-  opacity = (1.0 - look.faint) * (1.0 - look.vanish * gone) * (1.0 - look.flicker * _per_frame(look.key, times))
-  opacity = opacity[:, None, None]
-  first = opacity * (1.0 - look.ghost) * covered(centers.astype(jnp.float32))
-  second = opacity * look.ghost * covered(centers + look.shift[None])
-  coverage = jnp.minimum(first + second, 1.0)[..., None]
-
-  color = _mix(shapes.palette(shapes.COLORS), now.color, look.other.color, look.mix_color)
-  background = _mix(shapes.palette(shapes.BACKGROUNDS), now.background, look.other.background, look.mix_background)
-  frames = background + coverage * (color - background)
-  return _soften(look, frames, times)
+  return jnp.float32(1.0 - look.faint) * (1.0 - look.vanish * gone) * (1.0 - look.flicker * _per_frame(key, times))
 
 
-def _velocity(scene: Scene) -> jax.Array:
-  direction = jnp.asarray(list(shapes.DIRECTIONS.values()), jnp.int32)[scene.direction]
-  return direction * jnp.asarray(list(shapes.SPEEDS.values()), jnp.int32)[scene.speed][:, None]
+class _Outline(NamedTuple):
+  """What an object covers: radius [T], weights of the shapes [T, 3], shift of its outline [T, 64, 64], a cut."""
+
+  radius: jax.Array
+  weights: jax.Array
+  uneven: jax.Array
+  cut: jax.Array
+  key: jax.Array
+
+  def coverage(self, centers: HostArray) -> jax.Array:
+    """[T, 64, 64] in [0, 1], at real-valued centres [T, 2]."""
+    offsets = _torus_offsets(centers)
+    x, y = offsets[:, None, :, 0], offsets[:, :, None, 1]
+    radius = self.radius[:, None, None]
+    distances = [shapes.signed_distance(shape, radius, x, y) for shape in range(len(shapes.SHAPES))]
+    parts = [jnp.clip(0.5 - distance - self.uneven, 0.0, 1.0) for distance in distances]
+    coverage = sum(weight[:, None, None] * part for weight, part in zip(self.weights.T, parts))
+    angle = 2.0 * jnp.pi * jax.random.uniform(self.key)
+    beyond = x * jnp.cos(angle) + y * jnp.sin(angle) - (radius - self.cut)
+    return coverage * jnp.where(self.cut > 0, jnp.clip(0.5 - beyond, 0.0, 1.0), 1.0)
 
 
-def _like(mask: HostArray, field: jax.Array) -> HostArray:
-  """[T] to [T, 1, ...] with one more axis for each axis of `field`."""
-  return mask.reshape(-1, *(1,) * field.ndim)
-
-
-def _mix(palette: jax.Array, index: jax.Array, other: IntLike, weight: jax.Array) -> jax.Array:
-  """Colours `[T, 1, 1, 3]` of indices `[T]`, mixed with the colour of `other`."""
-  return ((1.0 - weight) * palette[index] + weight * palette[other][None])[:, None, None]
-
-
-def _coverage(look: Appearance, centers: jax.Array, radius: jax.Array, weights: jax.Array, fields: jax.Array):
-  """`[T, 64, 64]` in [0, 1] of objects at `centers [T, 2]`; shapes are mixed with `weights [T, 3]`."""
-  offsets = _torus_offsets(centers)
-  x, y = offsets[:, None, :, 0], offsets[:, :, None, 1]
-  distances = [shapes.signed_distance(s, radius[:, None, None], x, y) for s in range(len(shapes.SHAPES))]
-  uneven = look.erode * fields
-  parts = [jnp.clip(0.5 - distance - uneven, 0.0, 1.0) for distance in distances]
-  coverage = sum(weight[:, None, None] * part for weight, part in zip(weights.T, parts))
-  angle = 2.0 * jnp.pi * jax.random.uniform(jax.random.fold_in(look.key, 1))
-  beyond = x * jnp.cos(angle) + y * jnp.sin(angle) - (radius[:, None, None] - look.cut)
-  return coverage * jnp.where(look.cut > 0, jnp.clip(0.5 - beyond, 0.0, 1.0), 1.0)
-
-
-def _torus_offsets(centers: jax.Array) -> jax.Array:
+def _torus_offsets(centers: HostArray) -> jax.Array:
   """`[T, 64, 2]` shortest offsets (x, y) from real-valued centres `[T, 2]` to the middle of every column and row."""
   half = FRAME_SIZE / 2
   steps = jnp.arange(FRAME_SIZE, dtype=jnp.float32)[None, :, None] - centers[:, None, :]
@@ -189,7 +186,7 @@ def _per_frame(key: jax.Array, times: HostArray) -> jax.Array:
   return table[times % _RANDOM_FRAMES]
 
 
-def _soften(look: Appearance, frames: jax.Array, times: HostArray) -> jax.Array:
+def _soften(look: Look, key: jax.Array, frames: jax.Array, times: HostArray) -> jax.Array:
   """Blurs on the torus, adds noise and clips."""
   position = jnp.arange(FRAME_SIZE)
   distance = jnp.abs(position[:, None] - position[None, :])
@@ -197,5 +194,5 @@ def _soften(look: Appearance, frames: jax.Array, times: HostArray) -> jax.Array:
   kernel = jnp.exp(-0.5 * jnp.square(distance / jnp.maximum(look.blur, 0.2)))
   kernel = kernel / kernel.sum(axis=1, keepdims=True)
   frames = jnp.einsum("ij,tjkc,lk->tilc", kernel, frames, kernel)
-  noise = _cut_out(_noise_tile(), jax.random.fold_in(look.key, 3), times)
+  noise = _cut_out(_noise_tile(), jax.random.fold_in(key, 3), times)
   return jnp.clip(frames + look.noise * noise, 0.0, 1.0)

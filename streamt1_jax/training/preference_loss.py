@@ -1,8 +1,8 @@
-"""What a small reward learns from: the preference loss, and readers that help the vision tower to see.
+"""What a small reward learns from: the preference loss, and readers that help it to see and to compare.
 
   pairs ── media tokens, once per clip ──┬─ decoder, with each of two captions ── scores ── Bradley and Terry
-                                         └─ linear readers ── names of the attributes, next words,
-                                                              the word that differs: what is true, whether it is
+                                         └─ linear readers ── attributes of the object of every colour, next words;
+                                                              where something is said: whether it is true, what is so
 
 Batches of clips and captions at once; in a search a reward is called through its own interface, with the same result.
 """
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards.qwen2_vl import preprocess
@@ -24,9 +24,13 @@ from streamt1_jax.rewards.qwen2_vl.config import VisionConfig
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens, Qwen2VL
 from streamt1_jax.rewards.spec import RewardSpec
 from streamt1_jax.rewards.videoalign import DIMENSIONS
-from streamt1_jax.training import preferences
-from streamt1_jax.training.preferences import Pairs
+from streamt1_jax.training.corruptions import CORRUPTIONS
+from streamt1_jax.training.pair_labels import FIELDS, MOTION_FIELDS, UNKNOWN, Labels
 from streamt1_jax.training.reward_text import CaptionTokens
+from streamt1_jax.typing import HostArray
+
+Readers = dict[str, HostArray]
+"""Matrices [dim, values]."""
 
 
 @runtime_checkable
@@ -37,30 +41,48 @@ class RewardModel(Protocol):
   head: Any
 
 
+class Pairs(NamedTuple):
+  """B pairs; n frames each.
+
+  Attributes:
+    better: the clips that should win.
+    worse: the clips that should lose.
+    tokens: of their captions, by captions (right, other).
+    said_at: where everything about the objects and the background is said, see `reward_text.said_at`.
+    labels: what is known of them.
+  """
+
+  better: UInt8[HostArray, "B n 64 64 3"]
+  worse: UInt8[HostArray, "B n 64 64 3"]
+  tokens: CaptionTokens
+  said_at: Int32[HostArray, "2 B 3"]
+  labels: Labels
+
+
 class _Kind(NamedTuple):
   """In what training an image reward and a video reward differ.
 
   Attributes:
     to_patches: pixels of one clip to patches.
-    fields: attributes that the readers name beside those that a single frame shows.
+    hidden: attributes that it cannot see.
     terms: keys of `preference_terms` beside those of every reward.
   """
 
   to_patches: Callable[[jax.Array, VisionConfig], jax.Array]
-  fields: tuple[str, ...] = ()
+  hidden: tuple[str, ...] = ()
   terms: tuple[str, ...] = ()
 
 
 _BY_KIND: Mapping[str, _Kind] = {
-  "image": _Kind(preprocess.pictures_to_patches),
+  "image": _Kind(preprocess.pictures_to_patches, hidden=MOTION_FIELDS),
   # A speed shows only as the way between two frames, and the time between them is not told, so in the shortest windows
   # it is ambiguous. Still, a VideoAlign whose media tokens need not name speeds never learned to compare them.
-  "video": _Kind(preprocess.to_patches, fields=("direction", "speed"), terms=("change",)),
+  "video": _Kind(preprocess.to_patches, terms=("change",)),
 }
 """By `RewardSpec.kind`."""
 
 
-def media_tokens(model: RewardModel, reward: RewardSpec, clips: jax.Array) -> jax.Array:
+def media_tokens(model: RewardModel, reward: RewardSpec, clips: HostArray) -> jax.Array:
   """[N, T, dim] of clips [N, n, 64, 64, 3]: single pictures for an image reward, windows for a video reward."""
   vision = model.backbone.vision.config
   to_patches = _BY_KIND[reward.kind].to_patches
@@ -78,42 +100,34 @@ class Reading(NamedTuple):
     scores: captions (right, other) by clips (better, worse): mu (R = 1), or raw VQ, MQ and TA.
     media: media tokens of the better clips.
     hidden: hidden states of the text after them, with the right caption.
-    tokens: what that text is; fields have a leading [B].
-    differing: the first token in which the two captions differ, in either.
-    compared: what the decoder's blocks make of that token, by captions and clips.
+    said: what the decoder's blocks make of the three places where something is said, by captions and clips.
   """
 
   scores: Float32[Array, "2 2 B R"]
   media: Float[Array, "B T M"]
   hidden: Float[Array, "B Y M"]
-  tokens: PromptTokens
-  differing: Int32[Array, "2 B"]
-  compared: Float[Array, "2 2 B num_layers M"]
+  said: Float[Array, "2 2 B num_layers 3 M"]
 
 
-def read_pairs(model: RewardModel, reward: RewardSpec, captions: CaptionTokens, pairs: Pairs) -> Reading:
+def read_pairs(model: RewardModel, reward: RewardSpec, pairs: Pairs) -> Reading:
   """Reads both clips of every pair with both captions."""
-  backbone, count = model.backbone, pairs.kind.shape[0]
+  backbone, count = model.backbone, pairs.labels.kind.shape[0]
   media = media_tokens(model, reward, jnp.concatenate([pairs.better, pairs.worse]))
-  rows = jnp.concatenate([pairs.scene] * 2 + [pairs.other] * 2)
-  tokens = jax.vmap(captions.of)(rows, jnp.tile(pairs.omit_size, 4), jnp.tile(pairs.omit_speed, 4))
-  positions = jnp.arange(captions.after.shape[-1])
+  # Captions outside, clips inside, as all that is read.
+  texts = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0).reshape(-1, x.shape[-1]), pairs.tokens._replace(before=None))
+  places = jnp.repeat(jnp.asarray(pairs.said_at), 2, axis=0).reshape(-1, pairs.said_at.shape[-1])
+  positions = jnp.arange(texts.after.shape[-1])
 
-  texts = tokens.after.reshape(2, 2, count, -1)[:, 0]
-  place = jnp.argmax(texts[0] != texts[1], axis=1)
-  differing = jnp.take_along_axis(texts, place[None, :, None], axis=2)[..., 0]
-
-  def read(media: jax.Array, after: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-    prompt = backbone.embed_prompt(PromptTokens(captions.before, after, positions))
+  def read(media: jax.Array, after: jax.Array, places: jax.Array) -> tuple[jax.Array, jax.Array]:
+    prompt = backbone.embed_prompt(PromptTokens(pairs.tokens.before, after, positions))
     outputs = backbone.decoder.block_outputs(jnp.concatenate([prompt.before, media, prompt.after]))
     outputs = outputs[:, -len(positions) :]
-    return backbone.decoder.final_norm(outputs[-1]), outputs[:, place]
+    return backbone.decoder.final_norm(outputs[-1]), outputs[:, places]
 
-  hidden, compared = jax.vmap(read)(jnp.concatenate([media, media]), jnp.asarray(tokens.after), jnp.tile(place, 4))
-  scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, tokens.reward_index)
-  media, hidden, tokens = jax.tree.map(lambda x: x[:count], (media, hidden, tokens))
-  compared = compared.reshape(2, 2, count, *compared.shape[1:])
-  return Reading(scores.reshape(2, 2, count, -1), media, hidden, tokens, differing, compared)
+  hidden, said = jax.vmap(read)(jnp.concatenate([media, media]), texts.after, places)
+  scores = jax.vmap(lambda h, index: model.head(h[index])[..., 0])(hidden, texts.reward_index)
+  said = said.reshape(2, 2, count, *said.shape[1:])
+  return Reading(scores.reshape(2, 2, count, -1), media[:count], hidden[:count], said)
 
 
 def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
@@ -124,40 +138,29 @@ def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
 @functools.cache
 def _table(attribute: str) -> np.ndarray:
   """[kinds, 3] whether VQ, MQ and TA are in `attribute` of the corruption."""
-  rows = [[d in getattr(corruption, attribute) for d in DIMENSIONS] for corruption in preferences.CORRUPTIONS.values()]
+  rows = [[d in getattr(corruption, attribute) for d in DIMENSIONS] for corruption in CORRUPTIONS.values()]
   return np.array(rows, np.float32)
 
 
-def _is_text(pairs: Pairs) -> jax.Array:
-  """[B] whether the worse clips are of another caption, at least in the end."""
-  return jnp.asarray([corruption.family == "text" for corruption in preferences.CORRUPTIONS.values()])[pairs.kind]
-
-
-def _shows_other(pairs: Pairs) -> jax.Array:
-  """[B] whether the worse clips show what the other caption says, and not only in their last chunk."""
-  return _is_text(pairs) & ~pairs.late
-
-
-def preference_terms(scores: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
+def preference_terms(scores: jax.Array, labels: Labels) -> dict[str, jax.Array]:
   """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
   (better, worse), (better_other, worse_other) = scores
-  is_text = _is_text(pairs)
   # Text alignment comes last; the image reward has nothing else.
   alignment = lambda x: x[:, -1]
   caption = bradley_terry(alignment(better), alignment(better_other))
   exchanged = bradley_terry(alignment(worse_other), alignment(better_other))
   exchanged = exchanged + bradley_terry(alignment(worse_other), alignment(worse))
   total = bradley_terry(better.sum(axis=1), worse.sum(axis=1))
-  terms = {"caption": caption.mean(), "exchanged": mean_where(exchanged, _shows_other(pairs)), "clip": total.mean()}
+  terms = {"caption": caption.mean(), "exchanged": mean_where(exchanged, labels.shows_other), "clip": total.mean()}
   if scores.shape[-1] == len(DIMENSIONS):
-    falls, stays = (jnp.asarray(_table(name))[pairs.kind] for name in ("falls", "stays"))
+    falls, stays = (jnp.asarray(_table(name))[labels.kind] for name in ("falls", "stays"))
     # What changes late changes while it moves, so motion quality may fall as well.
-    stays = stays * jnp.where(pairs.late & is_text, 0.0, 1.0)[:, None]
+    stays = stays * jnp.where(labels.late & labels.is_text, 0.0, 1.0)[:, None]
     terms["clip"] = 0.5 * terms["clip"] + mean_where(bradley_terry(better, worse), falls > 0)
     terms["change"] = mean_where(jnp.square(better - worse), stays > 0)
   return terms | {
     "clips_right": (better.sum(axis=1) > worse.sum(axis=1)).mean(),
-    "text_right": mean_where(better.sum(axis=1) > worse.sum(axis=1), is_text),
+    "text_right": mean_where(better.sum(axis=1) > worse.sum(axis=1), labels.is_text),
     "captions_right": (alignment(better) > alignment(better_other)).mean(),
   }
 
@@ -169,63 +172,79 @@ def term_names(reward: RewardSpec) -> tuple[str, ...]:
   return names + _BY_KIND[reward.kind].terms
 
 
-def mean_where(x: jax.Array, mask: jax.Array) -> jax.Array:
+def mean_where(x: jax.Array, mask: HostArray) -> jax.Array:
   return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def named_fields(reward: RewardSpec) -> tuple[str, ...]:
-  """What the readers name."""
-  return ("size", "color", "shape", "background", *_BY_KIND[reward.kind].fields)
+def seen_fields(reward: RewardSpec) -> tuple[str, ...]:
+  """What the readers tell."""
+  return tuple(field for field in FIELDS if field not in _BY_KIND[reward.kind].hidden)
 
 
-def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> dict[str, jax.Array]:
-  """Weights of the readers by field, and of those of `telling_terms` and `comparing_terms`."""
-  fields = {field: jnp.zeros((dim, len(shapes.attribute_names()[field]))) for field in named_fields(reward)}
-  words = {reader: jnp.zeros((dim, vocab_size)) for reader in ("words", "correction")}
-  return fields | words | {"truth": jnp.zeros(dim)}
+def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> Readers:
+  """Weights of the readers of `seeing_terms`, `telling_terms` and `comparing_terms`, all zero."""
+  values = {field: len(shapes.attribute_names()[field]) for field in seen_fields(reward)}
+  colors = len(shapes.COLORS)
+  of_colors = {field: colors * number for field, number in values.items() if field not in ("color", "background")}
+  sizes = {f"name_{field}": number for field, number in of_colors.items()}
+  sizes |= {"name_background": values["background"], "name_there": colors}
+  sizes |= {f"correct_{field}": number for field, number in values.items()}
+  sizes |= {"truth": len(FIELDS), "words": vocab_size}
+  return {name: jnp.zeros((dim, number)) for name, number in sizes.items()}
 
 
-def seeing_terms(readers: dict[str, jax.Array], media: jax.Array, pairs: Pairs) -> dict[str, jax.Array]:
-  """Cross entropy of the better clips' attributes, read from their media tokens [B, T, dim]."""
+def seeing_terms(readers: Readers, media: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+  """Losses of what the media tokens [B, T, dim] of the better clips name.
+
+  Which colours have an object, the attributes of the object of every colour, and the background.
+  """
   pooled = media.mean(axis=1)
-  attributes = shapes.Attributes(*jnp.asarray(shapes.all_scenes(), jnp.int32)[pairs.scene].T)
-  losses, right = [], []
-  for field in (field for field in shapes.Attributes._fields if field in readers):
-    logits, label = pooled @ readers[field], getattr(attributes, field)
-    losses.append(_cross_entropy(logits, label).mean())
-    right.append((logits.argmax(axis=1) == label).mean())
+  there = pooled @ readers["name_there"]
+  known = labels.there != UNKNOWN
+  losses = [mean_where(optax.sigmoid_binary_cross_entropy(there, jnp.maximum(labels.there, 0)), known)]
+  right = [mean_where((there > 0) == (labels.there > 0), known)]
+  for name in (name for name in readers if name.startswith("name_") and name != "name_there"):
+    field = name.removeprefix("name_")
+    label = labels.background if field == "background" else labels.named[..., FIELDS.index(field)]
+    logits = (pooled @ readers[name]).reshape(*label.shape, -1)
+    known = label != UNKNOWN
+    losses.append(mean_where(_cross_entropy(logits, jnp.maximum(label, 0)), known))
+    right.append(mean_where(logits.argmax(axis=-1) == label, known))
   mean = lambda values: functools.reduce(operator.add, values) / len(values)
   return {"naming": mean(losses), "named_right": mean(right)}
 
 
-def telling_terms(readers: dict[str, jax.Array], reading: Reading) -> dict[str, jax.Array]:
+def telling_terms(readers: Readers, reading: Reading, tokens: CaptionTokens) -> dict[str, jax.Array]:
   """Cross entropy of the words of the better clips' captions, each foretold from those before it.
 
   What Qwen2-VL was trained with before it became a reward: it teaches the decoder to look an attribute up at the word
   that will name it.
   """
-  following = reading.tokens.after[:, 1:]
-  is_text = jnp.arange(following.shape[1])[None] < reading.tokens.reward_index[:, -1:]
+  following = tokens.after[0][:, 1:]
+  is_text = jnp.arange(following.shape[1])[None] < tokens.reward_index[0][:, -1:]
   return {"words": mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)}
 
 
-def comparing_terms(readers: dict[str, jax.Array], reading: Reading, pairs: Pairs) -> dict[str, jax.Array]:
-  """Losses at the word in which two captions differ: what is true of the clip, and whether it stands there.
+def comparing_terms(readers: Readers, reading: Reading, labels: Labels, reward: RewardSpec) -> dict[str, jax.Array]:
+  """Losses where everything about an object or the background is said: whether it is true, and what is so instead.
 
-  A preference tells that something in a caption is wrong; this tells where, and what the clip shows instead. A word
-  and a clip must be compared: neither says anything alone, so preferences hardly teach it. What is true is read after
-  the first block, and whether it stands there is read before the last one, so that the reward tokens can look at it.
+  A preference tells that something in a caption is wrong; this tells what, and what the clip shows instead. A word and
+  a clip must be compared: neither says anything alone, so preferences hardly teach it. What is so, and
+  whether it is true, is read after the last block but one, so that the reward tokens can look at it.
   """
-  reader = lambda block, name: _rms_normalised(reading.compared[..., block, :]) @ readers[name]
-  told, truth = reader(0, "correction"), reader(-2, "truth")
-  shown = jnp.broadcast_to(reading.differing[None], truth.shape)  # by the better clip, and by the worse one
-  is_true = jnp.broadcast_to(jnp.eye(2, dtype=bool)[:, :, None], truth.shape)
-  known = jnp.stack([jnp.ones_like(pairs.late), _shows_other(pairs)])
-  known = jnp.broadcast_to(known[None], truth.shape)
+  said = _rms_normalised(reading.said[..., -2, :, :])
+  truth = said @ readers["truth"]
+  seen = np.array([field in seen_fields(reward) for field in FIELDS])
+  known = (labels.is_true != UNKNOWN) & seen
+  corrections = []
+  for field in seen_fields(reward):
+    label = labels.shown[..., FIELDS.index(field)]
+    loss = _cross_entropy(said @ readers[f"correct_{field}"], jnp.maximum(label, 0))
+    corrections.append(mean_where(loss, label != UNKNOWN))
   return {
-    "correction": mean_where(_cross_entropy(told, shown), known),
-    "truth": mean_where(optax.sigmoid_binary_cross_entropy(truth, is_true.astype(truth.dtype)), known),
-    "truth_right": mean_where((truth > 0) == is_true, known),
+    "correction": functools.reduce(operator.add, corrections) / len(corrections),
+    "truth": mean_where(optax.sigmoid_binary_cross_entropy(truth, jnp.maximum(labels.is_true, 0)), known),
+    "truth_right": mean_where((truth > 0) == (labels.is_true > 0), known),
   }
 
 

@@ -1,30 +1,35 @@
 """The training of a small HPSv3 or VideoAlign on pairs of clips: batches, losses, one step, and unit scores in the end.
 
-draw_batch ── pairs ── read_pairs ──┬─ preferences (clip, caption, exchanged, change)
-                                    └─ readers (naming, words, correction, truth)
+draw_batch ── clips, tokens, labels ── frames ── read_pairs ──┬─ preferences (clip, caption, exchanged, change)
+   (host)                              (device)               └─ readers (naming, words, correction, truth)
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tokenizers
 from flax import nnx
+from jaxtyping import Int32
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io.checkpoint import load_params
 from streamt1_jax.rewards import folder
+from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.spec import RewardSpec
-from streamt1_jax.training import preference_loss, preferences, trainer
-from streamt1_jax.training.preferences import PairConfig, Pairs
+from streamt1_jax.training import pair_frames, pair_labels, preference_loss, preferences, reward_text, trainer
+from streamt1_jax.training.pair_frames import PairClips
+from streamt1_jax.training.pair_labels import Labels
+from streamt1_jax.training.preference_loss import Pairs
+from streamt1_jax.training.preferences import PairConfig
 from streamt1_jax.training.reward_text import CaptionTokens
-from streamt1_jax.training.scene_pairs import Neighbours
 from streamt1_jax.training.trainer import Trainer
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import HostArray, Params
 
 WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
 """Lengths of the windows, in frames, in the order in which training steps take them: some of what a search shows, and
@@ -47,7 +52,7 @@ class RewardTraining:
     ema_decay: decay of the weights' moving average.
     naming_weight: weight of the loss of the readers that name attributes.
     words_weight: weight of the loss of the reader that foretells the caption's words.
-    comparing_weight: weight of the losses at the word in which two captions differ.
+    comparing_weight: weight of the losses where everything about an object or the background is said.
     stay_weight: weight of the squared change of scores that must not change.
     seed: decides initialisation and data.
   """
@@ -67,27 +72,45 @@ class RewardTraining:
 
 
 class Objective(NamedTuple):
-  """What is trained, and on what; all static but the arrays.
+  """What is trained, and on what.
 
   Attributes:
     reward: which one.
     config: sizes.
     graphdef: graph definition of the model.
-    captions: tokens of every caption.
-    scenes: pairs of scenes of the split "train".
+    prompt: gives the tokens of captions.
+    tokenizer: that of `prompt`.
     codec: parameters and graph definition of the codec.
-    emphasis: as in `PairConfig`.
+    pairs: how pairs are drawn.
     windows: length of the window and number of frames looked at, of every step in turn.
   """
 
   reward: RewardSpec
   config: Any
   graphdef: nnx.GraphDef
-  captions: CaptionTokens
-  scenes: Neighbours
+  prompt: Callable[[str], PromptTokens]
+  tokenizer: tokenizers.Tokenizer
   codec: tuple[Params, nnx.GraphDef]
-  emphasis: tuple[tuple[str, float], ...]
+  pairs: PairConfig
   windows: tuple[tuple[int, int], ...]
+
+
+class Batch(NamedTuple):
+  """Pairs as arrays, before their frames are drawn.
+
+  Attributes:
+    clips: of both sides.
+    times: of the frames that the reward looks at.
+    tokens: of the captions (right, other).
+    said_at: see `preference_loss.Pairs`.
+    labels: what is known of the pairs.
+  """
+
+  clips: PairClips
+  times: Int32[HostArray, " n"]
+  tokens: CaptionTokens
+  said_at: Int32[HostArray, "2 B 3"]
+  labels: Labels
 
 
 class RewardTrainer(NamedTuple):
@@ -103,45 +126,56 @@ class RewardTrainer(NamedTuple):
 
 
 def draw_batch(
-  codec: Params, objective: Objective, key: jax.Array, window: jax.Array, looked_at: int, *, pairs: int, coded: int
-) -> Pairs:
-  """Pairs of windows, or of single frames for an image reward.
+  objective: Objective, seed: Sequence[int], window: int, looked_at: int, *, pairs: int, coded: int
+) -> Batch:
+  """Pairs of windows, or of single frames for an image reward; on the host.
 
   Args:
-    codec: parameters of the codec.
     objective: what is trained.
-    key: random key.
-    window: int32, frames of a window.
+    seed: decides everything.
+    window: frames of a window.
     looked_at: how many of them the reward sees.
     pairs: how many, where the reward looks at up to 29 frames; there are fewer where it looks at more.
     coded: how many of them go through the codec.
   """
   shrink = max(1, looked_at // 15)
-  on_frames = objective.reward.on_frames
-  config = PairConfig(
-    max(1, pairs // shrink), on_frames=on_frames, through_codec=coded // shrink, emphasis=objective.emphasis
+  count, coded = max(1, pairs // shrink), coded // shrink
+  drawn = preferences.draw_pairs(np.random.default_rng(seed), objective.pairs, count, window)
+  times = np.round(np.linspace(0.0, 1.0, looked_at) * (window - 1)).astype(np.int32)
+  texts = [caption for side in range(2) for caption in (pair.texts[side] for pair in drawn)]
+  tokens = reward_text.caption_tokens(objective.prompt, texts)
+  by_caption = lambda x: x.reshape(2, count, -1)
+  return Batch(
+    clips=pair_frames.pair_clips(drawn, times, coded),
+    times=times,
+    tokens=tokens._replace(after=by_caption(tokens.after), reward_index=by_caption(tokens.reward_index)),
+    said_at=by_caption(reward_text.said_at(objective.tokenizer, tokens)),
+    labels=pair_labels.labels(drawn),
   )
-  last_frame = preferences.through_codec(nnx.merge(objective.codec[1], codec))
-  if on_frames:
-    return preferences.draw_pairs(key, objective.scenes, config, jnp.zeros(1, jnp.int32), jnp.int32(1), last_frame)
-  times = jnp.round(jnp.linspace(0.0, 1.0, looked_at) * (window - 1)).astype(jnp.int32)
-  return preferences.draw_pairs(key, objective.scenes, config, times, window, last_frame)
+
+
+def _drawn(codec: Params, objective: Objective, batch: Batch) -> Pairs:
+  """The pairs with their frames."""
+  through = pair_frames.through_codec(nnx.merge(objective.codec[1], codec))
+  better, worse = pair_frames.draw(batch.clips, batch.times, through)
+  return Pairs(better, worse, batch.tokens, batch.said_at, batch.labels)
 
 
 def _seeing_loss(params: Params, objective: Objective, pairs: Pairs):
   model = nnx.merge(objective.graphdef, params["reward"])
   media = preference_loss.media_tokens(model, objective.reward, pairs.better)
-  terms = preference_loss.seeing_terms(params["readers"], media, pairs)
+  terms = preference_loss.seeing_terms(params["readers"], media, pairs.labels)
   return terms["naming"], terms
 
 
 def _whole_loss(params: Params, objective: Objective, pairs: Pairs, training: RewardTraining):
   model = nnx.merge(objective.graphdef, params["reward"])
-  reading = preference_loss.read_pairs(model, objective.reward, objective.captions, pairs)
-  terms = preference_loss.preference_terms(reading.scores, pairs)
-  terms |= preference_loss.seeing_terms(params["readers"], reading.media, pairs)
-  terms |= preference_loss.telling_terms(params["readers"], reading)
-  terms |= preference_loss.comparing_terms(params["readers"], reading, pairs)
+  readers, labels = params["readers"], pairs.labels
+  reading = preference_loss.read_pairs(model, objective.reward, pairs)
+  terms = preference_loss.preference_terms(reading.scores, labels)
+  terms |= preference_loss.seeing_terms(readers, reading.media, labels)
+  terms |= preference_loss.telling_terms(readers, reading, pairs.tokens)
+  terms |= preference_loss.comparing_terms(readers, reading, labels, objective.reward)
   total = terms["clip"] + terms["caption"] + 0.5 * terms["exchanged"]
   total = total + training.naming_weight * terms["naming"] + training.words_weight * terms["words"]
   total = total + training.comparing_weight * (terms["truth"] + 0.5 * terms["correction"])
@@ -151,19 +185,14 @@ def _whole_loss(params: Params, objective: Objective, pairs: Pairs, training: Re
 
 
 def make_update(objective: Objective, optimizer: optax.GradientTransformation, training: RewardTraining) -> Callable:
-  """The training step, (trainer, step) to (trainer, loss terms); jitted for every number of frames looked at."""
+  """The training step, (trainer, step) to (trainer, loss terms); compiled for every number of frames looked at."""
   windows = objective.windows
   # The windows with the fewest frames looked at show all that can be named, except some speeds.
   shortest = [window for window in windows if window[1] == min(looked_at for _, looked_at in windows)]
 
-  @functools.partial(jax.jit, static_argnames=("looked_at", "seeing"), donate_argnums=(0,))
-  def train_step(
-    before: RewardTrainer, step: jax.Array, window: jax.Array, codec: Params, looked_at: int, seeing: bool
-  ):
-    key = jax.random.fold_in(jax.random.key(training.seed), step)
-    # The codec's looks come later: they cost more than all the rest of a step that only names.
-    count, coded = (training.seeing_pairs, 0) if seeing else (training.pairs, _coded(training))
-    pairs = draw_batch(codec, objective, key, window, looked_at, pairs=count, coded=coded)
+  @functools.partial(jax.jit, static_argnames=("seeing",), donate_argnums=(0,))
+  def train_step(before: RewardTrainer, step: jax.Array, batch: Batch, codec: Params, seeing: bool):
+    pairs = _drawn(codec, objective, batch)
     loss = _seeing_loss if seeing else functools.partial(_whole_loss, training=training)
     gradients, terms = jax.grad(loss, has_aux=True)(before.state.params, objective, pairs)
     state = trainer.improved(before.state, gradients, optimizer, step, training.ema_decay)
@@ -175,7 +204,10 @@ def make_update(objective: Objective, optimizer: optax.GradientTransformation, t
     seeing = int(step) < training.seeing_steps
     turns = shortest if seeing else windows
     window, looked_at = turns[int(step) % len(turns)]
-    after = train_step(before, step, jnp.int32(window), objective.codec[0], looked_at, seeing)
+    # The codec's looks come later: they cost more than all the rest of a step that only names.
+    count, coded = (training.seeing_pairs, 0) if seeing else (training.pairs, _coded(training))
+    batch = draw_batch(objective, (training.seed, int(step)), window, looked_at, pairs=count, coded=coded)
+    after = train_step(before, step, batch, objective.codec[0], seeing)
     return after, after.recent
 
   return update
@@ -220,17 +252,17 @@ def score_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation, [R] each, of the scores of clips of training pairs, good and bad alike."""
 
-  @functools.partial(jax.jit, static_argnames="looked_at")
-  def score(params, step, window, codec, looked_at):
-    key = jax.random.fold_in(jax.random.key(training.seed + 1), step)
-    pairs = draw_batch(codec, objective, key, window, looked_at, pairs=training.pairs, coded=_coded(training))
+  @jax.jit
+  def score(params: Params, batch: Batch, codec: Params) -> jax.Array:
     model = nnx.merge(objective.graphdef, params)
-    return preference_loss.read_pairs(model, objective.reward, objective.captions, pairs).scores[0]
+    return preference_loss.read_pairs(model, objective.reward, _drawn(codec, objective, batch)).scores[0]
 
   scores = []
   for step in range(batches):
     window, looked_at = objective.windows[step % len(objective.windows)]
-    batch = score(params, jnp.int32(step), jnp.int32(window), objective.codec[0], looked_at)
-    scores.append(np.asarray(batch).reshape(-1, batch.shape[-1]))
+    seed = (training.seed + 1, step)
+    batch = draw_batch(objective, seed, window, looked_at, pairs=training.pairs, coded=_coded(training))
+    found = score(params, batch, objective.codec[0])
+    scores.append(np.asarray(found).reshape(-1, found.shape[-1]))
   joined = np.concatenate(scores)
   return joined.mean(axis=0), joined.std(axis=0)
