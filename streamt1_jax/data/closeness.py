@@ -58,7 +58,7 @@ def closeness(frames: np.ndarray, descriptions: Sequence[Description], begins: S
   fits = (_fitted(coverage, complete, begins) for complete in _completions(descriptions))
   _, ideal, lives = max(fits, key=lambda fit: fit[0])
   ideal = _refined(pixels, ideal, lives)
-  target = _drawn(ideal)
+  target = drawn(ideal)
   error = float(np.square(target - pixels).mean())
   psnr = _BEST_PSNR if error == 0 else min(_BEST_PSNR, 10.0 * np.log10(255.0**2 / error))
   return Closeness(float(psnr), *_object_distances(pixels, coverage, ideal), ideal)
@@ -197,7 +197,7 @@ def _draw():
   return jax.jit(world.draw)
 
 
-def _drawn(states: FrameStates) -> Float[np.ndarray, "T 64 64 3"]:
+def drawn(states: FrameStates) -> Float[np.ndarray, "T 64 64 3"]:
   """Frames, RGB in 0..255 as bytes hold them."""
   count = len(states.background)
   pieces = []
@@ -210,7 +210,7 @@ def _drawn(states: FrameStates) -> Float[np.ndarray, "T 64 64 3"]:
 def _refined(pixels: np.ndarray, states: FrameStates, lives: np.ndarray) -> FrameStates:
   """The states with every object moved by at most a pixel in either direction, where that is nearer."""
   chosen = np.linspace(0, len(pixels) - 1, _DRAWN).astype(int)
-  error = lambda tried: np.square(_drawn(FrameStates(*(f[chosen] for f in tried))) - pixels[chosen]).mean()
+  error = lambda tried: np.square(drawn(FrameStates(*(f[chosen] for f in tried))) - pixels[chosen]).mean()
   for life in range(lives.max() + 1):
     moves = itertools.product((0, -1, 1), repeat=2)
     tried = [_shifted(states, lives == life, np.array(move)) for move in moves]
