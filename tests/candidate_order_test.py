@@ -41,5 +41,4 @@ def test_candidates_of_the_small_model():
     # Candidates are different pictures of the same thing.
     assert len(set(chunk["psnr"])) == 3
     assert all(15.0 < psnr < 45.0 for psnr in chunk["psnr"])
-  # The second chunk's candidates go on from one beam: their past is the same, so they agree far better.
   assert not candidate_order.is_row({"caption": 3})
