@@ -227,9 +227,7 @@ def _better_clip(
     noise=soft * rng.uniform(0.0, 0.03),
     seed=_seed(rng),
   )
-  starts = world.starts_of(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
-  if rng.random() < 0.5:
-    starts = rng.integers(shapes.FRAME_SIZE, size=(2, 2)).astype(np.int32)
+  starts = _starts(rng, caption)
   borders = range(length - LAST_CHUNK, 0, -LAST_CHUNK)
   if NAMES[kind] == "stale" and len(borders):
     begin = borders[0] if late else borders[rng.integers(len(borders))]
@@ -241,6 +239,15 @@ def _better_clip(
     # What is there in the end has its place from the beginning, so the pair does not depend on who is followed.
     return Clip((before, caption), (0, earlier[rng.integers(len(earlier))]), starts, look)
   return Clip((caption,), (0,), starts, look)
+
+
+def _starts(rng: np.random.Generator, caption: Description) -> np.ndarray:
+  """Where the objects of a video are in one of its frames: they began apart, on the grid or anywhere."""
+  grid = shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))]
+  start = grid if rng.random() < 0.5 else rng.integers(shapes.FRAME_SIZE, size=2)
+  states = world.play([caption], [0], world.starts_of(start), rng.integers(shapes.FRAME_SIZE, size=1))
+  # An object that appears later begins where a second one would have been.
+  return np.where(states.present[0][:, None], states.center[0], world.starts_of(start))
 
 
 def _target(rng: np.random.Generator, caption: Description, other: Description) -> int:
