@@ -8,10 +8,12 @@ from collections.abc import Mapping
 
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.policies.base import Choice, Policy, Scores, require_choice, selection_key
+from streamt1_jax.policies.by_score import ByScore
 from streamt1_jax.policies.selection import KeepBeams, TopK
 
 __all__ = [
   "POLICIES",
+  "ByScore",
   "Choice",
   "KeepBeams",
   "Policy",
@@ -22,7 +24,7 @@ __all__ = [
   "selection_key",
 ]
 
-POLICIES: Mapping[str, type[Policy]] = {"keep_beams": KeepBeams, "top_k": TopK}
+POLICIES: Mapping[str, type[Policy]] = {"by_score": ByScore, "keep_beams": KeepBeams, "top_k": TopK}
 """Name to policy."""
 
 
