@@ -1,0 +1,391 @@
+"""Lays out a report: everything that a template needs to know of one result, so that it only has to draw."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamt1_jax.report import memory, pictures, story, svg
+from streamt1_jax.report.account import Account
+from streamt1_jax.report.memory import Remembered
+from streamt1_jax.report.pictures import Strips
+from streamt1_jax.report.story import SCORES, Candidate, Story
+from streamt1_jax.report.svg import Columns, LineChart, Series
+
+_MOST_FILM_FRAMES, _WIDEST_FILM_FRAME = 12, 96.0
+_NARROWEST_LABEL = 24.0
+_ROW_HEIGHTS = ((4, 40.0), (8, 30.0), (16, 22.0))
+_NARROW_ROW = 15.0
+_COUNTS = {
+  "denoise": "denoising forwards",
+  "look_ahead": "look-ahead forwards",
+  "commit": "clean passes",
+  "decoded": "frames decoded",
+  "previewed": "frames previewed",
+  "image_calls": "calls of the image reward",
+  "image_frames": "frames it saw",
+  "video_calls": "calls of the video reward",
+  "video_frames": "frames it saw, windows included",
+}
+"""What a search counts, in words; what else a result counts has its own name."""
+_PHASES = {
+  "load": "load",
+  "text": "read the prompt",
+  "first_chunk": "first chunk and compilation",
+  "search": "search",
+  "assemble": "judge whole videos",
+  "write": "write",
+  "save": "save",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+  """A candidate in the tree: where it stands, and who it is."""
+
+  x: float
+  y: float
+  candidate: Candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+  """From a candidate to its parent; `shown` if both are in the video."""
+
+  path: str
+  shown: bool
+  survives: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+  """All candidates of a search: columns are chunks, rows candidates."""
+
+  columns: Columns
+  height: float
+  row_height: float
+  radius: float
+  rows: Sequence[tuple[float, int]]
+  nodes: Sequence[Node]
+  links: Sequence[Link]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """A chunk on the common axis: its number, and where it begins in seconds, None if that is not known."""
+
+  chunk: int
+  x: float
+  center: float
+  start: float | None
+  given: bool
+  labelled: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+  """Frames of the video above their chunks: left edge, chunk and picture of each, all of one size."""
+
+  frames: Sequence[tuple[float, int, str]]
+  width: float
+  height: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """A part of a whole: name, value in words, and where its bar lies in percent."""
+
+  name: str
+  text: str
+  left: float
+  width: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """Everything of one result that a template draws.
+
+  Attributes:
+    key: begins every id of this result in the page.
+    account: the result.
+    story: what happened.
+    lead: sentences that sum it up.
+    facts: label and text.
+    segments: start in seconds (None if not known), chunk and prompt of each.
+    columns: the common axis.
+    axis: a column for each chunk.
+    film: frames of the video above them.
+    tree: all candidates.
+    charts: scores over chunks.
+    memory: what was remembered, or None if the trace does not say.
+    strips: pictures of candidates, as URLs.
+    seconds: where the time went; () if the result does not say.
+    counts: name and number of what the search counted; () if the result does not say.
+    settings: name and value of everything that decided the video.
+    video: URL of the video, or None.
+    length: seconds of the video, or None.
+  """
+
+  key: str
+  account: Account
+  story: Story
+  lead: Sequence[str]
+  facts: Sequence[tuple[str, str]]
+  segments: Sequence[tuple[float | None, int, str]]
+  columns: Columns
+  axis: Sequence[Column]
+  film: Film
+  tree: Tree
+  charts: Sequence[LineChart]
+  memory: Remembered | None
+  strips: Mapping[tuple[int, int], str]
+  seconds: Sequence[Share]
+  counts: Sequence[tuple[str, str]]
+  settings: Sequence[tuple[str, str]]
+  video: str | None
+  length: float | None
+
+
+def build(key: str, account: Account, video: str | None) -> Report:
+  """The report of a result, whose video is at the URL `video`. Raises ConfigError if its pictures are damaged."""
+  told = story.tell(account)
+  columns = Columns.of(told.end)
+  spans = chunk_spans(account, told.end)
+  fps = account.section("length").get("fps")
+  starts = [begin / fps for begin, _ in spans] if spans and fps else [None] * told.end
+  strips, of_video = _strips(account, told, spans)
+  return Report(
+    key=key,
+    account=account,
+    story=told,
+    lead=_lead(account, told),
+    facts=_facts(account, told),
+    segments=[(starts[at], at, prompt) for at, prompt in _segments(account) if at < len(starts) or not starts],
+    columns=columns,
+    axis=_axis(told, columns, starts),
+    film=_film(told, columns, of_video),
+    tree=_tree(told, columns),
+    charts=_charts(told, columns) if told.judged else (),
+    memory=memory.remember(account, told.line) if told.chunks else None,
+    strips={place: pictures.as_data(strip) for place, strip in strips.items()},
+    seconds=_shares(account.section("wall_seconds")),
+    counts=_counts(account),
+    settings=[(name, plain(value)) for name, value in account.settings.items()],
+    video=video,
+    length=account.section("length").get("seconds"),
+  )
+
+
+def chunk_spans(account: Account, chunks: int) -> list[tuple[int, int]]:
+  """First frame, and the one behind the last, of every chunk of the video; [] if the manifest does not say.
+
+  The first latent frame is one frame, every later one as many as the codec makes of it.
+  """
+  length = account.section("length")
+  frames, latent = length.get("frames"), length.get("latent_frames")
+  if not (isinstance(frames, int) and isinstance(latent, int) and chunks and length.get("chunks") == chunks):
+    return []
+  if latent % chunks or latent < 2 or (frames - 1) % (latent - 1):
+    return []
+  per_latent, per_chunk = (frames - 1) // (latent - 1), latent // chunks
+  begins = [0] + [1 + per_latent * (per_chunk * chunk - 1) for chunk in range(1, chunks)]
+  return list(zip(begins, [*begins[1:], frames], strict=True))
+
+
+def plain(value: Any) -> str:
+  """A value from JSON as text."""
+  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _segments(account: Account) -> list[tuple[int, str]]:
+  return [(segment["chunk"], segment["prompt"]) for segment in account.trace["segments"]]
+
+
+def _strips(
+  account: Account, told: Story, spans: Sequence[tuple[int, int]]
+) -> tuple[Strips, Mapping[int, bytes]]:
+  """Strips of candidates, and of chunks of the video. What was not kept of the video's own is read from the video."""
+  strips = pictures.kept(account.folder)
+  shown = {winner.chunk: (winner.chunk, winner.number) for winner in map(told.winner, range(len(told.chunks)))}
+  of_video = {chunk: strips[place] for chunk, place in shown.items() if place in strips}
+  missing = {chunk: span for chunk, span in enumerate(spans) if chunk not in of_video}
+  if missing and account.video is not None:
+    of_video |= pictures.from_video(account.video, missing)
+  strips |= {place: of_video[chunk] for chunk, place in shown.items() if chunk in of_video}
+  known = {(each.chunk, each.number) for chunk in told.chunks for each in chunk}
+  return {place: strip for place, strip in strips.items() if place in known}, of_video
+
+
+def _lead(account: Account, told: Story) -> list[str]:
+  everybody = [candidate for chunk in told.chunks for candidate in chunk]
+  kinds = {kind: sum(each.kind == kind for each in everybody) for kind in (story.SURVIVOR, story.LOSER, story.UNUSABLE)}
+  made, sentences = len(told.chunks), []
+  if told.failed:
+    error = account.run.get("error")
+    sentences.append(f"The search failed{f': {error}' if isinstance(error, str) else ''}.")
+  if told.given:
+    sentences.append(f"The video begins with {_many(told.given, 'chunk')} that {_was(told.given)} given.")
+  if len(everybody) == made:
+    drawn = f"{_many(made, 'chunk')} {_was(made)} made, one candidate each"
+    sentences.append(f"{drawn}." if told.judged else f"{drawn}; nothing was judged.")
+    return sentences
+  sentences.append(f"{_many(len(everybody), 'candidate')} {_was(len(everybody))} drawn for {_many(made, 'chunk')}.")
+  parts = [f"{made} {'led to the best beam' if told.failed else 'are in the video'}"]
+  parts += [f"{kinds[story.SURVIVOR]} survived in beams that are not shown"] if kinds[story.SURVIVOR] else []
+  parts += [f"{kinds[story.LOSER]} were dropped"] if kinds[story.LOSER] else []
+  parts += [f"{kinds[story.UNUSABLE]} were NaN or Inf"] if kinds[story.UNUSABLE] else []
+  sentences.append(f"{', '.join(parts[:-1])} and {parts[-1]}." if len(parts) > 1 else f"{parts[0]}.")
+  return sentences
+
+
+def _many(count: int, noun: str) -> str:
+  return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _was(count: int) -> str:
+  return "was" if count == 1 else "were"
+
+
+def _facts(account: Account, told: Story) -> list[tuple[str, str]]:
+  trace, run, length = account.trace, account.run, account.section("length")
+  environment, settings = account.section("environment"), account.settings
+  final = trace["final"]
+  facts = [("Search", _search_name(account)), ("Beams \N{MULTIPLICATION SIGN} candidates", _sizes(account))]
+  if final is not None and told.judged:
+    facts.append(("Score of the video", score(final["scores"][final["best"]])))
+  if isinstance(length.get("seconds"), (int, float)):
+    facts.append(("Length", f"{length['seconds']:.2f} s, {_many(told.end, 'chunk')}"))
+  total = sum(value for value in account.section("wall_seconds").values() if isinstance(value, (int, float)))
+  if total:
+    facts.append(("Took", f"{total:.1f} s"))
+  rewards = [plain_names(trace.get(name)) for name in ("image_rewards", "video_rewards")]
+  if told.judged and any(rewards):
+    facts.append(("Rewards", ", ".join(filter(None, rewards))))
+  if settings.get("seed") is not None:
+    facts.append(("Seed", plain(settings["seed"])))
+  if environment.get("device_kind") is not None:
+    facts.append(("Device", f"{environment['device_kind']}, {settings.get('dtype', 'unknown dtype')}"))
+  if run.get("prompt_truncated") is True:
+    facts.append(("Prompt", "cut: longer than the model reads"))
+  return facts
+
+
+def _search_name(account: Account) -> str:
+  name = account.trace.get("method") or account.section("flags").get("search")
+  return name.replace("_", " ") if isinstance(name, str) else "not recorded"
+
+
+def _sizes(account: Account) -> str:
+  return f"{account.trace['top_k']} \N{MULTIPLICATION SIGN} {account.trace['beam_size']}"
+
+
+def plain_names(weights: Any) -> str:
+  """Names of rewards, with weights that are not one."""
+  if not isinstance(weights, Mapping):
+    return weights if isinstance(weights, str) else ""
+  return " + ".join(name if weight == 1 else f"{weight} {name}" for name, weight in weights.items())
+
+
+def score(value: float | None, digits: int = 4) -> str:
+  """A score as text; what nothing judged has none."""
+  return "not judged" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _axis(told: Story, columns: Columns, starts: Sequence[float | None]) -> list[Column]:
+  every = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * columns.step >= _NARROWEST_LABEL)
+  return [
+    Column(
+      chunk=chunk,
+      x=columns.left(chunk),
+      center=columns.center(chunk),
+      start=starts[chunk],
+      given=chunk < told.given,
+      labelled=chunk % every == 0,
+    )
+    for chunk in range(told.end)
+  ]
+
+
+def _film(told: Story, columns: Columns, of_video: Mapping[int, bytes]) -> Film:
+  every = max(1, -(-told.end // _MOST_FILM_FRAMES))
+  shown = [chunk for chunk in range(0, told.end, every) if chunk in of_video]
+  if not shown:
+    return Film((), 0.0, 0.0)
+  rows, row_width = pictures.size_of(of_video[shown[0]])
+  width = min(columns.step * every - 5.0, _WIDEST_FILM_FRAME)
+  left = lambda chunk: columns.left(chunk) + 0.5 * (columns.step * every - width)
+  frames = [(left(chunk), chunk, pictures.as_data(pictures.middle_of(of_video[chunk]))) for chunk in shown]
+  return Film(frames, width, width * rows / row_width)
+
+
+def _tree(told: Story, columns: Columns) -> Tree:
+  rows = max((len(chunk) for chunk in told.chunks), default=1)
+  row_height = next((height for most, height in _ROW_HEIGHTS if rows <= most), _NARROW_ROW)
+  at = lambda candidate: (columns.center(candidate.chunk), (candidate.number + 0.5) * row_height + 4.0)
+  nodes, links = [], []
+  for index, chunk in enumerate(told.chunks):
+    for candidate in chunk:
+      x, y = at(candidate)
+      nodes.append(Node(x, y, candidate))
+      if candidate.parent is not None:
+        parent = told.chunks[index - 1][candidate.parent]
+        shown = candidate.kind == story.WINNER
+        survives = candidate.kind in (story.WINNER, story.SURVIVOR)
+        links.append(Link(svg.link_path(*at(parent), x, y), shown, survives))
+  links.sort(key=lambda link: (link.shown, link.survives))
+  radius = min(9.0, 0.3 * columns.step, 0.36 * row_height)
+  labels = [((row + 0.5) * row_height + 4.0, row) for row in range(rows)]
+  return Tree(columns, rows * row_height + 8.0, row_height, radius, labels, nodes, links)
+
+
+def _charts(told: Story, columns: Columns) -> list[LineChart]:
+  """A chart for each kind of score: the shown candidates as a line, the range of all candidates as a band."""
+  empty = [None] * told.given
+  charts = []
+  for name, title in reversed(SCORES):
+    values = [[candidate.scores[name] for candidate in chunk] for chunk in told.chunks]
+    known = [[value for value in chunk if value is not None] for chunk in values]
+    shown = [chunk[number] for chunk, number in zip(values, told.line, strict=True)]
+    several = any(len(chunk) > 1 for chunk in known)
+    lows = [*empty, *(min(chunk, default=None) for chunk in known)] if several else ()
+    highs = [*empty, *(max(chunk, default=None) for chunk in known)] if several else ()
+    line = Series("in the video", "shown", [*empty, *shown], lows, highs, points=True)
+    charts.append(svg.line_chart(f"{title} score", columns, [line], 150.0 if name == "hybrid" else 96.0))
+  return charts
+
+
+def _shares(seconds: Mapping[str, Any]) -> list[Share]:
+  values = {name: value for name, value in seconds.items() if isinstance(value, (int, float)) and value > 0}
+  total, left, shares = sum(values.values()), 0.0, []
+  for name, value in values.items():
+    width = 100.0 * value / total
+    words = _PHASES.get(name, name.replace("_", " "))
+    shares.append(Share(words, f"{value:.2f} s", left, width))
+    left += width
+  return shares
+
+
+def _counts(account: Account) -> list[tuple[str, str]]:
+  """What the search counted: the account of the whole, or the sum of the chunks' own."""
+  whole = account.run.get("cost") or account.trace.get("cost")
+  owners = [whole] if isinstance(whole, Mapping) else [chunk.get("cost") for chunk in account.trace["chunks"]]
+  sums: dict[str, float] = {}
+  for owner in owners:
+    for name, value in _flat(owner):
+      sums[name] = sums.get(name, 0) + value
+  return [(_COUNTS.get(name, name.replace("_", " ")), f"{value:,}" if value == int(value) else f"{value:,.2f}")
+          for name, value in sums.items() if value]  # fmt: skip
+
+
+def _flat(owner: Any, before: str = "") -> list[tuple[str, float]]:
+  if not isinstance(owner, Mapping):
+    return []
+  found = []
+  for name, value in owner.items():
+    if isinstance(value, Mapping):
+      found += _flat(value, f"{before}{name} ")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+      found.append((f"{before}{name}", value))
+  return found
