@@ -22,6 +22,7 @@ from etils import epath
 from streamt1_jax.cli import command, flag_types, results
 from streamt1_jax.cli.files import require_writable
 from streamt1_jax.config import ConfigError
+from streamt1_jax.io import part_files
 from streamt1_jax.report import write
 
 _FOLDERS = "folders"
@@ -52,13 +53,16 @@ def define(values: flags.FlagValues) -> None:
 
 
 def write_if_wanted(values: flags.FlagValues, folder: epath.Path) -> None:
-  """Writes the page of a new result into its folder. What goes wrong is a warning: the result itself is there."""
+  """Writes the page of a new result into its folder. What goes wrong is a warning.
+
+  A search of hours is not lost over its page, whatever is wrong with that.
+  """
   if not values.report:
     return
   try:
     write.write_beside(folder)
-  except (ConfigError, OSError) as error:
-    _LOGGER.warning(f"{folder} has no {results.REPORT}: {error}")
+  except Exception as error:
+    _LOGGER.warning(f"there is no {results.REPORT}: {part_files.first_line(error)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -95,12 +95,12 @@ class Film:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """A part of a whole: name, value in words, and where its bar lies in percent."""
+  """A part of a whole: name, value in words, percent of the whole, and whether it is what the whole is there for."""
 
   name: str
   text: str
-  left: float
   width: float
+  main: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,13 +358,11 @@ def _charts(told: Story, columns: Columns) -> list[LineChart]:
 
 def _shares(seconds: Mapping[str, Any]) -> list[Share]:
   values = {name: value for name, value in seconds.items() if isinstance(value, (int, float)) and value > 0}
-  total, left, shares = sum(values.values()), 0.0, []
-  for name, value in values.items():
-    width = 100.0 * value / total
-    words = _PHASES.get(name, name.replace("_", " "))
-    shares.append(Share(words, f"{value:.2f} s", left, width))
-    left += width
-  return shares
+  total = sum(values.values())
+  return [
+    Share(_PHASES.get(name, name.replace("_", " ")), f"{value:.2f} s", 100.0 * value / total, name == "search")
+    for name, value in values.items()
+  ]
 
 
 def _counts(account: Account) -> list[tuple[str, str]]:

@@ -196,12 +196,17 @@ def noise_sentence(sigma: Any, seed: int, parent_seed: int | None, *, has_parent
   if sigma == 0:
     return "fresh"
   again = ", the parent's own draw again" if seed == parent_seed else ""
-  return f"propagated: {sigma:g} of the parent's noise, {math.sqrt(1 - sigma**2):.3f} of a new draw{again}"
+  return f"propagated: {minus(sigma)} of the parent's noise, {math.sqrt(1 - sigma**2):.3f} of a new draw{again}"
+
+
+def minus(value: float) -> str:
+  """A number as people write it."""
+  return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _route_after(flags: Any) -> str:
   if not isinstance(flags, Mapping):
     return "not recorded"
   if flags.get("append"):
-    return "keep as a sink"
-  return "merge into the last sink" if flags.get("ema") else "discard"
+    return "worth keeping as a sink"
+  return "worth merging into the last sink" if flags.get("ema") else "not worth remembering"
