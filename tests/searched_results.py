@@ -60,9 +60,16 @@ class Searched:
     folder.mkdir(parents=True)
     traces = self.traces()
     with GrowingResult(
-      epath.Path(folder), self.search, fps=FPS, height=self.size[0], num_frames=FIRST + (self._end - 1) * LATER,
-      num_latent_frames=self._end * CHUNK_FRAMES, given_chunks=self.given, model_sha256="0" * 64, pictures=self.pictures,
-    ) as result:  # fmt: skip
+      epath.Path(folder),
+      self.search,
+      fps=FPS,
+      height=self.size[0],
+      num_frames=FIRST + max(self._end - 1, 0) * LATER,
+      num_latent_frames=max(self._end, 1) * CHUNK_FRAMES,
+      given_chunks=self.given,
+      model_sha256="0" * 64,
+      pictures=self.pictures,
+    ) as result:
       for trace in traces:
         result.add_trace(trace)
       head = {"image_rewards": {"quality": 1.0}, "video_rewards": {"coherence": 1.0}}

@@ -159,9 +159,7 @@ class _Check:
         raise self.refusal(f"{at}{name}[{index}]", value, "an object")
     return values
 
-  def integer(
-    self, owner: Mapping[str, Any], name: str, at: str, lower: int = 0, upper: int = 2**31 - 1
-  ) -> int:
+  def integer(self, owner: Mapping[str, Any], name: str, at: str, lower: int = 0, upper: int = 2**31 - 1) -> int:
     value = self.kind(owner, name, at, object, "")
     if not _is_integer(value) or not lower <= value <= upper:
       raise self.refusal(at + name, value, f"an integer in {lower}..{upper}")

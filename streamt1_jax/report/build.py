@@ -15,7 +15,8 @@ from streamt1_jax.report.story import SCORES, Candidate, Story
 from streamt1_jax.report.svg import Columns, LineChart, Series
 
 _MOST_FILM_FRAMES, _WIDEST_FILM_FRAME = 12, 96.0
-_NARROWEST_LABEL = 24.0
+_NARROWEST_LABEL, _MOST_RULER_NUMBERS = 32.0, 12
+_SCORE_WIDTH, _SCORE_HEIGHT = 34.0, 30.0
 _ROW_HEIGHTS = ((4, 40.0), (8, 30.0), (16, 22.0))
 _NARROW_ROW = 15.0
 _COUNTS = {
@@ -61,12 +62,13 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-  """All candidates of a search: columns are chunks, rows candidates."""
+  """All candidates of a search: columns are chunks, rows candidates. Where there is room, marks have their scores."""
 
   columns: Columns
   height: float
   row_height: float
   radius: float
+  has_scores: bool
   rows: Sequence[tuple[float, int]]
   nodes: Sequence[Node]
   links: Sequence[Link]
@@ -125,7 +127,6 @@ class Report:
     counts: name and number of what the search counted; () if the result does not say.
     settings: name and value of everything that decided the video.
     video: URL of the video, or None.
-    length: seconds of the video, or None.
   """
 
   key: str
@@ -145,7 +146,29 @@ class Report:
   counts: Sequence[tuple[str, str]]
   settings: Sequence[tuple[str, str]]
   video: str | None
-  length: float | None
+
+  @property
+  def ruler_step(self) -> int:
+    """Every how many chunks the ruler below the player has a number."""
+    return _every(self.story.end / _MOST_RULER_NUMBERS)
+
+  @property
+  def kinds(self) -> list[tuple[str, str]]:
+    """Kinds of candidates that there are, with what a legend says of them."""
+    shown = "led to the best beam" if self.story.failed else "in the video"
+    words = {
+      story.WINNER: shown,
+      story.SURVIVOR: "survived for a while",
+      story.LOSER: "dropped",
+      story.UNUSABLE: "NaN or Inf",
+    }
+    found = {candidate.kind for chunk in self.story.chunks for candidate in chunk}
+    return [(kind, meaning) for kind, meaning in words.items() if kind in found]
+
+
+def _every(least: float) -> int:
+  """The smallest round number that is not less."""
+  return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if step >= least)
 
 
 def build(key: str, account: Account, video: str | None) -> Report:
@@ -154,7 +177,9 @@ def build(key: str, account: Account, video: str | None) -> Report:
   columns = Columns.of(told.end)
   spans = chunk_spans(account, told.end)
   fps = account.section("length").get("fps")
-  starts = [begin / fps for begin, _ in spans] if spans and fps else [None] * told.end
+  starts: list[float | None] = [None] * told.end
+  if isinstance(fps, (int, float)) and fps > 0 and spans:
+    starts = [begin / fps for begin, _ in spans]
   strips, of_video = _strips(account, told, spans)
   return Report(
     key=key,
@@ -162,7 +187,7 @@ def build(key: str, account: Account, video: str | None) -> Report:
     story=told,
     lead=_lead(account, told),
     facts=_facts(account, told),
-    segments=[(starts[at], at, prompt) for at, prompt in _segments(account) if at < len(starts) or not starts],
+    segments=[(starts[at] if at < len(starts) else None, at, prompt) for at, prompt in _segments(account)],
     columns=columns,
     axis=_axis(told, columns, starts),
     film=_film(told, columns, of_video),
@@ -174,7 +199,6 @@ def build(key: str, account: Account, video: str | None) -> Report:
     counts=_counts(account),
     settings=[(name, plain(value)) for name, value in account.settings.items()],
     video=video,
-    length=account.section("length").get("seconds"),
   )
 
 
@@ -196,6 +220,8 @@ def chunk_spans(account: Account, chunks: int) -> list[tuple[int, int]]:
 
 def plain(value: Any) -> str:
   """A value from JSON as text."""
+  if value is None:
+    return "not set"
   return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -203,9 +229,7 @@ def _segments(account: Account) -> list[tuple[int, str]]:
   return [(segment["chunk"], segment["prompt"]) for segment in account.trace["segments"]]
 
 
-def _strips(
-  account: Account, told: Story, spans: Sequence[tuple[int, int]]
-) -> tuple[Strips, Mapping[int, bytes]]:
+def _strips(account: Account, told: Story, spans: Sequence[tuple[int, int]]) -> tuple[Strips, Mapping[int, bytes]]:
   """Strips of candidates, and of chunks of the video. What was not kept of the video's own is read from the video."""
   strips = pictures.kept(account.folder)
   shown = {winner.chunk: (winner.chunk, winner.number) for winner in map(told.winner, range(len(told.chunks)))}
@@ -273,7 +297,8 @@ def _facts(account: Account, told: Story) -> list[tuple[str, str]]:
 
 
 def _search_name(account: Account) -> str:
-  name = account.trace.get("method") or account.section("flags").get("search")
+  method = account.trace.get("method")
+  name = method.get("name") if isinstance(method, Mapping) else method or account.section("flags").get("search")
   return name.replace("_", " ") if isinstance(name, str) else "not recorded"
 
 
@@ -294,7 +319,7 @@ def score(value: float | None, digits: int = 4) -> str:
 
 
 def _axis(told: Story, columns: Columns, starts: Sequence[float | None]) -> list[Column]:
-  every = next(step for step in (1, 2, 5, 10, 20, 50, 100) if step * columns.step >= _NARROWEST_LABEL)
+  every = _every(_NARROWEST_LABEL / columns.step)
   return [
     Column(
       chunk=chunk,
@@ -323,7 +348,10 @@ def _film(told: Story, columns: Columns, of_video: Mapping[int, bytes]) -> Film:
 def _tree(told: Story, columns: Columns) -> Tree:
   rows = max((len(chunk) for chunk in told.chunks), default=1)
   row_height = next((height for most, height in _ROW_HEIGHTS if rows <= most), _NARROW_ROW)
-  at = lambda candidate: (columns.center(candidate.chunk), (candidate.number + 0.5) * row_height + 4.0)
+  has_scores = columns.step >= _SCORE_WIDTH and row_height >= _SCORE_HEIGHT
+  # A mark is lower where its score stands above it.
+  place = lambda number: (number + (0.62 if has_scores else 0.5)) * row_height + 4.0
+  at = lambda candidate: (columns.center(candidate.chunk), place(candidate.number))
   nodes, links = [], []
   for index, chunk in enumerate(told.chunks):
     for candidate in chunk:
@@ -336,8 +364,8 @@ def _tree(told: Story, columns: Columns) -> Tree:
         links.append(Link(svg.link_path(*at(parent), x, y), shown, survives))
   links.sort(key=lambda link: (link.shown, link.survives))
   radius = min(9.0, 0.3 * columns.step, 0.36 * row_height)
-  labels = [((row + 0.5) * row_height + 4.0, row) for row in range(rows)]
-  return Tree(columns, rows * row_height + 8.0, row_height, radius, labels, nodes, links)
+  labels = [(place(row), row) for row in range(rows)]
+  return Tree(columns, rows * row_height + 10.0, row_height, radius, has_scores, labels, nodes, links)
 
 
 def _charts(told: Story, columns: Columns) -> list[LineChart]:

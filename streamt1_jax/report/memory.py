@@ -85,7 +85,7 @@ def remember(account: Account, line: Sequence[int]) -> Remembered | None:
   end = given + len(chunks)
   # What left first was the oldest chunk of the window: all chunks before it are sinks.
   first_sinks = events[0].leaving if events else 1
-  if not 1 <= first_sinks <= end or any(event.leaving >= event.chunk for event in events):
+  if first_sinks > end or any(event.leaving >= event.chunk for event in events):
     return None
   if given:
     first_sinks = min(first_sinks, 1)

@@ -47,11 +47,11 @@ class StripFile:
   def __exit__(self, *exception) -> None:
     self._zip.close()
 
-  def add(self, chunk: int, survivors: Sequence[int], frames: Any) -> None:
-    """Keeps the survivors of a chunk: `frames`, uint8 `[K, Q, H, W, 3]`, those of candidates `survivors`."""
-    for place, number in enumerate(survivors):
+  def add(self, chunk: int, numbers: Sequence[int], frames: Any) -> None:
+    """Keeps candidates of a chunk: `frames`, uint8 `[N, Q, H, W, 3]`, are those of candidates `numbers`."""
+    for place, number in enumerate(numbers):
       # A candidate may survive in several beams.
-      if number not in survivors[:place]:
+      if number not in numbers[:place]:
         # Without a date: equal searches give equal files.
         self._zip.writestr(zipfile.ZipInfo(f"{chunk}/{number}.jpg"), strip_of(np.asarray(frames[place])))
 

@@ -161,10 +161,10 @@ def _kind(entry: Mapping[str, Any], survives: bool, shown: bool) -> str:
 def _fate(account: Account, entry: Mapping[str, Any], kind: str, last: int, *, is_last: bool) -> str:
   """A sentence without its stop. Traces may have a `fate` in words of their own, which comes first."""
   shown = "led to the best beam when the search failed" if account.failed else "in the video"
-  ended = "survived to the end, in a beam that is not shown" if is_last else f"survived; its line ended with chunk {last}"
+  ended = "to the end, in a beam that is not shown" if is_last else f"for a while; its line ended with chunk {last}"
   sentence = {
     WINNER: shown,
-    SURVIVOR: ended,
+    SURVIVOR: f"survived {ended}",
     LOSER: "dropped",
     UNUSABLE: "not usable: NaN or Inf",
   }[kind]

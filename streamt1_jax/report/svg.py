@@ -63,7 +63,8 @@ def line_path(xs: Sequence[float], ys: Values) -> str:
 
 def band_path(xs: Sequence[float], lows: Values, highs: Values) -> str:
   """Closed path between two lines, where both are known."""
-  points = [(x, low, high) for x, low, high in zip(xs, lows, highs, strict=True) if low is not None and high is not None]
+  every = zip(xs, lows, highs, strict=True)
+  points = [(x, low, high) for x, low, high in every if low is not None and high is not None]
   if len(points) < 2:
     return ""
   there = [f"{number(x)} {number(high)}" for x, _, high in points]
@@ -170,7 +171,9 @@ def line_chart(title: str, columns: Columns, series: Sequence[Series], height: f
   for each in series:
     xs = [columns.center(column) for column in range(len(each.values))]
     ys = place(each.values)
-    points = [(x, y, value, column) for column, (x, y, value) in enumerate(zip(xs, ys, each.values)) if y is not None]
+    points = [
+      (xs[column], scale(value), value, column) for column, value in enumerate(each.values) if value is not None
+    ]
     band = band_path(xs, place(each.lows), place(each.highs)) if each.lows else ""
     drawn.append(DrawnSeries(each.label, each.style, line_path(xs, ys), band, points if each.points else ()))
   return LineChart(title, columns, height, [Tick(scale(mark), tick_label(mark, marks)) for mark in marks], drawn)

@@ -79,7 +79,9 @@ def render(template: str, **context: Any) -> str:
   return environment().get_template(template).render(style=style, script=script, script_digest=digest, **context)
 
 
-def write_report(folders: Sequence[epath.PathLike], output: epath.PathLike, assets: epath.PathLike | None = None) -> None:
+def write_report(
+  folders: Sequence[epath.PathLike], output: epath.PathLike, assets: epath.PathLike | None = None
+) -> None:
   """Writes the report of some results to one file, which appears whole or not at all.
 
   Args:
@@ -124,7 +126,7 @@ def _embedded(accounts: Sequence[Account]) -> list[str | None]:
   size = sum(path.stat().length for path in videos if path is not None)
   if size > MOST_VIDEO_BYTES:
     raise ConfigError(
-      f"the videos have {size / 2**20:.1f} MB together, a page holds at most {MOST_VIDEO_BYTES >> 20}: give --assets=DIR"
+      f"the videos have {size / 2**20:.1f} MB, and a page holds at most {MOST_VIDEO_BYTES >> 20}: give --assets=DIR"
     )
   return [None if path is None else pictures.as_data(path.read_bytes(), "video/mp4") for path in videos]
 
