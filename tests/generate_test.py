@@ -74,6 +74,7 @@ def finished(tmp_path_factory, small_checkpoint) -> Finished:
 
 def test_every_file_is_there_and_nothing_else(finished):
   names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json", "latents.safetensors"}
+  names |= {"report.html", "pictures.zip"}
   folders = list((finished.folder / "outputs").iterdir())
   assert {folder.name for folder in folders} == {output.name for output in finished.outputs}
   for folder in folders:
@@ -229,7 +230,7 @@ def test_search_in_which_every_candidate_is_bad(tmp_path):
   message = result.stderr.splitlines()[-1]
   assert message == f"error: prompt {PROMPT!r}, chunk 0, seed {SEED}: every candidate is NaN or Inf"
   folder = tmp_path / results.result_folder("outputs", PROMPT)
-  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
+  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json", "report.html", "pictures.zip"}
   assert json.loads((folder / "failed.json").read_text())["settings"]["seed"] == SEED
   assert json.loads((folder / "trace.json").read_text())["final"] is None
 

@@ -137,8 +137,8 @@ def _parse(values: flags.FlagValues, argv: Sequence[str], positional: str | None
     raise ConfigError(str(error)) from error
   if others and positional is None:
     raise ConfigError(f"unexpected argument {others[0]!r}; every argument is a flag: --name=value")
-  if others:
-    values[positional].value = [*values[positional].value, *others]
+  if positional is not None:
+    setattr(values, positional, [*getattr(values, positional), *others])
 
 
 class _Line(logging.Formatter):
