@@ -213,8 +213,10 @@ def test_a_process_of_its_own_loads_no_large_framework(finished, tmp_path):
 
 def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint):
   arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=3", "--search=none", f"--prompt={PROMPT}"]
-  result = generate(tmp_path, *arguments)
+  result = generate(tmp_path, *arguments, "--report=false")
   assert result.code == 0
+  names = {path.name for path in (tmp_path / results.result_folder("outputs", PROMPT)).iterdir()}
+  assert names.isdisjoint({"report.html", "pictures.zip"})
   # Nothing is judged before the video is whole.
   assert "chunk 1/1" in result.stderr
   assert "score" not in result.stderr

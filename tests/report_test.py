@@ -327,6 +327,12 @@ def _zip(folder, name, content):
     archive.writestr(name, content)
 
 
+def _jpeg(columns, rows):
+  buffer = io.BytesIO()
+  Image.effect_noise((columns, rows), 50).save(buffer, "JPEG")
+  return buffer.getvalue()
+
+
 BAD = {
   "no trace": (lambda at: (at / "trace.json").unlink(), "has no trace.json"),
   "not JSON": (lambda at: (at / "trace.json").write_text("{"), "trace.json is not valid JSON"),
@@ -336,7 +342,12 @@ BAD = {
   "too many": (lambda at: _edited(at, chunks=_trace(at)["chunks"][:1] * 1001), "chunks[1].chunk is 0, expected 1"),
   "pictures that are none": (lambda at: (at / "pictures.zip").write_bytes(b"zip"), "pictures.zip cannot be read"),
   "pictures of elsewhere": (lambda at: _zip(at, "../a.jpg", b""), "pictures.zip holds something else"),
-  "a picture that is none": (lambda at: _zip(at, "0/0.jpg", b"GIF"), "pictures.zip is damaged"),
+  "a picture that is none": (lambda at: _zip(at, "0/0.jpg", b"GIF"), "pictures.zip is damaged: 0/0.jpg is no whole"),
+  "half a picture": (
+    lambda at: _zip(at, "0/0.jpg", _jpeg(48, 16)[:-60]),
+    "pictures.zip is damaged: 0/0.jpg is no whole",
+  ),
+  "a picture of another size": (lambda at: _zip(at, "0/0.jpg", _jpeg(4800, 16)), "0/0.jpg has 4800x16 pixels"),
 }
 
 

@@ -26,9 +26,8 @@ _WIDTH = 160
 """Pixels of a frame in a strip, at most."""
 _QUALITY = 88
 _MEMBER = re.compile(r"(\d{1,7})/(\d{1,4})\.jpg")
-_MOST_BYTES = 1 << 20
-"""Of one strip that is read; those written here have some kilobytes."""
-_JPEG = b"\xff\xd8\xff"
+_MOST_BYTES, _MOST_ROWS = 1 << 20, 1 << 12
+"""Of one strip that is read; those written here have some kilobytes, and a hundred rows."""
 
 Strips = Mapping[tuple[int, int], bytes]
 """JPEGs by chunk and candidate."""
@@ -106,12 +105,23 @@ def kept(folder: epath.Path) -> dict[tuple[int, int], bytes]:
         if not name or entry.file_size > _MOST_BYTES or entry.compress_type != zipfile.ZIP_STORED:
           raise ConfigError(f"{path} holds something else than pictures of this program: {entry.filename[:60]!r}")
         content = archive.read(entry)
-        if not content.startswith(_JPEG):
-          raise ConfigError(f"{path} is damaged: {entry.filename} is no JPEG")
+        _check(content, f"{path} is damaged: {entry.filename}")
         strips[int(name[1]), int(name[2])] = content
   except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
     raise ConfigError(f"{path} cannot be read: {part_files.first_line(error)}") from error
   return strips
+
+
+def _check(strip: bytes, where: str) -> None:
+  """Raises ConfigError, which begins with `where`, unless `strip` is a whole JPEG of the size that strips have."""
+  try:
+    with Image.open(io.BytesIO(strip), formats=("JPEG",)) as image:
+      if image.width > FRAMES_PER_STRIP * _WIDTH or image.height > _MOST_ROWS:
+        raise ConfigError(f"{where} has {image.width}x{image.height} pixels")
+      image.load()
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # A ConfigError is a ValueError.
+    raise error if isinstance(error, ConfigError) else ConfigError(f"{where} is no whole JPEG") from error
 
 
 def from_video(path: epath.Path, spans: Mapping[int, tuple[int, int]]) -> dict[int, bytes]:
