@@ -221,7 +221,11 @@ def test_where_lines_end_by_hand():
   chunks = [_chunk([0, 0, 1, 1], [3, 0]), _chunk([0, 0, 1, 1], [2, 3]), _chunk([0, 0, 1, 1], [1, 1])]
   # Of the last chunk candidate 1 survives twice; it goes on from beam 0, candidate 2, of beam 1, candidate 0.
   assert story.ancestry(chunks) == [0, 2, 1]
-  assert story.last_descendants(chunks) == [[2, -1, -1, 0], [-1, -1, 2, 1], [-1, 2, -1, -1]]
+  assert [list(each.values()) for each in story.last_descendants(chunks)] == [
+    [2, -1, -1, 0],
+    [-1, -1, 2, 1],
+    [-1, 2, -1, -1],
+  ]
 
 
 @pytest.mark.parametrize(
@@ -255,6 +259,34 @@ def test_plain_streaming_has_a_page_without_scores(tmp_path):
   assert "3 chunks were made, one candidate each; nothing was judged." in made.one("p", **{"class": "lead"})["text"]
   assert len(made.of("article")) == 3
   assert not made.of("dl", **{"class": "scores"})
+
+
+def test_fields_of_other_methods_are_told(tmp_path):
+  """A chunk that is not judged draws fewer candidates, and some candidates are never finished."""
+  folder = Searched(chunks=2, routes={}).write(tmp_path / "policies")
+  trace = _trace(folder)
+  first, second = trace["chunks"]
+  first["rejected"] = [{"parent": 1, "place": 3, "seed": 77, "preview": -0.25, "fate": "rejected", "step": 2}]
+  first["events"] = [{"step": "final", "ess": 1.5, "resampled": True}]
+  first["candidates"][0]["preview"] = 0.5
+  second["candidates"] = [second["candidates"][number] for number in (0, 2)]
+  for candidate in second["candidates"]:
+    candidate.update(short=None, long=None, hybrid=None, fate="survived", copies=1)
+  second["survivors"], trace["final"]["lineage"][1]["candidate"] = [0, 2], 2
+  trace["method"] = "best_of_n"
+  (folder / "trace.json").write_text(json.dumps(trace))
+  made = _page(folder)
+  unfinished = made.one("article", id="r0-c0-4")["text"]
+  assert all(
+    part in unfinished for part in ("unfinished 0", "rejected after denoising step 2", "77", "\N{MINUS SIGN}0.2500")
+  )
+  assert "effective sample size 1.50, beams drawn anew by weight" in made.one("article", id="r0-c0-1")["text"]
+  assert "0.5000" in made.one("article", id="r0-c0-0")["text"]
+  nodes = {each["data-for"]: each["class"] for each in made.of("a") if each.get("class", "").startswith("node")}
+  assert {name: kind for name, kind in nodes.items() if "c1-" in name or name == "r0-c0-4"} == {
+    "r0-c0-4": "node rejected", "r0-c1-0": "node survivor", "r0-c1-2": "node winner"
+  }  # fmt: skip
+  assert "best of n" in [each["text"] for each in made.of("dd", made.one("dl", **{"class": "summary"}))]
 
 
 def test_switches_are_marked_and_listed(tmp_path):
@@ -293,9 +325,19 @@ def test_what_the_search_counted_is_added_up(tmp_path):
   for chunk in trace["chunks"]:
     chunk["cost"] = {"denoise": 1000, "commit": 2, "look_ahead": 0}
   (folder / "trace.json").write_text(json.dumps(trace))
-  made = _page(folder)
-  cells = [row["text"] for row in made.of("tr") if "denoising" in row["text"] or "clean" in row["text"]]
-  assert cells == ["denoising forwards3,000", "clean passes6"]
+  counted = lambda page: [row["text"] for row in page.of("tr") if "forwards" in row["text"] or "clean" in row["text"]]
+  assert counted(_page(folder)) == ["denoising forwards3,000", "clean passes6"]
+  manifest = json.loads((folder / "manifest.json").read_text())
+  tflop = {"forwards": 7.5, "decoding": 2.5, "total": 10.0}
+  manifest["cost"] = {"denoise": 3000, "commit": 8, "tflop": tflop, "uncounted_rewards": []}
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  whole = _page(folder)
+  assert counted(whole) == ["denoising forwards3,000", "clean passes8"]
+  figure = whole.of("figure", whole.one("figure", **{"class": "cost"}))[1]
+  assert [each["style"] for each in whole.of("span", figure) if each["class"].startswith("part ")] == [
+    "width:75.000%", "width:25.000%"
+  ]  # fmt: skip
+  assert "forwards of the generator 7.50 TFLOP" in " ".join(figure["text"].split())
 
 
 def test_a_large_video_lies_beside_the_page(tmp_path):

@@ -63,7 +63,8 @@ class Searched:
       epath.Path(folder),
       self.search,
       fps=FPS,
-      height=self.size[0],
+      # As if frames were large: they are not enlarged for the video, which would take most of a test's time.
+      height=256,
       num_frames=FIRST + max(self._end - 1, 0) * LATER,
       num_latent_frames=max(self._end, 1) * CHUNK_FRAMES,
       given_chunks=self.given,

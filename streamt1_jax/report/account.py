@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -55,6 +55,16 @@ class Account:
     return _mapping(self.run.get(name))
 
 
+def nodes(chunk: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+  """The candidates of a chunk of a trace by number. Where a chunk is not judged, some numbers are not drawn."""
+  return {candidate["candidate"]: candidate for candidate in chunk["candidates"]}
+
+
+def rejected(chunk: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+  """Those that were not finished, which have no number. Older traces have none."""
+  return chunk.get("rejected", ())
+
+
 def read(folder: epath.PathLike) -> Account:
   """Reads a result folder. Raises ConfigError, naming the file and the field, if it is not the account of a search."""
   folder = epath.Path(folder)
@@ -82,13 +92,13 @@ def check_trace(trace: Mapping[str, Any], where: str) -> None:
   parents = top_k
   for index, chunk in enumerate(chunks):
     parents = _check_chunk(check, chunk, f"chunks[{index}].", given + index, parents)
-  counts = [len(chunk["candidates"]) for chunk in chunks]
-  if len(counts) > MOST_CHUNKS or sum(counts) > MOST_CANDIDATES:
+  candidates = sum(len(nodes(chunk)) + len(rejected(chunk)) for chunk in chunks)
+  if len(chunks) > MOST_CHUNKS or candidates > MOST_CANDIDATES:
     raise ConfigError(
-      f"{where} has {len(counts)} chunks and {sum(counts)} candidates; a report shows at most {MOST_CHUNKS} and "
+      f"{where} has {len(chunks)} chunks and {candidates} candidates; a report shows at most {MOST_CHUNKS} and "
       f"{MOST_CANDIDATES}"
     )
-  _check_final(check, trace, counts, given)
+  _check_final(check, trace, [nodes(chunk) for chunk in chunks], given)
 
 
 def _check_chunk(check: _Check, chunk: Mapping[str, Any], at: str, number: int, parents: int) -> int:
@@ -106,20 +116,31 @@ def _check_chunk(check: _Check, chunk: Mapping[str, Any], at: str, number: int, 
     raise check.refusal(at + "candidates", candidates, "at least one")
   for index, candidate in enumerate(candidates):
     inside = f"{at}candidates[{index}]."
-    if check.integer(candidate, "candidate", inside) != index:
-      raise check.refusal(inside + "candidate", candidate["candidate"], str(index))
+    if check.integer(candidate, "candidate", inside, upper=MOST_CANDIDATES) < index:
+      raise check.refusal(inside + "candidate", candidate["candidate"], "numbers that go up")
     check.integer(candidate, "parent", inside, upper=parents - 1)
     check.integer(candidate, "seed", inside, lower=-(2**31))
     for name in ("short", "long", "hybrid"):
       check.optional_number(candidate, name, inside)
     check.kind(candidate, "usable", inside, bool, "true or false")
+  if len(nodes(chunk)) < len(candidates):
+    raise ConfigError(f"{check.where} is no trace of this program: {at}candidates has a number twice")
+  for index, each in enumerate(check.objects(chunk, "rejected", at) if "rejected" in chunk else ()):
+    inside = f"{at}rejected[{index}]."
+    check.integer(each, "parent", inside, upper=parents - 1)
+    check.integer(each, "step", inside)
+    check.integer(each, "seed", inside, lower=-(2**31))
+    check.optional_number(each, "preview", inside)
+    check.kind(each, "fate", inside, str, "a text")
   survivors = check.kind(chunk, "survivors", at, list, "a list")
-  if not survivors or not all(_is_integer(each) and 0 <= each < len(candidates) for each in survivors):
-    raise check.refusal(at + "survivors", survivors, f"numbers in 0..{len(candidates) - 1}")
+  if not survivors or not all(_is_integer(each) and each in nodes(chunk) for each in survivors):
+    raise check.refusal(at + "survivors", survivors, "numbers of candidates")
   return len(survivors)
 
 
-def _check_final(check: _Check, trace: Mapping[str, Any], counts: list[int], given: int) -> None:
+def _check_final(
+  check: _Check, trace: Mapping[str, Any], chunks: Sequence[Mapping[int, Mapping[str, Any]]], given: int
+) -> None:
   if "final" in trace and trace["final"] is None:
     return
   final = check.kind(trace, "final", "", dict, "an object or null")
@@ -128,10 +149,11 @@ def _check_final(check: _Check, trace: Mapping[str, Any], counts: list[int], giv
     raise check.refusal("final.scores", scores, "a number for every beam")
   check.integer(final, "best", "final.", upper=len(scores) - 1)
   lineage = check.objects(final, "lineage", "final.")
-  if len(lineage) != len(counts):
-    raise check.refusal("final.lineage", len(lineage), f"a step for each of {len(counts)} chunks")
-  for index, (step, count) in enumerate(zip(lineage, counts, strict=True)):
-    check.integer(step, "candidate", f"final.lineage[{index}].", upper=count - 1)
+  if len(lineage) != len(chunks):
+    raise check.refusal("final.lineage", len(lineage), f"a step for each of {len(chunks)} chunks")
+  for index, (step, candidates) in enumerate(zip(lineage, chunks, strict=True)):
+    if check.integer(step, "candidate", f"final.lineage[{index}].") not in candidates:
+      raise check.refusal(f"final.lineage[{index}].candidate", step["candidate"], "a candidate of its chunk")
     if check.integer(step, "chunk", f"final.lineage[{index}].") != given + index:
       raise check.refusal(f"final.lineage[{index}].chunk", step["chunk"], str(given + index))
 
@@ -140,14 +162,14 @@ class _Check:
   """Takes fields out of JSON objects; what does not fit is told with the file and the place in it."""
 
   def __init__(self, where: str):
-    self._where = where
+    self.where = where
 
   def refusal(self, place: str, found: Any, allowed: str) -> ConfigError:
-    return ConfigError(f"{self._where} is no trace of this program: {place} is {shortened(found)}, expected {allowed}")
+    return ConfigError(f"{self.where} is no trace of this program: {place} is {shortened(found)}, expected {allowed}")
 
   def kind(self, owner: Mapping[str, Any], name: str, at: str, kind: type, allowed: str) -> Any:
     if name not in owner:
-      raise ConfigError(f"{self._where} is no trace of this program: {at}{name} is missing")
+      raise ConfigError(f"{self.where} is no trace of this program: {at}{name} is missing")
     if not isinstance(owner[name], kind):
       raise self.refusal(at + name, owner[name], allowed)
     return owner[name]

@@ -17,21 +17,25 @@ from streamt1_jax.report.svg import Columns, LineChart, Series
 _MOST_FILM_FRAMES, _WIDEST_FILM_FRAME = 12, 96.0
 _NARROWEST_LABEL, _MOST_RULER_NUMBERS = 32.0, 12
 _SCORE_WIDTH, _SCORE_HEIGHT = 34.0, 30.0
+_NARROW_LABEL = 20.0
 _ROW_HEIGHTS = ((4, 40.0), (8, 30.0), (16, 22.0))
 _NARROW_ROW = 15.0
 _COUNTS = {
   "denoise": "denoising forwards",
   "look_ahead": "look-ahead forwards",
   "commit": "clean passes",
-  "decoded": "frames decoded",
-  "previewed": "frames previewed",
+  "decoded": "latent frames decoded",
+  "previewed": "latent frames decoded for an early look",
   "image_calls": "calls of the image reward",
-  "image_frames": "frames it saw",
+  "image_frames": "frames given to the image reward",
   "video_calls": "calls of the video reward",
-  "video_frames": "frames it saw, windows included",
+  "video_frames": "frames given to the video reward",
+  "forwards": "forwards in all",
+  "plain_tflop": "TFLOP of plain streaming",
+  "times_plain": "times plain streaming",
 }
 """What a search counts, in words; what else a result counts has its own name."""
-_PHASES = {
+_PARTS = {
   "load": "load",
   "text": "read the prompt",
   "first_chunk": "first chunk and compilation",
@@ -39,7 +43,9 @@ _PHASES = {
   "assemble": "judge whole videos",
   "write": "write",
   "save": "save",
+  "forwards": "forwards of the generator",
 }
+"""Phases of a run, and what FLOP are spent on, in words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Tree:
   row_height: float
   radius: float
   has_scores: bool
-  rows: Sequence[tuple[float, int]]
+  rows: Sequence[tuple[float, str]]
   nodes: Sequence[Node]
   links: Sequence[Link]
 
@@ -124,6 +130,7 @@ class Report:
     memory: what was remembered, or None if the trace does not say.
     strips: pictures of candidates, as URLs.
     seconds: where the time went; () if the result does not say.
+    work: what the TFLOP were spent on; () if the result does not say.
     counts: name and number of what the search counted; () if the result does not say.
     settings: name and value of everything that decided the video.
     video: URL of the video, or None.
@@ -143,6 +150,7 @@ class Report:
   memory: Remembered | None
   strips: Mapping[tuple[int, int], str]
   seconds: Sequence[Share]
+  work: Sequence[Share]
   counts: Sequence[tuple[str, str]]
   settings: Sequence[tuple[str, str]]
   video: str | None
@@ -160,9 +168,10 @@ class Report:
       story.WINNER: shown,
       story.SURVIVOR: "survived for a while",
       story.LOSER: "dropped",
+      story.REJECTED: "never finished",
       story.UNUSABLE: "NaN or Inf",
     }
-    found = {candidate.kind for chunk in self.story.chunks for candidate in chunk}
+    found = {candidate.kind for chunk in self.story.chunks for candidate in chunk.values()}
     return [(kind, meaning) for kind, meaning in words.items() if kind in found]
 
 
@@ -195,7 +204,8 @@ def build(key: str, account: Account, video: str | None) -> Report:
     charts=_charts(told, columns) if told.judged else (),
     memory=memory.remember(account, told.line) if told.chunks else None,
     strips={place: pictures.as_data(strip) for place, strip in strips.items()},
-    seconds=_shares(account.section("wall_seconds")),
+    seconds=_shares(account.section("wall_seconds"), "search", "s"),
+    work=_work(account),
     counts=_counts(account),
     settings=[(name, plain(value)) for name, value in account.settings.items()],
     video=video,
@@ -238,13 +248,18 @@ def _strips(account: Account, told: Story, spans: Sequence[tuple[int, int]]) -> 
   if missing and account.video is not None:
     of_video |= pictures.from_video(account.video, missing)
   strips |= {place: of_video[chunk] for chunk, place in shown.items() if chunk in of_video}
-  known = {(each.chunk, each.number) for chunk in told.chunks for each in chunk}
+  known = {(each.chunk, each.number) for chunk in told.chunks for each in chunk.values()}
   return {place: strip for place, strip in strips.items() if place in known}, of_video
 
 
 def _lead(account: Account, told: Story) -> list[str]:
-  everybody = [candidate for chunk in told.chunks for candidate in chunk]
-  kinds = {kind: sum(each.kind == kind for each in everybody) for kind in (story.SURVIVOR, story.LOSER, story.UNUSABLE)}
+  everybody = [candidate for chunk in told.chunks for candidate in chunk.values()]
+  words = {
+    story.SURVIVOR: "survived in beams that are not shown",
+    story.LOSER: "were dropped",
+    story.REJECTED: "were never finished",
+    story.UNUSABLE: "were NaN or Inf",
+  }
   made, sentences = len(told.chunks), []
   if told.failed:
     error = account.run.get("error")
@@ -257,9 +272,9 @@ def _lead(account: Account, told: Story) -> list[str]:
     return sentences
   sentences.append(f"{_many(len(everybody), 'candidate')} {_was(len(everybody))} drawn for {_many(made, 'chunk')}.")
   parts = [f"{made} {'led to the best beam' if told.failed else 'are in the video'}"]
-  parts += [f"{kinds[story.SURVIVOR]} survived in beams that are not shown"] if kinds[story.SURVIVOR] else []
-  parts += [f"{kinds[story.LOSER]} were dropped"] if kinds[story.LOSER] else []
-  parts += [f"{kinds[story.UNUSABLE]} were NaN or Inf"] if kinds[story.UNUSABLE] else []
+  for kind, meaning in words.items():
+    count = sum(each.kind == kind for each in everybody)
+    parts += [f"{count} {meaning}"] if count else []
   sentences.append(f"{', '.join(parts[:-1])} and {parts[-1]}." if len(parts) > 1 else f"{parts[0]}.")
   return sentences
 
@@ -346,7 +361,8 @@ def _film(told: Story, columns: Columns, of_video: Mapping[int, bytes]) -> Film:
 
 
 def _tree(told: Story, columns: Columns) -> Tree:
-  rows = max((len(chunk) for chunk in told.chunks), default=1)
+  names = {candidate.number: candidate.name for chunk in told.chunks for candidate in chunk.values()}
+  rows = 1 + max(names, default=0)
   row_height = next((height for most, height in _ROW_HEIGHTS if rows <= most), _NARROW_ROW)
   has_scores = columns.step >= _SCORE_WIDTH and row_height >= _SCORE_HEIGHT
   # A mark is lower where its score stands above it.
@@ -354,7 +370,7 @@ def _tree(told: Story, columns: Columns) -> Tree:
   at = lambda candidate: (columns.center(candidate.chunk), place(candidate.number))
   nodes, links = [], []
   for index, chunk in enumerate(told.chunks):
-    for candidate in chunk:
+    for candidate in chunk.values():
       x, y = at(candidate)
       nodes.append(Node(x, y, candidate))
       if candidate.parent is not None:
@@ -364,7 +380,7 @@ def _tree(told: Story, columns: Columns) -> Tree:
         links.append(Link(svg.link_path(*at(parent), x, y), shown, survives))
   links.sort(key=lambda link: (link.shown, link.survives))
   radius = min(9.0, 0.3 * columns.step, 0.36 * row_height)
-  labels = [(place(row), row) for row in range(rows)]
+  labels = [(place(row), name) for row, name in sorted(names.items()) if row_height >= _NARROW_LABEL or row % 2 == 0]
   return Tree(columns, rows * row_height + 10.0, row_height, radius, has_scores, labels, nodes, links)
 
 
@@ -373,9 +389,9 @@ def _charts(told: Story, columns: Columns) -> list[LineChart]:
   empty = [None] * told.given
   charts = []
   for name, title in reversed(SCORES):
-    values = [[candidate.scores[name] for candidate in chunk] for chunk in told.chunks]
+    values = [[candidate.scores[name] for candidate in chunk.values()] for chunk in told.chunks]
     known = [[value for value in chunk if value is not None] for chunk in values]
-    shown = [chunk[number] for chunk, number in zip(values, told.line, strict=True)]
+    shown = [told.winner(index).scores[name] for index in range(len(told.chunks))]
     several = any(len(chunk) > 1 for chunk in known)
     lows = [*empty, *(min(chunk, default=None) for chunk in known)] if several else ()
     highs = [*empty, *(max(chunk, default=None) for chunk in known)] if several else ()
@@ -384,34 +400,30 @@ def _charts(told: Story, columns: Columns) -> list[LineChart]:
   return charts
 
 
-def _shares(seconds: Mapping[str, Any]) -> list[Share]:
-  values = {name: value for name, value in seconds.items() if isinstance(value, (int, float)) and value > 0}
+def _shares(parts: Mapping[str, Any], main: str, unit: str) -> list[Share]:
+  """Parts of a whole, of which `main` is what it is there for."""
+  values = {name: value for name, value in parts.items() if isinstance(value, (int, float)) and value > 0}
   total = sum(values.values())
   return [
-    Share(_PHASES.get(name, name.replace("_", " ")), f"{value:.2f} s", 100.0 * value / total, name == "search")
+    Share(_PARTS.get(name, name.replace("_", " ")), f"{value:,.2f} {unit}", 100.0 * value / total, name == main)
     for name, value in values.items()
   ]
 
 
+def _work(account: Account) -> list[Share]:
+  """The TFLOP of a search by what they were spent on."""
+  flop = account.section("cost").get("tflop")
+  parts = {name: value for name, value in flop.items() if name != "total"} if isinstance(flop, Mapping) else {}
+  return _shares(parts, "forwards", "TFLOP")
+
+
 def _counts(account: Account) -> list[tuple[str, str]]:
   """What the search counted: the account of the whole, or the sum of the chunks' own."""
-  whole = account.run.get("cost") or account.trace.get("cost")
-  owners = [whole] if isinstance(whole, Mapping) else [chunk.get("cost") for chunk in account.trace["chunks"]]
+  owners = [account.section("cost")] if account.section("cost") else account.trace["chunks"]
+  counted = [owner if owner is account.run.get("cost") else owner.get("cost") for owner in owners]
   sums: dict[str, float] = {}
-  for owner in owners:
-    for name, value in _flat(owner):
+  for name, value in (item for owner in counted if isinstance(owner, Mapping) for item in owner.items()):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
       sums[name] = sums.get(name, 0) + value
-  return [(_COUNTS.get(name, name.replace("_", " ")), f"{value:,}" if value == int(value) else f"{value:,.2f}")
-          for name, value in sums.items() if value]  # fmt: skip
-
-
-def _flat(owner: Any, before: str = "") -> list[tuple[str, float]]:
-  if not isinstance(owner, Mapping):
-    return []
-  found = []
-  for name, value in owner.items():
-    if isinstance(value, Mapping):
-      found += _flat(value, f"{before}{name} ")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-      found.append((f"{before}{name}", value))
-  return found
+  text = lambda value: f"{value:,}" if value == int(value) else f"{value:,.2f}"
+  return [(_COUNTS.get(name, name.replace("_", " ")), text(value)) for name, value in sums.items() if value]

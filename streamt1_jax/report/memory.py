@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamt1_jax.report.account import Account
+from streamt1_jax.report.account import Account, nodes
 
 DISCARDED, MERGED, APPENDED = "discarded", "merged", "appended"
 ROUTES = {"discard": DISCARDED, "ema": MERGED, "append": APPENDED, "append_at_maximum": MERGED}
@@ -80,7 +80,7 @@ def remember(account: Account, line: Sequence[int]) -> Remembered | None:
   frames, given = chunk_frames(account), account.trace["given_chunks"]
   events, chunks = [], account.trace["chunks"]
   for chunk, number in zip(chunks, line, strict=True):
-    event = _event(chunk, chunk["candidates"][number]["parent"], frames)
+    event = _event(chunk, nodes(chunk)[number]["parent"], frames)
     events += [event] if event else []
   end = given + len(chunks)
   # What left first was the oldest chunk of the window: all chunks before it are sinks.

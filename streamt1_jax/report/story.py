@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamt1_jax.report.account import Account
+from streamt1_jax.report.account import Account, nodes, rejected
 
-WINNER, SURVIVOR, LOSER, UNUSABLE = "winner", "survivor", "loser", "unusable"
-"""Kinds of candidates: in the video shown, on a line that ended later, dropped at once, NaN or Inf."""
+WINNER, SURVIVOR, LOSER, REJECTED, UNUSABLE = "winner", "survivor", "loser", "rejected", "unusable"
+"""Kinds of candidates: in the video shown, on a line that ended later, dropped at once, never finished, NaN or Inf."""
 SCORES = (("short", "image"), ("long", "video"), ("hybrid", "hybrid"))
 """Fields of a candidate's scores, and what a page calls them."""
+_FATES = ("survived", "duplicated", "pruned", "unusable")
+"""Words of a trace that the sentences here say as well."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Candidate:
 
   Attributes:
     chunk: of the video, counted from 0.
-    number: among the candidates of its chunk.
+    number: among the candidates of its chunk; those that were not finished come after all others.
+    name: what it is called.
     parent: number of the candidate, one chunk before, that it goes on from; None where the search begins.
     seed: what its noise was drawn from.
     noise: a sentence about its noise.
@@ -34,10 +37,12 @@ class Candidate:
     fate: a sentence about what became of it.
     route: what happened to the chunk that left its parent's window before it was drawn.
     route_after: what its own scores say of its chunk, when that leaves the window.
+    notes: labels and texts of what only some searches have.
   """
 
   chunk: int
   number: int
+  name: str
   parent: int | None
   seed: int
   noise: str
@@ -47,6 +52,7 @@ class Candidate:
   fate: str
   route: str
   route_after: str
+  notes: Sequence[tuple[str, str]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Story:
 
   Attributes:
     given: chunks that the video began with and that were not searched.
-    chunks: candidates of every chunk that was made.
+    chunks: candidates of every chunk that was made, by number.
     line: the candidate of every such chunk that is in the video; of a search that failed, what led to the best
       survivor of its last chunk.
     switches: chunks that begin under another prompt, with the prompt.
@@ -64,7 +70,7 @@ class Story:
   """
 
   given: int
-  chunks: Sequence[Sequence[Candidate]]
+  chunks: Sequence[Mapping[int, Candidate]]
   line: Sequence[int]
   switches: Sequence[tuple[int, str]]
   judged: bool
@@ -88,9 +94,13 @@ def tell(account: Account) -> Story:
   line = ancestry(chunks) if final is None else [step["candidate"] for step in final["lineage"]]
   lasts = last_descendants(chunks)
   told = [
-    [_candidate(account, index, number, line, lasts) for number in range(len(chunk["candidates"]))]
+    {number: _candidate(account, index, number, line, lasts) for number in nodes(chunk)}
     for index, chunk in enumerate(chunks)
   ]
+  first = 1 + max((number for chunk in told for number in chunk), default=-1)
+  for index, (chunk, candidates) in enumerate(zip(chunks, told, strict=True)):
+    unfinished = (_unfinished(account, index, place, first) for place in range(len(rejected(chunk))))
+    candidates.update((candidate.number, candidate) for candidate in unfinished)
   return Story(
     given=given,
     chunks=told,
@@ -107,47 +117,95 @@ def ancestry(chunks: Sequence[Mapping[str, Any]]) -> list[int]:
   for chunk in reversed(chunks):
     number = chunk["survivors"][beam]
     line.append(number)
-    beam = chunk["candidates"][number]["parent"]
+    beam = nodes(chunk)[number]["parent"]
   return line[::-1]
 
 
-def last_descendants(chunks: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+def last_descendants(chunks: Sequence[Mapping[str, Any]]) -> list[dict[int, int]]:
   """Of every candidate the place in `chunks` of the last chunk in which it, or a descendant, survived; -1 for none."""
-  lasts: list[list[int]] = []
+  lasts: list[dict[int, int]] = []
   for index, chunk in reversed(list(enumerate(chunks))):
-    own = [-1] * len(chunk["candidates"])
+    own = dict.fromkeys(nodes(chunk), -1)
     for beam, number in enumerate(chunk["survivors"]):
       own[number] = max(own[number], index)
       if lasts:
-        later = zip(chunks[index + 1]["candidates"], lasts[0], strict=True)
-        own[number] = max([own[number], *(last for child, last in later if child["parent"] == beam)])
+        children = (child for child, entry in nodes(chunks[index + 1]).items() if entry["parent"] == beam)
+        own[number] = max([own[number], *(lasts[0][child] for child in children)])
     lasts.insert(0, own)
   return lasts
 
 
 def _candidate(
-  account: Account, index: int, number: int, line: Sequence[int], lasts: Sequence[Sequence[int]]
+  account: Account, index: int, number: int, line: Sequence[int], lasts: Sequence[Mapping[int, int]]
 ) -> Candidate:
   chunks, given = account.trace["chunks"], account.trace["given_chunks"]
   chunk = chunks[index]
-  entry = chunk["candidates"][number]
-  parent = chunks[index - 1]["survivors"][entry["parent"]] if index else None
-  parent_seed = None if parent is None else chunks[index - 1]["candidates"][parent]["seed"]
+  entry = nodes(chunk)[number]
+  parent, noise = _origin(account, index, entry)
   scores = {name: entry[name] for name, _ in SCORES}
   kind = _kind(entry, number in chunk["survivors"], number == line[index])
   return Candidate(
     chunk=given + index,
     number=number,
+    name=f"candidate {number}",
     parent=parent,
     seed=entry["seed"],
-    noise=noise_sentence(account.settings.get("noise_sigma"), entry["seed"], parent_seed, has_parent=index > 0),
+    noise=noise,
     scores=scores,
     place=_place(chunk["candidates"], entry),
     kind=kind,
     fate=_fate(account, entry, kind, given + lasts[index][number], is_last=lasts[index][number] == len(chunks) - 1),
     route=entry.get("route", "nothing"),
     route_after=_route_after(entry.get("flags")),
+    notes=_notes(chunk, entry),
   )
+
+
+def _unfinished(account: Account, index: int, place: int, first: int) -> Candidate:
+  """A candidate that ended while its chunk was denoised; `first` is the number of the first such."""
+  chunk = account.trace["chunks"][index]
+  entry = rejected(chunk)[place]
+  parent, noise = _origin(account, index, entry)
+  ended = f"after denoising step {entry['step']}"
+  usable = entry["fate"] != UNUSABLE
+  return Candidate(
+    chunk=account.trace["given_chunks"] + index,
+    number=first + place,
+    name=f"unfinished {place}",
+    parent=parent,
+    seed=entry["seed"],
+    noise=noise,
+    scores={name: None for name, _ in SCORES},
+    place=None,
+    kind=REJECTED if usable else UNUSABLE,
+    fate=f"rejected {ended}" if usable else f"not usable {ended}: NaN or Inf",
+    route="nothing",
+    route_after="not finished",
+    notes=_notes(chunk, entry),
+  )
+
+
+def _origin(account: Account, index: int, entry: Mapping[str, Any]) -> tuple[int | None, str]:
+  """Number of the parent of a candidate of the `index`th chunk that was made, and the sentence about its noise."""
+  sigma = account.settings.get("noise_sigma")
+  if not index:
+    return None, noise_sentence(sigma, entry["seed"], None, has_parent=False)
+  before = account.trace["chunks"][index - 1]
+  parent = before["survivors"][entry["parent"]]
+  return parent, noise_sentence(sigma, entry["seed"], nodes(before)[parent]["seed"], has_parent=True)
+
+
+def _notes(chunk: Mapping[str, Any], entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """What policies add: looks at what is unfinished, weights, and what the choice at the end of the chunk was like."""
+  notes = []
+  for name, label in (("preview", "Early look"), ("log_weight", "Log weight")):
+    if isinstance(entry.get(name), (int, float)):
+      notes.append((label, f"{entry[name]:.4f}".replace("-", "\N{MINUS SIGN}")))
+  for event in chunk.get("events", ()):
+    if isinstance(event, Mapping) and isinstance(event.get("ess"), (int, float)):
+      again = ", beams drawn anew by weight" if event.get("resampled") else ""
+      notes.append(("Chunk", f"effective sample size {event['ess']:.2f}{again}"))
+  return notes
 
 
 def _kind(entry: Mapping[str, Any], survives: bool, shown: bool) -> str:
@@ -159,7 +217,7 @@ def _kind(entry: Mapping[str, Any], survives: bool, shown: bool) -> str:
 
 
 def _fate(account: Account, entry: Mapping[str, Any], kind: str, last: int, *, is_last: bool) -> str:
-  """A sentence without its stop. Traces may have a `fate` in words of their own, which comes first."""
+  """A sentence without its stop. A `fate` that is not known here comes first, in its own word."""
   shown = "led to the best beam when the search failed" if account.failed else "in the video"
   ended = "to the end, in a beam that is not shown" if is_last else f"for a while; its line ended with chunk {last}"
   sentence = {
@@ -168,8 +226,11 @@ def _fate(account: Account, entry: Mapping[str, Any], kind: str, last: int, *, i
     LOSER: "dropped",
     UNUSABLE: "not usable: NaN or Inf",
   }[kind]
+  copies = entry.get("copies")
+  if isinstance(copies, int) and copies > 1:
+    return f"{sentence}; went on in {copies} beams"
   own = entry.get("fate")
-  if not isinstance(own, str) or own.replace("_", " ") in sentence:
+  if not isinstance(own, str) or own in _FATES:
     return sentence
   return f"{own.replace('_', ' ')}; {sentence}"
 
