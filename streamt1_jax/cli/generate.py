@@ -8,12 +8,12 @@
 Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 
   video.mp4           H.264, small videos enlarged by whole pixels
+  report.html         the search as a page to click through, unless --report=false
+  pictures.zip        three small frames of every survivor, for the report
   latents.safetensors the video before it was decoded: --continue_from=FOLDER goes on from it
   contact_sheet.png   eight frames, with their times
   trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
   manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
-  report.html         all of this as a page to click through, unless --report=false
-  pictures.zip        three small frames of every survivor, for the report
 
 A video may change its prompt (--timeline=FILE) and begin with a picture, another video, or an earlier result (--image,
 --video, --continue_from); its length then counts what is made.

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 Values = Sequence[float | None]
+_LABEL_HEIGHT = 20.0
 
 
 def number(value: float) -> str:
@@ -158,10 +159,21 @@ class LineChart:
   height: float
   ticks: Sequence[Tick]
   series: Sequence[DrawnSeries]
+  labels: Sequence[tuple[float, str]] = ()
 
 
-def line_chart(title: str, columns: Columns, series: Sequence[Series], height: float = 132.0) -> LineChart:
-  """Lays out lines over the centers of columns; values are drawn on one common scale."""
+def line_chart(
+  title: str, columns: Columns, series: Sequence[Series], height: float = 132.0, labels: Sequence[str] = ()
+) -> LineChart:
+  """Lays out lines over the centers of columns; values are drawn on one common scale.
+
+  Args:
+    title: names the values.
+    columns: where they stand.
+    series: the lines, a value for each of the first columns.
+    height: of the chart, without its labels.
+    labels: a text below each column; () for none.
+  """
   everything = [value for each in series for value in (*each.values, *each.lows, *each.highs)]
   low, high = padded_range(everything)
   scale = Scale(low, high, height - 8.0, 8.0)
@@ -176,4 +188,6 @@ def line_chart(title: str, columns: Columns, series: Sequence[Series], height: f
     ]
     band = band_path(xs, place(each.lows), place(each.highs)) if each.lows else ""
     drawn.append(DrawnSeries(each.label, each.style, line_path(xs, ys), band, points if each.points else ()))
-  return LineChart(title, columns, height, [Tick(scale(mark), tick_label(mark, marks)) for mark in marks], drawn)
+  below = [(columns.center(column), label) for column, label in enumerate(labels)]
+  lines = [Tick(scale(mark), tick_label(mark, marks)) for mark in marks]
+  return LineChart(title, columns, height + (_LABEL_HEIGHT if below else 0.0), lines, drawn, below)
