@@ -337,7 +337,7 @@ def test_what_the_search_counted_is_added_up(tmp_path):
   assert [each["style"] for each in whole.of("span", figure) if each["class"].startswith("part ")] == [
     "width:75.000%", "width:25.000%"
   ]  # fmt: skip
-  assert "forwards of the generator 7.50 TFLOP" in " ".join(figure["text"].split())
+  assert "forwards of the generator 7.5 TFLOP" in " ".join(figure["text"].split())
 
 
 def test_a_large_video_lies_beside_the_page(tmp_path):

@@ -16,7 +16,7 @@ from streamt1_jax.report.svg import Columns, LineChart, Series
 
 _MOST_FILM_FRAMES, _WIDEST_FILM_FRAME = 12, 96.0
 _NARROWEST_LABEL, _MOST_RULER_NUMBERS = 32.0, 12
-_SCORE_WIDTH, _SCORE_HEIGHT = 34.0, 30.0
+_SCORE_WIDTH, _SCORE_HEIGHT = 34.0, 34.0
 _NARROW_LABEL = 20.0
 _ROW_HEIGHTS = ((4, 40.0), (8, 30.0), (16, 22.0))
 _NARROW_ROW = 15.0
@@ -405,9 +405,16 @@ def _shares(parts: Mapping[str, Any], main: str, unit: str) -> list[Share]:
   values = {name: value for name, value in parts.items() if isinstance(value, (int, float)) and value > 0}
   total = sum(values.values())
   return [
-    Share(_PARTS.get(name, name.replace("_", " ")), f"{value:,.2f} {unit}", 100.0 * value / total, name == main)
+    Share(_PARTS.get(name, name.replace("_", " ")), f"{amount(value)} {unit}", 100.0 * value / total, name == main)
     for name, value in values.items()
   ]
+
+
+def amount(value: float) -> str:
+  """A number of things, whole; or a measured number by its first three digits."""
+  if value == int(value) or value >= 100:
+    return f"{value:,.0f}"
+  return f"{value:.3g}"
 
 
 def _work(account: Account) -> list[Share]:
@@ -425,5 +432,4 @@ def _counts(account: Account) -> list[tuple[str, str]]:
   for name, value in (item for owner in counted if isinstance(owner, Mapping) for item in owner.items()):
     if isinstance(value, (int, float)) and not isinstance(value, bool):
       sums[name] = sums.get(name, 0) + value
-  text = lambda value: f"{value:,}" if value == int(value) else f"{value:,.2f}"
-  return [(_COUNTS.get(name, name.replace("_", " ")), text(value)) for name, value in sums.items() if value]
+  return [(_COUNTS.get(name, name.replace("_", " ")), amount(value)) for name, value in sums.items() if value]
