@@ -438,6 +438,11 @@ def test_ticks_are_round_and_inside():
   assert svg.line_path([0, 1, 2], [1.0, None, 2.25]) == "M0 1M2 2.2"
 
 
+def test_bands_have_gaps_where_nothing_is_known():
+  band = svg.band_path([0, 10, 20, 30], [1.0, 2.0, None, 3.0], [5.0, 6.0, None, 7.0])
+  assert band == "M0 5L10 6L10 2L0 1ZM26 7L34 7L34 3L26 3Z"
+
+
 def test_strips_of_large_frames_are_small():
   frames = np.random.default_rng(0).integers(0, 255, (12, 480, 832, 3), dtype=np.uint8)
   with Image.open(io.BytesIO(pictures.strip_of(frames))) as image:

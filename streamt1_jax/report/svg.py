@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 Values = Sequence[float | None]
 _LABEL_HEIGHT = 20.0
+_ALONE = 4.0
 
 
 def number(value: float) -> str:
@@ -63,11 +64,21 @@ def line_path(xs: Sequence[float], ys: Values) -> str:
 
 
 def band_path(xs: Sequence[float], lows: Values, highs: Values) -> str:
-  """Closed path between two lines, where both are known."""
-  every = zip(xs, lows, highs, strict=True)
-  points = [(x, low, high) for x, low, high in every if low is not None and high is not None]
-  if len(points) < 2:
-    return ""
+  """Closed path between two lines, with a gap where either is not known; a point alone is a narrow bar."""
+  runs: list[list[tuple[float, float, float]]] = [[]]
+  for x, low, high in zip(xs, lows, highs, strict=True):
+    if low is None or high is None:
+      runs.append([])
+    else:
+      runs[-1].append((x, low, high))
+  return "".join(map(_closed, filter(None, runs)))
+
+
+def _closed(points: Sequence[tuple[float, float, float]]) -> str:
+  """Path around points (x, low, high)."""
+  if len(points) == 1:
+    x, low, high = points[0]
+    points = [(x - _ALONE, low, high), (x + _ALONE, low, high)]
   there = [f"{number(x)} {number(high)}" for x, _, high in points]
   back = [f"{number(x)} {number(low)}" for x, low, _ in reversed(points)]
   return "M" + "L".join(there + back) + "Z"
