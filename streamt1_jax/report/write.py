@@ -19,9 +19,10 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, result_files
-from streamt1_jax.report import account, build, pictures, svg
+from streamt1_jax.report import account, build, pictures, summary, svg
 from streamt1_jax.report.account import Account
 from streamt1_jax.report.build import Report
+from streamt1_jax.report.story import SCORES
 from streamt1_jax.report.svg import Columns, LineChart, Series
 
 MOST_VIDEO_BYTES = 20 << 20
@@ -62,7 +63,7 @@ def environment() -> jinja2.Environment:
   loader = jinja2.FileSystemLoader(_PAGE)
   made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                             lstrip_blocks=True)  # fmt: skip
-  made.filters |= {"coordinate": svg.number, "score": build.score}
+  made.filters |= {"coordinate": svg.number, "score": summary.score}
   return made
 
 
@@ -167,7 +168,7 @@ def _comparison(reports: Sequence[Report]) -> Comparison:
   columns = Columns.of(max(report.story.end for report in reports))
   charts = []
   if all(report.story.judged for report in reports):
-    for field, title in reversed(build.SCORES):
+    for field, title in reversed(SCORES):
       series = [Series(str(index + 1), f"search-{index % 4}", _shown(report, field), points=True)
                 for index, report in enumerate(reports)]  # fmt: skip
       charts.append(svg.line_chart(f"{title} score", columns, series))
