@@ -74,6 +74,7 @@ def finished(tmp_path_factory, small_checkpoint) -> Finished:
 
 def test_every_file_is_there_and_nothing_else(finished):
   names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json", "latents.safetensors"}
+  names |= {"report.html", "pictures.zip"}
   folders = list((finished.folder / "outputs").iterdir())
   assert {folder.name for folder in folders} == {output.name for output in finished.outputs}
   for folder in folders:
@@ -212,8 +213,10 @@ def test_a_process_of_its_own_loads_no_large_framework(finished, tmp_path):
 
 def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint):
   arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=3", "--search=none", f"--prompt={PROMPT}"]
-  result = generate(tmp_path, *arguments)
+  result = generate(tmp_path, *arguments, "--report=false")
   assert result.code == 0
+  names = {path.name for path in (tmp_path / results.result_folder("outputs", PROMPT)).iterdir()}
+  assert names.isdisjoint({"report.html", "pictures.zip"})
   # Nothing is judged before the video is whole.
   assert "chunk 1/1" in result.stderr
   assert "score" not in result.stderr
@@ -229,7 +232,7 @@ def test_search_in_which_every_candidate_is_bad(tmp_path):
   message = result.stderr.splitlines()[-1]
   assert message == f"error: prompt {PROMPT!r}, chunk 0, seed {SEED}: every candidate is NaN or Inf"
   folder = tmp_path / results.result_folder("outputs", PROMPT)
-  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
+  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json", "report.html", "pictures.zip"}
   assert json.loads((folder / "failed.json").read_text())["settings"]["seed"] == SEED
   assert json.loads((folder / "trace.json").read_text())["final"] is None
 

@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(streamt1_jax.__file__).parent
 FLOORS = (
   ("__main__",),
   ("cli",),
-  ("evaluation",),
+  ("evaluation", "report"),
   ("measuring", "training"),
   ("methods",),
   ("pipeline", "convert"),

@@ -8,6 +8,8 @@
 Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 
   video.mp4           H.264, small videos enlarged by whole pixels
+  report.html         the search as a page to click through, unless --report=false
+  pictures.zip        three small frames of every survivor, for the report
   latents.safetensors the video before it was decoded: --continue_from=FOLDER goes on from it
   contact_sheet.png   eight frames, with their times
   trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
@@ -52,6 +54,7 @@ from streamt1_jax.cli import (
   host_flags,
   memory_plans,
   monitoring,
+  report,
   results,
   search_flags,
   steering_flags,
@@ -97,7 +100,7 @@ def define_flags(values: flags.FlagValues) -> None:
     "Replace earlier results of the same prompts, those of the start before too: not for a command that is started "
     "again until its list is finished.",
   )
-  for group in (steering_flags, search_flags, host_flags, stopped_searches, monitoring):
+  for group in (steering_flags, search_flags, host_flags, stopped_searches, monitoring, report):
     group.define(values)
   flag_types.define_switch(
     values, "plan", False, "Say what the search takes of a device and what is compiled, and stop; needs no prompt."
@@ -423,6 +426,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
         chunks = writers[prompt].fail(describe(searcher.script(prompt)), error)
         failed_at = {"error": str(error), "chunk": chunks, "files": part_files.describe_files(folder)}
         manifest.write_json(folder / results.FAILURE, failed_at | runs[prompt])
+        report.write_if_wanted(plan.values, folder)
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
       hosts.everyone(None)
       raise failure from error
@@ -440,6 +444,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
         "peak_memory_bytes": {"host": manifest.peak_rss_bytes(), "device": manifest.peak_device_bytes()},
       }
       manifest.write_json(folder / results.MANIFEST, run)
+      report.write_if_wanted(plan.values, folder)
   saved.discard()
 
 
@@ -455,6 +460,7 @@ def begin_result(searcher: Searcher, folder: epath.Path) -> GrowingResult:
     num_latent_frames=end * pipeline.config.chunk_frames,
     given_chunks=searcher.start.num_chunks,
     model_sha256=pipeline.model_sha256,
+    pictures=searcher.plan.values.report,
   )
 
 

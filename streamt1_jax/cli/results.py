@@ -20,12 +20,10 @@ from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.cli.files import FULL_DISK
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, part_files, paths
+from streamt1_jax.io.result_files import CONTACT_SHEET, FAILURE, LATENTS, MANIFEST, PICTURES, REPORT, TRACE, VIDEO
 from streamt1_jax.io.timeline import ChunkClock
 from streamt1_jax.messages import shortened
 
-MANIFEST, FAILURE = "manifest.json", "failed.json"
-VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
-LATENTS = "latents.safetensors"
 _LATENTS, _MODEL = "latents", "model_sha256"
 _SLUG_LENGTH = 48
 _LOGGER = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ def _is_half_published(folder: epath.Path) -> bool:
   """Whether a run was killed while it replaced `folder` file by file, as object stores need it."""
   if not paths.is_object_store(folder) or (folder / MANIFEST).is_file():
     return False
-  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE, LATENTS}
+  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE, LATENTS, PICTURES, REPORT}
 
 
 def check_place(target: epath.Path) -> None:
