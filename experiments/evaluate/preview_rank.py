@@ -48,6 +48,9 @@ def run(values: flags.FlagValues) -> None:
     for preview in (previews.LIGHT, previews.LARGE, previews.FULL)
     for step in range(len(model.schedule.denoising_steps))
   ]
+  found = [
+    {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()} for row in found
+  ]
   columns = list(found[0])
   cells = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in found]
   print(markdown.table(columns, cells))

@@ -17,12 +17,14 @@ from streamt1_jax.policies.base import (
   require_choice,
   selection_key,
 )
+from streamt1_jax.policies.by_score import ByScore
 from streamt1_jax.policies.particles import Particles, alpha_of
 from streamt1_jax.policies.selection import KeepBeams, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 from streamt1_jax.policies.widths import Reject
 
 __all__ = [
   "POLICIES",
+  "ByScore",
   "Choice",
   "Event",
   "InsidePolicy",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 POLICIES: Mapping[str, type[Policy]] = {
+  "by_score": ByScore,
   "keep_beams": KeepBeams,
   "particles": Particles,
   "per_beam": PerBeam,
