@@ -85,15 +85,16 @@ def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict[
   """What it says of chunk `index` of the video."""
   trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
-  survivors = trace.survivor.tolist()
+  survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)
+  drawn = range(0, search.num_candidates, 1 if index % search.judge_every == 0 else search.beam_size)
   return {
     "chunk": index,
     "evictions": evictions,
     "candidates": [
-      _describe_candidate(trace, candidate, search, evictions, survivors) for candidate in range(search.num_candidates)
+      _describe_candidate(trace, candidate, search, evictions, survivors, judged=judged) for candidate in drawn
     ],
     "survivors": survivors,
-    "scores": trace.score.tolist() if search.judges else [None] * search.top_k,
+    "scores": trace.score.tolist() if judged else [None] * search.top_k,
   }
 
 
@@ -108,11 +109,11 @@ def _describe_eviction(trace: ChunkTrace, parent: int) -> dict[str, Any]:
 
 
 def _describe_candidate(
-  trace: ChunkTrace, candidate: int, search: SearchConfig, evictions: list[dict], survivors: list[int]
+  trace: ChunkTrace, candidate: int, search: SearchConfig, evictions: list[dict], survivors: list[int], *, judged: bool
 ) -> dict[str, Any]:
   parent, position = divmod(candidate, search.beam_size)
   values = trace.candidates
-  score = lambda scores: float(scores[parent, position]) if search.judges else None
+  score = lambda scores: float(scores[parent, position]) if judged else None
   return {
     "candidate": candidate,
     "parent": parent,
