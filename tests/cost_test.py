@@ -20,6 +20,7 @@ from streamt1_jax.cost import Cost
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.io import manifest
+from streamt1_jax.measuring import search_flop
 from streamt1_jax.methods import METHODS
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.sampling import renoise
@@ -190,3 +191,16 @@ def test_sums():
   assert cost.total([one, one, Cost()]) == Cost(2, 4, 6, 8, 10, 12, 14, 16, 18)
   assert cost.total([]) == Cost()
   assert one.forwards == 6
+
+
+def test_a_chunk_at_full_size_against_figures_worked_out_without_this_code():
+  """TFLOP of docs/reference/wan.md and rewards.md: forwards, decodes and judges of 2 beams of 2 candidates."""
+  model = preset("wan_1_3b")
+  models, search = search_flop.published(model), METHODS["stream_t1"].settings(model)
+  prices = search_flop.published_prices(model)
+  chunk = cost.chunk_cost(models, search, 20, 40)
+  found = prices.of(chunk, cost.streams_begun(models, search, 20), seen=4)
+  expected = (18 * 28.3, 4 * 40.7, 4 * 171.9, 4 * 18.0)
+  np.testing.assert_allclose(np.array(found) / 1e12, expected, rtol=0.01)
+  first = search_flop.plain_flop(prices, 1)
+  assert first.decoding / 1e12 == pytest.approx(31.5, rel=0.01)

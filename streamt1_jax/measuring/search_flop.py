@@ -17,8 +17,9 @@ import numpy as np
 from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.cost import Cost
+from streamt1_jax.generator import Models
 from streamt1_jax.measuring import flop_count
-from streamt1_jax.models import abstract_params
+from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards.base import LoadedReward
 from streamt1_jax.rewards.table import REWARDS
@@ -119,6 +120,27 @@ def prices(pipeline: Pipeline, condition: Condition) -> Prices:
   image = reward(pipeline.rewards.image, condition.image_reward)
   video = reward(pipeline.rewards.video, condition.video_reward)
   return Prices(pipeline.config, *_decode_flop(pipeline.models.codec, pipeline.config), image, video, tuple(uncounted))
+
+
+def published(model: ModelConfig) -> Models:
+  """The static half of a search of `model` that the published reward models judge; no weights are made."""
+  return make_models(model, *(_published_reward(name, model) for name in ("hpsv3", "videoalign")))
+
+
+def published_prices(model: ModelConfig) -> Prices:
+  """The prices of a model with a codec, and of the published reward models with a prompt of 127 tokens."""
+  codec = published(model).codec
+  height, width, _ = codec.frame_shape()
+
+  def reward(name: str) -> Callable[[int], float]:
+    spec, made = REWARDS[name], _published_reward(name, model)
+    return lambda frames: float(spec.flop(made, frames, (height, width), sum(spec.required_text.length)))
+
+  return Prices(model, *_decode_flop(codec, model), reward("hpsv3"), reward("videoalign"))
+
+
+def _published_reward(name: str, model: ModelConfig) -> Any:
+  return REWARDS[name].make(REWARDS[name].make_config(), model.fps)
 
 
 @functools.cache
