@@ -33,6 +33,8 @@ def run(values: flags.FlagValues) -> None:
   """Looks at every chunk of every caption, then prints what the looks say."""
   if values.candidates % 4:
     raise ConfigError(f"--candidates must be a multiple of 4, got {values.candidates}")
+  if values.seed % 100:
+    raise ConfigError(f"--seed must be a multiple of 100, got {values.seed}")
   checkpoint, model = caption_flags.require_shapes_world(values)
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_captions)
   pipeline = Pipeline.load(checkpoint)
@@ -41,7 +43,8 @@ def run(values: flags.FlagValues) -> None:
   looks = []
   for caption, seed in zip(tqdm.tqdm(captions, desc="captions", file=sys.stderr), seeds, strict=True):
     command.raise_if_interrupted()
-    looks += previews.look(pipeline, values.candidates, chunks, caption, seed)
+    given = pipeline.params, pipeline.condition(caption, chunks), pipeline.models
+    looks += previews.look(*given, candidates=values.candidates, chunks=chunks, seed=seed)
   found = [
     {"preview": preview, "step": step, "final": final} | previews.agreement(looks, preview, step, final)
     for final in ("hybrid", "short", "long")

@@ -18,8 +18,9 @@ from streamt1_jax.chunk_step import Proposal, Step
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Models
 from streamt1_jax.noise_propagation import DrawNoise, NoiseDraws
-from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.policies import Event
+from streamt1_jax.state import Condition
+from streamt1_jax.typing import SearchParams
 
 _SEEDS_OF_A_BEAM = 100
 
@@ -75,10 +76,20 @@ def _previews(params, state, condition, seed, steps, models, search, *, first):
   return found | {FULL: jax.lax.map(full, by_step)}
 
 
-def look(pipeline: Pipeline, candidates: int, chunks: int, caption: str, seed: int) -> Iterator[Look]:
-  """Yields a look at every chunk of a video; the search goes on with its best candidate."""
-  condition, search = pipeline.condition(caption, chunks), search_of(candidates)
-  params, models = pipeline.params, pipeline.models
+def look(
+  params: SearchParams, condition: Condition, models: Models, *, candidates: int, chunks: int, seed: int
+) -> Iterator[Look]:
+  """Yields a look at every chunk of a video; the search goes on with its best candidate.
+
+  Args:
+    params: weights.
+    condition: what the video is made for.
+    models: static half of the chunk step.
+    candidates: N.
+    chunks: of the whole video.
+    seed: base seed, a whole hundred.
+  """
+  search = search_of(candidates)
   state = drivers.jitted_init_state(params, np.int32(seed), models, search)
   alike = {part: _sharing(models, part) for part in ("fresh", "renoise")}
   for chunk in range(chunks):
