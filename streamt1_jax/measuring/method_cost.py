@@ -35,7 +35,8 @@ def rows(model: ModelConfig, num_chunks: int, short_frames: int | None = None) -
   plain = search_flop.plain_flop(prices, num_chunks).tflop / num_chunks
   mean = lambda count: f"{count / num_chunks:.1f}".removesuffix(".0")
   for name, method in METHODS.items():
-    search = method.settings(model)
+    # What a policy cannot do without decides nothing about the cost.
+    search = method.settings(model, numbers={each: 1.0 for each, value in method.numbers.items() if value is None})
     chunks = [
       cost.chunk_cost(models, search, index, num_chunks, short_frames=short_frames) for index in range(num_chunks)
     ]
