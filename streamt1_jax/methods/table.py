@@ -26,7 +26,6 @@ _ALL = (
   toolkit.EVERY_J,
   toolkit.PARTICLES,
   toolkit.PARTICLES_SUM,
-  toolkit.EARLY_REJECTION,
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
