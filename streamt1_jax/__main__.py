@@ -25,6 +25,7 @@ COMMANDS = {
   "score": Command("streamt1_jax.cli.score", "scores videos by reward models"),
   "convert": Command("streamt1_jax.cli.convert", "turns published weights into a checkpoint folder"),
   "measure": Command("streamt1_jax.cli.measure", "measures motion, coherence and drift of videos, without rewards"),
+  "compare": Command("streamt1_jax.cli.compare", "compares searches at equal cost, by judges they have not seen"),
   "export_vbench": Command(
     "streamt1_jax.cli.export_vbench", "names videos as VBench wants them, and reads its results"
   ),

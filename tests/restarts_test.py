@@ -84,6 +84,21 @@ def test_states_are_those_of_the_chunks_and_a_search_goes_on_from_each():
     chex.assert_trees_all_equal([trace for _, trace in run(state=state)], whole[stop:])
 
 
+@pytest.mark.parametrize("switch", [1, 2, 3])
+def test_prompts_change_where_they_would(switch):
+  """The toy reads no prompt; which prompt is in force is seen by the condition that comes back."""
+  other, seen = _inputs()[1]._replace(num_chunks=jnp.int32(_CHUNKS + 1)), []
+
+  def border(state, condition):
+    seen.append((int(state.chunk_index), int(condition.num_chunks)))
+    return state, other if state.chunk_index >= switch else condition
+
+  steps = restarts.zero_order(*_inputs(_NOISY), num_chunks=_CHUNKS, seed=_SEED, border=border, chunks=3)
+  chex.assert_trees_all_equal([trace for _, trace in steps], _searched(_NOISY, chunks=3))
+  assert sorted({index for index, _ in seen}) == [0, 1, 2, 3]
+  assert [number for index, number in seen if index > switch] == [_CHUNKS + 1] * (3 - switch)
+
+
 def test_a_score_that_is_not_finite_never_wins():
   scores = {4: float("nan"), 5: 1.0, 6: float("inf"), 7: 1.0, 8: 0.5}
   assert restarts.best_of_n(lambda seed: seed, list(scores), scores.__getitem__) == 5

@@ -95,7 +95,7 @@ def zero_order(
     num_chunks: length of the whole video.
     seed: base seed. Neighbours draw from the seeds behind it.
     state: as in `drivers.stream_states`: nothing is tried, the video goes on.
-    border: as there. No prompt may change within the chunks that are tried.
+    border: as there. It is called for the video that is kept.
     tell: receives every beginning that was tried.
     **numbers: fields of `ZeroOrder`.
 
@@ -106,16 +106,34 @@ def zero_order(
   method = of_numbers(ZeroOrder, numbers)
   require(search.num_candidates == 1, f"zero-order search takes one candidate per chunk, got {search.num_candidates}")
   drivers.check_length(models, search, num_chunks)
-  if state is None and method.rounds:
-    best = _best_beginning(params, condition, models, search, method, num_chunks, seed, tell)
-    yield from best.steps
-    state = best.steps[-1][0]
-  options = {"num_chunks": num_chunks, "seed": seed, "state": state, "border": border}
-  yield from drivers.stream_states(params, condition, models, search, **options)
+  go_on = functools.partial(
+    drivers.stream_states, params, models=models, search=search, num_chunks=num_chunks, seed=seed
+  )
+  if state is not None or not method.rounds:
+    yield from go_on(condition=condition, state=state, border=border)
+    return
+  state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
+  crossed = (state, condition) if border is None else border(state, condition)
+  if crossed is None:
+    return
+  state, condition = crossed
+  best = _best_beginning(params, state, condition, models, search, method, num_chunks, seed, tell)
+  for index, step in enumerate(best.steps):
+    crossed = (state, condition) if border is None or index == 0 else border(state, condition)
+    if crossed is None:
+      return
+    if crossed[1] is not condition:
+      # What was tried behind a change of the prompt was tried under the old one.
+      yield from go_on(condition=crossed[1], state=crossed[0], border=border)
+      return
+    state = step[0]
+    yield step
+  yield from go_on(condition=condition, state=state, border=border)
 
 
 def _best_beginning(
   params: SearchParams,
+  begin: SearchState,
   condition: Condition,
   models: Models,
   search: SearchConfig,
@@ -124,7 +142,8 @@ def _best_beginning(
   seed: int,
   tell: Tell,
 ) -> _Trial:
-  try_noise = functools.partial(_trial, params, condition, models, search, min(method.chunks, num_chunks), num_chunks)
+  chunks = min(method.chunks, num_chunks)
+  try_noise = functools.partial(_trial, params, begin, condition, models, search, chunks)
   tried: list[Try] = []
 
   def try_one(pivot: Latents, nearness: float, drawn: int) -> _Trial:
@@ -147,25 +166,23 @@ def _best_beginning(
 
 def _trial(
   params: SearchParams,
+  begin: SearchState,
   condition: Condition,
   models: Models,
   search: SearchConfig,
   chunks: int,
-  num_chunks: int,
   seed: int,
   noise: Latents,
   drawn: int,
 ) -> _Trial:
   """Makes and judges the beginning of the video that starts from `noise`."""
-  state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
-  state, trace = first_chunk(params, state, condition, noise, models, search)
+  state, trace = first_chunk(params, copied(begin), condition, noise, models, search)
   drivers.check_usable(trace, 0, seed)
   made = [(state, hosts.to_host(trace))]
   if chunks > 1:
     # The state is copied before it is lent: who asks for the video's chunks may keep the states.
-    going_on = drivers.stream_states(
-      params, condition, models, search, num_chunks=chunks, seed=seed, state=copied(state)
-    )
+    more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
+    going_on = drivers.stream_states(params, condition, models, search, **more)
     made += [(copied(state), hosts.to_host(trace)) for state, trace in going_on]
   frames = np.concatenate([trace.frames[:1] for _, trace in made], axis=1)
   last = made[-1][1].frames.shape[1]

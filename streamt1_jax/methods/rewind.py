@@ -173,9 +173,7 @@ def _make(
   return _Made(begin, state, trace, moved, health_of(moved, motion))
 
 
-def _healthiest(
-  make: _Make, first: list[_Made], method: Rewind, seed: int, chunk: int, tell: Tell
-) -> Sequence[_Made]:
+def _healthiest(make: _Make, first: list[_Made], method: Rewind, seed: int, chunk: int, tell: Tell) -> Sequence[_Made]:
   """The chunks `first`, of which the last, `chunk`, is not healthy, or others in their place."""
   tries, seeds, begin = [first], [seed], first[0].begin
   for attempt in range(1, method.attempts + 1):
