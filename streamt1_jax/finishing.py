@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int, Shaped
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.cost import Cost, total
 from streamt1_jax.drivers import Given, Segment
 from streamt1_jax.generator import Models
 from streamt1_jax.state import ChunkTrace
@@ -120,6 +121,11 @@ class Finishing:
     self._waiting.clear()
     return Scored(scores, best)
 
+  @property
+  def cost(self) -> Cost:
+    """What judging the videos has taken so far."""
+    return self._judge.cost
+
   def _paths(self) -> list[Int[np.ndarray, " K"]]:
     """Which survivor of every chunk that waits each beam descends from."""
     survivors = [trace.survivor for trace, _ in self._waiting]
@@ -141,6 +147,7 @@ class _Judge:
     self._frames: list[np.ndarray] = []
     self._scores: list[np.ndarray] = []
     self._lengths: list[int] = []
+    self.cost = Cost()
 
   def add(self, frames: Shaped[np.ndarray, "videos Q ..."], segment: Segment) -> None:
     """A chunk: of one video where all beams share it, and else of every beam."""
@@ -160,4 +167,5 @@ class _Judge:
     whole = np.concatenate([np.broadcast_to(chunk, (videos, *chunk.shape[1:])) for chunk in self._frames], axis=1)
     self._scores.append(drivers.judged(*self._given, self._segment.condition, whole, last))
     self._lengths.append(whole.shape[1])
+    self.cost = total([self.cost, Cost(video_calls=videos, video_frames=videos * whole.shape[1])])
     self._frames = []

@@ -27,6 +27,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.finishing import FinalChunk, Scored
 from streamt1_jax.io import manifest, part_files, paths, video
 from streamt1_jax.io.growing_video import GrowingVideo
+from streamt1_jax.measuring.ledger import Ledger
 from streamt1_jax.pipeline import display_scale
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.trace import describe_chunk, describe_scores, describe_step
@@ -41,6 +42,7 @@ class GrowingResult:
     self,
     folder: epath.Path,
     search: SearchConfig,
+    ledger: Ledger,
     *,
     fps: int,
     height: int,
@@ -54,6 +56,7 @@ class GrowingResult:
     Args:
       folder: empty; on an object store, where no file grows, files come when they are finished.
       search: how the video is searched.
+      ledger: counts what its chunks cost.
       fps: frames per second.
       height: rows of a frame.
       num_frames: of the whole video.
@@ -62,6 +65,7 @@ class GrowingResult:
       model_sha256: identifies the model that makes the latents.
     """
     self._target, self._search, self._fps, self._scale = folder, search, fps, display_scale(height)
+    self.ledger = ledger
     self._num_frames, self._num_latent_frames, self._given_chunks = num_frames, num_latent_frames, given_chunks
     self._model_sha256 = model_sha256
     self._folder = pathlib.Path(folder)
@@ -91,7 +95,7 @@ class GrowingResult:
 
   def add_trace(self, trace: ChunkTrace) -> None:
     """The next chunk that was made."""
-    row = describe_chunk(self._given_chunks + self._made, trace, self._search)
+    row = describe_chunk(self._given_chunks + self._made, trace, self._search, self.ledger.add(trace))
     self._rows.write(manifest.to_json_line(row) + "\n")
     self._made += 1
 

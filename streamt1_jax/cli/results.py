@@ -31,13 +31,14 @@ _SLUG_LENGTH = 48
 _LOGGER = logging.getLogger(__name__)
 
 
-def result_folder(output_dir: epath.PathLike, prompt: str, further: str = "") -> epath.Path:
-  """Where the result of `prompt` belongs: a readable name, and different for different prompts.
+def result_folder(output_dir: epath.PathLike, prompt: str, further: str = "", sample: int = 0) -> epath.Path:
+  """Where the result of `prompt` belongs: a readable name, and different for different prompts and samples.
 
   So it is for different texts `further`, which says what else two videos of one prompt may differ in.
   """
   slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-") or "prompt"
-  return epath.Path(output_dir) / f"{slug}-{hashlib.sha256((prompt + further).encode()).hexdigest()[:8]}"
+  name = f"{slug}-{hashlib.sha256((prompt + further).encode()).hexdigest()[:8]}"
+  return epath.Path(output_dir) / (f"{name}-{sample}" if sample else name)
 
 
 def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
