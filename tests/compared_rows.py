@@ -1,6 +1,7 @@
 """A comparison of two cases, small enough for its numbers to be found by hand.
 
-In the first case the reward likes the plain video that passes, in the second the other one. Greedy search passes in both.
+In the first case the reward likes the plain video that passes, in the second the other one. Greedy search passes
+in both.
 """
 
 import base64

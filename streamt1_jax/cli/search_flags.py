@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,6 +130,19 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
     if getattr(search, name) > limit:
       raise ConfigError(f"{name} must be at most {limit} (rotary tables), got {getattr(search, name)}")
   return search
+
+
+def driver(values: flags.FlagValues) -> Callable[..., Any] | None:
+  """What drives the chunk step for the method of the flags; None for `drivers.stream_states`."""
+  method = METHODS[values.search]
+  numbers = {**method.numbers, **named_numbers(values, "policy", "alpha:0.02")}
+  return None if method.run is None else functools.partial(method.run, **numbers)
+
+
+def driver_settings(values: flags.FlagValues) -> dict[str, Any]:
+  """What decides how the chunk step is driven, as JSON values; nothing for `drivers.stream_states`."""
+  run = driver(values)
+  return {} if run is None else {"method": values.search, "numbers": dict(run.keywords)}
 
 
 def _require_taken(values: flags.FlagValues, method: Method) -> None:

@@ -94,13 +94,13 @@ def zero_order(
     search: of one candidate per chunk.
     num_chunks: length of the whole video.
     seed: base seed. Neighbours draw from the seeds behind it.
-    state: as in `drivers.stream_states`: nothing is tried, the video goes on.
+    state: as in `drivers.stream_states`. Behind the first chunk nothing is tried, and the video goes on.
     border: as there. It is called for the video that is kept.
     tell: receives every beginning that was tried.
     **numbers: fields of `ZeroOrder`.
 
   Raises:
-    ConfigError: impossible numbers, or a search with several candidates.
+    ConfigError: impossible numbers, a search with several candidates, or a video whose first chunk is given.
     SearchError: as `drivers.stream_states`.
   """
   method = of_numbers(ZeroOrder, numbers)
@@ -109,10 +109,13 @@ def zero_order(
   go_on = functools.partial(
     drivers.stream_states, params, models=models, search=search, num_chunks=num_chunks, seed=seed
   )
-  if state is not None or not method.rounds:
+  if state is None:
+    state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
+  begin, index = (int(number) for number in hosts.to_host((state.begin, state.chunk_index)))
+  require(begin == 0, "zero-order search tries the first chunk of a video, and this video's is given")
+  if index > 0 or not method.rounds:
     yield from go_on(condition=condition, state=state, border=border)
     return
-  state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   crossed = (state, condition) if border is None else border(state, condition)
   if crossed is None:
     return

@@ -11,10 +11,9 @@ import numpy as np
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig, SwitchConfig
-from streamt1_jax.cost import Cost, chunk_cost, streams_begun, total, whole_video_cost
+from streamt1_jax.cost import Cost, whole_video_cost
 from streamt1_jax.evaluation.compare.scenes import Scene
 from streamt1_jax.io.manifest import CompileCounter
-from streamt1_jax.measuring import search_flop
 from streamt1_jax.measuring.ledger import Ledger
 from streamt1_jax.measuring.search_flop import Flop, Prices
 from streamt1_jax.methods.tries import Try
@@ -98,48 +97,29 @@ def make(
     told = {"segments": steering.segments, "prompts": scene.captions}
     video = pipeline.assemble(steering.condition, search, traces, **told)
     end = time.perf_counter()
-  counted = _Account(pipeline, search, num_chunks, prices(condition))
+  models, price = pipeline.models, prices(condition)
+  ledger = _counted(pipeline, search, num_chunks, traces, tried)
+  verdict = whole_video_cost(models, search, num_chunks, begins=steering.begins)
   chunks = num_chunks + sum(each.chunks for each in tried if not each.kept)
   return Finished(
     frames=video.frames,
     score=video.score,
-    made=counted.made(traces, tried),
-    verdict=counted.verdict(steering.begins),
-    depth=chunks * (len(pipeline.models.generator.sigmas) + 1),
+    made=Counted(ledger.cost, ledger.flop(price)),
+    verdict=Counted(verdict, price.of(verdict)),
+    depth=chunks * (len(models.generator.sigmas) + 1),
     seconds=made - begun,
     verdict_seconds=end - made,
     compilations=compiled.count,
   )
 
 
-class _Account(NamedTuple):
-  """Counts the work of one video."""
-
-  pipeline: Pipeline
-  search: SearchConfig
-  num_chunks: int
-  prices: Prices
-
-  def made(self, traces: Sequence[ChunkTrace], tried: Sequence[Try]) -> Counted:
-    """What its chunks cost, and those that were tried and are not in it."""
-    models, model, search = self.pipeline.models, self.pipeline.config, self.search
-    short_frames = self.pipeline.rewards.choice.short_frames
-    ledger = Ledger(models, model, search, capacity=self.num_chunks, short_frames=short_frames)
-    for trace in traces:
-      ledger.add(trace)
-    costs, flops = [ledger.cost], [ledger.flop(self.prices)]
-    for each in tried:
-      for index in () if each.kept else range(each.begin, each.begin + each.chunks):
-        cost = chunk_cost(models, search, index, self.num_chunks, short_frames=short_frames)
-        seen = min(index, search_flop.most_seen(model)) + 1
-        costs.append(cost)
-        flops.append(self.prices.of(cost, streams_begun(models, search, index), seen))
-      judged = Cost(video_calls=int(each.judged_frames > 0), video_frames=each.judged_frames)
-      costs.append(judged)
-      flops.append(self.prices.of(judged))
-    return Counted(total(costs), search_flop.add(flops))
-
-  def verdict(self, begins: Sequence[int]) -> Counted:
-    """What the reward of the finished video costs, whose prompts begin with these chunks."""
-    cost = whole_video_cost(self.pipeline.models, self.search, self.num_chunks, begins=begins)
-    return Counted(cost, self.prices.of(cost))
+def _counted(
+  pipeline: Pipeline, search: SearchConfig, num_chunks: int, traces: Sequence[ChunkTrace], tried: Sequence[Try]
+) -> Ledger:
+  short_frames = pipeline.rewards.choice.short_frames
+  ledger = Ledger(pipeline.models, pipeline.config, search, capacity=num_chunks, short_frames=short_frames)
+  for trace in traces:
+    ledger.add(trace)
+  for each in tried:
+    ledger.add_try(each)
+  return ledger
