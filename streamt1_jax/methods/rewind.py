@@ -175,7 +175,8 @@ def _make(
 
 def _healthiest(make: _Make, first: list[_Made], method: Rewind, seed: int, chunk: int, tell: Tell) -> Sequence[_Made]:
   """The chunks `first`, of which the last, `chunk`, is not healthy, or others in their place."""
-  tries, seeds, begin = [first], [seed], first[0].begin
+  begin = first[0].begin
+  tries, seeds = [first], [int(hosts.to_host(begin.state.base_seed))]
   for attempt in range(1, method.attempts + 1):
     seeds.append(seed_of_attempt(seed, chunk, attempt))
     new = jax.device_put(np.int32(seeds[-1]), begin.state.base_seed.sharding)
