@@ -194,7 +194,7 @@ def test_sums():
 
 
 def test_a_chunk_at_full_size_against_figures_worked_out_without_this_code():
-  """TFLOP of docs/reference/wan.md and rewards.md: forwards, decodes and judges of 2 beams of 2 candidates."""
+  """TFLOP of forwards, decodes and judges; 2 beams of 2 candidates. Three digits of docs/reference."""
   model = preset("wan_1_3b")
   models, search = search_flop.published(model), METHODS["stream_t1"].settings(model)
   prices = search_flop.published_prices(model)
