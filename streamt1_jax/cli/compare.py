@@ -214,8 +214,9 @@ def _make_missing(
   captions = dict.fromkeys(text for _, case, _ in missing for text in plan.scenes[case.prompt].captions)
   pipeline.text.prepare(list(captions))
   prices = _prices(pipeline)
-  torus, bar = "split" in plan.settings, {"initial": len(videos) - len(missing), "total": len(videos)}
-  for key, case, contender in tqdm.tqdm(missing, desc="videos", unit="video", file=sys.stderr, **bar):
+  torus, done, everything = "split" in plan.settings, len(videos) - len(missing), len(videos)
+  bar = tqdm.tqdm(missing, desc="videos", unit="video", file=sys.stderr, initial=done, total=everything)
+  for key, case, contender in bar:
     command.raise_if_interrupted()
     scene, seed = plan.scenes[case.prompt], case.seed + key.place
     search, drive = (plain, None) if contender is None else (contender.search, contender.run)

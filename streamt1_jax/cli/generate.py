@@ -284,9 +284,10 @@ def search_videos(
     for made in saved.traces():
       take_all(videos, made)
   drive = search_flags.driver(plan.values)
-  told = {} if drive is None else {"drive": functools.partial(drive, tell=functools.partial(count_try, writers))}
-  lengths = {"num_chunks": end, "seeds": seeds}
-  states = pipeline.stream_states(conditions, plan.search, state=state, border=border, **lengths, **told)
+  options: dict[str, Any] = {"num_chunks": end, "seeds": seeds, "state": state, "border": border}
+  if drive is not None:
+    options["drive"] = functools.partial(drive, tell=functools.partial(count_try, writers))
+  states = pipeline.stream_states(conditions, plan.search, **options)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   unsaved: list[list[ChunkTrace]] = [[] for _ in prompts]

@@ -65,7 +65,7 @@ class Verifiers:
     prompt = room.Prompt(scene.descriptions, list(scene.begins))
     found = room.judge(frames, prompt, clock.first, clock.later)
     until = found["chunks_until"]
-    held_out = {name: name not in found["failed"] for name in verify.VERDICTS}
+    held_out: dict[str, Any] = {name: name not in found["failed"] for name in verify.VERDICTS}
     held_out |= {"all_at_once": found["all_at_once"], "psnr": found["psnr"]}
     held_out |= {"color_distance": found["color"], "outline_distance": found["outline"]}
     # Where a caption is not shown at all there is no number of chunks: its verdicts say so.

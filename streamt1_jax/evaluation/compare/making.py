@@ -87,7 +87,7 @@ def make(
   drive = drivers.stream_states if run is None else functools.partial(run, tell=tried.append)
   with CompileCounter() as compiled:
     begun = time.perf_counter()
-    lengths = {"horizon": num_chunks, "capacity": num_chunks}
+    lengths: Any = {"horizon": num_chunks, "capacity": num_chunks}
     steering = Steering(pipeline, scene.script(), search, SwitchConfig(), **lengths)
     options = {"num_chunks": num_chunks, "seed": seed, "border": steering.border}
     condition = steering.condition

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,6 @@ def write(folder: epath.Path, summary: Mapping[str, Any]) -> list[epath.Path]:
 
 
 def _figure(draw: Callable[[Any, Mapping[str, Any]], bool], summary: Mapping[str, Any]) -> bytes | None:
-  import io
-
   import matplotlib
   from matplotlib.figure import Figure
 
@@ -75,7 +74,12 @@ def _score_against_tflop(axes: Any, summary: Mapping[str, Any]) -> bool:
     label="perfect judge of n",
   )
   for name, sizes in _families(methods).items():
-    _band(axes, [of["cost"]["tflop"] for of in sizes], [of["held_out"][primary] for of in sizes], name)
+    found = [of["held_out"][primary] for of in sizes]
+    means = [each["mean"] for each in found]
+    # A method of one size is a point, which has no band.
+    errors = [[abs(each["mean"] - each[end]) for each in found] for end in ("low", "high")]
+    options = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1}
+    axes.errorbar([of["cost"]["tflop"] for of in sizes], means, errors, label=name, **options)
   axes.set(xscale="log", xlabel="TFLOP of a video, rewards included", ylabel=primary)
   axes.legend(frameon=False, fontsize=8)
   return unit > 0
