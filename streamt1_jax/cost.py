@@ -9,6 +9,9 @@ alone. With K beams of B candidates, N = K * B, S denoising steps and F latent f
             N * (F + window) + K * F from scratch
   judged    N calls of either reward         K calls of the video reward on the whole videos at the end
 
+A chunk that is not judged costs what it costs in plain streaming, for every beam. Where candidates are rejected after
+step e, w of each beam begin: K * (w * (e + 1) + B * (S - e - 1)) forwards, and K * w previews for the image reward.
+
 A search that goes on after a stop is counted as one that was never stopped: chunks that were lost and made again count
 once. What is not counted: the text encoder, what a video begins with, and memories that a new prompt makes anew.
 """
@@ -21,6 +24,7 @@ from typing import NamedTuple
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.drivers import PART_CHUNKS, scores_whole_videos
 from streamt1_jax.generator import Models
+from streamt1_jax.policies import inside_event
 from streamt1_jax.state import past_capacity
 
 
@@ -72,20 +76,38 @@ def chunk_cost(
     num_chunks: chunks of the whole video, or those that the state was made for; None for a video without an end.
     short_frames: frames of a chunk that the image reward sees; all by default.
   """
+  search = in_chunk(search, chunk_index)
   beams, candidates = search.top_k, search.num_candidates
-  frames = models.generator.latent_shape[0]
-  made = Cost(denoise=candidates * len(models.generator.sigmas), commit=beams)
+  frames, steps = models.generator.latent_shape[0], len(models.generator.sigmas)
+  made = Cost(denoise=candidates * steps, commit=beams)
+  event = inside_event(search)
+  if event is not None:
+    early = beams * event.start
+    looked = models.codec.num_frames(event.latent_frames, first=chunk_index == 0)
+    made = Cost(
+      denoise=early * (event.step + 1) + candidates * (steps - event.step - 1),
+      commit=beams,
+      previewed=early * event.latent_frames,
+      image_calls=early,
+      image_frames=early * min(looked, event.frames, short_frames or looked),
+    )
   if not search.judges:
     return made._replace(decoded=beams * frames)
   shown, seen, decoded = _judged(models, search, chunk_index, num_chunks)
   again = search.reward_decode == "scratch" or models.execution.decoding == "twice"
-  return made._replace(
+  judged = Cost(
     decoded=candidates * decoded + (beams * frames if again else 0),
     image_calls=candidates,
     image_frames=candidates * min(shown, short_frames or shown),
     video_calls=candidates,
     video_frames=candidates * seen,
   )
+  return total([made, judged])
+
+
+def in_chunk(search: SearchConfig, chunk_index: int) -> SearchConfig:
+  """What a search does in one chunk: some judge only every so many."""
+  return search if chunk_index % search.judge_every == 0 else search.unjudged()
 
 
 def whole_video_cost(
@@ -119,15 +141,16 @@ def video_cost(models: Models, search: SearchConfig, num_chunks: int, *, short_f
 
 def streams_begun(models: Models, search: SearchConfig, chunk_index: int) -> int:
   """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
-  first = chunk_index == 0
+  search, first, event = in_chunk(search, chunk_index), chunk_index == 0, inside_event(in_chunk(search, chunk_index))
   winners = search.top_k if first else 0
+  previews = search.top_k * event.start if first and event is not None else 0
   if not search.judges:
-    return winners
+    return winners + previews
   if search.reward_decode == "scratch":
-    return 2 * search.num_candidates + winners
+    return 2 * search.num_candidates + winners + previews
   if not first:
     return 0
-  return search.num_candidates + (winners if models.execution.decoding == "twice" else 0)
+  return search.num_candidates + previews + (winners if models.execution.decoding == "twice" else 0)
 
 
 def _judged(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> tuple[int, int, int]:

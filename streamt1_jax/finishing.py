@@ -61,7 +61,7 @@ class FinalChunk(NamedTuple):
 
 
 class Scored(NamedTuple):
-  """What the video reward gives the whole videos of all beams [K], and the best: the earliest of equals."""
+  """What the video reward gives the whole videos of all beams [K], and which is shown (`drivers.winner`)."""
 
   scores: Float32[np.ndarray, " K"]
   best: int
@@ -115,7 +115,7 @@ class Finishing:
       for (trace, segment), beams in zip(self._waiting, path, strict=True):
         self._judge.add(np.asarray(trace.frames)[beams], segment)
       scores = self._judge.scores(len(self._last.survivor))
-    best = drivers.best_of(scores)
+    best = drivers.winner(self._search, scores, self._last)
     for (trace, _), beams in zip(self._waiting, path, strict=True):
       self._take(_chosen(trace, int(beams[best]), self._search))
     self._waiting.clear()

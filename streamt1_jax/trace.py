@@ -16,6 +16,7 @@ from streamt1_jax import memory_sinking
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.cost import Cost
 from streamt1_jax.drivers import FinalBeams, lineage
+from streamt1_jax.policies import inside_event
 from streamt1_jax.state import ChunkTrace
 
 ROUTE_NAMES = {
@@ -99,32 +100,63 @@ def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Co
   """What it says of chunk `index` of the video, which took `cost`."""
   trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
-  survivors = trace.survivor.tolist()
+  survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)
+  drawn = range(0, search.num_candidates, 1 if index % search.judge_every == 0 else search.beam_size)
   return {
     "chunk": index,
     "evictions": evictions,
     "candidates": [
-      _describe_candidate(trace, parent, position, search, evictions, survivors)
-      for parent, position in np.ndindex(search.top_k, min(search.beam_size, trace.candidates.seed.shape[1]))
+      _describe_candidate(trace, candidate, search, evictions, survivors, judged=judged) for candidate in drawn
     ],
+    "rejected": _describe_rejected(trace, search),
     "survivors": survivors,
-    "scores": trace.score.tolist() if search.judges else [None] * search.top_k,
-    "events": [_describe_selection(trace, search, survivors)],
+    "scores": trace.score.tolist() if judged else [None] * search.top_k,
+    "judged": judged,
+    "events": [*_describe_inside(trace, search), _describe_selection(trace, search, survivors)],
     "cost": None if cost is None else cost._asdict(),
   }
 
 
+def _describe_inside(trace: ChunkTrace, search: SearchConfig) -> list[dict[str, Any]]:
+  """The event inside of denoising, if there was one: which candidates every beam went on with."""
+  event = inside_event(search)
+  if trace.inside is None or event is None:
+    return []
+  ancestors = trace.inside.ancestor.tolist()
+  unweighted = {"ess": None, "resampled": None}
+  return [{"step": event.step, "ancestors": ancestors, "distinct_parents": len(ancestors), **unweighted}]
+
+
+def _describe_rejected(trace: ChunkTrace, search: SearchConfig) -> list[dict[str, Any]]:
+  """Candidates that were not finished."""
+  inside, event = trace.inside, inside_event(search)
+  if inside is None or event is None:
+    return []
+  return [
+    {
+      "parent": parent,
+      "place": place,
+      "seed": int(inside.seed[parent, place]),
+      "preview": _finite(inside.preview[parent, place]),
+      "fate": "rejected" if inside.usable[parent, place] else "unusable",
+      "step": event.step,
+    }
+    for parent, place in np.ndindex(*inside.seed.shape)
+    if place not in inside.ancestor[parent]
+  ]
+
+
 def _describe_selection(trace: ChunkTrace, search: SearchConfig, survivors: list[int]) -> dict[str, Any]:
   """The event at the end of a chunk: who goes on. Weights tell more of it, where the policy has some."""
-  event = {"step": "final", "distinct_parents": len({candidate // search.beam_size for candidate in survivors})}
-  log_weight = _log_weight(trace)
-  if log_weight is None:
+  parents = {candidate // search.beam_size for candidate in survivors}
+  event = {"step": "final", "ancestors": None, "distinct_parents": len(parents)}
+  if trace.log_weight is None:
     return event | {"ess": None, "resampled": None}
   in_place = list(range(search.top_k)) if search.beam_size == 1 else None
-  return event | {"ess": _effective_size(log_weight), "resampled": survivors != in_place}
+  return event | {"ess": _effective_size(trace.log_weight), "resampled": survivors != in_place}
 
 
-def _effective_size(log_weight: np.ndarray) -> float | None:
+def _effective_size(log_weight: Any) -> float | None:
   """How many equal weights would be as uneven as these; None if all are zero."""
   log_weight = np.asarray(log_weight, np.float64).ravel()
   if not np.isfinite(log_weight.max()):
@@ -144,11 +176,12 @@ def _describe_eviction(trace: ChunkTrace, parent: int) -> dict[str, Any]:
 
 
 def _describe_candidate(
-  trace: ChunkTrace, parent: int, position: int, search: SearchConfig, evictions: list[dict], survivors: list[int]
+  trace: ChunkTrace, candidate: int, search: SearchConfig, evictions: list[dict], survivors: list[int], *, judged: bool
 ) -> dict[str, Any]:
-  candidate, values = parent * search.beam_size + position, trace.candidates
-  score = lambda scores: float(scores[parent, position]) if search.judges else None
-  log_weight = _log_weight(trace)
+  parent, position = divmod(candidate, search.beam_size)
+  values = trace.candidates
+  score = lambda scores: float(scores[parent, position]) if judged else None
+  preview = None if trace.inside is None else trace.inside.preview[parent, trace.inside.ancestor[parent, position]]
   return {
     "candidate": candidate,
     "parent": parent,
@@ -166,12 +199,9 @@ def _describe_candidate(
     "rank": survivors.index(candidate) if candidate in survivors else None,
     "fate": _fate(bool(values.usable[parent, position]), survivors.count(candidate)),
     "copies": survivors.count(candidate),
-    "log_weight": None if log_weight is None else _finite(log_weight[parent, position]),
+    "log_weight": None if trace.log_weight is None else _finite(trace.log_weight[parent, position]),
+    "preview": None if preview is None else _finite(preview),
   }
-
-
-def _log_weight(trace: ChunkTrace) -> np.ndarray | None:
-  return getattr(trace, "log_weight", None)
 
 
 def _fate(usable: bool, copies: int) -> str:
@@ -181,5 +211,5 @@ def _fate(usable: bool, copies: int) -> str:
   return "survived" if copies == 1 else "duplicated"
 
 
-def _finite(value: np.ndarray) -> float | None:
+def _finite(value: Any) -> float | None:
   return float(value) if np.isfinite(value) else None

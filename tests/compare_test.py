@@ -78,9 +78,26 @@ def test_numbers_and_fields_go_to_the_methods_that_have_them():
   assert (long.label, long.picks, long.search.sink_distance) == ("best_of_n:32", 32, 12)
 
 
+def test_an_entry_has_numbers_and_fields_of_its_own():
+  found = _read("early_rejection:2x1:start=6", "early_rejection:2x1", "every_j:judge_every=5", numbers={"start": 8.0})
+  assert [each.label for each in found] == [
+    "early_rejection:2x1:start=6",
+    "early_rejection:2x1",
+    "every_j:2x2:judge_every=5",
+  ]
+  assert [each.search.policy.start for each in found[:2]] == [6, 8]
+  assert found[2].search.judge_every == 5
+  (paper,) = _read("stream_t1:semantics=paper:fusion_cap=0.25")
+  assert paper.search == SearchConfig.paper(fusion_cap=0.25)
+
+
 @pytest.mark.parametrize(
   ("entries", "options", "fragments"),
   [
+    (["beam:2x2:noise"], {}, ["beam:2x2:noise", "name=value"]),
+    (["beam:beam_size=3"], {}, ["beam_size=3", "name=value"]),
+    (["every_j:judge_every=often"], {}, ["judge_every", "int", "often"]),
+    (["particles"], {}, ["particles", "alpha"]),
     ([], {}, ["at least one", "stream_t1"]),
     (["beams"], {}, ["no search", "beams", "best_of_n"]),
     (["beam:4"], {}, ["beam:4", "candidates x beams"]),

@@ -22,6 +22,7 @@ from streamt1_jax.generator import Models
 from streamt1_jax.io import manifest
 from streamt1_jax.measuring import search_flop
 from streamt1_jax.methods import METHODS
+from streamt1_jax.policies import Reject
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.sampling import renoise
 from streamt1_jax.state import ChunkTrace, Condition
@@ -122,13 +123,22 @@ def _count(search: SearchConfig, decoding: Decoding = "together", num_chunks: in
   return Counted(models, Cost(**counter.counts), traces, beams)
 
 
+def _seen_by_the_codec(expected: Cost) -> Cost:
+  """It decodes latent frames and does not know what for."""
+  return expected._replace(decoded=expected.decoded + expected.previewed, previewed=0)
+
+
 # The toy has two denoising steps, and one latent frame in a chunk: 1 frame in the first chunk and 4 in the others.
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
-  search = METHODS[name].settings(MODEL)
+  method = METHODS[name]
+  # The toy has one step before the last.
+  numbers = {each: 0.5 for each, default in method.numbers.items() if default is None} | dict.fromkeys(
+    {"step"} & method.numbers.keys(), 0
+  )
+  search = method.settings(MODEL, numbers=numbers)
   models, counted, traces, beams = _count(search)
-  assert cost.video_cost(models, search, NUM_CHUNKS) == counted
-  assert counted.denoise == NUM_CHUNKS * search.num_candidates * 2
+  assert _seen_by_the_codec(cost.video_cost(models, search, NUM_CHUNKS)) == counted
   costs = [cost.chunk_cost(models, search, index, NUM_CHUNKS) for index in range(NUM_CHUNKS)]
   segments = [(0, "a red circle")]
   described = trace.describe_trace(traces, beams, search, segments=segments, method=name, costs=costs)
@@ -137,8 +147,8 @@ def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
   trace_schema.check(document)
   shown = [traces[chunk].latents[beam] for chunk, beam, _ in trace_schema.shown(document)]
   np.testing.assert_array_equal(np.concatenate(shown), beams.latents[beams.best])
-  # Without a judge there is nothing to fall behind by.
-  assert {each["hybrid"] is None for chunk in document["chunks"] for each in chunk["candidates"]} == {not search.judges}
+  for index, chunk in enumerate(document["chunks"]):
+    assert {each["hybrid"] is None for each in chunk["candidates"]} == {not search.judges_chunk(index)}
 
 
 @pytest.mark.parametrize(
@@ -154,6 +164,51 @@ def test_a_beam_by_hand(sizes, expected):
   search = METHODS["beam"].settings(MODEL, **sizes)
   models, counted, *_ = _count(search)
   assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+
+
+def test_chunks_that_are_not_judged():
+  """Of four chunks the first and the third are; at the end both videos are judged, since the last chunk was not."""
+  search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=2)
+  search = dataclasses.replace(search, judge_every=2)
+  models, counted, traces, beams = _count(search)
+  expected = Cost(2 * 8 + 2 * 4, 0, 8, 2 * 4 + 2 * 2, 0, 8, 4 * (1 + 4), 8 + 2, 4 * (1 + 9) + 2 * 13)
+  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+  document = trace.describe_trace(traces, beams, search)
+  trace_schema.check(document)
+  assert [len(chunk["candidates"]) for chunk in document["chunks"]] == [4, 2, 4, 2]
+  assert [chunk["judged"] for chunk in document["chunks"]] == [True, False, True, False]
+
+
+def test_candidates_that_are_rejected_early():
+  """Four begin, one step is done, and two go on; a preview decodes a latent frame and shows one of its frames."""
+  search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=1)
+  search = dataclasses.replace(search, policy=Reject(start=4, step=0))
+  models, counted, traces, beams = _count(search)
+  expected = Cost(4 * (4 + 2), 0, 4, 8, 16, 4 * (4 + 2), 4 * 4 + 2 * 13, 8, 56)
+  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_codec(expected), expected)
+  document = trace.describe_trace(traces, beams, search)
+  trace_schema.check(document)
+  for chunk in document["chunks"]:
+    inside, final = chunk["events"]
+    assert (inside["step"], final["step"]) == (0, "final")
+    # What went on had the best previews, and who did not is in the tree as well.
+    (places,) = inside["ancestors"]
+    rejected = {each["place"]: each["preview"] for each in chunk["rejected"]}
+    assert sorted([*places, *rejected]) == [0, 1, 2, 3]
+    assert min(each["preview"] for each in chunk["candidates"]) >= max(rejected.values())
+
+
+def test_weights_of_an_event_by_hand():
+  """Weights 1, 1, 2 and 0: 16 / 6 of equal ones."""
+  search = METHODS["best_of_n"].settings(MODEL, top_k=4)
+  made = _count(METHODS["none"].settings(MODEL), num_chunks=1).traces[0]
+  made = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), made)
+  weighted = made._replace(log_weight=np.log([[1.0], [1.0], [2.0], [1e-30]]), survivor=np.array([0, 2, 2, 1]))
+  (event,) = trace.describe_chunk(0, weighted, search)["events"]
+  assert event["ess"] == pytest.approx(16 / 6)
+  assert (event["resampled"], event["distinct_parents"]) == (True, 3)
+  fates = [each["fate"] for each in trace.describe_chunk(0, weighted, search)["candidates"]]
+  assert fates == ["survived", "survived", "duplicated", "pruned"]
 
 
 def test_winners_that_are_decoded_again():

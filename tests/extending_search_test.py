@@ -54,8 +54,9 @@ def test_the_table_of_searches_is_what_the_package_says():
 
 def test_the_page_on_the_trace_names_every_field():
   text = (REPOSITORY / "docs/trace.md").read_text()
-  kinds = (trace_schema.VIDEO, trace_schema.CHUNK, trace_schema.CANDIDATE, trace_schema.EVENT, trace_schema.FINAL)
-  for name in {name for kind in kinds for name in kind} | set(trace_schema.FATES):
+  schema = trace_schema
+  kinds = (schema.VIDEO, schema.CHUNK, schema.CANDIDATE, schema.REJECTED, schema.EVENT, schema.FINAL)
+  for name in {name for kind in kinds for name in kind} | {*schema.FATES, "rejected"}:
     assert f"`{name}`" in text, name
 
 

@@ -50,6 +50,8 @@ from tests.command_line import call, save_model, small_model
     ("measure.aot_compile", ["--switch=released", "--first_chunk"], ["--switch", "leave --first_chunk out"]),
     ("measure.long_video", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
     ("evaluate.sink_distance", ["--distances=90,near"], ["--distances", "whole numbers and none, got 90,near"]),
+    ("evaluate.preview_rank", ["--candidates=6"], ["--candidates must be a multiple of 4, got 6"]),
+    ("evaluate.preview_rank", ["--seed=7"], ["--seed must be a multiple of 100, got 7"]),
     ("evaluate.switch_effect", ["--chunks_after=0"], ["--chunks_after=0", "positive integer"]),
     ("measure.kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
     ("measure.kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),

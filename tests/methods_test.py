@@ -11,7 +11,7 @@ from streamt1_jax import drivers
 from streamt1_jax.cli import command, generate, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.methods import METHODS, Method, find
-from streamt1_jax.policies import ByScore, KeepBeams
+from streamt1_jax.policies import ByScore, KeepBeams, Particles, PerBeam, ProbabilisticTopK, RankEnsemble, Reject, TopK
 from streamt1_jax.state import Condition
 from tests import toy_generator as toy
 from tests.command_line import REPOSITORY
@@ -19,6 +19,7 @@ from tests.command_line import REPOSITORY
 MODEL = preset("tiny")
 STREAMING = SearchConfig.streaming(MODEL)
 NEVER = {"short_threshold": 1e30, "long_threshold": 1e30}
+BEAM = {**vars(STREAMING), "beam_size": 2, "top_k": 2, "judges": True, **NEVER}
 # By name, the fields in which a search differs from the default one. Written by hand.
 DIFFERENT = {
   "stream_t1": {},
@@ -29,15 +30,29 @@ DIFFERENT = {
   "short_only": {"policy": ByScore("short")},
   "long_only": {"policy": ByScore("long")},
   "none": vars(STREAMING),
-  "beam": {**vars(STREAMING), "beam_size": 2, "top_k": 2, "judges": True, **NEVER},
+  "beam": BEAM,
   "greedy": {**vars(STREAMING), "beam_size": 4, "judges": True, **NEVER},
   "best_of_n": {**vars(STREAMING), "top_k": 4, "policy": KeepBeams()},
+  "cumulative": {**BEAM, "policy": TopK(cumulative=True)},
+  "per_beam": {**BEAM, "policy": PerBeam(0.2)},
+  "probabilistic": {**BEAM, "policy": ProbabilisticTopK(0.01)},
+  "rank_ensemble": {**BEAM, "policy": RankEnsemble()},
+  "every_j": {**BEAM, "judge_every": 3},
+  "particles": {**BEAM, "beam_size": 1, "top_k": 4, "policy": Particles(0.05)},
+  "particles_sum": {**BEAM, "beam_size": 1, "top_k": 4, "policy": Particles(0.05, score="sum")},
+  "early_rejection": {**BEAM, "policy": Reject(start=4, step=1)},
 }
+
+
+def _settings(name):
+  """What a method sets, with 0.05 for a number that it must be given."""
+  method = find(name)
+  return method.settings(MODEL, numbers={name: 0.05 for name, value in method.numbers.items() if value is None})
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_settings(name):
-  assert find(name).settings(MODEL) == dataclasses.replace(SearchConfig(), **DIFFERENT[name])
+  assert _settings(name) == dataclasses.replace(SearchConfig(), **DIFFERENT[name])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -46,7 +61,7 @@ def test_every_search_has_a_flagfile_that_chooses_it(name):
   values = command.parse(generate.define_flags, [f"--flagfile={path}", "--prompt=a red circle"])
   assert values.search == name
   # The sizes are written out, so that a user sees what to change.
-  assert search_flags.search_config(values, MODEL) == find(name).settings(MODEL)
+  assert search_flags.search_config(values, MODEL) == _settings(name)
 
 
 def test_a_user_may_set_what_the_method_leaves_open():
@@ -68,6 +83,10 @@ def test_a_user_may_set_what_the_method_leaves_open():
     ("stream_t1", {"semantics": "own"}, "semantics must be one of released, paper, got 'own'"),
     ("best_of_n", {"top_k": 1}, "needs top_k of at least 2, got 1"),
     ("beam", {"beam_size": 0}, "beam_size must be in 1..100"),
+    ("particles", {}, "search particles needs alpha: --policy=alpha:NUMBER"),
+    ("particles", {"numbers": {"alpha": 1.0}, "top_k": 1}, "needs top_k of at least 2, got 1"),
+    ("early_rejection", {"numbers": {"start": 4.5}}, "start must be an integer, got 4.5"),
+    ("early_rejection", {"numbers": {"start": 101}}, r"start must be in 1\.\.100, got 101"),
     ("beam", {"numbers": {"alpha": 1.0}}, "search beam has no number alpha; known: none"),
   ],
 )

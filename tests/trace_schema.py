@@ -15,8 +15,10 @@ CHUNK = {
   "chunk": int,
   "evictions": list,
   "candidates": list,
+  "rejected": list,
   "survivors": list,
   "scores": list,
+  "judged": bool,
   "events": list,
   "cost": (dict, NONE),
 }
@@ -36,11 +38,19 @@ CANDIDATE = {
   "fate": str,
   "copies": int,
   "log_weight": MAYBE_NUMBER,
+  "preview": MAYBE_NUMBER,
 }
-EVENT = {"step": (str, int), "distinct_parents": int, "ess": MAYBE_NUMBER, "resampled": (bool, NONE)}
+REJECTED = {"parent": int, "place": int, "seed": int, "preview": MAYBE_NUMBER, "fate": str, "step": int}
+EVENT = {
+  "step": (str, int),
+  "ancestors": (list, NONE),
+  "distinct_parents": int,
+  "ess": MAYBE_NUMBER,
+  "resampled": (bool, NONE),
+}
 FINAL = {"scores": list, "best": int, "lineage": list}
 STEP = {"chunk": int, "beam": int, "candidate": int}
-FATES = ("survived", "duplicated", "pruned", "rejected", "unusable")
+FATES = ("survived", "duplicated", "pruned", "unusable")
 
 
 def _has(value: Any, fields: dict[str, Any]) -> None:
@@ -77,6 +87,9 @@ def _check_chunk(chunk: dict[str, Any], beam_size: int, top_k: int) -> None:
   for each in chunk["events"]:
     _has(each, EVENT)
     assert 1 <= each["distinct_parents"] <= top_k
+  for each in chunk["rejected"]:
+    _has(each, REJECTED)
+    assert each["fate"] in ("rejected", "unusable")
   if chunk["cost"] is not None:
     assert set(chunk["cost"]) == set(Cost._fields)
     assert all(type(count) is int and count >= 0 for count in chunk["cost"].values())

@@ -6,9 +6,10 @@
   streamt1 compare --checkpoint=checkpoints/wan_1_3b --prompts_file=prompts.txt --reward=videoalign --judge=hpsv3 \\
     --pool=4 --num_prompts=32 --output=runs/wan
 
-A method may have a size: candidates x beams, or N. Every prompt and seed gets a pool of plain videos. It serves plain
-streaming, best-of-N for every N up to the pool, a random pick and a perfect judge. The other methods make a video each.
-Captions of the shapes world are judged by its verifiers; those of --prompts_file by a reward that does not select.
+A method may have a size, candidates x beams or N, and values of its own: early_rejection:2x2:start=6. Every prompt and
+seed gets a pool of plain videos. It serves plain streaming, best-of-N for every N up to the pool, a random pick and a
+perfect judge. The other methods make a video each. Captions of the shapes world are judged by its verifiers; those of
+--prompts_file by a reward that does not select.
 
 Prompts, seeds, the primary metric and their numbers are in `plan.json` before the first video is made. Every video is a
 row of `videos.jsonl`, safe as soon as it is made: the same command goes on where it stopped, and a later one may name
@@ -31,6 +32,7 @@ import tqdm
 from absl import flags
 from etils import epath
 
+from streamt1_jax import drivers
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.evaluation.compare import contenders, held_out, making, plots, report, scenes, summary
@@ -54,7 +56,7 @@ _NOT_HERE = ("search", *contenders.SIZES)
 def define_flags(values: flags.FlagValues) -> None:
   """The methods, the prompts, who judges, and the flags of a search."""
   flag_types.define_list(
-    values, "methods", ["none", "best_of_n", "beam", "stream_t1"], "Searches, each as method or method:SIZE."
+    values, "methods", ["none", "best_of_n", "beam", "stream_t1"], "Searches, each as method:SIZE:name=value."
   )
   caption_flags.define(values, "num_prompts", 64)
   flag_types.define_switch(values, "timelines", False, "Captions that change while the video goes on.")
@@ -81,8 +83,10 @@ def run(values: flags.FlagValues) -> None:
       raise ConfigError(f"--methods: {contender.label} picks among more videos than --pool={plan.pool} has")
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
-  folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
   pipeline = search_flags.load_pipeline(values, checkpoint)
+  for contender in entries:
+    drivers.check_length(pipeline.models, contender.search, chunks)
+  folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
   _make_missing(pipeline, folder, plan, entries, judge, chunks, _pool_search(values, model))
   _write(output, folder, plan, entries, judge.metrics)
 

@@ -30,6 +30,7 @@ _INTEGERS = {
   "beam_size": "Candidates per beam and chunk.",
   "top_k": "Beams kept after every chunk.",
   "sliding_window": "Chunks the video reward sees.",
+  "judge_every": "Judges the first chunk and every so many chunks after it.",
   "max_sink_frames": "Latent frames the sinks may grow to.",
 }
 _FLOATS = {

@@ -36,7 +36,8 @@ def rows(model: ModelConfig, num_chunks: int, short_frames: int | None = None) -
   mean = lambda count: f"{count / num_chunks:.1f}".removesuffix(".0")
   # What a method with a driver of its own costs depends on the video.
   for name, method in ((name, method) for name, method in METHODS.items() if method.run is None):
-    search = method.settings(model)
+    # What a policy cannot do without decides nothing about the cost.
+    search = method.settings(model, numbers={each: 1.0 for each, value in method.numbers.items() if value is None})
     chunks = [
       cost.chunk_cost(models, search, index, num_chunks, short_frames=short_frames) for index in range(num_chunks)
     ]

@@ -71,7 +71,7 @@ class Prices:
     model: gives those of a forward.
     frame: of decoding one latent frame of a stream.
     begin: by how much the first `chunk_frames` of a stream are cheaper.
-    image: of judging one candidate, by the frames of its chunk.
+    image: of judging one frame: an image reward looks at frames by themselves.
     video: of judging one window or video, by its frames.
     uncounted: rewards with weights whose FLOP nobody counts.
   """
@@ -79,7 +79,7 @@ class Prices:
   model: ModelConfig
   frame: float
   begin: float
-  image: Callable[[int], float]
+  image: float
   video: Callable[[int], float]
   uncounted: tuple[str, ...] = ()
 
@@ -87,18 +87,13 @@ class Prices:
     """FLOP of what was counted.
 
     Args:
-      cost: calls of one kind are taken to be of one length.
+      cost: calls of the video reward are taken to be of one length.
       begun: streams that the decodes began.
       seen: chunks that a forward saw, its own included; the mean.
     """
     decoding = (cost.decoded + cost.previewed) * self.frame - begun * self.begin
-    per_call = lambda price, calls, frames: calls * price(round(frames / calls)) if calls else 0.0
-    return Flop(
-      cost.forwards * forward_flop(self.model, seen),
-      decoding,
-      per_call(self.image, cost.image_calls, cost.image_frames),
-      per_call(self.video, cost.video_calls, cost.video_frames),
-    )
+    video = cost.video_calls and cost.video_calls * self.video(round(cost.video_frames / cost.video_calls))
+    return Flop(cost.forwards * forward_flop(self.model, seen), decoding, cost.image_frames * self.image, video)
 
 
 def prices(pipeline: Pipeline, condition: Condition) -> Prices:
@@ -117,7 +112,7 @@ def prices(pipeline: Pipeline, condition: Condition) -> Prices:
         uncounted.append(term.name)
     return lambda frames: float(sum(spec.flop(reward, frames, size, tokens) for spec, reward, tokens in terms))
 
-  image = reward(pipeline.rewards.image, condition.image_reward)
+  image = reward(pipeline.rewards.image, condition.image_reward)(1)
   video = reward(pipeline.rewards.video, condition.video_reward)
   return Prices(pipeline.config, *_decode_flop(pipeline.models.codec, pipeline.config), image, video, tuple(uncounted))
 
@@ -136,7 +131,7 @@ def published_prices(model: ModelConfig) -> Prices:
     spec, made = REWARDS[name], _published_reward(name, model)
     return lambda frames: float(spec.flop(made, frames, (height, width), sum(spec.required_text.length)))
 
-  return Prices(model, *_decode_flop(codec, model), reward("hpsv3"), reward("videoalign"))
+  return Prices(model, *_decode_flop(codec, model), reward("hpsv3")(1), reward("videoalign"))
 
 
 def _published_reward(name: str, model: ModelConfig) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.messages import shortened
-from streamt1_jax.methods import plain, restarts, rewind, stream_t1
+from streamt1_jax.methods import plain, restarts, rewind, stream_t1, toolkit
 from streamt1_jax.methods.spec import Method
 
 _ALL = (
@@ -19,6 +19,14 @@ _ALL = (
   stream_t1.EMA_ONLY,
   stream_t1.SHORT_ONLY,
   stream_t1.LONG_ONLY,
+  toolkit.CUMULATIVE,
+  toolkit.PER_BEAM,
+  toolkit.PROBABILISTIC,
+  toolkit.RANK_ENSEMBLE,
+  toolkit.EVERY_J,
+  toolkit.PARTICLES,
+  toolkit.PARTICLES_SUM,
+  toolkit.EARLY_REJECTION,
   restarts.ZERO_ORDER,
   rewind.BACKTRACKING,
 )

@@ -62,10 +62,10 @@ def read(
   """The contenders that --methods names.
 
   Args:
-    entries: `method` or `method:SIZE`.
+    entries: as above.
     model: sizes.
-    numbers: of policies and drivers; each method takes those that it has.
-    fields: of `SearchConfig` or "semantics"; each method takes those that it leaves open.
+    numbers: of policies and drivers; each method takes those that it has, unless its entry says otherwise.
+    fields: of `SearchConfig` or "semantics"; each method takes those that it leaves open, as with numbers.
     methods: the methods there are.
 
   Raises:
@@ -75,14 +75,14 @@ def read(
   numbers, fields = numbers or {}, fields or {}
   if not entries:
     raise ConfigError(f"at least one method must be given; known: {', '.join(methods)}")
-  chosen = [(find(name, methods), size) for name, _, size in (entry.partition(":") for entry in entries)]
+  chosen = [_entry(entry, methods) for entry in entries]
   for name in numbers:
-    if not any(name in method.numbers for method, _ in chosen):
+    if not any(name in each.method.numbers for each in chosen):
       raise ConfigError(f"none of these methods has a number {shortened(name)}")
   for name in fields:
-    if not any(name in method.fields for method, _ in chosen):
+    if not any(name in each.method.fields for each in chosen):
       raise ConfigError(f"none of these methods takes {name}")
-  found = [_contender(*each, model, numbers, fields) for each in chosen]
+  found = [_contender(each, model, numbers, fields) for each in chosen]
   labels = [contender.label for contender in found]
   for label in labels:
     if labels.count(label) > 1:
@@ -90,20 +90,52 @@ def read(
   return found
 
 
-def _contender(
-  method: Method, size: str, model: ModelConfig, numbers: Mapping[str, float], fields: Mapping[str, Any]
-) -> Contender:
-  own_numbers = {name: value for name, value in numbers.items() if name in method.numbers}
-  own_fields = {name: value for name, value in fields.items() if name in method.fields}
+class _Entry(NamedTuple):
+  """What one entry says: the method, fields that its size sets, and its own numbers and fields."""
+
+  method: Method
+  sizes: dict[str, int]
+  numbers: dict[str, float]
+  fields: dict[str, Any]
+
+
+def _entry(entry: str, methods: Mapping[str, Method]) -> _Entry:
+  name, *rest = entry.split(":")
+  method = find(name, methods)
+  size = "" if not rest or "=" in rest[0] else rest.pop(0)
+  numbers, fields = {}, {}
+  for option in rest:
+    key, separator, value = option.partition("=")
+    known = (*method.numbers, *(each for each in method.fields if each not in SIZES))
+    if not separator or key not in known:
+      raise ConfigError(f"{entry}: {option!r} is not name=value; {name} has {', '.join(known) or 'no names'}")
+    kind = float if key in method.numbers else _kind(key)
+    try:
+      (numbers if key in method.numbers else fields)[key] = kind(value)
+    except ValueError as error:
+      raise ConfigError(f"{entry}: {key} is no {kind.__name__}: {value!r}") from error
+  return _Entry(method, _sizes(method, size), numbers, fields)
+
+
+def _kind(field: str) -> type:
+  """What values of a field are: those of its default, and integers where that is None."""
+  default = getattr(SearchConfig(), field, "")
+  return int if default is None else type(default)
+
+
+def _contender(entry: _Entry, model: ModelConfig, numbers: Mapping[str, float], fields: Mapping[str, Any]) -> Contender:
+  method, sizes = entry.method, entry.sizes
+  own_numbers = {name: value for name, value in numbers.items() if name in method.numbers} | entry.numbers
+  own_fields = {name: value for name, value in fields.items() if name in method.fields} | entry.fields
   settings = functools.partial(method.settings, model, numbers=own_numbers, **own_fields)
-  sizes, base = _sizes(method, size), settings()
+  base = settings()
   if method.run is None and _is_plain(base, model):
     # Videos are made one at a time, so there may be more than fit in one batch.
-    field = {"top_k": sizes.get("top_k", base.top_k)}
-    settings(**{name: min(n, base.top_k) for name, n in field.items() if name in method.fields})
-    return Contender(_label(method, field), method, base, own_numbers, field["top_k"])
+    n = sizes.get("top_k", base.top_k)
+    settings(**{name: min(n, base.top_k) for name in ("top_k",) if name in method.fields})
+    return Contender(_label(entry, {"top_k": n}), method, base, own_numbers, n)
   search = settings(**sizes)
-  return Contender(_label(method, vars(search)), method, search, own_numbers, None)
+  return Contender(_label(entry, vars(search)), method, search, own_numbers, None)
 
 
 def _is_plain(search: SearchConfig, model: ModelConfig) -> bool:
@@ -127,6 +159,9 @@ def _sizes(method: Method, size: str) -> dict[str, int]:
   return dict(zip(open_fields, map(int, parts), strict=True))
 
 
-def _label(method: Method, values: Mapping[str, Any]) -> str:
-  sizes = [str(values[name]) for name in SIZES if name in method.fields]
-  return ":".join([method.name, *(["x".join(sizes)] if sizes else [])])
+def _label(entry: _Entry, values: Mapping[str, Any]) -> str:
+  """The method's name, its size, and what its entry sets."""
+  sizes = [str(values[name]) for name in SIZES if name in entry.method.fields]
+  own = [f"{name}={value:g}" for name, value in entry.numbers.items()]
+  own += [f"{name}={value}" for name, value in entry.fields.items()]
+  return ":".join([entry.method.name, *(["x".join(sizes)] if sizes else []), *own])
