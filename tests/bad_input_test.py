@@ -68,6 +68,7 @@ def refused(folder: pathlib.Path, *arguments: str) -> str:
     ([PROMPT, "--seconds=long"], ["--seconds=long", "number"]),
     ([PROMPT, "--num_latent_frames=many"], ["--num_latent_frames=many", "integer"]),
     ([PROMPT, "--overwrite=perhaps"], ["--overwrite=perhaps"]),
+    ([PROMPT, "--samples=0"], ["--samples=0", "1", "1000"]),
   ],
 )
 def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
@@ -86,6 +87,12 @@ def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
     ("--search=best_of_n --top_k=1", ["best_of_n", "top_k", "at least 2", "got 1"]),
     ("--search=beam --policy=alpha:1", ["beam", "no number alpha"]),
     ("--policy=alpha", ["--policy", "'alpha'", "alpha:0.02"]),
+    ("--search=per_beam --policy=epsilon:1,epsilon:0", ["--policy", "epsilon is given twice"]),
+    ("--search=particles", ["particles", "needs alpha", "--policy=alpha:NUMBER"]),
+    ("--search=particles --policy=alpha:0", ["alpha must be above 0", "got 0.0"]),
+    ("--search=particles --policy=alpha:1 --top_k=1", ["particles", "top_k", "at least 2", "got 1"]),
+    ("--search=early_rejection --policy=start:1", ["start must be at least beam_size 2", "got 1"]),
+    ("--samples=3 --seed=2146000000", ["--samples=3", "2148000000", "2147483647"]),
     ("--beam_size=0", ["beam_size", "1..100", "got 0"]),
     ("--beam_size=-2", ["beam_size", "1..100", "got -2"]),
     ("--beam_size=101", ["beam_size", "1..100", "got 101"]),

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,8 +151,10 @@ def test_samples_of_a_prompt(finished):
   assert [each["seeds"]["base"] for each in documents] == [SEED, SEED + 1_000_000]
   assert [each["sample"] for each in documents] == [0, 1]
   assert documents[0]["sha256"] != documents[1]["sha256"]
-  again = finished.again(*arguments)
-  assert again.stdout.count("is finished, skipped") == 2
+  assert finished.again(*arguments).stdout.count("is finished, skipped") == 2
+  shutil.rmtree(folders[1])
+  assert finished.again(*arguments).stdout.count("is finished, skipped") == 1
+  assert json.loads((folders[1] / "manifest.json").read_text())["sha256"] == documents[1]["sha256"]
   (finished.folder / "vbench.txt").write_text(PROMPT + "\n")
   given = {"videos": "samples", "prompts": "vbench.txt", "output": "vb"}
   flags = [f"--{name}={finished.folder / value}" for name, value in given.items()]
