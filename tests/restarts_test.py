@@ -93,9 +93,13 @@ def test_prompts_change_where_they_would(switch):
     seen.append((int(state.chunk_index), int(condition.num_chunks)))
     return state, other if state.chunk_index >= switch else condition
 
-  steps = restarts.zero_order(*_inputs(_NOISY), num_chunks=_CHUNKS, seed=_SEED, border=border, chunks=3)
+  told = []
+  options = {"num_chunks": _CHUNKS, "seed": _SEED, "border": border, "tell": told.append}
+  steps = restarts.zero_order(*_inputs(_NOISY), chunks=3, **options)
   chex.assert_trees_all_equal([trace for _, trace in steps], _searched(_NOISY, chunks=3))
   assert sorted({index for index, _ in seen}) == [0, 1, 2, 3]
+  # Chunks of the best beginning that the video does not have, because their prompt had changed.
+  assert [(each.begin, each.chunks) for each in told if each.begin] == ([(switch, 3 - switch)] if switch < 3 else [])
   assert [number for index, number in seen if index > switch] == [_CHUNKS + 1] * (3 - switch)
 
 

@@ -127,6 +127,7 @@ def zero_order(
       return
     if crossed[1] is not condition:
       # What was tried behind a change of the prompt was tried under the old one.
+      tell(best.told._replace(begin=index, chunks=len(best.steps) - index, kept=False, judged_frames=0))
       yield from go_on(condition=crossed[1], state=crossed[0], border=border)
       return
     state = step[0]

@@ -28,7 +28,7 @@ def markdown_of(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequ
   told = ", ".join(f"{name} {value}" for name, value in plan["fixed"].items() if name in _TOLD and value is not None)
   parts = [
     "# Comparison",
-    f"Primary metric: `{primary}`. {summary['cases']} cases of {summary['captions']} captions; {told}.",
+    f"Primary metric: `{primary}`. Cases: {summary['cases']}; different captions: {summary['captions']}; {told}.",
     "## Methods",
     _methods(primary, methods),
     _READ,
