@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -12,6 +13,7 @@ import pytest
 from etils import epath
 
 import streamt1_jax
+from streamt1_jax import shipped
 from streamt1_jax.cli import compare
 from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.data import shapes, world
@@ -19,10 +21,11 @@ from streamt1_jax.evaluation.compare import contenders, held_out, pool, report, 
 from streamt1_jax.evaluation.compare.pool import Folder, Key, Plan
 from streamt1_jax.evaluation.compare.scenes import Scene
 from streamt1_jax.io.timeline import ChunkClock
+from streamt1_jax.measuring import random_model
 from streamt1_jax.noise_propagation import candidate_seeds
 from streamt1_jax.rewards import scoring
 from tests import compared_rows
-from tests.command_line import save_model
+from tests.command_line import small_model
 from tests.compared_rows import row
 
 _MODEL = preset("tiny")
@@ -286,7 +289,9 @@ def _plan(**settings):
 
 
 def _folder(path, plan=None, entries=("none",), now="today"):
-  return Folder(epath.Path(path), plan or _plan(), _read(*entries), now)
+  found = Folder(epath.Path(path), plan or _plan(), _read(*entries), now)
+  found.begin()
+  return found
 
 
 def _append(path, row):
@@ -402,33 +407,57 @@ def test_bad_input(tmp_path, arguments, fragments):
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_comparison_of_a_small_model(tmp_path):
-  """It makes every video once, goes on with further methods, and refuses another plan."""
-  (tmp_path / "prompts.txt").write_text("a red circle\n")
-  fixed = ["--mesh=data:1", "--prompts_file=prompts.txt", "--num_prompts=1", "--seconds=1.3", "--pool=2", "--output=o"]
-  fixed += [f"--checkpoint={save_model(tmp_path / 'model')}", "--judge=quality", "--judge_selects"]
-  code, stdout, stderr = _call(tmp_path, *fixed, "--methods=none,best_of_n:2")
+def _small_world(folder):
+  """A checkpoint of random weights whose videos have the size of the shapes world's."""
+  model = dataclasses.replace(small_model(), latent_height=8, latent_width=8)
+  random_model.save(folder / "model", model, shipped.checkpoint() / "tokenizer.model")
+  return ["--checkpoint=model", "--mesh=data:1", "--num_prompts=1", "--seconds=0.5", "--pool=2"]
+
+
+def _rows(path):
+  """The rows without what depends on the machine."""
+  rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+  clock = ("seconds", "verdict_seconds", "compilations")
+  return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+
+def test_a_comparison_goes_on_where_it_stopped(tmp_path):
+  """Every video is made once, a row that was cut again and the same; further methods come in, another plan does not."""
+  world_flags, policy = [*_small_world(tmp_path), "--output=o"], "--policy=rounds:1,neighbours:1,chunks:1"
+  code, stdout, stderr = _call(tmp_path, *world_flags, "--methods=none,best_of_n:2")
   assert code == 0, stderr
   assert "| best_of_n:2 | " in stdout
   videos = tmp_path / "o" / pool.VIDEOS
-  plain = videos.read_text().splitlines()
-  assert len(plain) == 1 + 2
+  plain = _rows(videos)
+  assert [row["place"] for row in plain] == [0, 1]
+  videos.write_text(videos.read_text()[:-5])
   methods = "--methods=none,best_of_n:2,zero_order"
-  code, _, stderr = _call(tmp_path, *fixed, methods, "--policy=rounds:1,neighbours:1,chunks:1")
+  code, _, stderr = _call(tmp_path, *world_flags, methods, policy)
   assert code == 0, stderr
-  rows = videos.read_text().splitlines()
-  assert rows[:3] == plain
-  assert len(rows) == 3 + 1
+  rows = _rows(videos)
+  assert rows[:2] == plain
+  assert [row["method"] for row in rows[2:]] == ["zero_order"]
   whole = json.loads((tmp_path / "o/comparison.json").read_text())
   found = whole["results"]["methods"]
-  assert found["none"]["cost"]["forwards"] == 2 * 5
+  assert found["none"]["cost"]["forwards"] == 5
   # The pivot and its neighbour, of which one is in the video.
-  assert found["zero_order"]["cost"]["forwards"] == 2 * 5 + 5
-  assert found["zero_order"]["cost"]["depth"] == 15
-  assert whole["plan"]["methods"]["zero_order"]["videos_before"] == 2
-  best = max(json.loads(row)["score"] for row in plain[1:])
+  assert found["zero_order"]["cost"]["forwards"] == found["zero_order"]["cost"]["depth"] == 5 + 5
+  assert whole["plan"]["methods"]["zero_order"]["videos_before"] == 1
+  best = max(row["score"] for row in plain)
   assert whole["results"]["pool"][1]["score"]["mean"] == pytest.approx(best, abs=1e-4)
-  code, _, stderr = _call(tmp_path, *fixed, methods, "--policy=rounds:1,neighbours:2,chunks:1")
-  assert code == 2
-  assert "zero_order was made with numbers" in stderr
-  assert videos.read_text().splitlines() == rows
+  for other, told in (("--seed=1", "seed 0, not 1"), ("--policy=rounds:2", "zero_order was made with numbers")):
+    code, _, stderr = _call(tmp_path, *world_flags, methods, policy, other)
+    assert code == 2
+    assert told in stderr
+  assert _rows(videos) == rows
+
+
+def test_prompts_of_another_world_are_judged_by_a_reward(tmp_path):
+  (tmp_path / "prompts.txt").write_text("a cat\n")
+  judged = ["--prompts_file=prompts.txt", "--judge=quality", "--judge_selects", "--output=o"]
+  code, stdout, stderr = _call(tmp_path, *_small_world(tmp_path), *judged, "--methods=none")
+  assert code == 0, stderr
+  assert "Primary metric: `quality`" in stdout
+  assert all(
+    row["held_out"].keys() == {"quality"} and row["windows"] == [] for row in _rows(tmp_path / "o" / pool.VIDEOS)
+  )

@@ -83,10 +83,11 @@ def run(values: flags.FlagValues) -> None:
       raise ConfigError(f"--methods: {contender.label} picks among more videos than --pool={plan.pool} has")
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
+  folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
   pipeline = search_flags.load_pipeline(values, checkpoint)
   for contender in entries:
     drivers.check_length(pipeline.models, contender.search, chunks)
-  folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+  folder.begin()
   _make_missing(pipeline, folder, plan, entries, judge, chunks, _pool_search(values, model))
   _write(output, folder, plan, entries, judge.metrics)
 

@@ -77,7 +77,7 @@ class Folder:
   """A comparison on disk."""
 
   def __init__(self, path: epath.Path, plan: Plan, contenders: Sequence[Contender], now: str):
-    """Writes the plan, or reads what an earlier run has made of the same one.
+    """Reads what an earlier run has made of the same plan; nothing is written.
 
     Args:
       path: the folder; it is made.
@@ -87,8 +87,8 @@ class Folder:
 
     Raises:
       ConfigError: the folder holds a comparison of another plan, or one of the methods with other settings.
-      OSError: the file system refuses.
     """
+    self._path, self._writer = path, None
     fixed, name = plan.fixed(), f"--output={path}"
     self.rows = {
       _key(row): row for row in rows.read(path / VIDEOS, fixed, name=f"{name}: {VIDEOS}", remedy=REMEDY, is_row=is_row)
@@ -107,8 +107,11 @@ class Folder:
       else:
         told = {"settings": contender.settings, "added": now, "videos_before": len(self.rows)}
         self.plan["methods"][contender.label] = told
-    manifest.write_json(path / PLAN, self.plan)
-    self._writer = rows.Writer(path / VIDEOS, fixed, self.rows.values())
+
+  def begin(self) -> None:
+    """Writes the plan, before the first video is made. Raises OSError if the file system refuses."""
+    manifest.write_json(self._path / PLAN, self.plan)
+    self._writer = rows.Writer(self._path / VIDEOS, self.plan["fixed"], self.rows.values())
 
   @staticmethod
   def _read_plan(path: epath.Path, fixed: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -124,6 +127,7 @@ class Folder:
 
   def add(self, key: Key, seed: int, finished: Finished, found: Found, more: Mapping[str, Any]) -> None:
     """Keeps a video's row."""
+    assert self._writer is not None
     row = {
       **key._asdict(),
       "base_seed": seed,
