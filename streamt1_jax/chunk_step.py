@@ -32,6 +32,7 @@ from streamt1_jax.policies import (
   Event,
   InsidePolicy,
   Scores,
+  candidates_drawn,
   inside_event,
   require_choice,
   search_policy,
@@ -218,7 +219,7 @@ class Step:
       beams.seed,
       self.chunk_index,
       self.state.begin,
-      beam_size=self.search.beam_size if self.event is None else self.event.start,
+      beam_size=candidates_drawn(self.search),
       first_candidate=self.search.first_candidate,
     )
 

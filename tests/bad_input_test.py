@@ -91,7 +91,6 @@ def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
     ("--search=particles", ["particles", "needs alpha", "--policy=alpha:NUMBER"]),
     ("--search=particles --policy=alpha:0", ["alpha must be above 0", "got 0.0"]),
     ("--search=particles --policy=alpha:1 --top_k=1", ["particles", "top_k", "at least 2", "got 1"]),
-    ("--search=early_rejection --policy=start:1", ["start must be at least beam_size 2", "got 1"]),
     ("--samples=3 --seed=2146000000", ["--samples=3", "2148000000", "2147483647"]),
     ("--beam_size=0", ["beam_size", "1..100", "got 0"]),
     ("--beam_size=-2", ["beam_size", "1..100", "got -2"]),

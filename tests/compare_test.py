@@ -82,13 +82,13 @@ def test_numbers_and_fields_go_to_the_methods_that_have_them():
 
 
 def test_an_entry_has_numbers_and_fields_of_its_own():
-  found = _read("early_rejection:2x1:start=6", "early_rejection:2x1", "every_j:judge_every=5", numbers={"start": 8.0})
+  found = _read("per_beam:2x1:epsilon=0.5", "per_beam:2x1", "every_j:judge_every=5", numbers={"epsilon": 0.25})
   assert [each.label for each in found] == [
-    "early_rejection:2x1:start=6",
-    "early_rejection:2x1",
+    "per_beam:2x1:epsilon=0.5",
+    "per_beam:2x1",
     "every_j:2x2:judge_every=5",
   ]
-  assert [each.search.policy.start for each in found[:2]] == [6, 8]
+  assert [each.search.policy.epsilon for each in found[:2]] == [0.5, 0.25]
   assert found[2].search.judge_every == 5
   (paper,) = _read("stream_t1:semantics=paper:fusion_cap=0.25")
   assert paper.search == SearchConfig.paper(fusion_cap=0.25)

@@ -133,9 +133,7 @@ def _seen_by_the_codec(expected: Cost) -> Cost:
 def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
   method = METHODS[name]
   # The toy has one step before the last.
-  numbers = {each: 0.5 for each, default in method.numbers.items() if default is None} | dict.fromkeys(
-    {"step"} & method.numbers.keys(), 0
-  )
+  numbers = {each: 0.5 for each, default in method.numbers.items() if default is None}
   search = method.settings(MODEL, numbers=numbers)
   models, counted, traces, beams = _count(search)
   assert _seen_by_the_codec(cost.video_cost(models, search, NUM_CHUNKS)) == counted

@@ -11,7 +11,7 @@ from streamt1_jax import drivers
 from streamt1_jax.cli import command, generate, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.methods import METHODS, Method, find
-from streamt1_jax.policies import ByScore, KeepBeams, Particles, PerBeam, ProbabilisticTopK, RankEnsemble, Reject, TopK
+from streamt1_jax.policies import ByScore, KeepBeams, Particles, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 from streamt1_jax.state import Condition
 from tests import toy_generator as toy
 from tests.command_line import REPOSITORY
@@ -40,7 +40,6 @@ DIFFERENT = {
   "every_j": {**BEAM, "judge_every": 3},
   "particles": {**BEAM, "beam_size": 1, "top_k": 4, "policy": Particles(0.05)},
   "particles_sum": {**BEAM, "beam_size": 1, "top_k": 4, "policy": Particles(0.05, score="sum")},
-  "early_rejection": {**BEAM, "policy": Reject(start=4, step=1)},
 }
 
 
@@ -85,8 +84,6 @@ def test_a_user_may_set_what_the_method_leaves_open():
     ("beam", {"beam_size": 0}, "beam_size must be in 1..100"),
     ("particles", {}, "search particles needs alpha: --policy=alpha:NUMBER"),
     ("particles", {"numbers": {"alpha": 1.0}, "top_k": 1}, "needs top_k of at least 2, got 1"),
-    ("early_rejection", {"numbers": {"start": 4.5}}, "start must be an integer, got 4.5"),
-    ("early_rejection", {"numbers": {"start": 101}}, r"start must be in 1\.\.100, got 101"),
     ("beam", {"numbers": {"alpha": 1.0}}, "search beam has no number alpha; known: none"),
   ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.finishing import Finishing
 from streamt1_jax.policies import KeepBeams, Particles, Scores, alpha_of, resampling
 from streamt1_jax.state import Condition
 from tests import small_search as small
@@ -153,6 +154,22 @@ class TestSelect:
     choice = _select(Particles(1.0), np.log([[1.0, 2.0], [4.0, 9.0]]), key=5)
     key = jax.random.split(jax.random.key(5))[0]
     np.testing.assert_array_equal(choice.survivor, resampling.systematic(key, jnp.log(jnp.array([1.0, 2, 4, 9])), 2))
+
+
+def test_the_drawn_video_is_shown():
+  """Of equal weights any video may be drawn, the best or not; a video that is finished chunk by chunk is the same."""
+  condition, search = Condition((), (), (), jnp.int32(NUM_CHUNKS)), _search(Particles(INF, returns="draw"), top_k=4)
+  others = 0
+  for seed in (0, 1, 2):
+    traces = _traces(search, seed=seed)
+    final = drivers.final_beams(toy.PARAMS, condition, toy.MODELS, search, traces)
+    assert final.best == int(np.argmax(traces[-1].score))
+    others += final.best != int(np.argmax(final.scores))
+    finishing = Finishing(toy.PARAMS, toy.MODELS, search, None)
+    for trace in traces:
+      finishing.add(trace, drivers.Segment(0, condition))
+    assert finishing.end().best == final.best
+  assert others
 
 
 class TestAlpha:

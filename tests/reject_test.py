@@ -40,12 +40,31 @@ class Summing(LatentCodec):
     return latents, state + latents.sum()
 
 
+@dataclasses.dataclass(frozen=True)
+class ThreeSteps(toy.ToyGenerator):
+  """Half of what a step predicts and half of the noise between are the next step's input."""
+
+  @property
+  def sigmas(self):
+    return np.array([1.0, 0.5, 0.5])
+
+
+def _parts(seed):
+  """Whole numbers: the noise a candidate starts from, and what comes after its first and its second step."""
+  return seed * 5 % 13, seed % 4, seed % 3
+
+
 def draw_noise(seed):
-  """Whole numbers in 0..12, and eighths in 0..7 / 8 between the steps: both change a chunk."""
-  return NoiseDraws(jnp.full(toy.SHAPE, seed * 5 % 13, jnp.float32), jnp.full((1, *toy.SHAPE), seed % 8 / 8))
+  fresh, *between = (jnp.full(toy.SHAPE, part, jnp.float32) for part in _parts(seed))
+  return NoiseDraws(fresh, jnp.stack(between))
 
 
-MODELS = dataclasses.replace(toy.MODELS, codec=Summing(toy.SHAPE[1:]), draw_noise=draw_noise)
+def draw_start(seed):
+  """The same without noise between the steps."""
+  return draw_noise(seed)._replace(renoise=jnp.zeros((2, *toy.SHAPE)))
+
+
+MODELS = dataclasses.replace(toy.MODELS, generator=ThreeSteps(), codec=Summing(toy.SHAPE[1:]), draw_noise=draw_noise)
 
 
 def _states(search=SEARCH, models=MODELS, condition=CONDITION, **options):
@@ -69,14 +88,14 @@ class TestReject:
         3 + np.arange(12).reshape(2, 6) if chunk == 0 else 3 + 1000 * chunk + 100 * np.arange(2)[:, None] + np.arange(6)
       )
       np.testing.assert_array_equal(trace.inside.seed, seeds)
-      preview = last[:, None] + seeds * 5 % 13
+      preview = last[:, None] + _parts(seeds)[0]
       np.testing.assert_array_equal(trace.inside.preview, preview)
       ancestor = np.sort(np.argsort(-preview, axis=1, kind="stable")[:, :2], axis=1)
       np.testing.assert_array_equal(trace.inside.ancestor, ancestor)
       kept = np.take_along_axis(seeds, ancestor, axis=1)
       np.testing.assert_array_equal(trace.candidates.seed, kept)
-      # x0 of the second step: last + (last + noise + the noise between) / 2.
-      latents = last[:, None] + (last[:, None] + kept * 5 % 13 + kept % 8 / 8) / 2
+      start, first, second = _parts(kept)
+      latents = last[:, None] + (last[:, None] + (last[:, None] + start + first) / 2 + second) / 2
       np.testing.assert_array_equal(trace.steps["x0"][:, :, -1].reshape(2, 2), latents)
       np.testing.assert_array_equal(trace.latents.ravel(), latents.ravel()[trace.survivor])
       last = trace.latents.ravel()
@@ -93,7 +112,7 @@ class TestReject:
   def test_a_preview_that_knows_the_end_loses_nothing(self):
     """Without noise between the steps the first x0 ranks as the last one does: the winners are those of all six."""
     few, all_six = (
-      _states(search, models=dataclasses.replace(MODELS, draw_noise=toy.draw_noise))
+      _states(search, models=dataclasses.replace(MODELS, draw_noise=draw_start))
       for search in (SEARCH, dataclasses.replace(SEARCH, beam_size=6, policy=None))
     )
     for (state, trace), (other, wide) in zip(few, all_six, strict=True):
@@ -180,7 +199,7 @@ class TestRefusal:
     ("policy", "message"),
     [
       (Reject(start=1), "start must be at least beam_size 2, got 1"),
-      (Reject(step=1), r"step must be before the last of the 2 denoising steps, in 0\.\.0: got 1"),
+      (Reject(step=2), r"step must be before the last of the 3 denoising steps, in 0\.\.1: got 2"),
       (Reject(latent_frames=2), r"latent_frames must be in 1\.\.1, those of a chunk, got 2"),
     ],
   )

@@ -6,7 +6,7 @@
   streamt1 compare --checkpoint=checkpoints/wan_1_3b --prompts_file=prompts.txt --reward=videoalign --judge=hpsv3 \\
     --pool=4 --num_prompts=32 --output=runs/wan
 
-A method may have a size, candidates x beams or N, and values of its own: early_rejection:2x2:start=6. Every prompt and
+A method may have a size, candidates x beams or N, and values of its own: particles:1x8:alpha=0.02. Every prompt and
 seed gets a pool of plain videos. It serves plain streaming, best-of-N for every N up to the pool, a random pick and a
 perfect judge. The other methods make a video each. Captions of the shapes world are judged by its verifiers; those of
 --prompts_file by a reward that does not select.

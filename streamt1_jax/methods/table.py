@@ -26,7 +26,6 @@ _ALL = (
   toolkit.EVERY_J,
   toolkit.PARTICLES,
   toolkit.PARTICLES_SUM,
-  toolkit.EARLY_REJECTION,
   restarts.ZERO_ORDER,
   rewind.BACKTRACKING,
 )

@@ -1,4 +1,4 @@
-"""Beams over chunks whose policy is another: who survives by lot, by weight or by rank, and candidates that cost less.
+"""Beams over chunks whose policy is another: who survives by lot, by weight or by rank, and when.
 
 All begin as the search "beam", with the units of the paper left out: --noise_sigma, --max_sink_frames and the
 thresholds bring them back.
@@ -7,10 +7,10 @@ thresholds bring them back.
 import dataclasses
 from typing import Any
 
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
+from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.methods.plain import BEAM, JUDGING
 from streamt1_jax.methods.spec import Method
-from streamt1_jax.policies import Particles, PerBeam, ProbabilisticTopK, RankEnsemble, Reject, TopK
+from streamt1_jax.policies import Particles, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 
 _UNITS = ("noise_sigma", "max_sink_frames", "short_threshold", "long_threshold")
 _FIELDS = ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance", "judge_every")
@@ -19,14 +19,6 @@ _PARTICLES = {"alpha": None, "beta": 1.0, "ess_threshold": 0.5}
 
 def _beam(model: ModelConfig, **changes: Any) -> SearchConfig:
   return dataclasses.replace(BEAM.search(model), **changes)
-
-
-def _whole(**numbers: float) -> dict[str, int]:
-  """The numbers as integers. Raises ConfigError for one that is none."""
-  for name, value in numbers.items():
-    if value != int(value):
-      raise ConfigError(f"{name} must be an integer, got {value}")
-  return {name: int(value) for name, value in numbers.items()}
 
 
 def _cumulative(model: ModelConfig) -> SearchConfig:
@@ -55,10 +47,6 @@ def _particles(model: ModelConfig, **numbers: float) -> SearchConfig:
 
 def _particles_sum(model: ModelConfig, **numbers: float) -> SearchConfig:
   return _beam(model, beam_size=1, top_k=4, policy=Particles(**numbers, score="sum"))
-
-
-def _early_rejection(model: ModelConfig, **numbers: float) -> SearchConfig:
-  return _beam(model, policy=Reject(**_whole(**numbers)))
 
 
 CUMULATIVE = Method(
@@ -109,11 +97,4 @@ PARTICLES_SUM = Method(
   _FIELDS,
   _PARTICLES,
   least={"top_k": 2},
-)
-EARLY_REJECTION = Method(
-  "early_rejection",
-  "A beam that begins every chunk with more candidates, and finishes those that an early preview puts first.",
-  _early_rejection,
-  _FIELDS,
-  {"start": 4, "step": 1, "latent_frames": 1, "frames": 1},
 )

@@ -39,6 +39,7 @@ __all__ = [
   "Scores",
   "TopK",
   "alpha_of",
+  "candidates_drawn",
   "inside_event",
   "names_winner",
   "require_choice",
@@ -71,6 +72,12 @@ def inside_event(search: SearchConfig) -> Event | None:
   """
   policy = search_policy(search)
   return policy.event(search) if isinstance(policy, InsidePolicy) else None
+
+
+def candidates_drawn(search: SearchConfig) -> int:
+  """Candidates that every beam begins a judged chunk with: more than `beam_size` if some are rejected early."""
+  event = inside_event(search)
+  return search.beam_size if event is None else event.start
 
 
 def names_winner(search: SearchConfig) -> bool:

@@ -19,6 +19,10 @@ class Reject(TopK):
   predicts are decoded and shown to the image reward; the best `beam_size` of each beam are finished, judged in full,
   and pruned as by `TopK`. Who stays is what it would have been without the others, to the bit.
 
+  It is worth no more than its previews are. On the small model they rank candidates no better than chance
+  (docs/evidence/previews.md), so no named search rejects early: measure another model with
+  `experiments.evaluate.preview_rank` first.
+
   Without judges (`judges=False`, one candidate per beam is finished) the preview alone decides in every beam.
 
   Attributes:

@@ -29,7 +29,8 @@ def islands(model, apart):
   return dataclasses.replace(METHODS["beam"].settings(model), policy=Islands(int(apart)))
 
 
-SEARCHES = METHODS | {"islands": Method("islands", "Apart, then together.", islands, ("top_k",), numbers={"apart": 3})}
+ISLANDS = Method("islands", "Apart, then together.", islands, fields=("top_k",), numbers={"apart": 3})
+SEARCHES = {**METHODS, ISLANDS.name: ISLANDS}
 
 if __name__ == "__main__":
   pipeline = st1.Pipeline.load()

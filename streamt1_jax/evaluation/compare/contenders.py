@@ -1,8 +1,11 @@
-"""What takes part in a comparison: `method` or `method:SIZE`, as a search and the way to drive it.
+"""What takes part in a comparison: `method:SIZE:name=value`, as a search and the way to drive it.
 
-stream_t1       the method at its own size
-stream_t1:4x1   candidates x beams
-best_of_n:8     N of a method with one size; of plain videos the reward picks the best of N
+  stream_t1                     the method at its own size
+  stream_t1:4x1                 candidates x beams
+  best_of_n:8                   N of a method with one size; of plain videos the reward picks the best of N
+  particles:1x8:alpha=0.02      a number of its policy or its driver, or a field of the search
+
+Every entry has a label of its own, by which its videos are found again.
 """
 
 from __future__ import annotations
