@@ -75,6 +75,7 @@ from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.measuring import ledger, search_flop
 from streamt1_jax.measuring.ledger import Ledger
+from streamt1_jax.methods.tries import Try
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.saved_search import SavedSearch
@@ -168,6 +169,7 @@ class Plan:
       **config_json.to_json_value(self.search),
       # Fields that older results lack are compared as well.
       "sink_distance": self.search.sink_distance,
+      **search_flags.driver_settings(self.values),
       **self.steered.settings,
     }
 
@@ -284,7 +286,11 @@ def search_videos(
       videos[0].give(steering.given)
     for made in saved.traces():
       take_all(videos, made)
-  states = pipeline.stream_states(conditions, plan.search, num_chunks=end, seeds=seeds, state=state, border=border)
+  drive = search_flags.driver(plan.values)
+  options: dict[str, Any] = {"num_chunks": end, "seeds": seeds, "state": state, "border": border}
+  if drive is not None:
+    options["drive"] = functools.partial(drive, tell=functools.partial(count_try, writers))
+  states = pipeline.stream_states(conditions, plan.search, **options)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   unsaved: list[list[ChunkTrace]] = [[] for _ in prompts]
@@ -379,6 +385,12 @@ class Making:
     if self._segment is None or self._segment.begin != self._segments.begins[index]:
       self._segment = self._segments.segment(index)
     return self._segment
+
+
+def count_try(writers: Mapping[str, GrowingResult], tried: Try) -> None:
+  """Counts what a driver tried for the one video that is made."""
+  for writer in writers.values():
+    writer.ledger.add_try(tried)
 
 
 def take_all(videos: Sequence[Making], traces: Sequence[ChunkTrace]) -> None:
@@ -487,6 +499,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       run |= {
         "segments": results.describe_segments(made.segments, run["length"]["frames"], searcher.pipeline.clock),
         "cost": writers[prompt].ledger.describe(search_flop.prices(searcher.pipeline, made.condition), made.cost),
+        "tries": [each._asdict() for each in writers[prompt].ledger.tries],
         "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,
         "compilations": {"count": compilations.count, "seconds": compilations.seconds},
@@ -574,6 +587,8 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
     raise ConfigError(
       "--mesh: a video that changes its prompt or begins with something is searched alone: data must be 1"
     )
+  if search_flags.driver(plan.values) is not None and pipeline.prompts_together > 1:
+    raise ConfigError(f"--mesh: --search={plan.values.search} makes one video at a time: data must be 1")
   notes: list[str] = []
   with timer.phase("load"):
     start = steering_flags.make_start(plan.steered, pipeline, notes.append)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   given = {name: values[name].value for name in ("semantics", *_FIELDS) if values[name].present}
   if values.sink_distance is not None:
     given["sink_distance"] = values.sink_distance
-  search = method.settings(model, numbers=_named_numbers(values, "policy", "alpha:0.02"), **given)
+  search = method.settings(model, numbers=named_numbers(values, "policy", "alpha:0.02"), **given)
   window_codecs.require_usable(search.reward_codec)
   if not search.judges:
     return search
@@ -130,6 +131,19 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
     if getattr(search, name) > limit:
       raise ConfigError(f"{name} must be at most {limit} (rotary tables), got {getattr(search, name)}")
   return search
+
+
+def driver(values: flags.FlagValues) -> Callable[..., Any] | None:
+  """What drives the chunk step for the method of the flags; None for `drivers.stream_states`."""
+  method = METHODS[values.search]
+  numbers = {**method.numbers, **named_numbers(values, "policy", "alpha:0.02")}
+  return None if method.run is None else functools.partial(method.run, **numbers)
+
+
+def driver_settings(values: flags.FlagValues) -> dict[str, Any]:
+  """What decides how the chunk step is driven, as JSON values; nothing for `drivers.stream_states`."""
+  run = driver(values)
+  return {} if run is None else {"method": values.search, "numbers": dict(run.keywords)}
 
 
 def _require_taken(values: flags.FlagValues, method: Method) -> None:
@@ -148,7 +162,7 @@ def reward_choice(values: flags.FlagValues, checkpoint: epath.Path, model: Model
   return selection.choose(
     checkpoint,
     _reward_names(values, model),
-    _named_numbers(values, "reward_weights", "hpsv3:0.5"),
+    named_numbers(values, "reward_weights", "hpsv3:0.5"),
     short_frames=values.short_frames,
     chunk_frames=model.required_codec.temporal_stride * model.chunk_frames,
   )
@@ -191,7 +205,7 @@ def load_pipeline(
     checkpoint,
     dtype=jnp.dtype(device_flags.use_dtype(dtype)),
     reward=_reward_names(values, model),
-    reward_weights=_named_numbers(values, "reward_weights", "hpsv3:0.5"),
+    reward_weights=named_numbers(values, "reward_weights", "hpsv3:0.5"),
     short_frames=values.short_frames,
     reward_dtype=None if values.reward_dtype is None else jnp.dtype(values.reward_dtype),
     mesh=asked.execution.mesh,
@@ -207,7 +221,7 @@ def _reward_names(values: flags.FlagValues, model: ModelConfig) -> str | None:
   return default if values.reward is None else values.reward
 
 
-def _named_numbers(values: flags.FlagValues, flag: str, example: str) -> dict[str, float]:
+def named_numbers(values: flags.FlagValues, flag: str, example: str) -> dict[str, float]:
   """The numbers of a flag that is a list of name:number, by name. Raises ConfigError, naming the flag."""
   numbers = {}
   for item in values[flag].value or ():

@@ -14,6 +14,7 @@ from streamt1_jax.cost import Cost
 from streamt1_jax.generator import Models
 from streamt1_jax.measuring import search_flop
 from streamt1_jax.measuring.search_flop import Flop, Prices
+from streamt1_jax.methods.tries import Try
 from streamt1_jax.state import ChunkTrace
 
 _LEAVES_NO_SLOT = (memory_sinking.NOTHING, memory_sinking.APPEND)
@@ -50,6 +51,9 @@ class Ledger:
     self._chunks: collections.Counter[tuple[Cost, int]] = collections.Counter()
     # Chunks that all forwards saw, their own included.
     self._seen = 0.0
+    # Of work that is not in the video: cost, streams begun, and chunks that a forward saw.
+    self._tried: collections.Counter[tuple[Cost, int, int]] = collections.Counter()
+    self.tries: list[Try] = []
 
   @property
   def num_chunks(self) -> int:
@@ -70,15 +74,26 @@ class Ledger:
     self._chunks[found, cost.streams_begun(self._models, self._search, index)] += 1
     return found
 
+  def add_try(self, tried: Try) -> None:
+    """Counts what a driver tried on the host: chunks that are not in the video, and what judging them took."""
+    self.tries.append(tried)
+    for index in () if tried.kept else range(tried.begin, tried.begin + tried.chunks):
+      found = cost.chunk_cost(self._models, self._search, index, self._capacity, short_frames=self._short_frames)
+      seen = min(index, search_flop.most_seen(self._model)) + 1
+      self._tried[found, cost.streams_begun(self._models, self._search, index), seen] += 1
+    if tried.judged_frames:
+      self._tried[Cost(video_calls=1, video_frames=tried.judged_frames), 0, 1] += 1
+
   @property
   def cost(self) -> Cost:
-    """Of all chunks so far."""
-    return cost.total(found for found, _ in self._chunks.elements())
+    """Of all chunks and tries so far."""
+    return cost.total([*(found for found, _ in self._chunks.elements()), *(each[0] for each in self._tried.elements())])
 
   def flop(self, prices: Prices) -> Flop:
-    """Of all chunks so far."""
-    seen = self._seen / max(self.cost.forwards, 1)
-    return search_flop.add(prices.of(found, begun, seen) for found, begun in self._chunks.elements())
+    """Of all chunks and tries so far."""
+    seen = self._seen / max(sum(found.forwards for found, _ in self._chunks.elements()), 1)
+    chunks = [prices.of(found, begun, seen) for found, begun in self._chunks.elements()]
+    return search_flop.add([*chunks, *(prices.of(*each) for each in self._tried.elements())])
 
   def describe(self, prices: Prices, whole_video: Cost) -> dict[str, Any]:
     """What the manifest says, as JSON values.

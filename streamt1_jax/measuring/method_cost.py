@@ -34,7 +34,8 @@ def rows(model: ModelConfig, num_chunks: int, short_frames: int | None = None) -
   prices = search_flop.published_prices(model)
   plain = search_flop.plain_flop(prices, num_chunks).tflop / num_chunks
   mean = lambda count: f"{count / num_chunks:.1f}".removesuffix(".0")
-  for name, method in METHODS.items():
+  # What a method with a driver of its own costs depends on the video.
+  for name, method in ((name, method) for name, method in METHODS.items() if method.run is None):
     # What a policy cannot do without decides nothing about the cost.
     search = method.settings(model, numbers={each: 1.0 for each, value in method.numbers.items() if value is None})
     chunks = [

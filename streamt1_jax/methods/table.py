@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.messages import shortened
-from streamt1_jax.methods import plain, stream_t1, toolkit
+from streamt1_jax.methods import plain, restarts, rewind, stream_t1, toolkit
 from streamt1_jax.methods.spec import Method
 
 _ALL = (
@@ -26,6 +26,8 @@ _ALL = (
   toolkit.EVERY_J,
   toolkit.PARTICLES,
   toolkit.PARTICLES_SUM,
+  restarts.ZERO_ORDER,
+  rewind.BACKTRACKING,
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
