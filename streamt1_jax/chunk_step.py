@@ -3,15 +3,19 @@
   open      makes room in the memory                                                      every beam
   propose   seeds, noise fused with the parent's noise, noise for the steps between       every candidate
   denoise   S steps that read the memory and write nothing ── x0                          every candidate
+            some policies reject candidates between two of them, by a preview of x0       candidates of one beam
   judge     decode ── short-term and long-term score ── hybrid score                      every candidate
   select    the policy names the survivors                                                all candidates together
   close     survivors take their beams ── clean pass ── commit to the memory              winners only
 
 `propose`, `denoise` and `judge` together are `explore`, which changes nothing: it can be called several times on what
-`open` gave. Functions are written for one beam or one candidate and vmapped. A beam's candidates share its memory.
+`open` gave. A chunk that is not judged has neither `judge` nor `select`: every beam goes on with its one candidate.
+Functions are written for one beam or one candidate and vmapped. A beam's candidates share its memory.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +27,21 @@ from streamt1_jax import noise_propagation, reward_pruning
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.generator import Eviction, Models
 from streamt1_jax.parallel.sharding import BY_BEAM, by_shards, constrain, with_shardings
-from streamt1_jax.policies import Choice, Scores, require_choice, search_policy, selection_key
+from streamt1_jax.policies import (
+  Choice,
+  Event,
+  InsidePolicy,
+  Scores,
+  candidates_drawn,
+  inside_event,
+  require_choice,
+  search_policy,
+  selection_key,
+)
 from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
-from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, SearchState
+from streamt1_jax.rewards.selection import spread
+from streamt1_jax.state import Beam, CandidateTrace, ChunkTrace, Condition, InsideTrace, SearchState
 from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
 
 
@@ -66,6 +81,20 @@ class Candidates(NamedTuple):
   codec: Any
 
 
+class Explored(NamedTuple):
+  """What `Step.explore` finds.
+
+  Attributes:
+    candidates: [K, B] of each.
+    x0: all their predictions.
+    inside: what the policy decided inside of denoising; None if it decided nothing.
+  """
+
+  candidates: Candidates
+  x0: Float32[Array, "K B S F C H W"]
+  inside: InsideTrace | None
+
+
 def denoise(
   params: SearchParams,
   models: Models,
@@ -74,20 +103,26 @@ def denoise(
   text: Any,
   view: Any,
   image: Float32[Array, "C H W"] | None = None,
-) -> Float32[Array, "S F C H W"]:
+  *,
+  begin: int = 0,
+  end: int | None = None,
+) -> tuple[Latents, Float32[Array, "steps F C H W"]]:
   """Denoises one candidate: the generator predicts x0, the sampler makes the next step's input of it, S times.
 
   Args:
     params: weights of all models.
     models: static.
-    noise: starting noise.
+    noise: starting noise, or the input of step `begin`.
     renoise: noise for every step but the last.
     text: the prompt, as the generator reads it.
     view: what the generator can see of its memory.
     image: the chunk's first latent frame, if that is given.
+    begin: static, the first of the steps to be done.
+    end: static, the step after the last of them; by default all are done.
 
   Returns:
-    The x0 prediction of every step; the last one is the chunk.
+    The input of step `end`, and the x0 prediction of every step that was done; that of the last of all steps is the
+    chunk.
   """
   generator, sigmas = models.generator, models.generator.sigmas
   renoise = jnp.concatenate([renoise, jnp.zeros_like(noise)[None]])
@@ -99,7 +134,8 @@ def denoise(
     return models.sampler(x, x0, fresh, sigma, next_sigma), x0
 
   levels = as_float(sigmas), as_float(np.append(sigmas[1:], 0.0))
-  return jax.lax.scan(step, noise, (jnp.arange(len(sigmas)), *levels, renoise))[1]
+  done = jax.tree.map(lambda x: x[begin:end], (jnp.arange(len(sigmas)), *levels, renoise))
+  return jax.lax.scan(step, noise, done)
 
 
 def _append_latents(
@@ -121,6 +157,16 @@ def _append_frames(
   joined = jax.lax.dynamic_update_slice_in_dim(joined, chunk, num_past, 0)
   surplus = jnp.maximum(num_past + chunk.shape[0] - past.shape[0], 0)
   return jax.lax.dynamic_slice_in_dim(joined, surplus, past.shape[0])
+
+
+@contextlib.contextmanager
+def _named(chunk: Decoded) -> Iterator[None]:
+  """Adds the size of the frames to what a reward says that refuses them."""
+  try:
+    yield
+  except ConfigError as error:
+    size = "x".join(map(str, chunk.shape[:3]))
+    raise ConfigError(f"reward: a chunk of {size} cannot be judged: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,28 +207,36 @@ class Step:
     memory, eviction = make_room(self.state.beams.memory)
     return self.state.beams._replace(memory=memory), eviction
 
-  def seeds(self, beams: Beam) -> Int32[Array, "K B"]:
-    """The seeds of a chunk's candidates."""
+  @property
+  def event(self) -> Event | None:
+    """When the policy decides inside of denoising."""
+    return inside_event(self.search)
+
+  def seeds(self, beams: Beam) -> Int32[Array, "K w"]:
+    """The seeds of a chunk's candidates: `beam_size` of each beam, or what the policy's event begins with."""
     return noise_propagation.candidate_seeds(
       self.state.base_seed,
       beams.seed,
       self.chunk_index,
       self.state.begin,
-      beam_size=self.search.beam_size,
+      beam_size=candidates_drawn(self.search),
       first_candidate=self.search.first_candidate,
     )
 
-  def explore(self, beams: Beam, seed: Int32[Array, "K B"]) -> tuple[Candidates, Float32[Array, "K B S F C H W"]]:
-    """Candidates of opened beams, one for each of the seeds, and all their x0."""
+  def explore(self, beams: Beam, seed: Int32[Array, "K w"]) -> Explored:
+    """Candidates of opened beams, drawn with these seeds."""
     with jax.named_scope("propose"):
       proposal = self.propose(beams, seed)
     with jax.named_scope("denoise"):
-      x0 = self.denoise(beams, proposal)
+      if self.event is None:
+        x0, inside = self.denoise(beams, proposal.noise, proposal.renoise)[1], None
+      else:
+        proposal, x0, inside = self._denoise_some(beams, proposal, self.event)
     with jax.named_scope("judge"):
       candidates = self.judge(beams, proposal, x0[:, :, -1])
-    return candidates, x0
+    return Explored(candidates, x0, inside)
 
-  def propose(self, beams: Beam, seed: Int32[Array, "K B"]) -> Proposal:
+  def propose(self, beams: Beam, seed: Int32[Array, "K w"]) -> Proposal:
     """Draws what the candidates with these seeds are made from."""
 
     def draw(seed: IntScalar, parent_noise: Latents) -> Proposal:
@@ -196,15 +250,57 @@ class Step:
     draw = jax.vmap(jax.vmap(draw, in_axes=(0, None)))
     return self._constrain(draw(self._constrain(seed, "beam", "candidate"), beams.noise), "beam", "candidate")
 
-  def denoise(self, beams: Beam, proposal: Proposal) -> Float32[Array, "K B S F C H W"]:
-    """Every x0 of what was proposed."""
+  def denoise(
+    self,
+    beams: Beam,
+    x: Float32[Array, "K w F C H W"],
+    renoise: Float32[Array, "K w between F C H W"],
+    *,
+    begin: int = 0,
+    end: int | None = None,
+  ) -> tuple[Float32[Array, "K w F C H W"], Float32[Array, "K w steps F C H W"]]:
+    """The input of step `end`, and every x0 of the steps from `begin` on, whose input is `x`; all steps by default."""
 
-    def one(noise: Latents, renoise: jax.Array, view: Any) -> jax.Array:
+    def one(x: Latents, renoise: jax.Array, view: Any) -> tuple[jax.Array, jax.Array]:
       image = self.condition.image if self.first else None
-      return denoise(self.params, self.models, noise, renoise, self.condition.text, view, image)
+      text = self.condition.text
+      return denoise(self.params, self.models, x, renoise, text, view, image, begin=begin, end=end)
 
     run = jax.vmap(jax.vmap(one, in_axes=(0, 0, None)))
-    return self._constrain(run(proposal.noise, proposal.renoise, self._view(beams)), "beam", "candidate")
+    return self._constrain(run(x, renoise, self._view(beams)), "beam", "candidate")
+
+  def _denoise_some(
+    self, beams: Beam, proposal: Proposal, event: Event
+  ) -> tuple[Proposal, Float32[Array, "K B S F C H W"], InsideTrace]:
+    """Denoises what was proposed until the event, and those that the policy keeps to the end: what is left of it."""
+    policy, after = search_policy(self.search), event.step + 1
+    assert isinstance(policy, InsidePolicy)
+    x, early = self.denoise(beams, proposal.noise, proposal.renoise, end=after)
+    with jax.named_scope("preview"):
+      x0 = early[:, :, -1]
+      preview = self.preview(beams, x0, event)
+      usable = jnp.isfinite(x0).all(axis=(2, 3, 4, 5)) & jnp.isfinite(preview)
+      # As in `judge`: every device ranks all candidates.
+      preview, usable = self._constrain((preview, usable))
+      ancestor = jax.vmap(lambda preview, usable: policy.inside(self.search, preview, usable))(preview, usable)
+    take = jax.vmap(lambda x, index: x[index])
+    kept = jax.tree.map(lambda x: take(x, ancestor), (proposal, x, early))
+    kept, x, early = self._constrain(kept, "beam", "candidate")
+    _, late = self.denoise(beams, x, kept.renoise, begin=after)
+    return kept, jnp.concatenate([early, late], axis=2), InsideTrace(proposal.seed, preview, usable, ancestor)
+
+  def preview(self, beams: Beam, x0: Float32[Array, "K w F C H W"], event: Event) -> Float32[Array, "K w"]:
+    """What the image reward gives the first frames of predictions. Decoder states go on from none of them."""
+
+    def one(candidate: tuple[Latents, jax.Array], beam: Beam) -> FloatScalar:
+      latents, index = candidate
+      frames = self.decode(latents[: event.latent_frames], beam.codec)[0]
+      shown = frames[spread(frames.shape[0], event.frames)]
+      with _named(shown):
+        return self._short(shown, index)
+
+    index = jnp.arange(x0.shape[0] * x0.shape[1]).reshape(x0.shape[:2])
+    return self.models.execution.map_candidates(one)((x0, index), beams._replace(memory=None))
 
   def judge(self, beams: Beam, proposal: Proposal, latents: Float32[Array, "K B F C H W"]) -> Candidates:
     """Decodes and scores the latents of what was proposed."""
@@ -228,12 +324,17 @@ class Step:
     choice = policy.select(carry, scores, key, self.chunk_index, self.condition.num_chunks)
     return require_choice(choice, policy, self.search)
 
-  def close(self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"]) -> tuple[Beam, Candidates]:
-    """The beams that the survivors begin the next chunk with, and the survivors."""
+  def close(
+    self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"] | None = None
+  ) -> tuple[Beam, Candidates]:
+    """The beams that the survivors begin the next chunk with, and the survivors; by default each beam's first."""
     with jax.named_scope("prune"):
-      winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
+      if survivor is None:
+        winners = jax.tree.map(lambda x: x[:, 0], candidates)
+      else:
+        winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
+        beams = self._gather(beams, survivor // self.search.beam_size)
       winners = self._constrain(winners, "beam")
-      beams = self._gather(beams, survivor // self.search.beam_size)
     if winners.frames is None:
       frames, codec = self.models.execution.map_beams(self.decode)(winners.latents, beams.codec)
       winners = winners._replace(frames=frames, codec=codec)
@@ -298,14 +399,17 @@ class Step:
   def _rewards(self, chunk: Decoded, window: FrameWindow, index: IntScalar) -> tuple[FloatScalar, FloatScalar]:
     """Short-term and long-term score of candidate `index`."""
     models, params, info = self.models, self.params, CandidateInfo(self.chunk_index, index)
-    try:
+    with _named(chunk):
       window = window_codecs.find(self.search.reward_codec).window(window)
-      short = models.image_reward(params["image_reward"], self.condition.image_reward, chunk, info)
+      short = self._short(chunk, index)
       long = models.video_reward(params["video_reward"], self.condition.video_reward, window, info)
-    except ConfigError as error:
-      size = "x".join(map(str, chunk.shape[:3]))
-      raise ConfigError(f"reward: a chunk of {size} cannot be judged: {error}") from error
-    return require_score(short, "image reward"), require_score(long, "video reward")
+    return short, require_score(long, "video reward")
+
+  def _short(self, chunk: Decoded, index: IntScalar) -> FloatScalar:
+    """Short-term score of frames of candidate `index`."""
+    info = CandidateInfo(self.chunk_index, index)
+    short = self.models.image_reward(self.params["image_reward"], self.condition.image_reward, chunk, info)
+    return require_score(short, "image reward")
 
   def _gather(self, beams: Beam, parents: Int32[Array, " K"]) -> Beam:
     """The beams at `parents`; the only time that beams move."""
@@ -352,6 +456,7 @@ def chunk_step(
   search: SearchConfig,
   *,
   first: bool,
+  judged: bool = True,
   record: bool = False,
 ) -> tuple[SearchState, ChunkTrace]:
   """Generates and searches one chunk.
@@ -363,27 +468,41 @@ def chunk_step(
     models: static.
     search: static.
     first: static; whether this is the video's first chunk (it has fewer pixel frames and no parent noise).
+    judged: static; false for the chunks between those that `SearchConfig.judge_every` judges.
     record: static; whether the trace holds fused noise and every x0.
 
   Returns:
     State after the chunk, and its trace.
   """
-  step = Step(params, state, condition, models, search, first)
+  step = Step(params, state, condition, models, search if judged else search.unjudged(), first)
   with jax.named_scope("open"):
-    beams, eviction = step.open()
-  candidates, x0 = step.explore(beams, step.seeds(beams))
-  with jax.named_scope("select"):
-    choice = step.select(candidates.scores)
-  beams, winners = step.close(beams, candidates, choice.survivor)
+    opened, eviction = step.open()
+  candidates, x0, inside = step.explore(opened, step.seeds(opened))
+  if judged:
+    with jax.named_scope("select"):
+      choice = step.select(candidates.scores)
+    beams, winners = step.close(opened, candidates, choice.survivor)
+  else:
+    survivor = jnp.arange(search.top_k, dtype=jnp.int32) * search.beam_size
+    choice = Choice(survivor, jnp.zeros(search.top_k), state.policy)
+    no = jnp.zeros_like(candidates.scores.usable)
+    candidates = candidates._replace(flags=reward_pruning.Flags(no, no))
+    beams, winners = step.close(opened, candidates)
+    beams = beams._replace(history=opened.history)
   assert winners.frames is not None
+  # Chunks have traces of one shape, whether they are judged or not.
+  missing = search.beam_size - candidates.seed.shape[1]
+  drawn = CandidateTrace(candidates.seed, *candidates.scores, candidates.flags)
   trace = ChunkTrace(
-    candidates=CandidateTrace(candidates.seed, *candidates.scores, candidates.flags),
+    candidates=jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, missing))), drawn) if missing else drawn,
     eviction=eviction,
     survivor=choice.survivor,
     score=choice.score,
     latents=winners.latents,
     frames=winners.frames,
     steps={"noise": candidates.noise, "x0": x0} if record else None,
+    log_weight=choice.log_weight,
+    inside=inside,
   )
   num_past = step.past_after(beams, winners.frames.shape[1])
   state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry)

@@ -20,6 +20,7 @@ from streamt1_jax.execution import compiler_options
 from streamt1_jax.generator import Models
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES, placed, with_shardings
+from streamt1_jax.policies import Event, inside_event, names_winner
 from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.state import ChunkTrace, Condition, SearchState, init_state
@@ -48,7 +49,7 @@ class FinalBeams(NamedTuple):
     latents: of the whole videos.
     frames: their decoded frames.
     scores: what the video reward gives each whole video.
-    best: index of the best whole video; the earliest of equals.
+    best: index of the video that is shown: the best whole video, the earliest of equals, unless the policy names one.
   """
 
   latents: Float32[np.ndarray, "K frames C H W"]
@@ -66,20 +67,22 @@ _CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, n
 class _JittedChunkStep:
   """`chunk_step` compiled twice per search, for the first chunk and for all others; the state is donated.
 
+  A search that does not judge every chunk has a third program for the chunks between.
+
   Where the state has a seed per prompt, all its arrays but the counters lead with prompts, and so do those of the
   condition and of the trace.
   """
 
   def __call__(
-    self, params, state, condition, models, search, *, first, record=False
+    self, params, state, condition, models, search, *, first, judged=True, record=False
   ) -> tuple[SearchState, ChunkTrace]:
     step = _jitted(compiler_options(state.base_seed, runs_once=first))
-    return step(params, state, condition, models, search, first=first, record=record)
+    return step(params, state, condition, models, search, first=first, judged=judged, record=record)
 
-  def lower(self, params, state, condition, models, search, *, first, record=False) -> jax.stages.Lowered:
+  def lower(self, params, state, condition, models, search, *, first, judged=True, record=False) -> jax.stages.Lowered:
     """Traces and lowers the step for arguments, or for their shapes; `compile` of what it returns compiles it."""
     step = _jitted(compiler_options(state.base_seed, runs_once=first))
-    return step.lower(params, state, condition, models, search, first=first, record=record)
+    return step.lower(params, state, condition, models, search, first=first, judged=judged, record=record)
 
 
 jitted_chunk_step = _JittedChunkStep()
@@ -95,14 +98,14 @@ It may take the state's buffers.
 def _jitted(options: tuple[tuple[str, int], ...]) -> Callable:
   return jax.jit(
     _chunk_step,
-    static_argnames=("models", "search", "first", "record"),
+    static_argnames=("models", "search", "first", "judged", "record"),
     donate_argnames=("state",),
     compiler_options=dict(options) or None,
   )
 
 
-def _chunk_step(params, state, condition, models, search, *, first, record):
-  step = functools.partial(chunk_step, models=models, search=search, first=first, record=record)
+def _chunk_step(params, state, condition, models, search, *, first, judged, record):
+  step = functools.partial(chunk_step, models=models, search=search, first=first, judged=judged, record=record)
   if state.base_seed.ndim:
     axes = (None, _STATE_AXES, _CONDITION_AXES)
     step = jax.vmap(step, in_axes=axes, out_axes=(_STATE_AXES, 0), spmd_axis_name=RULES["prompt"])
@@ -130,6 +133,26 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -
   longest = models.generator.max_chunks(search)
   if num_chunks is not None and not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
+  if num_chunks is not None and search.judge_every > num_chunks:
+    raise ConfigError(f"judge_every must be in 1..{num_chunks}, the chunks of the video, got {search.judge_every}")
+  _check_event(models, inside_event(search))
+
+
+def _check_event(models: Models, event: Event | None) -> None:
+  """Raises ConfigError unless the model and its mesh allow what a policy does inside of denoising."""
+  if event is None:
+    return
+  steps, frames = len(models.generator.sigmas), models.generator.latent_shape[0]
+  mesh = models.execution.mesh
+  siblings = 1 if mesh is None else mesh.shape[RULES["candidate"]]
+  if event.step >= steps - 1:
+    raise ConfigError(
+      f"step must be before the last of the {steps} denoising steps, in 0..{steps - 2}: got {event.step}"
+    )
+  if event.latent_frames > frames:
+    raise ConfigError(f"latent_frames must be in 1..{frames}, those of a chunk, got {event.latent_frames}")
+  if event.start % siblings:
+    raise ConfigError(f"start must be a multiple of the {siblings} devices of a beam's candidates, got {event.start}")
 
 
 def stream(
@@ -197,7 +220,8 @@ def stream_states(
       if begun is None:
         return
       state, condition = begun
-    state, trace = jitted_chunk_step(params, state, condition, models, search, first=index == 0, record=record)
+    kind = {"first": index == 0, "judged": index % search.judge_every == 0}
+    state, trace = jitted_chunk_step(params, state, condition, models, search, **kind, record=record)
     check_usable(trace, index, seed)
     yield state, trace
 
@@ -228,12 +252,27 @@ def of_prompt(trace: ChunkTrace, index: int) -> ChunkTrace:
 def _rollout(params, condition, seed, models, search, num_chunks, record):
   step = functools.partial(chunk_step, models=models, search=search, record=record)
   state, first = step(params, init_state(params, models, search, seed, num_chunks), condition, first=True)
+  cycles, rest = divmod(num_chunks - 1, search.judge_every)
 
-  def later(state: SearchState, _):
+  def judged(state: SearchState, _):
     return step(params, state, condition, first=False)
 
-  _, rest = jax.lax.scan(later, state, length=num_chunks - 1)
-  return first, rest
+  def between(state: SearchState, count: int):
+    one = lambda state, _: step(params, state, condition, first=False, judged=False)
+    return jax.lax.scan(one, state, length=count) if count else (state, None)
+
+  def cycle(state: SearchState, _):
+    state, unjudged = between(state, search.judge_every - 1)
+    state, trace = judged(state, None)
+    return state, (unjudged, trace)
+
+  state, repeated = jax.lax.scan(cycle, state, length=cycles)
+  return first, repeated, between(state, rest)[1]
+
+
+def _in_turn(traces: ChunkTrace | None) -> list[ChunkTrace]:
+  """The traces of chunks, one after the other, that one tree has."""
+  return [] if traces is None else [jax.tree.map(lambda x, i=i: x[i], traces) for i in range(len(traces.survivor))]
 
 
 def rollout(
@@ -255,8 +294,11 @@ def rollout(
     raise ConfigError(
       f"reward_codec {search.reward_codec} works on the host, and rollout stays on the device: use stream"
     )
-  first, rest = _rollout(params, condition, seed, models, search, num_chunks, record)
-  traces = [first, *(jax.tree.map(lambda x, i=i: x[i], rest) for i in range(num_chunks - 1))]
+  first, (unjudged, judged), rest = _rollout(params, condition, seed, models, search, num_chunks, record)
+  traces = [first]
+  for index, trace in enumerate(_in_turn(judged)):
+    traces += [*_in_turn(jax.tree.map(lambda x, i=index: x[i], unjudged)), trace]
+  traces += _in_turn(rest)
   for index, trace in enumerate(traces):
     check_usable(trace, index, seed)
   return traces
@@ -332,7 +374,8 @@ def _whole_video_scores(params, condition, frames, models, last):
 
 def scores_whole_videos(search: SearchConfig, num_chunks: int) -> bool:
   """Whether the finished videos are judged once more: the last sliding window was not the whole video as it is."""
-  return not search.judges or search.reward_decode != "streamed" or num_chunks > search.sliding_window
+  judged = search.judges_chunk(num_chunks - 1) and search.reward_decode == "streamed"
+  return not judged or num_chunks > search.sliding_window
 
 
 def known_scores(search: SearchConfig, num_chunks: int, last: ChunkTrace) -> Float32[np.ndarray, " K"] | None:
@@ -354,6 +397,11 @@ def last_window_scores(search: SearchConfig, traces: list[ChunkTrace]) -> Float3
 def best_of(scores: Float32[np.ndarray, " K"]) -> int:
   """The best score that is finite; the earliest of equals."""
   return int(np.argmax(np.where(np.isfinite(scores), scores, -np.inf)))
+
+
+def winner(search: SearchConfig, scores: Float32[np.ndarray, " K"], last: ChunkTrace) -> int:
+  """The video that is shown, of those with these whole-video scores: the best, unless the policy names another."""
+  return best_of(hosts.to_host(last.score) if names_winner(search) else scores)
 
 
 def final_beams(
@@ -393,7 +441,7 @@ def final_beams(
   ends = np.cumsum([chunk.shape[1] for _, chunk in chunks])
   judge = lambda: _judged(params, segments or [Segment(0, condition)], models, search, frames, ends)
   known = judge() if scores is None else scores
-  return FinalBeams(latents=latents, frames=frames, scores=known, best=best_of(known))
+  return FinalBeams(latents=latents, frames=frames, scores=known, best=winner(search, known, traces[-1]))
 
 
 def _judged(

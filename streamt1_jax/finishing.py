@@ -19,6 +19,7 @@ from jaxtyping import Float32, Int, Shaped
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.cost import Cost, total
 from streamt1_jax.drivers import Given, Segment
 from streamt1_jax.generator import Models
 from streamt1_jax.state import ChunkTrace
@@ -60,7 +61,7 @@ class FinalChunk(NamedTuple):
 
 
 class Scored(NamedTuple):
-  """What the video reward gives the whole videos of all beams [K], and the best: the earliest of equals."""
+  """What the video reward gives the whole videos of all beams [K], and which is shown (`drivers.winner`)."""
 
   scores: Float32[np.ndarray, " K"]
   best: int
@@ -114,11 +115,16 @@ class Finishing:
       for (trace, segment), beams in zip(self._waiting, path, strict=True):
         self._judge.add(np.asarray(trace.frames)[beams], segment)
       scores = self._judge.scores(len(self._last.survivor))
-    best = drivers.best_of(scores)
+    best = drivers.winner(self._search, scores, self._last)
     for (trace, _), beams in zip(self._waiting, path, strict=True):
       self._take(_chosen(trace, int(beams[best]), self._search))
     self._waiting.clear()
     return Scored(scores, best)
+
+  @property
+  def cost(self) -> Cost:
+    """What judging the videos has taken so far."""
+    return self._judge.cost
 
   def _paths(self) -> list[Int[np.ndarray, " K"]]:
     """Which survivor of every chunk that waits each beam descends from."""
@@ -141,6 +147,7 @@ class _Judge:
     self._frames: list[np.ndarray] = []
     self._scores: list[np.ndarray] = []
     self._lengths: list[int] = []
+    self.cost = Cost()
 
   def add(self, frames: Shaped[np.ndarray, "videos Q ..."], segment: Segment) -> None:
     """A chunk: of one video where all beams share it, and else of every beam."""
@@ -160,4 +167,5 @@ class _Judge:
     whole = np.concatenate([np.broadcast_to(chunk, (videos, *chunk.shape[1:])) for chunk in self._frames], axis=1)
     self._scores.append(drivers.judged(*self._given, self._segment.condition, whole, last))
     self._lengths.append(whole.shape[1])
+    self.cost = total([self.cost, Cost(video_calls=videos, video_frames=videos * whole.shape[1])])
     self._frames = []

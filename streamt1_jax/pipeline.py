@@ -265,10 +265,11 @@ class Pipeline:
     seeds: Sequence[int],
     state: SearchState | None = None,
     border: drivers.Border | None = None,
+    drive: Callable[..., Iterator[tuple[SearchState, ChunkTrace]]] = drivers.stream_states,
   ) -> Iterator[tuple[SearchState, list[ChunkTrace]]]:
     """As `drivers.stream_states`, for one video or several of one length in lockstep: a trace per video, on the host.
 
-    A `border` is for one video alone.
+    A `border` is for one video alone, and so is another way to `drive` the chunk step, such as a `methods.Method.run`.
 
     SearchError tells by its `prompt` which of them failed.
     """
@@ -277,7 +278,7 @@ class Pipeline:
       condition = drivers.stack_conditions(self._fill(conditions), self.models.execution.mesh)
       seed = self._fill(seeds)
     options = {"num_chunks": num_chunks, "seed": seed, "state": state, "border": border}
-    for state, trace in drivers.stream_states(self.params, condition, self.models, search, **options):
+    for state, trace in drive(self.params, condition, self.models, search, **options):
       trace = hosts.to_host(trace)
       if self.prompts_together == 1:
         yield state, [trace]

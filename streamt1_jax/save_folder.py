@@ -16,7 +16,7 @@ from etils import epath
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, paths, stored_part
-from streamt1_jax.io.named_tuples import field_names, named, rebuilt
+from streamt1_jax.io.named_tuples import fits, named, rebuilt
 from streamt1_jax.state import ChunkTrace
 
 FORMAT_VERSION = 2
@@ -138,19 +138,16 @@ def check_traces(folder: epath.Path, chunks: int) -> None:
     Damaged: a file is missing or not what was written, or a chunk is missing.
     ConfigError: the file system refuses; the chunks have other fields than this program's.
   """
-  found: dict[str, list[str]] = {}
-  fields = set()
+  found: dict[str, dict[str, list[str]]] = {}
   for _, names in _parts(folder, chunks):
     for name in names:
       chunk, video, leaf = (*name.split("/", 2), "", "")[:3]
-      fields.add((chunk, video, leaf))
-      if chunk not in found.setdefault(video, []):
-        found[video].append(chunk)
+      found.setdefault(video, {}).setdefault(chunk, []).append(leaf)
   expected = [_chunk_name(chunk) for chunk in range(chunks)]
   if not found or any(sorted(by_chunk) != expected for by_chunk in found.values()):
     raise part_files.Damaged(f"{folder}: the traces of some of the first {chunks} chunks are missing")
-  right = {(chunk, video, leaf) for video in found for chunk in expected for leaf in field_names(ChunkTrace)}
-  if fields != right or any(not video.isdecimal() for video in found):
+  alike = all(fits(ChunkTrace, leaves) for by_chunk in found.values() for leaves in by_chunk.values())
+  if not alike or any(not video.isdecimal() for video in found):
     raise ConfigError(f"{folder}: its traces have other fields than this program's")
 
 

@@ -96,17 +96,37 @@ class CandidateTrace(NamedTuple):
   flags: Flags
 
 
+class InsideTrace(NamedTuple):
+  """What a policy decided inside of denoising.
+
+  Attributes:
+    seed: of the w candidates that every beam began with.
+    preview: what the image reward gave their previews.
+    usable: latents and score were finite.
+    ancestor: which of them went on, as the beam's candidates of the chunk.
+  """
+
+  seed: Int32[Array, "K w"]
+  preview: Float32[Array, "K w"]
+  usable: Bool[Array, "K w"]
+  ancestor: Int32[Array, "K B"]
+
+
 class ChunkTrace(NamedTuple):
   """What one chunk leaves behind.
 
   Attributes:
-    candidates: scores of all candidates.
+    candidates: scores of all candidates. In a chunk that is not judged every beam draws candidate 0 alone: scores are
+      0, and the others are not usable.
     eviction: what left each parent's window before this chunk, [K] each.
     survivor: surviving candidates n = parent * B + i; best first, unless the policy has another order.
     score: what they survived with: by default their hybrid scores.
     latents: their chunks.
     frames: their decoded frames.
-    steps: recorded intermediate arrays, or None: `noise` [K, B, F, C, H, W] fused, and `x0` [K, B, S, F, C, H, W].
+    steps: recorded intermediate arrays, or None: `noise` [K, B, F, C, H, W] fused, and `x0` [K, B, S, F, C, H, W]. In
+      a chunk that is not judged B is 1.
+    log_weight: of all candidates, before any of them was chosen; None unless the policy weighs them.
+    inside: what the policy decided inside of denoising; None if it decided nothing.
   """
 
   candidates: CandidateTrace
@@ -116,6 +136,8 @@ class ChunkTrace(NamedTuple):
   latents: Float32[Array, "K F C H W"]
   frames: Shaped[HostArray, "K Q ..."]
   steps: Any
+  log_weight: Float32[Array, "K B"] | None = None
+  inside: InsideTrace | None = None
 
 
 def past_capacity(models: Models, search: SearchConfig, num_chunks: int | None = None) -> int:

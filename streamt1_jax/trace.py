@@ -1,4 +1,8 @@
-"""A search in plain numbers: what every candidate scored, what became of it, where the winner came from."""
+"""A search in plain numbers: what every candidate scored, what became of it, where the winner came from.
+
+One tree for all searches: a chunk's candidates are its nodes, a node's parent is a survivor of the chunk before, and
+`docs/trace.md` says what every field means.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ import numpy as np
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.config import SearchConfig
+from streamt1_jax.cost import Cost
 from streamt1_jax.drivers import FinalBeams, lineage
+from streamt1_jax.policies import inside_event
 from streamt1_jax.state import ChunkTrace
 
 ROUTE_NAMES = {
@@ -29,6 +35,8 @@ def describe_trace(
   *,
   given_chunks: int = 0,
   segments: Sequence[tuple[int, str]] = (),
+  method: str | None = None,
+  costs: Sequence[Cost] | None = None,
 ) -> dict[str, Any]:
   """Everything a search decided, for `manifest.write_json`.
 
@@ -42,11 +50,14 @@ def describe_trace(
     search: the configuration they were searched with.
     given_chunks: chunks that the video began with and that were not searched.
     segments: first chunk and prompt of every segment.
+    method: name of the search, if it has one.
+    costs: of every chunk, where they were counted.
 
   Returns:
-    `beam_size`, `top_k`; `given_chunks`; `segments` (`chunk`, `prompt`); `chunks`, each with `evictions` (per parent),
-    `candidates`, `survivors` (candidates, best first) and their `scores`; and `final` (whole-video `scores`, `best`
-    beam, its `lineage`: survivor and candidate of every chunk), None without `beams`.
+    `method`; `beam_size`, `top_k`; `given_chunks`; `segments` (`chunk`, `prompt`); `chunks`, each with `evictions` (per
+    parent), `candidates` with their `fate`, `survivors` (candidates, best first) and their `scores`, `events` and
+    `cost`; and `final` (whole-video `scores`, `best` beam, its `lineage`: survivor and candidate of every chunk), None
+    without `beams`.
   """
   final = None
   if beams is not None:
@@ -55,15 +66,19 @@ def describe_trace(
     steps = enumerate(zip(path, survivors, strict=True), start=given_chunks)
     final = describe_scores(beams.scores, beams.best)
     final["lineage"] = [describe_step(chunk, beam, int(survivor[beam])) for chunk, (beam, survivor) in steps]
-  return describe_video(search, given_chunks, segments) | {
-    "chunks": [describe_chunk(index, trace, search) for index, trace in enumerate(traces, start=given_chunks)],
+  rows = zip(range(given_chunks, given_chunks + len(traces)), traces, costs or [None] * len(traces), strict=True)
+  return describe_video(search, given_chunks, segments, method) | {
+    "chunks": [describe_chunk(index, trace, search, cost) for index, trace, cost in rows],
     "final": final,
   }
 
 
-def describe_video(search: SearchConfig, given_chunks: int, segments: Sequence[tuple[int, str]]) -> dict[str, Any]:
+def describe_video(
+  search: SearchConfig, given_chunks: int, segments: Sequence[tuple[int, str]], method: str | None = None
+) -> dict[str, Any]:
   """What `describe_trace` says of a video as a whole."""
   return {
+    "method": method,
     "beam_size": search.beam_size,
     "top_k": search.top_k,
     "given_chunks": given_chunks,
@@ -81,20 +96,73 @@ def describe_step(chunk: int, beam: int, candidate: int) -> dict[str, Any]:
   return {"chunk": chunk, "beam": beam, "candidate": candidate}
 
 
-def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig) -> dict[str, Any]:
-  """What it says of chunk `index` of the video."""
+def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Cost | None = None) -> dict[str, Any]:
+  """What it says of chunk `index` of the video, which took `cost`."""
   trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
-  survivors = trace.survivor.tolist()
+  survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)
+  drawn = range(0, search.num_candidates, 1 if index % search.judge_every == 0 else search.beam_size)
   return {
     "chunk": index,
     "evictions": evictions,
     "candidates": [
-      _describe_candidate(trace, candidate, search, evictions, survivors) for candidate in range(search.num_candidates)
+      _describe_candidate(trace, candidate, search, evictions, survivors, judged=judged) for candidate in drawn
     ],
+    "rejected": _describe_rejected(trace, search),
     "survivors": survivors,
-    "scores": trace.score.tolist() if search.judges else [None] * search.top_k,
+    "scores": trace.score.tolist() if judged else [None] * search.top_k,
+    "judged": judged,
+    "events": [*_describe_inside(trace, search), _describe_selection(trace, search, survivors)],
+    "cost": None if cost is None else cost._asdict(),
   }
+
+
+def _describe_inside(trace: ChunkTrace, search: SearchConfig) -> list[dict[str, Any]]:
+  """The event inside of denoising, if there was one: which candidates every beam went on with."""
+  event = inside_event(search)
+  if trace.inside is None or event is None:
+    return []
+  ancestors = trace.inside.ancestor.tolist()
+  unweighted = {"ess": None, "resampled": None}
+  return [{"step": event.step, "ancestors": ancestors, "distinct_parents": len(ancestors), **unweighted}]
+
+
+def _describe_rejected(trace: ChunkTrace, search: SearchConfig) -> list[dict[str, Any]]:
+  """Candidates that were not finished."""
+  inside, event = trace.inside, inside_event(search)
+  if inside is None or event is None:
+    return []
+  return [
+    {
+      "parent": parent,
+      "place": place,
+      "seed": int(inside.seed[parent, place]),
+      "preview": _finite(inside.preview[parent, place]),
+      "fate": "rejected" if inside.usable[parent, place] else "unusable",
+      "step": event.step,
+    }
+    for parent, place in np.ndindex(*inside.seed.shape)
+    if place not in inside.ancestor[parent]
+  ]
+
+
+def _describe_selection(trace: ChunkTrace, search: SearchConfig, survivors: list[int]) -> dict[str, Any]:
+  """The event at the end of a chunk: who goes on. Weights tell more of it, where the policy has some."""
+  parents = {candidate // search.beam_size for candidate in survivors}
+  event = {"step": "final", "ancestors": None, "distinct_parents": len(parents)}
+  if trace.log_weight is None:
+    return event | {"ess": None, "resampled": None}
+  in_place = list(range(search.top_k)) if search.beam_size == 1 else None
+  return event | {"ess": _effective_size(trace.log_weight), "resampled": survivors != in_place}
+
+
+def _effective_size(log_weight: Any) -> float | None:
+  """How many equal weights would be as uneven as these; None if all are zero."""
+  log_weight = np.asarray(log_weight, np.float64).ravel()
+  if not np.isfinite(log_weight.max()):
+    return None
+  weight = np.exp(log_weight - log_weight.max())
+  return float(weight.sum() ** 2 / (weight**2).sum())
 
 
 def _describe_eviction(trace: ChunkTrace, parent: int) -> dict[str, Any]:
@@ -108,11 +176,12 @@ def _describe_eviction(trace: ChunkTrace, parent: int) -> dict[str, Any]:
 
 
 def _describe_candidate(
-  trace: ChunkTrace, candidate: int, search: SearchConfig, evictions: list[dict], survivors: list[int]
+  trace: ChunkTrace, candidate: int, search: SearchConfig, evictions: list[dict], survivors: list[int], *, judged: bool
 ) -> dict[str, Any]:
   parent, position = divmod(candidate, search.beam_size)
   values = trace.candidates
-  score = lambda scores: float(scores[parent, position]) if search.judges else None
+  score = lambda scores: float(scores[parent, position]) if judged else None
+  preview = None if trace.inside is None else trace.inside.preview[parent, trace.inside.ancestor[parent, position]]
   return {
     "candidate": candidate,
     "parent": parent,
@@ -128,4 +197,19 @@ def _describe_candidate(
     "usable": bool(values.usable[parent, position]),
     "survivor": candidate in survivors,
     "rank": survivors.index(candidate) if candidate in survivors else None,
+    "fate": _fate(bool(values.usable[parent, position]), survivors.count(candidate)),
+    "copies": survivors.count(candidate),
+    "log_weight": None if trace.log_weight is None else _finite(trace.log_weight[parent, position]),
+    "preview": None if preview is None else _finite(preview),
   }
+
+
+def _fate(usable: bool, copies: int) -> str:
+  """What became of a candidate that goes on in so many beams."""
+  if not copies:
+    return "pruned" if usable else "unusable"
+  return "survived" if copies == 1 else "duplicated"
+
+
+def _finite(value: Any) -> float | None:
+  return float(value) if np.isfinite(value) else None

@@ -57,7 +57,7 @@ def refused(folder: pathlib.Path, *arguments: str) -> str:
     ([PROMPT, f"--checkpoint={LONG_NAME}"], [LONG_NAME, "does not exist"]),
     ([f"--prompts_file={LONG_NAME}"], [LONG_NAME, "does not exist"]),
     (["--prompts_file=/proc/self/mem"], ["/proc/self/mem", "cannot be read"]),
-    ([PROMPT, "--search=beam"], ["--search=beam", "stream_t1|none"]),
+    ([PROMPT, "--search=beams"], ["--search=beams", "stream_t1|none", "|best_of_n|"]),
     ([PROMPT, "--semantics=other"], ["--semantics=other", "released|paper"]),
     ([PROMPT, "--seed=one"], ["--seed=one", "integer", "2147483647"]),
     ([PROMPT, "--seed=1.5"], ["--seed=1.5", "integer"]),
@@ -68,6 +68,7 @@ def refused(folder: pathlib.Path, *arguments: str) -> str:
     ([PROMPT, "--seconds=long"], ["--seconds=long", "number"]),
     ([PROMPT, "--num_latent_frames=many"], ["--num_latent_frames=many", "integer"]),
     ([PROMPT, "--overwrite=perhaps"], ["--overwrite=perhaps"]),
+    ([PROMPT, "--samples=0"], ["--samples=0", "1", "1000"]),
   ],
 )
 def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
@@ -81,6 +82,16 @@ def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
   ("arguments", "fragments"),
   [
     ("--search=none --beam_size=2 --semantics=paper", ["--search=none", "--semantics, --beam_size"]),
+    ("--search=beam --noise_sigma=0 --semantics=paper", ["--search=beam", "no --semantics, --noise_sigma", "--top_k"]),
+    ("--search=best_of_n --beam_size=2", ["--search=best_of_n", "no --beam_size", "takes --top_k, --reward_codec"]),
+    ("--search=best_of_n --top_k=1", ["best_of_n", "top_k", "at least 2", "got 1"]),
+    ("--search=beam --policy=alpha:1", ["beam", "no number alpha"]),
+    ("--policy=alpha", ["--policy", "'alpha'", "alpha:0.02"]),
+    ("--search=per_beam --policy=epsilon:1,epsilon:0", ["--policy", "epsilon is given twice"]),
+    ("--search=particles", ["particles", "needs alpha", "--policy=alpha:NUMBER"]),
+    ("--search=particles --policy=alpha:0", ["alpha must be above 0", "got 0.0"]),
+    ("--search=particles --policy=alpha:1 --top_k=1", ["particles", "top_k", "at least 2", "got 1"]),
+    ("--samples=3 --seed=2146000000", ["--samples=3", "2148000000", "2147483647"]),
     ("--beam_size=0", ["beam_size", "1..100", "got 0"]),
     ("--beam_size=-2", ["beam_size", "1..100", "got -2"]),
     ("--beam_size=101", ["beam_size", "1..100", "got 101"]),

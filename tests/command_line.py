@@ -66,9 +66,9 @@ def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def call(program: str, folder: pathlib.Path, *arguments: str) -> Result:
+def call(program: str, folder: pathlib.Path, *arguments: str, package: str = "experiments") -> Result:
   """Calls `experiments.PROGRAM` in this process, with `folder` as the current one."""
-  main = importlib.import_module(f"experiments.{program}").main
+  main = importlib.import_module(f"{package}.{program}").main
   stdout, stderr = io.StringIO(), io.StringIO()
   with contextlib.chdir(folder), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
     code = main(arguments)
@@ -98,6 +98,11 @@ def score(folder: pathlib.Path, *arguments: str) -> Result:
 def convert(folder: pathlib.Path, *arguments: str) -> Result:
   """Calls `experiments.convert` in `folder`."""
   return call("convert", folder, *arguments)
+
+
+def report(folder: pathlib.Path, *arguments: str) -> Result:
+  """Calls `streamt1 report` in `folder`."""
+  return call("report", folder, *arguments, package="streamt1_jax.cli")
 
 
 _PROCESSES = multiprocessing.get_context("forkserver")

@@ -61,7 +61,7 @@ def _in_a_process(folder, function, arguments, devices=1):
 def _generate_until_the_disk_is_full(arguments):
   """The disk is full once the first chunk is saved: from then on no file grows beyond what every save needs.
 
-  The files of the result, which grow too, are still smaller.
+  The files of the result, which grow too, are still smaller; pictures for the report would not be.
   """
   save_if_due = stopped_searches.save_if_due
 
@@ -120,7 +120,9 @@ def undisturbed(tmp_path_factory, checkpoint):
 def test_stopped_in_every_way(tmp_path, monkeypatch, checkpoint, undisturbed):
   runs = Runs(tmp_path, checkpoint)
 
-  result = _in_a_process(tmp_path, _generate_until_the_disk_is_full, [*runs.arguments, "--save_every=1"])
+  result = _in_a_process(
+    tmp_path, _generate_until_the_disk_is_full, [*runs.arguments, "--save_every=1", "--report=false"]
+  )
   assert result.code == 3, result
   message = result.stderr.splitlines()[-1]
   reason = "(the save after chunk 1 is kept): File too large"

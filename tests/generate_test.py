@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from streamt1_jax.cli import results
+from streamt1_jax.cli import export_vbench, results
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.drivers import FinalBeams
 from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
@@ -74,6 +75,7 @@ def finished(tmp_path_factory, small_checkpoint) -> Finished:
 
 def test_every_file_is_there_and_nothing_else(finished):
   names = {"video.mp4", "contact_sheet.png", "manifest.json", "trace.json", "latents.safetensors"}
+  names |= {"report.html", "pictures.zip"}
   folders = list((finished.folder / "outputs").iterdir())
   assert {folder.name for folder in folders} == {output.name for output in finished.outputs}
   for folder in folders:
@@ -115,6 +117,51 @@ def test_manifest_tells_the_whole_run(finished):
   assert manifest["peak_memory_bytes"]["host"] > 1e8
   assert manifest["prompt_truncated"] is False
   assert finished.read("manifest.json", prompt=1)["prompt_truncated"] is True
+
+
+def test_cost_by_hand(finished):
+  """Two beams of two candidates, four steps, two chunks: of 3 latent frames each, of 9 and of 12 frames."""
+  counted = {
+    "denoise": 2 * 4 * 4, "look_ahead": 0, "commit": 2 * 2, "decoded": 2 * 4 * 3, "previewed": 0,
+    "image_calls": 2 * 4, "image_frames": 4 * (9 + 12), "video_calls": 2 * 4, "video_frames": 4 * (9 + 21),
+  }  # fmt: skip
+  cost = finished.read("manifest.json")["cost"]
+  assert counted.items() <= cost.items()
+  chunks = [chunk["cost"] for chunk in finished.read("trace.json")["chunks"]]
+  assert {name: sum(chunk[name] for chunk in chunks) for name in counted} == counted
+  flop = dict(cost["tflop"])
+  assert flop.pop("total") == pytest.approx(sum(flop.values()))
+  # The built-in rewards multiply nothing. Plain streaming has 4 + 1 forwards where the search has 16 + 2.
+  assert flop["image_reward"] == flop["video_reward"] == 0
+  assert 18 / 5 < cost["times_plain"] < 4
+  lines = [line for line in finished.result.stderr.splitlines() if line.startswith("cost: 36 forwards, 24 latent")]
+  assert len(lines) == 2
+  assert f"{cost['times_plain']:.2f} times plain streaming" in lines[0]
+
+
+def test_samples_of_a_prompt(finished):
+  """Each has a seed and a folder of its own, and is there for what exports them."""
+  arguments = (f"--prompt={PROMPT}", f"--seed={SEED}", "--search=none", "--output_dir=samples", "--samples=2")
+  result = finished.again(*arguments)
+  assert result.code == 0, result.stderr
+  first = finished.folder / results.result_folder("samples", PROMPT)
+  folders = [first, first.with_name(f"{first.name}-1")]
+  assert sorted((finished.folder / "samples").iterdir()) == sorted(map(pathlib.Path, folders))
+  documents = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+  assert [each["settings"]["seed"] for each in documents] == [SEED, SEED + 1_000_000]
+  assert [each["seeds"]["base"] for each in documents] == [SEED, SEED + 1_000_000]
+  assert [each["sample"] for each in documents] == [0, 1]
+  assert documents[0]["sha256"] != documents[1]["sha256"]
+  assert finished.again(*arguments).stdout.count("is finished, skipped") == 2
+  shutil.rmtree(folders[1])
+  assert finished.again(*arguments).stdout.count("is finished, skipped") == 1
+  assert json.loads((folders[1] / "manifest.json").read_text())["sha256"] == documents[1]["sha256"]
+  (finished.folder / "vbench.txt").write_text(PROMPT + "\n")
+  given = {"videos": "samples", "prompts": "vbench.txt", "output": "vb"}
+  flags = [f"--{name}={finished.folder / value}" for name, value in given.items()]
+  assert export_vbench.main([*flags, "--samples=2"]) == 0
+  names = {path.name for path in (finished.folder / "vb/videos").iterdir()}
+  assert names == {f"{PROMPT}-0.mp4", f"{PROMPT}-1.mp4"}
 
 
 def test_second_prompt_compiles_no_chunk_step(finished):
@@ -212,8 +259,10 @@ def test_a_process_of_its_own_loads_no_large_framework(finished, tmp_path):
 
 def test_plain_streaming_draws_one_candidate(tmp_path, small_checkpoint):
   arguments = [f"--checkpoint={small_checkpoint}", "--num_latent_frames=3", "--search=none", f"--prompt={PROMPT}"]
-  result = generate(tmp_path, *arguments)
+  result = generate(tmp_path, *arguments, "--report=false")
   assert result.code == 0
+  names = {path.name for path in (tmp_path / results.result_folder("outputs", PROMPT)).iterdir()}
+  assert names.isdisjoint({"report.html", "pictures.zip"})
   # Nothing is judged before the video is whole.
   assert "chunk 1/1" in result.stderr
   assert "score" not in result.stderr
@@ -229,7 +278,7 @@ def test_search_in_which_every_candidate_is_bad(tmp_path):
   message = result.stderr.splitlines()[-1]
   assert message == f"error: prompt {PROMPT!r}, chunk 0, seed {SEED}: every candidate is NaN or Inf"
   folder = tmp_path / results.result_folder("outputs", PROMPT)
-  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
+  assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json", "report.html", "pictures.zip"}
   assert json.loads((folder / "failed.json").read_text())["settings"]["seed"] == SEED
   assert json.loads((folder / "trace.json").read_text())["final"] is None
 
@@ -278,6 +327,7 @@ def test_description_of_a_trace_made_by_hand():
   assert described["chunks"][0]["candidates"][3] == {
     "candidate": 3, "parent": 1, "seed": 3, "short": 4.0, "long": 8.0, "hybrid": 4.0, "route": "nothing",
     "flags": {"ema": True, "append": True}, "usable": True, "survivor": True, "rank": 0,
+    "fate": "survived", "copies": 1, "log_weight": None, "preview": None,
   }  # fmt: skip
   assert [c["rank"] for c in described["chunks"][0]["candidates"]] == [1, None, None, 0]
   assert [c["route"] for c in described["chunks"][1]["candidates"]] == ["nothing", "nothing", "append", "append"]

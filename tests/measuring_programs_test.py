@@ -1,6 +1,5 @@
 """The programs that measure, as a user runs them: what they report, and one line for every mistake."""
 
-import dataclasses
 import functools
 import json
 
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 
 from streamt1_jax import shipped
-from streamt1_jax.measuring import random_model, saves, search_speed
-from tests.command_line import call, save_model, small_model
+from streamt1_jax.measuring import saves, search_speed
+from tests.command_line import call, save_model
 
 
 @pytest.mark.parametrize(
@@ -50,6 +49,8 @@ from tests.command_line import call, save_model, small_model
     ("measure.aot_compile", ["--switch=released", "--first_chunk"], ["--switch", "leave --first_chunk out"]),
     ("measure.long_video", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
     ("evaluate.sink_distance", ["--distances=90,near"], ["--distances", "whole numbers and none, got 90,near"]),
+    ("evaluate.preview_rank", ["--candidates=6"], ["--candidates must be a multiple of 4, got 6"]),
+    ("evaluate.preview_rank", ["--seed=7"], ["--seed must be a multiple of 100, got 7"]),
     ("evaluate.switch_effect", ["--chunks_after=0"], ["--chunks_after=0", "positive integer"]),
     ("measure.kill_test", ["--work_dir=gs://bucket/test"], ["--work_dir=gs://bucket/test", "a path of this machine"]),
     ("measure.kill_test", ["--model=gs://bucket/model"], ["--model=gs://bucket/model", "a path of this machine"]),
@@ -244,21 +245,3 @@ def test_bytes_of_the_full_size():
   latents = lambda slots: (slots + 1) * 3 * 16 * 60 * 104 * 4
   assert 0 <= sizes["memory"] - 2 * (24 * frame + latents(8)) < 2000
   assert 0 <= sizes["memory_without_added_sinks"] - 2 * (12 * frame + latents(4)) < 2000
-
-
-def test_compare_search_goes_on_where_it_stopped(tmp_path):
-  """A row that was cut is made again, the same; a run with other settings is refused."""
-  world = dataclasses.replace(small_model(), latent_height=8, latent_width=8)
-  random_model.save(tmp_path / "small", world, shipped.checkpoint() / "tokenizer.model")
-  same = ["--checkpoint=small", "--seconds=0.5", "--output=rows.jsonl", "--mesh=data:1", "--num_prompts=2"]
-  first = call("evaluate.compare_search", tmp_path, *same)
-  assert first.code == 0, first
-  text = (tmp_path / "rows.jsonl").read_text()
-  assert len(text.splitlines()) == 1 + 2
-  (tmp_path / "rows.jsonl").write_text(text[:-5])
-  again = call("evaluate.compare_search", tmp_path, *same)
-  assert (tmp_path / "rows.jsonl").read_text() == text
-  assert json.loads(again.stdout.splitlines()[-1]) == json.loads(first.stdout.splitlines()[-1])
-  other = call("evaluate.compare_search", tmp_path, *same, "--seed=1")
-  assert other.code == 2
-  assert "--output=rows.jsonl was made with seed 0, not 1" in other.stderr

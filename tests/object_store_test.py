@@ -49,11 +49,12 @@ def test_generate_in_a_bucket(made, tmp_path):
   assert list(folder.iterdir()) == []
   assert {path.name for path in (stored / "videos").iterdir()} == {name}
   assert {path.name for path in (stored / "videos" / name).iterdir()} == {
-    "video.mp4", "contact_sheet.png", "trace.json", "manifest.json", "latents.safetensors"
+    "video.mp4", "contact_sheet.png", "trace.json", "manifest.json", "latents.safetensors", "report.html",
+    "pictures.zip",
   }  # fmt: skip
   local = generate(tmp_path, f"--checkpoint={stored / 'models/tiny'}", f"--prompt={PROMPT}", "--num_latent_frames=6")
   assert local.code == 0, local
-  for file in ("video.mp4", "contact_sheet.png", "trace.json"):
+  for file in ("video.mp4", "contact_sheet.png", "trace.json", "pictures.zip"):
     assert (tmp_path / "outputs" / name / file).read_bytes() == (stored / "videos" / name / file).read_bytes()
 
 

@@ -80,6 +80,9 @@ class TestWheel:
     assert "streamt1_jax/py.typed" in names
     modules = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "streamt1_jax").rglob("*.py")]
     assert {str(path) for path in modules} <= names
+    pages = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "streamt1_jax/report/page").iterdir()]
+    assert len(pages) == 5
+    assert {str(path) for path in pages} <= names
     assert {name.split("/")[0] for name in names} == {"streamt1_jax"}
 
   def test_requires_no_package_that_only_trainings_need(self):

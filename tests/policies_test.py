@@ -8,13 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from streamt1_jax import drivers
 from streamt1_jax.chunk_step import Step
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.drivers import SearchError
+from streamt1_jax.execution import Execution
 from streamt1_jax.io import config_json
-from streamt1_jax.policies import POLICIES, Choice, KeepBeams, Scores, TopK, selection_key
+from streamt1_jax.io.manifest import CompileCounter
+from streamt1_jax.parallel.mesh import MESH_AXES
+from streamt1_jax.policies import (
+  POLICIES,
+  Choice,
+  KeepBeams,
+  Particles,
+  PerBeam,
+  ProbabilisticTopK,
+  RankEnsemble,
+  Scores,
+  TopK,
+  selection_key,
+)
 from streamt1_jax.state import Condition
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -22,6 +37,19 @@ from tests import toy_generator as toy
 NUM_CHUNKS = 5
 # Every chunk is worth remembering, so that a beam that moved wrongly would show in its memory.
 SEARCH = dataclasses.replace(small.SEARCH, short_threshold=-10.0)
+
+
+EVERY = (
+  TopK(),
+  TopK(cumulative=True),
+  KeepBeams(),
+  PerBeam(0.5),
+  ProbabilisticTopK(2.0),
+  RankEnsemble(),
+  Particles(4.0, score="sum"),
+)
+STATEFUL = [policy for policy in EVERY if policy not in (TopK(), KeepBeams(), RankEnsemble())]
+"""Those with a carry or a key."""
 
 
 def _stream(search, seed=0):
@@ -82,12 +110,6 @@ class TestInASearch:
       own = np.argmax(trace.candidates.hybrid, axis=1)
       np.testing.assert_array_equal(trace.survivor, np.arange(2) * 3 + own)
       np.testing.assert_array_equal(trace.score, trace.candidates.hybrid[np.arange(2), own])
-
-  def test_drivers_agree(self):
-    search = dataclasses.replace(SEARCH, policy=KeepBeams())
-    for trace, other in zip(_toy(search), _toy(search, drivers.rollout), strict=True):
-      np.testing.assert_array_equal(trace.survivor, other.survivor)
-      np.testing.assert_array_equal(trace.latents, other.latents)
 
   @pytest.mark.parametrize("judges", [True, False])
   def test_one_candidate_each_is_best_of_n(self, judges):
@@ -164,6 +186,122 @@ class TestInASearch:
       _toy(search, seed=seed)
 
 
+def _states(search, seed=0, models=toy.MODELS, condition=None, **options):
+  """Survivors, latents, the policy's carry and the whole state after every chunk."""
+  search = dataclasses.replace(search, noise_sigma=0.0, first_candidate="fresh")
+  condition = Condition((), (), (), jnp.int32(NUM_CHUNKS)) if condition is None else condition
+  options = {"num_chunks": NUM_CHUNKS, "seed": seed, **options}
+  states = drivers.stream_states(toy.PARAMS, condition, models, search, **options)
+  # The next chunk takes the state's buffers.
+  return [(jax.tree.map(np.array, state), jax.device_get(trace)) for state, trace in states]
+
+
+def _assert_same(found, expected, prompt=None):
+  for (state, trace), (other, usual) in zip(found, expected, strict=True):
+    trace = trace if prompt is None else drivers.of_prompt(trace, prompt)
+    carry = state.policy if prompt is None else jax.tree.map(lambda x: x[prompt], state.policy)
+    np.testing.assert_array_equal(trace.survivor, usual.survivor)
+    np.testing.assert_array_equal(trace.latents, usual.latents)
+    chex.assert_trees_all_close(carry, other.policy, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", EVERY, ids=repr)
+class TestEveryPolicy:
+  """On numbers that are sums of small integers, so that latents are the same to the bit in any program."""
+
+  def test_one_beam_and_one_candidate_are_plain_streaming(self, policy):
+    plain = SearchConfig.streaming(small.MODEL)
+    for (_, trace), other in zip(
+      _states(dataclasses.replace(plain, policy=policy, judges=True)), _toy(plain), strict=True
+    ):
+      np.testing.assert_array_equal(trace.survivor, [0])
+      np.testing.assert_array_equal(trace.latents, other.latents)
+
+  def test_the_same_with_every_driver_and_across_a_stop(self, policy):
+    """`rollout` decides as `stream` does, and a search that goes on after chunk 1 or 4 decides what it would have."""
+    search = dataclasses.replace(SEARCH, policy=policy, beam_size=3)
+    usual = _states(search)
+    for (_, trace), other in zip(usual, _toy(search, drivers.rollout), strict=True):
+      np.testing.assert_array_equal(trace.survivor, other.survivor)
+      np.testing.assert_array_equal(trace.latents, other.latents)
+    with CompileCounter() as compiles:
+      for chunks in (1, 4):
+        _assert_same(_states(search, state=jax.tree.map(np.array, usual[chunks - 1][0])), usual[chunks:])
+    assert compiles.count == 0
+
+
+@pytest.mark.parametrize("policy", STATEFUL, ids=repr)
+def test_the_same_for_prompts_in_lockstep_on_several_devices(policy):
+  search = dataclasses.replace(SEARCH, policy=policy)
+  mesh = jax.make_mesh((1, 2, 2, 1, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[:4])
+  models = dataclasses.replace(toy.MODELS, execution=Execution(mesh=mesh))
+  condition = drivers.stack_conditions([Condition((), (), (), jnp.int32(NUM_CHUNKS))] * 2, mesh)
+  together = _states(search, seed=[3, 11], models=models, condition=condition)
+  for index, seed in enumerate((3, 11)):
+    _assert_same(together, _states(search, seed=seed), prompt=index)
+
+
+def test_policies_decide_otherwise():
+  """What has a carry or a key decides otherwise than the default in some chunk, so that the tests above test it."""
+  decide = lambda policy: [trace.survivor.tolist() for trace in _toy(dataclasses.replace(SEARCH, policy=policy))]
+  usual = decide(TopK())
+  assert all(decide(policy) != usual for policy in STATEFUL)
+
+
+class TestChoices:
+  """Two beams of two candidates each."""
+
+  def _select(self, policy, hybrid, *, short=None, long=None, usable=None, carry=None, key=0):
+    array = lambda x: jnp.asarray(hybrid if x is None else x, jnp.float32)
+    usable = jnp.ones((2, 2), bool) if usable is None else jnp.array(usable)
+    scores = Scores(array(short), array(long), array(hybrid), usable)
+    return policy.select(carry, scores, jax.random.key(key), jnp.int32(1), jnp.int32(4))
+
+  def test_cumulative(self):
+    """4 + 1 and 4 + 2 of the first beam pass 0 + 5 of the second in part."""
+    choice = self._select(TopK(cumulative=True), [[1.0, 2.0], [5.0, 3.0]], carry=jnp.array([4.0, 0.0]))
+    assert choice.survivor.tolist() == [1, 0]
+    np.testing.assert_array_equal(choice.carry, [6.0, 5.0])
+    np.testing.assert_array_equal(choice.score, choice.carry)
+
+  @pytest.mark.parametrize(("epsilon", "survivors"), [(0.0, [0, 1]), (1.0, [0, 3])])
+  def test_per_beam(self, epsilon, survivors):
+    assert self._select(PerBeam(epsilon), [[9.0, 8.0], [1.0, 2.0]]).survivor.tolist() == survivors
+
+  def test_per_beam_with_its_probability(self):
+    draws = [self._select(PerBeam(0.3), [[9.0, 8.0], [1.0, 2.0]], key=key).survivor.tolist() for key in range(200)]
+    assert all(draw in ([0, 1], [0, 3]) for draw in draws)
+    # 60 of 200 are expected; the deviation is 6.5.
+    assert 40 < draws.count([0, 3]) < 80
+
+  def test_probabilistic(self):
+    """Cold it is the best two; hot it is anything but a candidate that is not usable."""
+    scores, usable = [[9.0, 8.0], [1.0, 2.0]], [[True, True], [True, False]]
+    assert self._select(ProbabilisticTopK(1e-6), scores).survivor.tolist() == [0, 1]
+    drawn = [self._select(ProbabilisticTopK(1e6), scores, usable=usable, key=key) for key in range(40)]
+    assert {n for choice in drawn for n in choice.survivor.tolist()} == {0, 1, 2}
+    for choice in drawn:
+      np.testing.assert_array_equal(choice.score, np.ravel(scores)[choice.survivor])
+
+  def test_rank_ensemble(self):
+    """Places 3 2 1 0 by the image reward, 0 2 3 1 by the video reward, whose scores are a thousand times as large."""
+    scores = {"short": [[0.4, 0.3], [0.2, 0.1]], "long": [[-900.0, 20.0], [400.0, 10.0]]}
+    choice = self._select(RankEnsemble(), [[0.0, 0.0], [0.0, 0.0]], **scores)
+    assert choice.survivor.tolist() == [1, 2]
+    np.testing.assert_array_equal(choice.score, [2.0, 2.0])
+
+  @pytest.mark.parametrize(
+    ("policy", "fields", "message"),
+    [
+      (PerBeam, {"epsilon": 1.1}, r"epsilon must be in \[0, 1\], got 1.1"),
+      (ProbabilisticTopK, {"temperature": -1.0}, "temperature must be at least 0, got -1.0"),
+    ],
+  )
+  def test_values_that_mean_nothing(self, policy, fields, message):
+    with pytest.raises(ConfigError, match=message):
+      policy(**fields)
+
+
 class TestKey:
   def test_of_seed_chunk_and_event_alone(self):
     keys = [
@@ -196,13 +334,24 @@ class TestStored:
   def test_default_leaves_no_trace(self):
     """What was stored before there were these fields still means the same."""
     stored = config_json.to_json_value(SearchConfig())
-    later = "policy", "judges", "sink_distance", "reward_codec"
+    later = "policy", "judges", "sink_distance", "reward_codec", "judge_every"
     assert stored == {name: value for name, value in dataclasses.asdict(SearchConfig()).items() if name not in later}
 
   def test_every_policy_has_its_type(self):
     """Without fields they would all look the same."""
-    stored = [config_json.to_json_value(SearchConfig(policy=policy()))["policy"] for policy in POLICIES.values()]
-    assert stored == [{"type": "KeepBeams"}, {"type": "TopK"}]
+    stored = [config_json.to_json_value(SearchConfig(policy=policy))["policy"] for policy in EVERY]
+    assert stored == [
+      {"type": "TopK"},
+      {"type": "TopK", "cumulative": True},
+      {"type": "KeepBeams"},
+      {"type": "PerBeam", "epsilon": 0.5},
+      {"type": "ProbabilisticTopK", "temperature": 2.0},
+      {"type": "RankEnsemble"},
+      {"type": "Particles", "alpha": 4.0, "beta": 1.0, "ess_threshold": 0.5, "score": "sum"},
+    ]
+
+  def test_every_policy_has_a_name(self):
+    assert set(POLICIES.values()) >= {type(policy) for policy in EVERY}
 
   @pytest.mark.parametrize("kind", ["name", "class", "no_hash"])
   def test_no_policy(self, kind):

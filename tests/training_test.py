@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from experiments.evaluate import compare_search, compare_short_frames
+from experiments.evaluate import compare_short_frames
 from experiments.evaluate import reward as evaluate_reward
 from experiments.train import dit, export_checkpoint, reward, tokenizer, vae
 from streamt1_jax import shipped
@@ -143,8 +143,6 @@ _CODEC = shipped.checkpoint() / "codec"
     (export_checkpoint, ["--codec_dir=a", "--dit_dir=b", "--output=c", "--tokenizer=file"], ["a does not exist"]),
     (export_checkpoint, ["--codec_dir=a", "--dit_dir=b", "--output=c", "--dtype=int8"], ["--dtype=int8", "float16"]),
     (evaluate_reward, ["--reward_dir=missing"], ["missing", "folder of a reward model"]),
-    (compare_search, ["--output=file/rows.jsonl"], ["--output=file/rows.jsonl", "cannot be written"]),
-    (compare_search, ["--output=rows.jsonl", "--beam_size=1", "--top_k=1"], ["single candidate"]),
     (compare_short_frames, ["--frames=3,6"], ["--frames=3,6", "falling numbers in 1..12"]),
     (compare_short_frames, ["--frames=13,1"], ["--frames=13,1", "1..12"]),
     (compare_short_frames, ["--frames=6,few"], ["--frames=6,few"]),

@@ -36,12 +36,16 @@ from streamt1_jax.measuring.test_runs import TestRuns
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SEARCH = ("drivers", "chunk_step")
+_KINDS = ("judge_every", "reject")
 TESTS: dict[str, tuple[str, ...]] = {
   "sampling": ("sampling",),
   "noise_propagation": ("noise_propagation",),
   "reward_pruning": ("reward_pruning",),
   "policies/base": ("policies",),
   "policies/selection": ("policies",),
+  "policies/resampling": ("resampling",),
+  "policies/particles": ("particles",),
+  "policies/widths": ("reject",),
   "backbone/schedule": ("schedule",),
   "backbone/attention": ("attention",),
   "rewards/coherence": ("coherence", "rewards"),
@@ -51,8 +55,8 @@ TESTS: dict[str, tuple[str, ...]] = {
   "codec/streaming": ("codec", "chunk_step"),
   "memory_sinking": ("memory_sinking",),
   "state": _SEARCH,
-  "drivers": ("drivers",),
-  "chunk_step": ("chunk_step", "drivers"),
+  "drivers": ("drivers", *_KINDS),
+  "chunk_step": ("chunk_step", "drivers", *_KINDS),
   "nn/rotary": ("attention",),
   "recache": ("between_chunks",),
   "between_chunks": ("between_chunks",),

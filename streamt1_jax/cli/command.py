@@ -61,6 +61,7 @@ def main(
   define_flags: Callable[[flags.FlagValues], None],
   run: Callable[[flags.FlagValues], None],
   argv: Sequence[str] | None = None,
+  positional: str | None = None,
 ) -> int:
   """Runs a command.
 
@@ -69,6 +70,7 @@ def main(
     define_flags: defines the command's flags.
     run: does the work; its exceptions become a line on stderr and an exit code.
     argv: the arguments without the program's name; those of the process by default.
+    positional: the flag, of a list, that arguments which are no flags are added to; None refuses them.
 
   Returns:
     0, or one of the exit codes above.
@@ -79,7 +81,7 @@ def main(
   values = _define(define_flags)
   with signals.handled(), _warnings_as_lines():
     try:
-      _parse(values, sys.argv[1:] if argv is None else argv)
+      _parse(values, sys.argv[1:] if argv is None else argv, positional)
     except _HelpAsked:
       # In the order of their definition: the command's own flags come first.
       groups = [values.module_help(module).strip("\n") for module in values.flags_by_module_dict()]
@@ -127,14 +129,16 @@ class _HelpFlag(flags.BooleanFlag):
       raise _HelpAsked
 
 
-def _parse(values: flags.FlagValues, argv: Sequence[str]) -> None:
+def _parse(values: flags.FlagValues, argv: Sequence[str], positional: str | None = None) -> None:
   """Raises ConfigError for an argument that is no flag of the command, and for a value that its flag refuses."""
   try:
-    positional = values(["", *flagfiles.expand(argv)])[1:]
+    others = values(["", *flagfiles.expand(argv)])[1:]
   except (flags.Error, ValueError) as error:  # ValueError: --noNAME=value.
     raise ConfigError(str(error)) from error
-  if positional:
-    raise ConfigError(f"unexpected argument {positional[0]!r}; every argument is a flag: --name=value")
+  if others and positional is None:
+    raise ConfigError(f"unexpected argument {others[0]!r}; every argument is a flag: --name=value")
+  if positional is not None:
+    setattr(values, positional, [*getattr(values, positional), *others])
 
 
 class _Line(logging.Formatter):

@@ -8,13 +8,18 @@
 Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 
   video.mp4           H.264, small videos enlarged by whole pixels
+  report.html         the search as a page to click through, unless --report=false
+  pictures.zip        three small frames of every survivor, for the report
   latents.safetensors the video before it was decoded: --continue_from=FOLDER goes on from it
   contact_sheet.png   eight frames, with their times
-  trace.json          every candidate: seed, parent, scores, route, survival; the winner's lineage
-  manifest.json       flags, versions, device, seeds, length, seconds per phase, peak memory, compilations
+  trace.json          every candidate: seed, parent, scores, route, fate; what each chunk cost; the winner's lineage
+  manifest.json       flags, versions, device, seeds, length, cost, seconds per phase, peak memory, compilations
 
 A video may change its prompt (--timeline=FILE) and begin with a picture, another video, or an earlier result (--image,
 --video, --continue_from); its length then counts what is made.
+
+With --samples=N every prompt gets N videos of different seeds, whose folders end with -1, -2 and so on: the samples
+that `streamt1 export_vbench` looks for.
 
 On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
 one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
@@ -52,6 +57,7 @@ from streamt1_jax.cli import (
   host_flags,
   memory_plans,
   monitoring,
+  report,
   results,
   search_flags,
   steering_flags,
@@ -62,10 +68,14 @@ from streamt1_jax.cli.growing_result import GrowingResult
 from streamt1_jax.cli.steering_flags import Steered
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
+from streamt1_jax.cost import Cost
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.finishing import Finishing, Scored
 from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.measuring import ledger, search_flop
+from streamt1_jax.measuring.ledger import Ledger
+from streamt1_jax.methods.tries import Try
 from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.saved_search import SavedSearch
@@ -76,6 +86,9 @@ from streamt1_jax.text.tokenizer import clean
 from streamt1_jax.trace import describe_video
 
 _SEED_LIMIT = 2**31
+SAMPLE_SEEDS = 1_000_000
+"""Between the seeds of two samples: seeds of candidates go up by 1000 a chunk, and samples share none of them."""
+_MOST_SAMPLES = 1000
 DEFAULT_SECONDS = 5.0
 _PROGRESS = "{desc}: chunk {n_fmt}/{total_fmt} |{bar:20}| {elapsed} passed, {remaining} left{postfix}"
 
@@ -88,6 +101,14 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_float(values, "seconds", None, "Length, rounded to whole chunks; 5 unless a length is given.")
   flag_types.define_integer(values, "num_latent_frames", None, "Length in latent frames, whole chunks.")
   flag_types.define_integer(values, "seed", 0, "Base seed of all candidates.", -_SEED_LIMIT, _SEED_LIMIT - 1)
+  flag_types.define_integer(
+    values,
+    "samples",
+    1,
+    f"Videos of every prompt. Each has a folder of its own, and the seed of the one before it plus {SAMPLE_SEEDS}.",
+    1,
+    _MOST_SAMPLES,
+  )
   device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   flag_types.define_path(values, "output_dir", "outputs/", "Where the folders of the prompts are made.")
   flag_types.define_switch(
@@ -97,7 +118,7 @@ def define_flags(values: flags.FlagValues) -> None:
     "Replace earlier results of the same prompts, those of the start before too: not for a command that is started "
     "again until its list is finished.",
   )
-  for group in (steering_flags, search_flags, host_flags, stopped_searches, monitoring):
+  for group in (steering_flags, search_flags, host_flags, stopped_searches, monitoring, report):
     group.define(values)
   flag_types.define_switch(
     values, "plan", False, "Say what the search takes of a device and what is compiled, and stop; needs no prompt."
@@ -121,6 +142,7 @@ class Plan:
     checkpoint_sha256: identifies the model, wherever its folder is.
     steered: how prompts change, and what the videos begin with.
     seed: base seed.
+    sample: which of the videos of a prompt, counted from 0.
   """
 
   values: flags.FlagValues
@@ -133,6 +155,7 @@ class Plan:
   checkpoint_sha256: str
   steered: Steered
   seed: int
+  sample: int = 0
 
   def settings(self, prompt: str) -> dict[str, Any]:
     """Everything that decides the video of `prompt`."""
@@ -146,12 +169,22 @@ class Plan:
       **config_json.to_json_value(self.search),
       # Fields that older results lack are compared as well.
       "sink_distance": self.search.sink_distance,
+      **search_flags.driver_settings(self.values),
       **self.steered.settings,
     }
 
   def folder(self, prompt: str) -> epath.Path:
     """Of the result."""
-    return results.result_folder(self.values.output_dir, prompt, self.steered.name)
+    return results.result_folder(self.values.output_dir, prompt, self.steered.name, self.sample)
+
+  def samples(self) -> list[Plan]:
+    """The plans of all videos of a prompt; this is the first. Raises ConfigError if there are too few seeds."""
+    count = self.values.samples
+    last = self.seed + (count - 1) * SAMPLE_SEEDS
+    if last >= _SEED_LIMIT:
+      raise ConfigError(f"--samples={count}: the last seed would be {last}, and {_SEED_LIMIT - 1} is the largest")
+    seeds = [self.seed + sample * SAMPLE_SEEDS for sample in range(count)]
+    return [dataclasses.replace(self, seed=seed, sample=sample) for sample, seed in enumerate(seeds)]
 
   def length(self, start: Start) -> int:
     """Chunks of every video, those that it begins with included."""
@@ -253,13 +286,17 @@ def search_videos(
       videos[0].give(steering.given)
     for made in saved.traces():
       take_all(videos, made)
-  states = pipeline.stream_states(conditions, plan.search, num_chunks=end, seeds=seeds, state=state, border=border)
+  drive = search_flags.driver(plan.values)
+  options: dict[str, Any] = {"num_chunks": end, "seeds": seeds, "state": state, "border": border}
+  if drive is not None:
+    options["drive"] = functools.partial(drive, tell=functools.partial(count_try, writers))
+  states = pipeline.stream_states(conditions, plan.search, **options)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
   unsaved: list[list[ChunkTrace]] = [[] for _ in prompts]
   with (
     tqdm.tqdm(total=length, initial=start, desc=title, **options) as bar,
-    contextlib.closing(monitoring.Monitor(plan.values, prompts, length, start)) as monitor,
+    contextlib.closing(monitoring.Monitor(plan.values, prompts, length, start, plan.sample)) as monitor,
   ):
     for index in range(start, length):
       command.raise_if_interrupted()
@@ -282,14 +319,26 @@ def search_videos(
   told = [[(0, prompt)] for prompt in prompts]
   if steering is not None:
     told = [list(zip(steering.begins, steering.prompts, strict=True))]
-  return [Made(each, segments) for each, segments in zip(scored, told, strict=True)]
+  return [
+    Made(each, segments, video.finishing.cost, video.condition)
+    for each, segments, video in zip(scored, told, videos, strict=True)
+  ]
 
 
 class Made(NamedTuple):
-  """A finished video: its scores, and first chunk and prompt of every segment."""
+  """A finished video.
+
+  Attributes:
+    scored: its scores.
+    segments: first chunk and prompt of every segment.
+    cost: what judging it as a whole took.
+    condition: its first prompt.
+  """
 
   scored: Scored
   segments: list[tuple[int, str]]
+  cost: Cost
+  condition: Condition
 
 
 class Unchanged(NamedTuple):
@@ -325,12 +374,23 @@ class Making:
     self.finishing.add(trace, self._current_segment())
     self._chunks += 1
 
+  @property
+  def condition(self) -> Condition:
+    """The first prompt."""
+    return self._segments.segment(0).condition
+
   def _current_segment(self) -> drivers.Segment:
     index = bisect.bisect_right(self._segments.begins, self._chunks) - 1
     # A prompt is read once for all of its chunks.
     if self._segment is None or self._segment.begin != self._segments.begins[index]:
       self._segment = self._segments.segment(index)
     return self._segment
+
+
+def count_try(writers: Mapping[str, GrowingResult], tried: Try) -> None:
+  """Counts what a driver tried for the one video that is made."""
+  for writer in writers.values():
+    writer.ledger.add_try(tried)
 
 
 def take_all(videos: Sequence[Making], traces: Sequence[ChunkTrace]) -> None:
@@ -383,6 +443,8 @@ def describe_run(searcher: Searcher, prompt: str) -> dict[str, Any]:
   plan, pipeline = searcher.plan, searcher.pipeline
   return {
     "settings": plan.settings(prompt),
+    "method": plan.values.search,
+    "sample": plan.sample,
     "prompt_truncated": pipeline.text.tokenizer(prompt).truncated,
     "flags": command.flag_settings(plan.values),
     "environment": manifest.environment(),
@@ -412,7 +474,8 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
     writers = {prompt: stack.enter_context(begin_result(searcher, folder)) for prompt, folder in staging.items()}
     compilations = stack.enter_context(manifest.CompileCounter())
     runs = {prompt: describe_run(searcher, prompt) for prompt in staging}
-    describe = lambda segments: plan.rewards | describe_video(plan.search, searcher.start.num_chunks, segments)
+    begins = searcher.start.num_chunks
+    describe = lambda segments: plan.rewards | describe_video(plan.search, begins, segments, plan.values.search)
     try:
       videos = search_videos(searcher, prompts, timer, writers, saved)
     except SearchError as error:
@@ -423,6 +486,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
         chunks = writers[prompt].fail(describe(searcher.script(prompt)), error)
         failed_at = {"error": str(error), "chunk": chunks, "files": part_files.describe_files(folder)}
         manifest.write_json(folder / results.FAILURE, failed_at | runs[prompt])
+        report.write_if_wanted(plan.values, folder)
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
       hosts.everyone(None)
       raise failure from error
@@ -434,27 +498,40 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
         run |= writers[prompt].finish(describe(made.segments), made.scored, plan.seed)
       run |= {
         "segments": results.describe_segments(made.segments, run["length"]["frames"], searcher.pipeline.clock),
+        "cost": writers[prompt].ledger.describe(search_flop.prices(searcher.pipeline, made.condition), made.cost),
+        "tries": [each._asdict() for each in writers[prompt].ledger.tries],
         "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,
         "compilations": {"count": compilations.count, "seconds": compilations.seconds},
         "peak_memory_bytes": {"host": manifest.peak_rss_bytes(), "device": manifest.peak_device_bytes()},
       }
       manifest.write_json(folder / results.MANIFEST, run)
+      report.write_if_wanted(plan.values, folder)
+      say(ledger.sentence(run["cost"]))
   saved.discard()
 
 
 def begin_result(searcher: Searcher, folder: epath.Path) -> GrowingResult:
   """The files of a result, to be made in `folder`."""
-  pipeline, end = searcher.pipeline, searcher.plan.length(searcher.start)
+  pipeline, plan, end = searcher.pipeline, searcher.plan, searcher.plan.length(searcher.start)
   return GrowingResult(
     folder,
-    searcher.plan.search,
+    plan.search,
+    Ledger(
+      pipeline.models,
+      pipeline.config,
+      plan.search,
+      capacity=max(end, plan.steered.horizon or 0),
+      given_chunks=searcher.start.num_chunks,
+      short_frames=pipeline.rewards.choice.short_frames,
+    ),
     fps=pipeline.config.fps,
     height=pipeline.models.codec.frame_shape()[0],
     num_frames=round(pipeline.clock.seconds(end) * pipeline.clock.fps),
     num_latent_frames=end * pipeline.config.chunk_frames,
     given_chunks=searcher.start.num_chunks,
     model_sha256=pipeline.model_sha256,
+    pictures=searcher.plan.values.report,
   )
 
 
@@ -510,6 +587,8 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
     raise ConfigError(
       "--mesh: a video that changes its prompt or begins with something is searched alone: data must be 1"
     )
+  if search_flags.driver(plan.values) is not None and pipeline.prompts_together > 1:
+    raise ConfigError(f"--mesh: --search={plan.values.search} makes one video at a time: data must be 1")
   notes: list[str] = []
   with timer.phase("load"):
     start = steering_flags.make_start(plan.steered, pipeline, notes.append)
@@ -539,6 +618,45 @@ def tell(*lines: Any) -> None:
     print(*lines, sep="\n", flush=True)
 
 
+class Sample(NamedTuple):
+  """The videos of all prompts that have one seed: their plan, their folders, and prompts whose results are there."""
+
+  plan: Plan
+  folders: dict[str, epath.Path]
+  finished: list[str]
+
+  @property
+  def is_finished(self) -> bool:
+    return len(self.finished) == len(self.folders)
+
+  def batches(self, searcher: Searcher) -> list[Batch]:
+    """The searches that are left to do. Process 0 decides."""
+    together, options = searcher.pipeline.prompts_together, {"overwrite": self.plan.values.overwrite}
+    groups = hosts.first_decides(
+      lambda: stopped_searches.group_prompts(self.folders, self.finished, together, searcher.settings, **options)
+    )
+    return [
+      Batch({prompt: self.folders[prompt] for prompt in group}, searcher.settings(group), self.finished)
+      for group in groups
+    ]
+
+
+def find_samples(plan: Plan, prompts: list[str]) -> list[Sample]:
+  """What is to be made; says what is there already. Raises ConfigError as `find_finished` does."""
+  samples = []
+  for each in plan.samples():
+    folders = {prompt: each.folder(prompt) for prompt in prompts}
+    finished = hosts.first_decides(functools.partial(find_finished, each, folders))
+    samples.append(Sample(each, folders, finished))
+  for sample in samples:
+    for prompt in sample.finished:
+      tell(f"{sample.folders[prompt]} is finished, skipped", sample.folders[prompt] / "video.mp4")
+    if sample.is_finished:
+      discard = functools.partial(stopped_searches.discard_finished, sample.folders.values(), sample.finished)
+      hosts.first_decides(discard)
+  return samples
+
+
 def run(values: flags.FlagValues) -> None:
   """Makes the videos of all prompts."""
   host_flags.start(values)
@@ -548,32 +666,25 @@ def run(values: flags.FlagValues) -> None:
     tell(*describe_memory(values, len(prompts)))
     return
   plan = make_plan(values, prompts, steered)
-  folders = {prompt: plan.folder(prompt) for prompt in prompts}
-  finished = hosts.first_decides(lambda: find_finished(plan, folders))
-  for prompt in finished:
-    tell(f"{folders[prompt]} is finished, skipped", folders[prompt] / "video.mp4")
-  if len(finished) == len(prompts):
-    hosts.first_decides(lambda: stopped_searches.discard_finished(folders.values(), finished))
+  missing = [sample for sample in find_samples(plan, prompts) if not sample.is_finished]
+  if not missing:
     return
   searcher = load(plan, len(prompts))
-  together, options = searcher.pipeline.prompts_together, {"overwrite": values.overwrite}
-  groups = hosts.first_decides(
-    lambda: stopped_searches.group_prompts(folders, finished, together, searcher.settings, **options)
-  )
-  batches = [
-    Batch({prompt: folders[prompt] for prompt in group}, searcher.settings(group), finished) for group in groups
-  ]
+  searchers = [dataclasses.replace(searcher, plan=sample.plan) for sample in missing]
+  work = [(each, sample.batches(each)) for each, sample in zip(searchers, missing, strict=True)]
   # Bad input is told in one line and nothing else, so this waits until all of it is known.
   device_flags.tell_devices(plan.dtype, searcher.pipeline.models.execution.mesh)
   for note in searcher.notes:
     say(note)
   # The text encoder is read from disk once for all of them.
   told = [] if steered.timeline is None else [entry.prompt for entry in steered.timeline.entries]
-  searcher.pipeline.text.prepare([*(prompt for batch in batches for prompt in batch.folders), *told])
-  for batch in batches:
-    command.raise_if_interrupted()
-    make_results(searcher, batch)
-    tell(*(folder / "video.mp4" for folder in batch.missing.values()))
+  asked = [prompt for _, batches in work for batch in batches for prompt in batch.folders]
+  searcher.pipeline.text.prepare([*dict.fromkeys(asked), *told])
+  for each, batches in work:
+    for batch in batches:
+      command.raise_if_interrupted()
+      make_results(each, batch)
+      tell(*(folder / "video.mp4" for folder in batch.missing.values()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@
   latents.safetensors   its length is known before the first chunk
   trace.rows            a JSON line per chunk that was made; trace.json at the end
   contact_sheet.png     at the end
+  pictures.zip          three small frames of every survivor, if the report is wanted
 
 A search that goes on after a stop makes them anew, from the chunks that were saved.
 """
@@ -27,7 +28,9 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.finishing import FinalChunk, Scored
 from streamt1_jax.io import manifest, part_files, paths, video
 from streamt1_jax.io.growing_video import GrowingVideo
+from streamt1_jax.measuring.ledger import Ledger
 from streamt1_jax.pipeline import display_scale
+from streamt1_jax.report.pictures import StripFile
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.trace import describe_chunk, describe_scores, describe_step
 
@@ -41,6 +44,7 @@ class GrowingResult:
     self,
     folder: epath.Path,
     search: SearchConfig,
+    ledger: Ledger,
     *,
     fps: int,
     height: int,
@@ -48,20 +52,24 @@ class GrowingResult:
     num_latent_frames: int,
     given_chunks: int,
     model_sha256: str,
+    pictures: bool = False,
   ):
     """Writes nothing yet.
 
     Args:
       folder: empty; on an object store, where no file grows, files come when they are finished.
       search: how the video is searched.
+      ledger: counts what its chunks cost.
       fps: frames per second.
       height: rows of a frame.
       num_frames: of the whole video.
       num_latent_frames: of the whole video.
       given_chunks: chunks that it begins with and that are not made.
       model_sha256: identifies the model that makes the latents.
+      pictures: whether small frames of survivors are kept, for the report.
     """
     self._target, self._search, self._fps, self._scale = folder, search, fps, display_scale(height)
+    self.ledger = ledger
     self._num_frames, self._num_latent_frames, self._given_chunks = num_frames, num_latent_frames, given_chunks
     self._model_sha256 = model_sha256
     self._folder = pathlib.Path(folder)
@@ -69,6 +77,7 @@ class GrowingResult:
     # Files that grow; they are closed together.
     self._growing = contextlib.ExitStack()
     self._begun = False
+    self._keeps_pictures, self._strips = pictures, None
     self._latents_sha256, self._frames_sha256 = hashlib.sha256(), hashlib.sha256()
     self._picked, self._pictures = video.sheet_indices(num_frames), []
     self._seen_frames = self._made = 0
@@ -82,6 +91,8 @@ class GrowingResult:
     grown = GrowingVideo(self._folder / results.VIDEO, self._fps, scale=self._scale)
     self._video = self._growing.enter_context(grown)
     self._latents = self._growing.enter_context(open(self._folder / results.LATENTS, "wb"))
+    if self._keeps_pictures:
+      self._strips = self._growing.enter_context(StripFile(self._folder / results.PICTURES))
     # Buffered by lines: whoever looks sees whole ones.
     self._rows = self._growing.enter_context(open(self._folder / ROWS, "w", buffering=1))
     return self
@@ -91,8 +102,10 @@ class GrowingResult:
 
   def add_trace(self, trace: ChunkTrace) -> None:
     """The next chunk that was made."""
-    row = describe_chunk(self._given_chunks + self._made, trace, self._search)
+    row = describe_chunk(self._given_chunks + self._made, trace, self._search, self.ledger.add(trace))
     self._rows.write(manifest.to_json_line(row) + "\n")
+    if self._strips is not None:
+      self._strips.add(row["chunk"], row["survivors"], trace.frames)
     self._made += 1
 
   def add(self, chunk: FinalChunk) -> None:

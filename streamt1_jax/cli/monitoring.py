@@ -74,8 +74,10 @@ def _writer_class() -> type:
 class Monitor:
   """Watches the chunks of videos that are searched together, from chunk `start` on, as the flags say."""
 
-  def __init__(self, values: flags.FlagValues, prompts: Sequence[str], num_chunks: int, start: int = 0):
-    self._names = [results.result_folder("", prompt).name for prompt in prompts]
+  def __init__(
+    self, values: flags.FlagValues, prompts: Sequence[str], num_chunks: int, start: int = 0, sample: int = 0
+  ):
+    self._names = [results.result_folder("", prompt, sample=sample).name for prompt in prompts]
     self._profiled = _profiled_chunks(values, num_chunks)
     self._profile_dir = values.profile_dir
     self._seconds = 0.0

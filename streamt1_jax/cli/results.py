@@ -20,24 +20,23 @@ from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.cli.files import FULL_DISK
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic, part_files, paths
+from streamt1_jax.io.result_files import CONTACT_SHEET, FAILURE, LATENTS, MANIFEST, PICTURES, REPORT, TRACE, VIDEO
 from streamt1_jax.io.timeline import ChunkClock
 from streamt1_jax.messages import shortened
 
-MANIFEST, FAILURE = "manifest.json", "failed.json"
-VIDEO, CONTACT_SHEET, TRACE = "video.mp4", "contact_sheet.png", "trace.json"
-LATENTS = "latents.safetensors"
 _LATENTS, _MODEL = "latents", "model_sha256"
 _SLUG_LENGTH = 48
 _LOGGER = logging.getLogger(__name__)
 
 
-def result_folder(output_dir: epath.PathLike, prompt: str, further: str = "") -> epath.Path:
-  """Where the result of `prompt` belongs: a readable name, and different for different prompts.
+def result_folder(output_dir: epath.PathLike, prompt: str, further: str = "", sample: int = 0) -> epath.Path:
+  """Where the result of `prompt` belongs: a readable name, and different for different prompts and samples.
 
   So it is for different texts `further`, which says what else two videos of one prompt may differ in.
   """
   slug = re.sub("[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-") or "prompt"
-  return epath.Path(output_dir) / f"{slug}-{hashlib.sha256((prompt + further).encode()).hexdigest()[:8]}"
+  name = f"{slug}-{hashlib.sha256((prompt + further).encode()).hexdigest()[:8]}"
+  return epath.Path(output_dir) / (f"{name}-{sample}" if sample else name)
 
 
 def is_finished(folder: epath.Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
@@ -84,7 +83,7 @@ def _is_half_published(folder: epath.Path) -> bool:
   """Whether a run was killed while it replaced `folder` file by file, as object stores need it."""
   if not paths.is_object_store(folder) or (folder / MANIFEST).is_file():
     return False
-  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE, LATENTS}
+  return {path.name for path in folder.iterdir()} <= {VIDEO, CONTACT_SHEET, TRACE, LATENTS, PICTURES, REPORT}
 
 
 def check_place(target: epath.Path) -> None:

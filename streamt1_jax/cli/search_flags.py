@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ from streamt1_jax.cli import device_flags, flag_types, memory_plans
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, choices
 from streamt1_jax.config import video_chunks as chunks_of_length
 from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.methods import METHODS, SEMANTICS, Method
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.planning.request import Request
 from streamt1_jax.rewards import folder as reward_folder
@@ -29,6 +30,7 @@ _INTEGERS = {
   "beam_size": "Candidates per beam and chunk.",
   "top_k": "Beams kept after every chunk.",
   "sliding_window": "Chunks the video reward sees.",
+  "judge_every": "Judges the first chunk and every so many chunks after it.",
   "max_sink_frames": "Latent frames the sinks may grow to.",
 }
 _FLOATS = {
@@ -47,9 +49,19 @@ _FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec")
 def define(values: flags.FlagValues) -> None:
   """Defines the flags of a search, of its rewards and, from `device_flags`, of its devices."""
   released = SearchConfig.released()
-  flag_types.define_choice(values, "search", "stream_t1", ["stream_t1", "none"], "Search, or plain streaming.")
   flag_types.define_choice(
-    values, "semantics", "released", ["released", "paper"], "Follow the released code or the paper where they differ."
+    values,
+    "search",
+    "stream_t1",
+    list(METHODS),
+    "How to search: none is plain streaming. Each search sets some of the flags below itself and refuses them, and its "
+    "sizes may differ from the defaults here: docs/methods has a page for each.",
+  )
+  flag_types.define_choice(
+    values, "semantics", "released", list(SEMANTICS), "Follow the released code or the paper where they differ."
+  )
+  flag_types.define_list(
+    values, "policy", None, "Numbers of the search's policy, for a search that has some: alpha:0.02,ess_threshold:0.5."
   )
   for name, meaning in _INTEGERS.items():
     flag_types.define_integer(values, name, getattr(released, name), meaning)
@@ -104,17 +116,15 @@ def define_reward_codec(values: flags.FlagValues) -> None:
 
 def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   """The search that the flags ask for. Raises ConfigError, naming the flag, if it cannot run on `model`."""
-  if values.search == "none":
-    given = [name for name in ("semantics", *_FIELDS) if values[name].present]
-    if given:
-      raise ConfigError(f"--search=none takes no search flags, got --{', --'.join(given)}")
-    search = dataclasses.replace(SearchConfig.streaming(model), sink_distance=values.sink_distance)
-    search.validate_for(model)
-    return search
-  semantics = SearchConfig.paper if values.semantics == "paper" else SearchConfig.released
-  search = semantics(**{name: values[name].value for name in _FIELDS}, sink_distance=values.sink_distance)
-  search.validate_for(model)
+  method = METHODS[values.search]
+  _require_taken(values, method)
+  given = {name: values[name].value for name in ("semantics", *_FIELDS) if values[name].present}
+  if values.sink_distance is not None:
+    given["sink_distance"] = values.sink_distance
+  search = method.settings(model, numbers=named_numbers(values, "policy", "alpha:0.02"), **given)
   window_codecs.require_usable(search.reward_codec)
+  if not search.judges:
+    return search
   # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
   for name, limit in (("sliding_window", frames // model.chunk_frames), ("max_sink_frames", frames)):
@@ -123,12 +133,36 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   return search
 
 
+def driver(values: flags.FlagValues) -> Callable[..., Any] | None:
+  """What drives the chunk step for the method of the flags; None for `drivers.stream_states`."""
+  method = METHODS[values.search]
+  numbers = {**method.numbers, **named_numbers(values, "policy", "alpha:0.02")}
+  return None if method.run is None else functools.partial(method.run, **numbers)
+
+
+def driver_settings(values: flags.FlagValues) -> dict[str, Any]:
+  """What decides how the chunk step is driven, as JSON values; nothing for `drivers.stream_states`."""
+  run = driver(values)
+  return {} if run is None else {"method": values.search, "numbers": dict(run.keywords)}
+
+
+def _require_taken(values: flags.FlagValues, method: Method) -> None:
+  """Raises ConfigError if a flag is given that the method sets itself."""
+  refused = method.refused([name for name in ("semantics", *_FIELDS) if values[name].present])
+  if not refused:
+    return
+  taken = [f"--{name}" for name in ("semantics", *_FIELDS) if name in method.fields]
+  allowed = f"no --{', --'.join(refused)}; of the search flags it takes {', '.join(taken)}"
+  nothing = f"no search flags, got --{', --'.join(refused)}"
+  raise ConfigError(f"--search={method.name} takes {allowed if taken else nothing}")
+
+
 def reward_choice(values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig) -> RewardChoice:
   """The rewards that the flags ask for; no weight is read. Raises ConfigError, naming the flag."""
   return selection.choose(
     checkpoint,
-    _reward_names(values),
-    _reward_weights(values),
+    _reward_names(values, model),
+    named_numbers(values, "reward_weights", "hpsv3:0.5"),
     short_frames=values.short_frames,
     chunk_frames=model.required_codec.temporal_stride * model.chunk_frames,
   )
@@ -170,8 +204,8 @@ def load_pipeline(
   return Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(device_flags.use_dtype(dtype)),
-    reward=_reward_names(values),
-    reward_weights=_reward_weights(values),
+    reward=_reward_names(values, model),
+    reward_weights=named_numbers(values, "reward_weights", "hpsv3:0.5"),
     short_frames=values.short_frames,
     reward_dtype=None if values.reward_dtype is None else jnp.dtype(values.reward_dtype),
     mesh=asked.execution.mesh,
@@ -180,24 +214,26 @@ def load_pipeline(
   )
 
 
-def _reward_names(values: flags.FlagValues) -> str | None:
-  # Plain streaming chooses nothing, so nothing large is loaded to judge it.
-  default = "+".join(DEFAULT_REWARDS) if values.search == "none" else None
+def _reward_names(values: flags.FlagValues, model: ModelConfig) -> str | None:
+  search = search_config(values, model)
+  # What chooses nothing, plain streaming, loads nothing large to judge it.
+  default = None if search.num_candidates > 1 or search.judges else "+".join(DEFAULT_REWARDS)
   return default if values.reward is None else values.reward
 
 
-def _reward_weights(values: flags.FlagValues) -> dict[str, float]:
-  weights = {}
-  for item in values.reward_weights or ():
+def named_numbers(values: flags.FlagValues, flag: str, example: str) -> dict[str, float]:
+  """The numbers of a flag that is a list of name:number, by name. Raises ConfigError, naming the flag."""
+  numbers = {}
+  for item in values[flag].value or ():
     name, _, number = item.partition(":")
     try:
-      weight = float(number)
+      value = float(number)
     except ValueError as error:
-      raise ConfigError(f"--reward_weights: {item!r} is not name:number, as in hpsv3:0.5") from error
-    if name.strip() in weights:
-      raise ConfigError(f"--reward_weights: {name.strip()} is given twice")
-    weights[name.strip()] = weight
-  return weights
+      raise ConfigError(f"--{flag}: {item!r} is not name:number, as in {example}") from error
+    if name.strip() in numbers:
+      raise ConfigError(f"--{flag}: {name.strip()} is given twice")
+    numbers[name.strip()] = value
+  return numbers
 
 
 def reward_settings(values: flags.FlagValues, choice: RewardChoice, dtype: str) -> dict[str, Any]:

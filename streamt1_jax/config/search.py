@@ -42,6 +42,8 @@ class SearchConfig:
       `rewards.window_codecs.REWARD_CODECS`: "none"; "h264" as in the released code, which writes and reads mp4 files.
     policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
     judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
+    judge_every: judges the first chunk and every so many chunks after it. In a chunk between, every beam goes on with
+      one candidate that is not judged: its lineage's history of scores stays, and the chunk is not worth remembering.
   """
 
   beam_size: int = 2
@@ -62,6 +64,7 @@ class SearchConfig:
   policy: Any = dataclasses.field(default=None, metadata=LATER)
   judges: bool = dataclasses.field(default=True, metadata=LATER)
   sink_distance: int | None = dataclasses.field(default=None, metadata=LATER)
+  judge_every: int = dataclasses.field(default=1, metadata=LATER)
 
   def __post_init__(self):
     # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
@@ -79,6 +82,11 @@ class SearchConfig:
       self.judges or self.beam_size == 1,
       f"judges=False leaves nothing to choose by: beam_size must be 1, got {self.beam_size}",
     )
+    require(self.judge_every >= 1, f"judge_every must be at least 1 chunk, got {self.judge_every}")
+    require(
+      self.judges or self.judge_every == 1,
+      f"judges=False judges no chunk: judge_every must be 1, got {self.judge_every}",
+    )
     require(
       self.policy is None or _is_policy(self.policy),
       f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
@@ -88,6 +96,14 @@ class SearchConfig:
   @property
   def num_candidates(self) -> int:
     return self.beam_size * self.top_k
+
+  def judges_chunk(self, chunk_index: int) -> bool:
+    """Whether the candidates of a chunk, counted from 0 from the beginning of the video, are judged."""
+    return self.judges and chunk_index % self.judge_every == 0
+
+  def unjudged(self) -> SearchConfig:
+    """What the same search does in a chunk that it does not judge: one candidate per beam."""
+    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1)
 
   @classmethod
   def released(cls, **overrides) -> SearchConfig:

@@ -12,7 +12,7 @@ import numpy as np
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.data import closeness, verify_timeline, world
 from streamt1_jax.data.world import Description
-from streamt1_jax.evaluation.comparison import interval
+from streamt1_jax.evaluation.compare.statistics import interval
 from streamt1_jax.io import markdown
 from streamt1_jax.io.timeline import Entry, Timeline
 from streamt1_jax.pipeline import Pipeline

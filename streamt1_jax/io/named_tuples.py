@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,20 +18,31 @@ def named(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def field_names(kind: type) -> set[str]:
-  """Paths of the leaves of a named tuple of this type."""
-  return set(named(_template(kind)))
+def fits(kind: type, names: Collection[str]) -> bool:
+  """Whether these are the paths of the leaves of a named tuple of this type. An optional field may have none."""
+  return set(names) == set(named(_template(kind, names)))
 
 
 def rebuilt(kind: type[Tree], leaves: Mapping[str, Any]) -> Tree:
   """The named tuple of type `kind` with these leaves. Raises ValueError if it has others."""
-  template = _template(kind)
+  template = _template(kind, leaves)
   if set(leaves) != set(named(template)):
     raise ValueError(f"these are not the fields of {kind.__name__}")
   return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in named(template)])
 
 
-def _template(kind: type) -> Any:
-  """A named tuple with 0 for every array. Fields of any type, such as recorded steps, are None."""
-  value = lambda hint: _template(hint) if hasattr(hint, "_fields") else None if hint is Any else 0
-  return kind(**{name: value(hint) for name, hint in typing.get_type_hints(kind).items()})
+def _template(kind: type, names: Collection[str], prefix: str = "") -> Any:
+  """A named tuple with 0 for every array. Fields of any type, such as recorded steps, are None, and so are optional
+  fields of which there is no name."""
+
+  def value(field: str, hint: Any) -> Any:
+    path = f"{prefix}{field}"
+    if hint is Any:
+      return None
+    if typing.get_origin(hint) in (types.UnionType, typing.Union) and type(None) in typing.get_args(hint):
+      if not any(name == path or name.startswith(f"{path}/") for name in names):
+        return None
+      (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+    return _template(hint, names, f"{path}/") if hasattr(hint, "_fields") else 0
+
+  return kind(**{field: value(field, hint) for field, hint in typing.get_type_hints(kind).items()})

@@ -35,6 +35,8 @@ def of_search(model: ModelConfig, search: SearchConfig, num_chunks: int) -> list
   ]
   if num_chunks > 1:
     programs.append(Program("_chunk_step", f"every later chunk: {size}, {later} frames"))
+  if search.judge_every > 1 and num_chunks > 1:
+    programs.append(Program("_chunk_step", f"chunks that are not judged: {search.top_k} candidates, {later} frames"))
   if scores_whole_videos(search, num_chunks):
     programs.append(Program("_whole_video_scores", f"the video reward of {search.top_k} whole videos"))
   return programs

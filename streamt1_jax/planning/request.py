@@ -23,6 +23,7 @@ from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.parallel.sharding import Layout, placed
 from streamt1_jax.planning import memory
 from streamt1_jax.planning.memory import Plan, Sizes
+from streamt1_jax.policies import candidates_drawn
 from streamt1_jax.rewards import folder
 from streamt1_jax.rewards.selection import RewardChoice
 from streamt1_jax.rewards.spec import RewardSpec, RewardTable
@@ -100,7 +101,8 @@ def sizes(request: Request) -> Sizes:
   whole = on_device("state", state)
   kept = {name: whole - on_device("state", state._replace(beams=beams)) for name, beams in parts.items()}
   shards = _shards(request.execution)
-  beams, candidates = search.top_k // shards["beam"], search.num_candidates // (shards["beam"] * shards["candidate"])
+  beams = search.top_k // shards["beam"]
+  candidates = search.top_k * candidates_drawn(search) // (shards["beam"] * shards["candidate"])
   weights = {"the backbone": on_device("backbone", params["backbone"]), "the decoder": on_device((), params["codec"])}
   weights |= {
     name: on_device(spec.layout, spec.searched(spec.weight_shapes(config, request.reward_dtype)))

@@ -7,25 +7,80 @@ A policy from outside the package is a frozen dataclass with `init` and `select`
 from collections.abc import Mapping
 
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.policies.base import Choice, Policy, Scores, require_choice, selection_key
-from streamt1_jax.policies.selection import KeepBeams, TopK
+from streamt1_jax.policies.base import (
+  Choice,
+  Event,
+  InsidePolicy,
+  NamesWinner,
+  Policy,
+  Scores,
+  require_choice,
+  selection_key,
+)
+from streamt1_jax.policies.by_score import ByScore
+from streamt1_jax.policies.particles import Particles, alpha_of
+from streamt1_jax.policies.selection import KeepBeams, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
+from streamt1_jax.policies.widths import Reject
 
 __all__ = [
   "POLICIES",
+  "ByScore",
   "Choice",
+  "Event",
+  "InsidePolicy",
   "KeepBeams",
+  "NamesWinner",
+  "Particles",
+  "PerBeam",
   "Policy",
+  "ProbabilisticTopK",
+  "RankEnsemble",
+  "Reject",
   "Scores",
   "TopK",
+  "alpha_of",
+  "candidates_drawn",
+  "inside_event",
+  "names_winner",
   "require_choice",
   "search_policy",
   "selection_key",
 ]
 
-POLICIES: Mapping[str, type[Policy]] = {"keep_beams": KeepBeams, "top_k": TopK}
+POLICIES: Mapping[str, type[Policy]] = {
+  "by_score": ByScore,
+  "keep_beams": KeepBeams,
+  "particles": Particles,
+  "per_beam": PerBeam,
+  "probabilistic": ProbabilisticTopK,
+  "rank_ensemble": RankEnsemble,
+  "reject": Reject,
+  "top_k": TopK,
+}
 """Name to policy."""
 
 
 def search_policy(search: SearchConfig) -> Policy:
   """The policy of a search: `TopK` unless it names another."""
   return TopK() if search.policy is None else search.policy
+
+
+def inside_event(search: SearchConfig) -> Event | None:
+  """When the policy of a search decides inside of denoising; None if it does not.
+
+  Raises ConfigError if the policy does not fit the search.
+  """
+  policy = search_policy(search)
+  return policy.event(search) if isinstance(policy, InsidePolicy) else None
+
+
+def candidates_drawn(search: SearchConfig) -> int:
+  """Candidates that every beam begins a judged chunk with: more than `beam_size` if some are rejected early."""
+  event = inside_event(search)
+  return search.beam_size if event is None else event.start
+
+
+def names_winner(search: SearchConfig) -> bool:
+  """Whether the last chunk's best `Choice.score` names the video that is shown, and not the whole videos' scores."""
+  policy = search_policy(search)
+  return isinstance(policy, NamesWinner) and policy.names_winner

@@ -42,11 +42,13 @@ class Choice(NamedTuple):
     survivor: surviving candidates n = parent * B + i, one per beam of the next chunk.
     score: what they survived with.
     carry: the policy's carry for the next chunk, already in the order of the survivors.
+    log_weight: of all candidates, before any of them is chosen; None for a policy that weighs nothing.
   """
 
   survivor: Int32[Array, " K"]
   score: Float32[Array, " K"]
   carry: Any
+  log_weight: Float32[Array, "K B"] | None = None
 
 
 @runtime_checkable
@@ -73,6 +75,59 @@ class Policy(Protocol):
     Returns:
       The choice. If no candidate at all is usable it means nothing, and the search stops with an error. Otherwise all
       survivors must be usable candidates.
+    """
+    ...
+
+
+@runtime_checkable
+class NamesWinner(Protocol):
+  """A policy that may name the video that is shown."""
+
+  @property
+  def names_winner(self) -> bool:
+    """Whether it is the one whose `Choice.score` after the last chunk is best, and not the best whole video."""
+    ...
+
+
+class Event(NamedTuple):
+  """The moment at which a policy looks at candidates that are not finished. Static.
+
+  Attributes:
+    start: candidates per beam until then; from then on there are `SearchConfig.beam_size`.
+    step: after which denoising step, counted from 0.
+    latent_frames: latent frames of a chunk that are decoded for a preview.
+    frames: decoded frames that the image reward sees of them.
+  """
+
+  start: int
+  step: int
+  latent_frames: int
+  frames: int
+
+
+@runtime_checkable
+class InsidePolicy(Policy, Protocol):
+  """A policy that also decides inside of denoising, among the candidates of each beam.
+
+  They share a memory, so that no memory moves.
+  """
+
+  def event(self, search: SearchConfig) -> Event | None:
+    """When; None for a search in which it has nothing to decide. Raises ConfigError for one that it does not fit."""
+    ...
+
+  def inside(
+    self, search: SearchConfig, preview: Float32[Array, " w"], usable: Bool[Array, " w"]
+  ) -> Int32[Array, " B"]:
+    """Which candidates of one beam go on.
+
+    Args:
+      search: the search.
+      preview: what the image reward gives the previews of w = `Event.start` candidates.
+      usable: latents and score are finite. Others must not go on.
+
+    Returns:
+      Their places. They keep their seeds and all their noise.
     """
     ...
 

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.evaluation import comparison
+from streamt1_jax.evaluation.compare import statistics
 from streamt1_jax.io import config_json, markdown
 
 
@@ -158,5 +158,5 @@ def _mean_cells(rows: Sequence[Row], values: Sequence[float]) -> tuple[str, str]
   if not rows:
     return "", "none"
   names = [row.name for row in rows]
-  found = comparison.interval(np.asarray(values), names)
+  found = statistics.interval(np.asarray(values), names)
   return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]", f"{len(set(names))} x {len(rows)}"

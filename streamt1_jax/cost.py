@@ -1,0 +1,166 @@
+"""What a search costs, counted: forwards, decoded latent frames, and what the rewards are shown.
+
+Nothing on the device decides any of it, so a chunk's cost follows from the models, the search and the chunk's index
+alone. With K beams of B candidates, N = K * B, S denoising steps and F latent frames in a chunk:
+
+  denoise   N * S                            every candidate
+  commit    K                                the clean pass of the survivors
+  decoded   N * F streamed, and K * F more if winners are decoded again ("twice"); K * F if nothing is judged;
+            N * (F + window) + K * F from scratch
+  judged    N calls of either reward         K calls of the video reward on the whole videos at the end
+
+A chunk that is not judged costs what it costs in plain streaming, for every beam. Where candidates are rejected after
+step e, w of each beam begin: K * (w * (e + 1) + B * (S - e - 1)) forwards, and K * w previews for the image reward.
+
+A search that goes on after a stop is counted as one that was never stopped: chunks that were lost and made again count
+once. What is not counted: the text encoder, what a video begins with, and memories that a new prompt makes anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.drivers import PART_CHUNKS, scores_whole_videos
+from streamt1_jax.generator import Models
+from streamt1_jax.policies import inside_event
+from streamt1_jax.state import past_capacity
+
+
+class Cost(NamedTuple):
+  """Whole numbers, which add up over chunks and videos.
+
+  Attributes:
+    denoise: forwards of denoising steps, one candidate each.
+    look_ahead: forwards whose result is judged and thrown away.
+    commit: forwards of clean passes, one beam each.
+    decoded: latent frames decoded for good, or to be judged with the whole chunk.
+    previewed: latent frames decoded for a look at what is not finished.
+    image_calls: calls of the image reward, one candidate each.
+    image_frames: frames that it saw.
+    video_calls: calls of the video reward, one window or whole video each.
+    video_frames: frames that it was given. A reward may look at fewer of them.
+  """
+
+  denoise: int = 0
+  look_ahead: int = 0
+  commit: int = 0
+  decoded: int = 0
+  previewed: int = 0
+  image_calls: int = 0
+  image_frames: int = 0
+  video_calls: int = 0
+  video_frames: int = 0
+
+  @property
+  def forwards(self) -> int:
+    """Forwards of the generator."""
+    return self.denoise + self.look_ahead + self.commit
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+  """The sum; of nothing, no cost."""
+  return Cost(*map(sum, zip(*(Cost(), *costs), strict=True)))
+
+
+def chunk_cost(
+  models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None, *, short_frames: int | None = None
+) -> Cost:
+  """What one chunk of one video costs.
+
+  Args:
+    models: static half of the chunk step.
+    search: static.
+    chunk_index: counted from 0, with the chunks that the video begins with.
+    num_chunks: chunks of the whole video, or those that the state was made for; None for a video without an end.
+    short_frames: frames of a chunk that the image reward sees; all by default.
+  """
+  search = in_chunk(search, chunk_index)
+  beams, candidates = search.top_k, search.num_candidates
+  frames, steps = models.generator.latent_shape[0], len(models.generator.sigmas)
+  made = Cost(denoise=candidates * steps, commit=beams)
+  event = inside_event(search)
+  if event is not None:
+    early = beams * event.start
+    looked = models.codec.num_frames(event.latent_frames, first=chunk_index == 0)
+    made = Cost(
+      denoise=early * (event.step + 1) + candidates * (steps - event.step - 1),
+      commit=beams,
+      previewed=early * event.latent_frames,
+      image_calls=early,
+      image_frames=early * min(looked, event.frames, short_frames or looked),
+    )
+  if not search.judges:
+    return made._replace(decoded=beams * frames)
+  shown, seen, decoded = _judged(models, search, chunk_index, num_chunks)
+  again = search.reward_decode == "scratch" or models.execution.decoding == "twice"
+  judged = Cost(
+    decoded=candidates * decoded + (beams * frames if again else 0),
+    image_calls=candidates,
+    image_frames=candidates * min(shown, short_frames or shown),
+    video_calls=candidates,
+    video_frames=candidates * seen,
+  )
+  return total([made, judged])
+
+
+def in_chunk(search: SearchConfig, chunk_index: int) -> SearchConfig:
+  """What a search does in one chunk: some judge only every so many."""
+  return search if chunk_index % search.judge_every == 0 else search.unjudged()
+
+
+def whole_video_cost(
+  models: Models, search: SearchConfig, num_chunks: int, *, begins: Sequence[int] = (0,), given_chunks: int = 0
+) -> Cost:
+  """What `drivers.final_beams` costs: the finished videos are judged as whole ones, part by part where they are long.
+
+  Nothing where the last window was the whole video. A video of several prompts, or one that begins with something, is
+  always judged.
+
+  Args:
+    models: static half of the chunk step.
+    search: static.
+    num_chunks: chunks of the whole video.
+    begins: first chunk of every prompt.
+    given_chunks: chunks that the video begins with.
+  """
+  if len(begins) == 1 and not given_chunks and not scores_whole_videos(search, num_chunks):
+    return Cost()
+  frames = models.codec.num_frames(num_chunks * models.generator.latent_shape[0], first=True)
+  lengths = (after - begin for begin, after in zip(begins, [*begins[1:], num_chunks], strict=True))
+  parts = sum(-(-length // PART_CHUNKS) for length in lengths)
+  return Cost(video_calls=search.top_k * parts, video_frames=search.top_k * frames)
+
+
+def video_cost(models: Models, search: SearchConfig, num_chunks: int, *, short_frames: int | None = None) -> Cost:
+  """What a whole video under one prompt costs, its last verdict included."""
+  chunks = (chunk_cost(models, search, index, num_chunks, short_frames=short_frames) for index in range(num_chunks))
+  return total([*chunks, whole_video_cost(models, search, num_chunks)])
+
+
+def streams_begun(models: Models, search: SearchConfig, chunk_index: int) -> int:
+  """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
+  search, first, event = in_chunk(search, chunk_index), chunk_index == 0, inside_event(in_chunk(search, chunk_index))
+  winners = search.top_k if first else 0
+  previews = search.top_k * event.start if first and event is not None else 0
+  if not search.judges:
+    return winners + previews
+  if search.reward_decode == "scratch":
+    return 2 * search.num_candidates + winners + previews
+  if not first:
+    return 0
+  return search.num_candidates + previews + (winners if models.execution.decoding == "twice" else 0)
+
+
+def _judged(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> tuple[int, int, int]:
+  """Of one candidate: frames of its chunk, frames of its window, and latent frames that are decoded for both."""
+  frames, count = models.generator.latent_shape[0], models.codec.num_frames
+  if search.reward_decode == "scratch":
+    # The whole array of the window is decoded, also where it is not full yet.
+    window = min(search.sliding_window, num_chunks or search.sliding_window)
+    seen = count(min(chunk_index + 1, window) * frames, first=True)
+    return count(frames, first=True), seen, frames + window * frames
+  shown = count(frames, first=chunk_index == 0)
+  past = count(chunk_index * frames, first=True) if chunk_index else 0
+  return shown, min(past, past_capacity(models, search, num_chunks)) + shown, frames
