@@ -26,9 +26,9 @@ def test_summary():
   rows = [{"caption": str(index), "chunks": chunks[: 1 + index % 2]} for index in range(4)]
   found = candidate_order.summary(rows)
   of = found["hybrid, 1.0 dB"]
-  assert (of["pairs"], of["mean"]) == (6, 0.667)
+  assert (of["pairs"], of["mean"]) == (6, 0.6667)
   assert of["by_verdict"] == {"color": {"pairs": 2, "right": 0.0}, "shape": {"pairs": 4, "right": 1.0}}
-  assert found["short, 1.0 dB"]["mean"] == 0.333
+  assert found["short, 1.0 dB"]["mean"] == 0.3333
   assert "| hybrid, 2.0 dB | 6 | 0.67 [" in candidate_order.table(found)
 
 

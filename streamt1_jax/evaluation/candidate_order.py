@@ -21,7 +21,7 @@ import numpy as np
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.data import closeness, sight, verify, world
-from streamt1_jax.evaluation.comparison import interval
+from streamt1_jax.evaluation.compare.statistics import interval
 from streamt1_jax.io import markdown
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.policies import KeepBeams

@@ -41,12 +41,12 @@ def _every_j(model: ModelConfig) -> SearchConfig:
   return _beam(model, judge_every=3)
 
 
-def _particles(model: ModelConfig, **numbers: float) -> SearchConfig:
-  return _beam(model, beam_size=1, top_k=4, policy=Particles(**numbers, score="long"))
+def _particles(model: ModelConfig, alpha: float, beta: float, ess_threshold: float) -> SearchConfig:
+  return _beam(model, beam_size=1, top_k=4, policy=Particles(alpha, beta, ess_threshold, "long"))
 
 
-def _particles_sum(model: ModelConfig, **numbers: float) -> SearchConfig:
-  return _beam(model, beam_size=1, top_k=4, policy=Particles(**numbers, score="sum"))
+def _particles_sum(model: ModelConfig, alpha: float, beta: float, ess_threshold: float) -> SearchConfig:
+  return _beam(model, beam_size=1, top_k=4, policy=Particles(alpha, beta, ess_threshold, "sum"))
 
 
 CUMULATIVE = Method(

@@ -119,7 +119,7 @@ def draw(states: FrameStates, look: Look, times: HostArray) -> Float32[Array, "T
 
 def _mixed(own: jax.Array, other: jax.Array, weight: Real) -> jax.Array:
   """[T, C] of `own [T, C]` and `other [C]`."""
-  return (1.0 - weight) * own + weight * other[None]
+  return own + weight * (other[None] - own)
 
 
 def _opacity(look: Look, key: jax.Array, times: HostArray) -> jax.Array:

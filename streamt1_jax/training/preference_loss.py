@@ -235,7 +235,7 @@ def comparing_terms(readers: Readers, reading: Reading, labels: Labels, reward: 
   said = _rms_normalised(reading.said[..., -2, :, :])
   truth = said @ readers["truth"]
   seen = np.array([field in seen_fields(reward) for field in FIELDS])
-  known = (labels.is_true != UNKNOWN) & seen
+  known = (labels.is_true != UNKNOWN) & np.broadcast_to(seen, labels.is_true.shape)
   corrections = []
   for field in seen_fields(reward):
     label = labels.shown[..., FIELDS.index(field)]
