@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -150,9 +151,9 @@ class _LeafWriter:
   def _flush(self) -> None:
     values = self._chunk[: self._filled]
     if not self._shape:
-      self._array.write(values[0]).result()
+      _finished(self._array.write(values[0]))
     else:
-      self._array[self._written : self._written + self._filled].write(values).result()
+      _finished(self._array[self._written : self._written + self._filled].write(values))
     self._written, self._filled = self._written + self._filled, 0
 
 
@@ -163,7 +164,20 @@ def _create(path: epath.Path, shape: tuple[int, ...], dtype: np.dtype, chunks: t
     "metadata": {"chunks": list(chunks[: len(shape)]), "compressor": None, "order": "C", "dimension_separator": "."},
     "store_data_equal_to_fill_value": True,  # Otherwise a parameter of zeros would have no file.
   }
-  return ts.open(spec, create=True, dtype=ts.dtype(dtype), shape=shape).result()
+  return _finished(ts.open(spec, create=True, dtype=ts.dtype(dtype), shape=shape))
+
+
+def _finished(future: ts.Future | ts.WriteFutures) -> Any:
+  """What a future of TensorStore gives. Where a signal ends the wait, its work on files still ends first.
+
+  It would make a folder anew that was removed in the meantime.
+  """
+  try:
+    return future.result()
+  except KeyboardInterrupt:
+    while not future.done():
+      time.sleep(0.001)
+    raise
 
 
 def _orbax_metadata(leaves: Mapping[str, Any]) -> dict[str, Any]:
