@@ -390,7 +390,7 @@ class TestRewardDecode:
     assert (past(2), past(1)) == (9, 0)
     assert past_capacity(models, SearchConfig(reward_decode="scratch")) == 0
 
-  @pytest.mark.parametrize("decoding", ["together", "twice"])
+  @pytest.mark.parametrize("decoding", [pytest.param("together", marks=pytest.mark.slow), "twice"])
   def test_frames_follow_the_winners_lineage(self, decoding):
     """Two beams of two: every beam's decoder state went where the beam went."""
     traces = self._traces("streamed", decoding)

@@ -64,6 +64,7 @@ def test_summary():
   assert "| from 3 | 2 | 0.00 | 0.00 | 1.00 | 1.00 | 1.00 | 0.33 |" in reward_decodes.table(report)
 
 
+@pytest.mark.slow  # a whole program; its parts are tested above
 def test_program_goes_on(tmp_path, capsys, model):
   rows = tmp_path / "rows.jsonl"
   arguments = [f"--checkpoint={model}", f"--output={rows}", "--seconds=0.5", "--sliding_window=2", "--mesh=data:1"]

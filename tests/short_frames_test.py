@@ -58,6 +58,7 @@ def test_decisions_are_those_of_searches():
   assert all(one[1] != whole[1] for one, whole in zip(one_frame, all_frames, strict=True))
 
 
+@pytest.mark.slow  # a whole program; its parts are tested above
 def test_program(tmp_path, capsys):
   model = save_model(tmp_path / "tiny")
   arguments = [f"--checkpoint={model}", "--frames=12,1", "--num_prompts=2", "--seconds=0.5", "--mesh=data:1"]
