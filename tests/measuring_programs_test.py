@@ -150,7 +150,7 @@ def test_benchmark_on_a_mesh(tmp_path):
   assert several["compilations_after_warmup"] == 0
 
 
-@pytest.mark.slow  # the program above, several times in processes of their own
+@pytest.mark.slow  # compiles three searches
 def test_benchmark_table(tmp_path):
   """More candidates keep the live bytes, and a candidate's temporaries are its activations, not a beam's memory."""
   result = call("measure.benchmark", tmp_path, "--preset=golden", "--top_k=1", "--live_bytes", "--mesh=data:1")

@@ -89,7 +89,7 @@ def test_a_run_is_not_resumed_as_another(tmp_path):
     _run(tmp_path, seed=7).curve()
 
 
-@pytest.mark.slow  # trains nothing, but compiles the codec of the shapes world twice
+@pytest.mark.slow  # compiles a codec four times
 def test_unit_latents_leave_reconstructions_as_they_are():
   config = dataclasses.replace(preset("tiny").codec, base_dim=4)
   graphdef, params = nnx.split(VideoCodec(config, rngs=nnx.Rngs(0)), nnx.Param)
