@@ -33,7 +33,9 @@ class Method:
       code and the paper. All others belong to the method.
     numbers: parameters of its policy that a user may set, with their defaults; None for one that must be given.
     least: smallest value of a field, where a smaller one would be another method.
-    run: of a method that drives the chunk step in its own way from the host; None for what `drivers.stream` drives.
+    run: of a method that drives the chunk step in its own way from the host, as `drivers.stream_states` does and with
+      its arguments; it also takes `tell` (`tries.Tell`), `newest`, the trace that was yielded with the state that it
+      goes on from, and the numbers. None for what `drivers.stream` drives.
   """
 
   name: str
