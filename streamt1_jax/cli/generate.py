@@ -277,6 +277,8 @@ def search_videos(
   border = None
   if steering is not None:
     state, border = resume_steering(searcher, steering, state), functools.partial(scripted_border, steering)
+    # A search that goes on does so under the prompt that was in force.
+    conditions = [steering.condition]
   videos = [
     Making(pipeline, plan.search, steering or Unchanged(condition), writer)
     for condition, writer in zip(conditions, map(writers.get, prompts), strict=True)
@@ -284,12 +286,21 @@ def search_videos(
   with timer.phase("load"):
     if steering is not None and steering.given is not None:
       videos[0].give(steering.given)
+    newest = None
     for made in saved.traces():
       take_all(videos, made)
+      newest = made[0]
+    for fields in saved.tries:
+      count_try(writers, Try(*fields))
   drive = search_flags.driver(plan.values)
   options: dict[str, Any] = {"num_chunks": end, "seeds": seeds, "state": state, "border": border}
   if drive is not None:
-    options["drive"] = functools.partial(drive, tell=functools.partial(count_try, writers))
+
+    def tell(tried: Try) -> None:
+      saved.tries.append(tried)
+      count_try(writers, tried)
+
+    options["drive"] = functools.partial(drive, tell=tell, newest=newest)
   states = pipeline.stream_states(conditions, plan.search, **options)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
