@@ -258,5 +258,7 @@ ZERO_ORDER = Method(
   _plain,
   ("reward_codec", "sink_distance"),
   numbers={field.name: field.default for field in dataclasses.fields(ZeroOrder)},  # type: ignore[misc]
+  asks=True,
+  begins=True,
   run=zero_order,
 )
