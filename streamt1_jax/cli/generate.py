@@ -322,7 +322,7 @@ def search_videos(
       judged = plan.search.judges_chunk(searcher.start.num_chunks + index)
       monitor.log(index, made, judged=judged)
       if judged:
-        bar.set_postfix_str(f"best score {made[0].score[0]:.3f}", refresh=False)
+        bar.set_postfix_str(f"best score {made[0].score.max():.3f}", refresh=False)
       bar.update()
       stopped_searches.save_if_due(saved, state, unsaved, length, timer, plan.values.save_every)
       with timer.phase("write"):

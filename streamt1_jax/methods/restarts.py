@@ -90,7 +90,7 @@ def zero_order(
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """Drives a video as `drivers.stream_states` does, once its first chunk's noise is found.
 
-  It keeps the best beginning's memory beside the one in work, one for each of `ZeroOrder.chunks`.
+  It keeps the states of the best beginning beside those of the one in work, one for each of `ZeroOrder.chunks`.
 
   Args:
     params: weights.

@@ -111,8 +111,8 @@ def backtrack(
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """Drives a video as `drivers.stream_states` does, and yields chunks that will not be taken back any more.
 
-  It never goes back behind a change of the prompt. It keeps copies of the states of the last `Rewind.back` chunks. A
-  chunk that is NaN or Inf is not healthy.
+  It never goes back behind a change of the prompt. While chunks are made anew it keeps up to six copies of the
+  state for each of the `Rewind.back` chunks. A chunk that is NaN or Inf is not healthy.
 
   Args:
     params: weights.
@@ -189,23 +189,26 @@ def _make(
 def _healthiest(make: _Make, first: list[_Made], method: Rewind, seed: int, chunk: int, tell: Tell) -> Sequence[_Made]:
   """The chunks `first`, of which the last, `chunk`, is not healthy, or others in their place."""
   begin = first[0].begin
-  tries, seeds = [first], [int(hosts.to_host(begin.state.base_seed))]
+  place, best, kept = chunk - len(first) + 1, first, 0
+  tried = [Try(place, len(first), int(hosts.to_host(begin.state.base_seed)), _worst(first), False)]
   for attempt in range(1, method.attempts + 1):
-    seeds.append(seed_of_attempt(seed, chunk, attempt))
-    new = jax.device_put(np.int32(seeds[-1]), begin.state.base_seed.sharding)
+    drawn = seed_of_attempt(seed, chunk, attempt)
+    new = jax.device_put(np.int32(drawn), begin.state.base_seed.sharding)
     state, motion, made = copied(begin.state)._replace(base_seed=new), begin.motion, []
-    for index in range(chunk - len(first) + 1, chunk + 1):
+    for index in range(place, chunk + 1):
       made.append(make(state if not made else copied(state), begin.condition, motion, index))
       state, motion = made[-1].state, made[-1].motion
       if made[-1].error is not None:
         break
-    tries.append(made)
+    tried.append(Try(place, len(made), drawn, _worst(made), False))
+    # Of equals the earlier one stays. The memories of the others are let go.
+    if _worst(made) > _worst(best):
+      best, kept = made, attempt
     if _worst(made) >= method.motion:
       break
-  best = max(range(len(tries)), key=lambda index: _worst(tries[index]))
-  for index, made in enumerate(tries):
-    tell(Try(chunk - len(first) + 1, len(made), seeds[index], _worst(made), index == best))
-  return tries[best]
+  for attempt, each in enumerate(tried):
+    tell(each._replace(kept=attempt == kept))
+  return best
 
 
 def _worst(made: Sequence[_Made]) -> float:
