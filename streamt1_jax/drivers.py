@@ -133,9 +133,20 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -
   longest = models.generator.max_chunks(search)
   if num_chunks is not None and not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
-  if num_chunks is not None and search.judge_every > num_chunks:
-    raise ConfigError(f"judge_every must be in 1..{num_chunks}, the chunks of the video, got {search.judge_every}")
+  if num_chunks is not None:
+    check_judged(search, num_chunks)
   _check_event(models, inside_event(search))
+
+
+def check_judged(search: SearchConfig, num_chunks: int) -> None:
+  """Raises ConfigError unless those chunks of a video are judged that must be."""
+  if search.judge_every > num_chunks:
+    raise ConfigError(f"judge_every must be in 1..{num_chunks}, the chunks of the video, got {search.judge_every}")
+  if names_winner(search) and not search.judges_chunk(num_chunks - 1):
+    raise ConfigError(
+      f"the policy names the video that is shown in the last of {num_chunks} chunks, which is not judged: judge_every "
+      f"must divide {num_chunks - 1}, got {search.judge_every}"
+    )
 
 
 def _check_event(models: Models, event: Event | None) -> None:

@@ -72,6 +72,14 @@ def test_longer_tries_are_judged_whole_and_more_rounds_are_never_worse():
   assert best == sorted(best)
 
 
+def test_a_neighbour_whose_noise_is_not_finite_is_never_kept():
+  draw = lambda seed: draw_noise(seed)._replace(fresh=jnp.where(seed == _SEED + 2, jnp.nan, draw_noise(seed).fresh))
+  told = []
+  assert np.isfinite(_chunks(_searched(dataclasses.replace(MODELS, draw_noise=draw), tell=told.append, rounds=1))).all()
+  assert [bool(np.isnan(each.score)) for each in told] == [False, False, True, False, False]
+  assert sum(each.kept for each in told) == 1
+
+
 def test_states_are_those_of_the_chunks_and_a_search_goes_on_from_each():
   run = lambda **more: restarts.zero_order(*_inputs(_NOISY), num_chunks=_CHUNKS, seed=_SEED, chunks=2, **more)
   whole = [trace for _, trace in run()]

@@ -81,6 +81,10 @@ def run(values: flags.FlagValues) -> None:
   for contender in entries:
     if (contender.picks or 1) > plan.pool:
       raise ConfigError(f"--methods: {contender.label} picks among more videos than --pool={plan.pool} has")
+    try:
+      drivers.check_judged(contender.search, chunks)
+    except ConfigError as error:
+      raise ConfigError(f"--methods: {contender.label}: {error}") from error
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
   folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

@@ -75,8 +75,10 @@ from streamt1_jax.io import config_json, manifest, part_files
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.measuring import ledger, search_flop
 from streamt1_jax.measuring.ledger import Ledger
+from streamt1_jax.methods import METHODS
 from streamt1_jax.methods.tries import Try
 from streamt1_jax.parallel import hosts
+from streamt1_jax.parallel.sharding import RULES
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.saved_search import SavedSearch
 from streamt1_jax.state import ChunkTrace, Condition, SearchState
@@ -277,6 +279,8 @@ def search_videos(
   border = None
   if steering is not None:
     state, border = resume_steering(searcher, steering, state), functools.partial(scripted_border, steering)
+    # A search that goes on does so under the prompt that was in force.
+    conditions = [steering.condition]
   videos = [
     Making(pipeline, plan.search, steering or Unchanged(condition), writer)
     for condition, writer in zip(conditions, map(writers.get, prompts), strict=True)
@@ -284,12 +288,21 @@ def search_videos(
   with timer.phase("load"):
     if steering is not None and steering.given is not None:
       videos[0].give(steering.given)
+    newest = None
     for made in saved.traces():
       take_all(videos, made)
+      newest = made[0]
+    for fields in saved.tries:
+      count_try(writers, Try(*fields))
   drive = search_flags.driver(plan.values)
   options: dict[str, Any] = {"num_chunks": end, "seeds": seeds, "state": state, "border": border}
   if drive is not None:
-    options["drive"] = functools.partial(drive, tell=functools.partial(count_try, writers))
+
+    def tell(tried: Try) -> None:
+      saved.tries.append(tried)
+      count_try(writers, tried)
+
+    options["drive"] = functools.partial(drive, tell=tell, newest=newest)
   states = pipeline.stream_states(conditions, plan.search, **options)
   title = clean(prompts[0])[:40] + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
   options = {"bar_format": _PROGRESS, "mininterval": 0, "file": sys.stderr, "disable": not hosts.is_first()}
@@ -306,9 +319,10 @@ def search_videos(
         state, made = next(states)
       for chunks, trace in zip(unsaved, made, strict=True):
         chunks.append(trace)
-      monitor.log(index, made, judged=plan.search.judges)
-      if plan.search.judges:
-        bar.set_postfix_str(f"best score {made[0].score[0]:.3f}", refresh=False)
+      judged = plan.search.judges_chunk(searcher.start.num_chunks + index)
+      monitor.log(index, made, judged=judged)
+      if judged:
+        bar.set_postfix_str(f"best score {made[0].score.max():.3f}", refresh=False)
       bar.update()
       stopped_searches.save_if_due(saved, state, unsaved, length, timer, plan.values.save_every)
       with timer.phase("write"):
@@ -542,6 +556,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   require_video_model(model, str(checkpoint))
   search = search_flags.search_config(values, model)
   chunks = _num_chunks(values, model, search)
+  _check_begin(values, steered, model, search, chunks)
   monitoring.check_flags(values, chunks)
   choice = search_flags.reward_choice(values, checkpoint, model)
   readers = search_flags.prompt_readers(checkpoint, choice)
@@ -554,6 +569,19 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   sha256 = checkpoint_sha256(checkpoint, choice.stored)
   seed = steering_flags.seed(values, steered)
   return Plan(values, dtype, checkpoint, model, rewards, search, chunks, sha256, steered, seed)
+
+
+def _check_begin(
+  values: flags.FlagValues, steered: Steered, model: ModelConfig, search: SearchConfig, chunks: int
+) -> None:
+  """Raises ConfigError, naming the flag, unless the search can make a video that begins like this."""
+  if steered.start is None:
+    drivers.check_judged(search, chunks)
+    return
+  flag, path = steered.start
+  is_given = flag != "image" or (steered.image_start or model.image_start) == "still"
+  if METHODS[values.search].begins and is_given:
+    raise ConfigError(f"--{flag}={path}: --search={values.search} tries the first chunk, and this video's is given")
 
 
 def _num_chunks(values: flags.FlagValues, model: ModelConfig, search: SearchConfig) -> int:
@@ -578,17 +606,23 @@ def describe_memory(values: flags.FlagValues, num_prompts: int) -> list[str]:
   return lines
 
 
+def _alone(plan: Plan) -> str | None:
+  """Why no two videos are made at the same time; None if they may be."""
+  if plan.steered.is_steered:
+    return "a video that changes its prompt or begins with something is searched alone"
+  return None if METHODS[plan.values.search].run is None else f"--search={plan.values.search} makes one video at a time"
+
+
 def load(plan: Plan, num_prompts: int) -> Searcher:
   """Loads the model that all prompts share."""
   timer = manifest.PhaseTimer()
+  alone = _alone(plan)
+  num_prompts = num_prompts if alone is None else 1
+  mesh = device_flags.make_mesh(plan.values, plan.model, plan.search, num_prompts)
+  if alone is not None and mesh is not None and mesh.shape[RULES["prompt"]] > 1:
+    raise ConfigError(f"--mesh: {alone}: data must be 1")
   with timer.phase("load"):
     pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.dtype, num_prompts)
-  if plan.steered.is_steered and pipeline.prompts_together > 1:
-    raise ConfigError(
-      "--mesh: a video that changes its prompt or begins with something is searched alone: data must be 1"
-    )
-  if search_flags.driver(plan.values) is not None and pipeline.prompts_together > 1:
-    raise ConfigError(f"--mesh: --search={plan.values.search} makes one video at a time: data must be 1")
   notes: list[str] = []
   with timer.phase("load"):
     start = steering_flags.make_start(plan.steered, pipeline, notes.append)

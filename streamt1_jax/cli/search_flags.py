@@ -216,8 +216,9 @@ def load_pipeline(
 
 def _reward_names(values: flags.FlagValues, model: ModelConfig) -> str | None:
   search = search_config(values, model)
+  chooses = search.num_candidates > 1 or search.judges or METHODS[values.search].asks
   # What chooses nothing, plain streaming, loads nothing large to judge it.
-  default = None if search.num_candidates > 1 or search.judges else "+".join(DEFAULT_REWARDS)
+  default = None if chooses else "+".join(DEFAULT_REWARDS)
   return default if values.reward is None else values.reward
 
 

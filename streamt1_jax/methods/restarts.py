@@ -63,11 +63,15 @@ class ZeroOrder:
 
 
 class _Trial(NamedTuple):
-  """A beginning: its starting noise, its chunks with the states after them, and what the video reward gives it."""
+  """A beginning: its starting noise, its chunks with the states after them, and what the video reward gives it.
+
+  One that is NaN or Inf has its `error`, and is never better than another.
+  """
 
   noise: Latents
   steps: list[tuple[SearchState, ChunkTrace]]
   told: Try
+  error: drivers.SearchError | None = None
 
 
 def zero_order(
@@ -81,11 +85,12 @@ def zero_order(
   state: SearchState | None = None,
   border: drivers.Border | None = None,
   tell: Tell = silent,
+  newest: ChunkTrace | None = None,
   **numbers: float,
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """Drives a video as `drivers.stream_states` does, once its first chunk's noise is found.
 
-  It keeps the best beginning's memory beside the one in work, one for each of `ZeroOrder.chunks`.
+  It keeps the states of the best beginning beside those of the one in work, one for each of `ZeroOrder.chunks`.
 
   Args:
     params: weights.
@@ -97,12 +102,14 @@ def zero_order(
     state: as in `drivers.stream_states`. Behind the first chunk nothing is tried, and the video goes on.
     border: as there. It is called for the video that is kept.
     tell: receives every beginning that was tried.
+    newest: as every `Method.run` takes it; nothing is read of it.
     **numbers: fields of `ZeroOrder`.
 
   Raises:
     ConfigError: impossible numbers, a search with several candidates, or a video whose first chunk is given.
     SearchError: as `drivers.stream_states`.
   """
+  del newest
   method = of_numbers(ZeroOrder, numbers)
   require(search.num_candidates == 1, f"zero-order search takes one candidate per chunk, got {search.num_candidates}")
   drivers.check_length(models, search, num_chunks)
@@ -161,8 +168,11 @@ def _best_beginning(
     for index in range(method.neighbours):
       trial = try_one(pivot, method.nearness, seed + 1 + number * method.neighbours + index)
       # Of equals the earlier one stays, and NaN is never better.
-      if trial.told.score > _or_worst(best.told.score):
+      rescues = best.error is not None and trial.error is None
+      if rescues or trial.told.score > _or_worst(best.told.score):
         best, kept = trial, len(tried) - 1
+  if best.error is not None:
+    raise best.error
   for index, told in enumerate(tried):
     tell(told._replace(kept=index == kept))
   return best
@@ -181,13 +191,17 @@ def _trial(
 ) -> _Trial:
   """Makes and judges the beginning of the video that starts from `noise`."""
   state, trace = first_chunk(params, copied(begin), condition, noise, models, search)
-  drivers.check_usable(trace, 0, seed)
-  made = [(state, hosts.to_host(trace))]
-  if chunks > 1:
-    # The state is copied before it is lent: who asks for the video's chunks may keep the states.
-    more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
-    going_on = drivers.stream_states(params, condition, models, search, **more)
-    made += [(copied(state), hosts.to_host(trace)) for state, trace in going_on]
+  made = []
+  try:
+    drivers.check_usable(trace, 0, seed)
+    made.append((state, hosts.to_host(trace)))
+    if chunks > 1:
+      # The state is copied before it is lent: who asks for the video's chunks may keep the states.
+      more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
+      for state, trace in drivers.stream_states(params, condition, models, search, **more):
+        made.append((copied(state), hosts.to_host(trace)))
+  except drivers.SearchError as error:
+    return _Trial(noise, made, Try(0, len(made) + 1, drawn, math.nan, False), error)
   frames = np.concatenate([trace.frames[:1] for _, trace in made], axis=1)
   last = made[-1][1].frames.shape[1]
   score = float(drivers.judged(params, models, search, condition, frames, last)[0])
@@ -244,5 +258,7 @@ ZERO_ORDER = Method(
   _plain,
   ("reward_codec", "sink_distance"),
   numbers={field.name: field.default for field in dataclasses.fields(ZeroOrder)},  # type: ignore[misc]
+  asks=True,
+  begins=True,
   run=zero_order,
 )

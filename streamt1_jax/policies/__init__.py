@@ -14,6 +14,7 @@ from streamt1_jax.policies.base import (
   NamesWinner,
   Policy,
   Scores,
+  SwitchedPolicy,
   require_choice,
   selection_key,
 )
@@ -37,6 +38,7 @@ __all__ = [
   "RankEnsemble",
   "Reject",
   "Scores",
+  "SwitchedPolicy",
   "TopK",
   "alpha_of",
   "candidates_drawn",
