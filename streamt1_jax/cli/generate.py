@@ -18,8 +18,8 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 A video may change its prompt (--timeline=FILE) and begin with a picture, another video, or an earlier result (--image,
 --video, --continue_from); its length then counts what is made.
 
-With --samples=N every prompt gets N videos of different seeds, whose folders end with -1, -2 and so on: the samples
-that `streamt1 export_vbench` looks for.
+With --samples=N every prompt gets N videos of different seeds. The folders of all but the first end with -1, -2 and so
+on: the samples that `streamt1 export_vbench` looks for.
 
 On a mesh with `data` several prompts are searched at the same time (--mesh=data:4,candidate:2). Several processes, on
 one host or many, search together: all get the same flags, process 0 writes, and if one dies the others stop.
