@@ -130,7 +130,7 @@ def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments
   ("arguments", "fragments"),
   [
     ("--search=every_j --judge_every=9", ["judge_every", "1..2", "got 9"]),
-    ("--search=zero_order --policy=rounds:inf", ["rounds", "whole number", "inf"]),
+    ("--search=zero_order --policy=rounds:inf", ["rounds", "finite number", "inf"]),
     ("--search=zero_order --video=file", ["--video=file", "--search=zero_order", "first chunk"]),
     ("--search=backtracking --mesh=data:2", ["--mesh", "--search=backtracking", "data must be 1"]),
   ],
