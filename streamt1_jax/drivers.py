@@ -112,7 +112,7 @@ def _chunk_step(params, state, condition, models, search, *, first, judged, reco
   return step(params, state, condition)
 
 
-def jitted_init_state(params, seed, models, search, num_chunks=None):
+def jitted_init_state(params, seed, models, search, num_chunks=None) -> SearchState:
   """`init_state` of one seed, or of a seed per prompt; compiled once for all videos that fill the sliding window."""
   return _init_state(params, seed, models, search, min(num_chunks or search.sliding_window, search.sliding_window))
 
@@ -223,7 +223,7 @@ def stream_states(
   if np.ndim(seed) and mesh is not None and np.size(seed) % mesh.shape[RULES["prompt"]]:
     raise ConfigError(f"{np.size(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
   if state is None:
-    state = cast(SearchState, jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
+    state = jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   last = models.generator.max_chunks(search) if num_chunks is None else num_chunks
   for index in range(int(state.chunk_index), last):
     if border is not None:

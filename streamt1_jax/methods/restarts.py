@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def zero_order(
     drivers.stream_states, params, models=models, search=search, num_chunks=num_chunks, seed=seed
   )
   if state is None:
-    state = cast(SearchState, drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
+    state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   begin, index = (int(number) for number in hosts.to_host((state.begin, state.chunk_index)))
   require(begin == 0, "zero-order search tries the first chunk of a video, and this video's is given")
   if index > 0 or not method.rounds:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -135,7 +135,7 @@ def backtrack(
   require(search.top_k == 1, f"backtracking takes a search of one beam, got {search.top_k}")
   drivers.check_length(models, search, num_chunks)
   if state is None:
-    state = cast(SearchState, drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
+    state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   make = functools.partial(_make, params, models, search, seed)
   # Chunks that may still be taken back.
   last: collections.deque[_Made] = collections.deque()

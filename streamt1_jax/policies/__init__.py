@@ -18,9 +18,8 @@ from streamt1_jax.policies.base import (
   require_choice,
   selection_key,
 )
-from streamt1_jax.policies.by_score import ByScore
 from streamt1_jax.policies.particles import Particles, alpha_of
-from streamt1_jax.policies.selection import KeepBeams, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
+from streamt1_jax.policies.selection import ByScore, KeepBeams, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 from streamt1_jax.policies.widths import Reject
 
 __all__ = [
