@@ -111,12 +111,6 @@ def test_prompts_change_where_they_would(switch):
   assert [number for index, number in seen if index > switch] == [_CHUNKS + 1] * (3 - switch)
 
 
-def test_a_score_that_is_not_finite_never_wins():
-  scores = {4: float("nan"), 5: 1.0, 6: float("inf"), 7: 1.0, 8: 0.5}
-  assert restarts.best_of_n(lambda seed: seed, list(scores), scores.__getitem__) == 5
-  assert restarts.best_of_n(lambda seed: seed, [4, 6], scores.__getitem__) == 4
-
-
 @pytest.mark.parametrize(
   ("numbers", "fragments"),
   [

@@ -1,4 +1,4 @@
-"""Searches that begin a video several times: best-of-N, and zero-order search over the first chunk's noise.
+"""A search that begins a video several times: zero-order search over the first chunk's noise.
 
   seed ── noise of the first chunk ── a few chunks ── video reward ── pivot
                                                                         │ N neighbours: t pivot + sqrt(1 - t^2) fresh
@@ -15,8 +15,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Latents, SearchParams
 
 _MOST_TRIES = 900  # The second chunk's seeds begin 1000 above those of the first.
-Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,26 +220,6 @@ def first_chunk(
   """The first chunk of a video with one candidate, from a starting noise that is given."""
   given = lambda seed: models.draw_noise(seed)._replace(fresh=noise)
   return chunk_step(params, state, condition, dataclasses.replace(models, draw_noise=given), search, first=True)
-
-
-def best_of_n(make: Callable[[int], Made], seeds: Sequence[int], score: Callable[[Made], float]) -> Made:
-  """Makes a video for every seed, one after the other in one memory, and gives the best; of equals the first.
-
-  A score that is not finite never wins, unless no other is.
-
-  Args:
-    make: a video of a seed, such as `lambda seed: pipeline.generate(prompt, search=plain, seed=seed)`.
-    seeds: at least one.
-    score: of a video, such as `lambda video: video.score`.
-  """
-  require(len(seeds) > 0, "best of n needs at least one seed")
-  best, highest = None, -math.inf
-  for seed in seeds:
-    made = make(seed)
-    value = _or_worst(score(made))
-    if best is None or value > highest:
-      best, highest = made, value
-  return best  # type: ignore[return-value]
 
 
 def _or_worst(score: float) -> float:
