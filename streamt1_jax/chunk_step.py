@@ -5,6 +5,7 @@
   denoise   S steps that read the memory and write nothing ── x0                          every candidate
             some policies reject candidates between two of them, by a preview of x0       candidates of one beam
   judge     decode ── short-term and long-term score ── hybrid score                      every candidate
+            some searches carry it on by chunks that are judged and thrown away           every candidate
   select    the policy names the survivors                                                all candidates together
   close     survivors take their beams ── clean pass ── commit to the memory              winners only
 
@@ -158,6 +159,13 @@ def _append_frames(
   joined = jax.lax.dynamic_update_slice_in_dim(joined, chunk, num_past, 0)
   surplus = jnp.maximum(num_past + chunk.shape[0] - past.shape[0], 0)
   return jax.lax.dynamic_slice_in_dim(joined, surplus, past.shape[0])
+
+
+def _added(sums: Scores, scores: Scores) -> Scores:
+  """The sums of the scores; who is usable does not count."""
+  return sums._replace(
+    short=sums.short + scores.short, long=sums.long + scores.long, hybrid=sums.hybrid + scores.hybrid
+  )
 
 
 @contextlib.contextmanager
@@ -323,6 +331,52 @@ class Step:
     scores = Scores(short, long, hybrid, usable)
     return Candidates(proposal.seed, proposal.noise, latents, scores, flags, frames, codec)
 
+  def look_ahead(self, beams: Beam, candidates: Candidates) -> Scores:
+    """The means of the candidates' scores and of those of the chunks that follow each; fewer do near the video's end.
+
+    What follows is drawn as candidate 0 of the beam would draw it, so that it is the same noise for all candidates of a
+    beam. A candidate that leads to NaN or Inf stays usable, and is worse than any that does not.
+    """
+    own, least = candidates.scores, jnp.finfo(jnp.float32).min
+    most, left = jnp.int32(self.search.look_ahead), self.condition.num_chunks - 1 - self.chunk_index
+    # A video without an end is longer than its condition says.
+    count = jnp.where(left < 0, most, jnp.minimum(most, left))
+
+    def means() -> Scores:
+      ahead = self.models.execution.map_siblings(lambda siblings: self._sums_ahead(beams, siblings, count))(candidates)
+      mean = lambda own, sums: (own + sums) / (count + 1).astype(jnp.float32)
+      finite = lambda score: jnp.where(jnp.isfinite(score), score, least)
+      return Scores(*(finite(mean(*scores)) for scores in zip(own[:3], ahead[:3], strict=True)), own.usable)
+
+    # As in `judge`: every device ranks all candidates.
+    return self._constrain(jax.lax.cond(count > 0, means, lambda: own))
+
+  def _sums_ahead(self, beams: Beam, candidates: Candidates, count: IntScalar) -> Scores:
+    """Sums of the scores of `count` chunks, at least one, that follow one candidate of every beam, [K] each."""
+    search = dataclasses.replace(self.search, beam_size=1, policy=None, look_ahead=0)
+
+    def after(step: Step, beams: Beam, candidates: Candidates) -> SearchState:
+      beams, kept = step.keep(beams, candidates)
+      assert kept.frames is not None
+      num_past = step.past_after(beams, kept.frames.shape[1])
+      return SearchState(step.chunk_index + 1, step.state.base_seed, step.state.begin, num_past, beams, None)
+
+    def next_chunk(state: SearchState) -> tuple[Step, Beam, Candidates]:
+      step = dataclasses.replace(self, state=state, search=search, first=False)
+      opened, _ = step.open()
+      explored = step.explore(opened, step.seeds(opened))
+      return step, opened, jax.tree.map(lambda x: x[:, 0], explored.candidates)
+
+    def go_on(_: IntScalar, carry: tuple[SearchState, Scores]) -> tuple[SearchState, Scores]:
+      state, sums = carry
+      step, opened, made = next_chunk(state)
+      return after(step, opened, made), _added(sums, made.scores)
+
+    state, sums = after(self, beams, candidates), jax.tree.map(jnp.zeros_like, candidates.scores)
+    if self.search.look_ahead > 1:
+      state, sums = jax.lax.fori_loop(1, count, go_on, (state, sums))
+    return _added(sums, next_chunk(state)[2].scores)
+
   def select(self, scores: Scores) -> Choice:
     """Asks the policy. Raises ConfigError if the choice does not fit the search."""
     policy, key = search_policy(self.search), selection_key(self.state.base_seed, self.chunk_index)
@@ -335,6 +389,10 @@ class Step:
       winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
       beams = self._gather(beams, survivor // self.search.beam_size)
       winners = self._constrain(winners, "beam")
+    return self.keep(beams, winners)
+
+  def keep(self, beams: Beam, winners: Candidates) -> tuple[Beam, Candidates]:
+    """What each beam [K] is once its winner is in it, and the winners, decoded."""
     if winners.frames is None:
       frames, codec = self.models.execution.map_beams(self.decode)(winners.latents, beams.codec)
       winners = winners._replace(frames=frames, codec=codec)
@@ -478,9 +536,15 @@ def chunk_step(
   with jax.named_scope("open"):
     opened, eviction = step.open()
   candidates, x0, inside = step.explore(opened, step.seeds(opened))
+  ahead = None
   if judged:
+    scores = candidates.scores
+    if search.look_ahead:
+      with jax.named_scope("look_ahead"):
+        scores = step.look_ahead(opened, candidates)
+      ahead = scores.hybrid
     with jax.named_scope("select"):
-      choice = step.select(candidates.scores)
+      choice = step.select(scores)
     beams, winners = step.close(opened, candidates, choice.survivor)
   else:
     # A beam whose candidate is not usable takes that of the first beam that has one, as with `KeepBeams`.
@@ -506,6 +570,7 @@ def chunk_step(
     steps={"noise": candidates.noise, "x0": x0} if record else None,
     log_weight=choice.log_weight,
     inside=inside,
+    ahead=ahead,
   )
   num_past = step.past_after(beams, winners.frames.shape[1])
   state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry)

@@ -11,6 +11,7 @@ alone. With K beams of B candidates, N = K * B, S denoising steps and F latent f
 
 A chunk that is not judged costs what it costs in plain streaming, for every beam. Where candidates are rejected after
 step e, w of each beam begin: K * (w * (e + 1) + B * (S - e - 1)) forwards, and K * w previews for the image reward.
+A search that looks ahead by L chunks makes L * N * (S + 1) more forwards, and decodes and judges L * N more chunks.
 
 A search that goes on after a stop is counted as one that was never stopped: chunks that were lost and made again count
 once. What is not counted: the text encoder, what a video begins with, and memories that a new prompt makes anew.
@@ -18,6 +19,7 @@ once. What is not counted: the text encoder, what a video begins with, and memor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -102,7 +104,28 @@ def chunk_cost(
     video_calls=candidates,
     video_frames=candidates * seen,
   )
-  return total([made, judged])
+  followed = (
+    _followed(models, search, chunk_index + 1 + ahead, num_chunks, short_frames)
+    for ahead in range(chunks_ahead(search, chunk_index, num_chunks))
+  )
+  return total([made, judged, *followed])
+
+
+def chunks_ahead(search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
+  """Chunks by which a search carries on the candidates of one chunk, to judge what follows; none behind the last."""
+  ahead = in_chunk(search, chunk_index).look_ahead
+  known = num_chunks is not None and chunk_index < num_chunks
+  return min(ahead, num_chunks - 1 - chunk_index) if known else ahead
+
+
+def _followed(
+  models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None, short_frames: int | None
+) -> Cost:
+  """What it costs to carry every candidate on by one chunk: the clean pass before it, and the chunk."""
+  one_each = dataclasses.replace(search, beam_size=1, policy=None, look_ahead=0, judge_every=1)
+  siblings = chunk_cost(models, one_each, chunk_index, num_chunks, short_frames=short_frames)
+  made = Cost(*(count * search.beam_size for count in siblings))
+  return made._replace(denoise=0, look_ahead=made.denoise + made.commit, commit=0)
 
 
 def in_chunk(search: SearchConfig, chunk_index: int) -> SearchConfig:
@@ -139,18 +162,21 @@ def video_cost(models: Models, search: SearchConfig, num_chunks: int, *, short_f
   return total([*chunks, whole_video_cost(models, search, num_chunks)])
 
 
-def streams_begun(models: Models, search: SearchConfig, chunk_index: int) -> int:
+def streams_begun(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None = None) -> int:
   """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
+  ahead = chunks_ahead(search, chunk_index, num_chunks)
   search, first, event = in_chunk(search, chunk_index), chunk_index == 0, inside_event(in_chunk(search, chunk_index))
   winners = search.top_k if first else 0
   previews = search.top_k * event.start if first and event is not None else 0
   if not search.judges:
     return winners + previews
+  # Those that are carried on are decoded for good before, where only winners are.
+  carried = search.num_candidates if first and ahead else 0
   if search.reward_decode == "scratch":
-    return 2 * search.num_candidates + winners + previews
+    return 2 * search.num_candidates * (1 + ahead) + winners + carried + previews
   if not first:
     return 0
-  return search.num_candidates + previews + (winners if models.execution.decoding == "twice" else 0)
+  return search.num_candidates + previews + (winners + carried if models.execution.decoding == "twice" else 0)
 
 
 def _judged(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> tuple[int, int, int]:

@@ -139,9 +139,13 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -
 
 
 def check_judged(search: SearchConfig, num_chunks: int) -> None:
-  """Raises ConfigError unless those chunks of a video are judged that must be."""
+  """Raises ConfigError unless a video has the chunks that must be judged, and more than a search looks ahead."""
   if search.judge_every > num_chunks:
     raise ConfigError(f"judge_every must be in 1..{num_chunks}, the chunks of the video, got {search.judge_every}")
+  if search.look_ahead and search.look_ahead >= num_chunks:
+    raise ConfigError(
+      f"look_ahead must be in 0..{num_chunks - 1}, below the chunks of the video, got {search.look_ahead}"
+    )
   if names_winner(search) and not search.judges_chunk(num_chunks - 1):
     raise ConfigError(
       f"the policy names the video that is shown in the last of {num_chunks} chunks, which is not judged: judge_every "

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from streamt1_jax.parallel.sharding import RULES, constrain, partition_spec
@@ -63,6 +64,25 @@ class Execution:
 
     return run
 
+  def map_siblings(self, f: Callable) -> Callable:
+    """`f` of one candidate of every beam, [K, ...], as a function of trees [K, B, ...]; its results lead with [K, B].
+
+    It may hold a memory for each beam: "together" runs it for all B at once, and all else one by one on each device.
+    """
+    divided = RULES["candidate"] if self.divides("candidate") else None
+    at_once = jax.vmap(f, spmd_axis_name=divided)
+    shards = self._shards("candidate")
+
+    def run(tree: Any) -> Any:
+      siblings = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+      if self.decoding == "together":
+        made = at_once(siblings)
+      else:
+        made = _turns_back(jax.lax.map(at_once, _turns_first(siblings, shards)), shards)
+      return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)
+
+    return run
+
   def map_beams(self, f: Callable) -> Callable:
     """`f(*beam)` as a function of trees that lead with [K]; its results lead with [K]."""
     if self.decoding == "together":
@@ -76,11 +96,18 @@ class Execution:
 
 
 def _turns_first(tree: Any, shards: tuple[int, ...]) -> Any:
-  """Each leading axis as turns by shards, all turns first: [K, B, ...] to [K / k, B / b, k, b, ...]."""
+  """Each leading axis as turns by shards, all turns first: [K, B, ...] to [K / k, B / b, k, b, ...].
+
+  An axis that its shards do not divide stays whole, as in `parallel.sharding.partition_spec`.
+  """
   count = len(shards)
 
   def split(x: jax.Array) -> jax.Array:
-    sizes = [part for size, shard in zip(x.shape, shards) for part in (shard, size // shard)]
+    sizes = [
+      part
+      for size, shard in zip(x.shape, shards)
+      for part in ((shard, size // shard) if size % shard == 0 else (1, size))
+    ]
     order = [*range(1, 2 * count, 2), *range(0, 2 * count, 2)]
     x = x.reshape(*sizes, *x.shape[count:])
     return x.transpose(*order, *range(2 * count, x.ndim))

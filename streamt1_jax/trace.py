@@ -201,6 +201,7 @@ def _describe_candidate(
     "copies": survivors.count(candidate),
     "log_weight": None if trace.log_weight is None else _finite(trace.log_weight[parent, position]),
     "preview": None if preview is None else _finite(preview),
+    "ahead": None if trace.ahead is None else _finite(trace.ahead[parent, position]),
   }
 
 

@@ -40,6 +40,7 @@ DIFFERENT = {
   "probabilistic": {**TOOLKIT, "policy": ProbabilisticTopK(0.01)},
   "rank_ensemble": {**TOOLKIT, "policy": RankEnsemble()},
   "every_j": {**TOOLKIT, "judge_every": 3},
+  "look_ahead": {**TOOLKIT, "look_ahead": 1},
   "particles": {**TOOLKIT, "beam_size": 1, "top_k": 4, "policy": Particles(0.05)},
   "particles_sum": {**TOOLKIT, "beam_size": 1, "top_k": 4, "policy": Particles(0.05, score="sum")},
 }

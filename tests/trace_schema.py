@@ -39,6 +39,7 @@ CANDIDATE = {
   "copies": int,
   "log_weight": MAYBE_NUMBER,
   "preview": MAYBE_NUMBER,
+  "ahead": MAYBE_NUMBER,
 }
 REJECTED = {"parent": int, "place": int, "seed": int, "preview": MAYBE_NUMBER, "fate": str, "step": int}
 EVENT = {

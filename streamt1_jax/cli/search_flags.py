@@ -32,6 +32,7 @@ _INTEGERS = {
   "top_k": "Beams kept after every chunk.",
   "sliding_window": "Chunks the video reward sees.",
   "judge_every": "Judges the first chunk and every so many chunks after it.",
+  "look_ahead": "Chunks by which every candidate is carried on, to be judged by what follows.",
   "max_sink_frames": "Latent frames the sinks may grow to.",
 }
 _FLOATS = {

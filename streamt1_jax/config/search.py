@@ -44,6 +44,9 @@ class SearchConfig:
     judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
     judge_every: judges the first chunk and every so many chunks after it. In a chunk between, every beam goes on with
       one candidate that is not judged: its lineage's history of scores stays, and the chunk is not worth remembering.
+    look_ahead: chunks by which every candidate of a judged chunk is carried on before survivors are chosen; they are
+      judged and thrown away. A candidate is ranked by the mean of its own scores and theirs. Nothing is made behind the
+      video's last chunk.
   """
 
   beam_size: int = 2
@@ -65,6 +68,7 @@ class SearchConfig:
   judges: bool = dataclasses.field(default=True, metadata=LATER)
   sink_distance: int | None = dataclasses.field(default=None, metadata=LATER)
   judge_every: int = dataclasses.field(default=1, metadata=LATER)
+  look_ahead: int = dataclasses.field(default=0, metadata=LATER)
 
   def __post_init__(self):
     # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
@@ -87,6 +91,11 @@ class SearchConfig:
       self.judges or self.judge_every == 1,
       f"judges=False judges no chunk: judge_every must be 1, got {self.judge_every}",
     )
+    require(self.look_ahead >= 0, f"look_ahead must be at least 0 chunks, got {self.look_ahead}")
+    require(
+      self.judges or self.look_ahead == 0,
+      f"judges=False judges nothing that follows: look_ahead must be 0, got {self.look_ahead}",
+    )
     require(
       self.policy is None or _is_policy(self.policy),
       f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
@@ -103,7 +112,7 @@ class SearchConfig:
 
   def unjudged(self) -> SearchConfig:
     """What the same search does in a chunk that it does not judge: one candidate per beam."""
-    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1)
+    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1, look_ahead=0)
 
   @classmethod
   def released(cls, **overrides) -> SearchConfig:

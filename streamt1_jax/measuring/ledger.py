@@ -71,7 +71,7 @@ class Ledger:
     found = cost.chunk_cost(self._models, self._search, index, self._capacity, **options)
     # All beams draw equally many candidates, and a survivor's clean pass sees what its parent saw.
     self._seen += (found.denoise + found.look_ahead) * seen.mean() + found.commit * seen[parents].mean()
-    self._chunks[found, cost.streams_begun(self._models, self._search, index)] += 1
+    self._chunks[found, self._begun(index)] += 1
     return found
 
   def add_try(self, tried: Try) -> None:
@@ -80,9 +80,12 @@ class Ledger:
     for index in () if tried.kept else range(tried.begin, tried.begin + tried.chunks):
       found = cost.chunk_cost(self._models, self._search, index, self._capacity, short_frames=self._short_frames)
       seen = min(index, search_flop.most_seen(self._model)) + 1
-      self._tried[found, cost.streams_begun(self._models, self._search, index), seen] += 1
+      self._tried[found, self._begun(index), seen] += 1
     if tried.judged_frames:
       self._tried[Cost(video_calls=1, video_frames=tried.judged_frames), 0, 1] += 1
+
+  def _begun(self, index: int) -> int:
+    return cost.streams_begun(self._models, self._search, index, self._capacity)
 
   @property
   def cost(self) -> Cost:

@@ -41,7 +41,7 @@ def rows(model: ModelConfig, num_chunks: int, short_frames: int | None = None) -
     chunks = [
       cost.chunk_cost(models, search, index, num_chunks, short_frames=short_frames) for index in range(num_chunks)
     ]
-    begun = [cost.streams_begun(models, search, index) for index in range(num_chunks)]
+    begun = [cost.streams_begun(models, search, index, num_chunks) for index in range(num_chunks)]
     last = cost.whole_video_cost(models, search, num_chunks)
     counted = cost.total([*chunks, last])
     tflop = []

@@ -24,6 +24,7 @@ _ALL = (
   toolkit.PROBABILISTIC,
   toolkit.RANK_ENSEMBLE,
   toolkit.EVERY_J,
+  toolkit.LOOK_AHEAD,
   toolkit.PARTICLES,
   toolkit.PARTICLES_SUM,
   restarts.ZERO_ORDER,

@@ -43,6 +43,10 @@ def _every_j(model: ModelConfig) -> SearchConfig:
   return _beam(model, judge_every=3)
 
 
+def _look_ahead(model: ModelConfig) -> SearchConfig:
+  return _beam(model, look_ahead=1)
+
+
 def _particles(model: ModelConfig, alpha: float, beta: float, ess_threshold: float) -> SearchConfig:
   return _beam(model, beam_size=1, top_k=4, policy=Particles(alpha, beta, ess_threshold, "long"))
 
@@ -82,6 +86,12 @@ EVERY_J = Method(
   "A beam that judges one chunk of --judge_every; in those between, each beam goes on with one candidate.",
   _every_j,
   _FIELDS,
+)
+LOOK_AHEAD = Method(
+  "look_ahead",
+  "A beam that carries every candidate on by --look_ahead chunks, judges them as well, and throws them away.",
+  _look_ahead,
+  (*_FIELDS, "look_ahead"),
 )
 PARTICLES = Method(
   "particles",

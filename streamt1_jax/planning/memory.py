@@ -61,6 +61,7 @@ class Sizes:
     large_frames: whether one candidate alone keeps a device busy while it is decoded.
     keeps_candidates: whether the decoder states of candidates can be kept for the winners.
     beams_in_all: number of beams of a search, on all devices.
+    looks_ahead: whether candidates are carried on to be judged by what follows.
   """
 
   weights: Mapping[str, int]
@@ -81,6 +82,7 @@ class Sizes:
   large_frames: bool
   keeps_candidates: bool
   beams_in_all: int
+  looks_ahead: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +157,11 @@ def estimate(sizes: Sizes, decoding: Decoding) -> Estimate:
     (decoding_parts, round(error * sizes.decoded) * at_once),
   )
   temporaries, off_by = max(phases, key=lambda phase: sum(phase[0].values()))
+  if sizes.looks_ahead:
+    # Scores of the candidates are known by then. Each that is carried on has all that a beam has.
+    carried = sizes.candidates if decoding == "together" else sizes.beams
+    whole = sizes.memory + sizes.rest + sizes.beams * sizes.decoder_state
+    temporaries = {**temporaries, "what candidates are carried on with": whole // sizes.beams * carried}
   return Estimate(decoding, arguments, temporaries, sizes.results, off_by)
 
 

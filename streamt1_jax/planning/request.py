@@ -134,6 +134,7 @@ def sizes(request: Request) -> Sizes:
     large_frames=pixels > _LARGE_FRAME,
     keeps_candidates=search.judges and search.reward_decode == "streamed",
     beams_in_all=search.top_k,
+    looks_ahead=search.look_ahead > 0,
   )
 
 

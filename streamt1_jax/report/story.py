@@ -198,7 +198,7 @@ def _origin(account: Account, index: int, entry: Mapping[str, Any]) -> tuple[int
 def _notes(chunk: Mapping[str, Any], entry: Mapping[str, Any]) -> list[tuple[str, str]]:
   """What policies add: looks at what is unfinished, weights, and what the choice at the end of the chunk was like."""
   notes = []
-  for name, label in (("preview", "Early look"), ("log_weight", "Log weight")):
+  for name, label in (("preview", "Early look"), ("ahead", "With what follows"), ("log_weight", "Log weight")):
     if isinstance(entry.get(name), (int, float)):
       notes.append((label, f"{entry[name]:.4f}".replace("-", "\N{MINUS SIGN}")))
   for event in chunk.get("events", ()):
