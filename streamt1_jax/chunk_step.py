@@ -163,9 +163,8 @@ def _append_frames(
 
 def _added(sums: Scores, scores: Scores) -> Scores:
   """The sums of the scores; who is usable does not count."""
-  return sums._replace(
-    short=sums.short + scores.short, long=sums.long + scores.long, hybrid=sums.hybrid + scores.hybrid
-  )
+  added = (mine + more for mine, more in zip(sums[:3], scores[:3], strict=True))
+  return Scores(*added, sums.usable)
 
 
 @contextlib.contextmanager

@@ -103,11 +103,8 @@ def _turns_first(tree: Any, shards: tuple[int, ...]) -> Any:
   count = len(shards)
 
   def split(x: jax.Array) -> jax.Array:
-    sizes = [
-      part
-      for size, shard in zip(x.shape, shards)
-      for part in ((shard, size // shard) if size % shard == 0 else (1, size))
-    ]
+    shared = [shard if size % shard == 0 else 1 for size, shard in zip(x.shape, shards)]
+    sizes = [part for size, shard in zip(x.shape, shared) for part in (shard, size // shard)]
     order = [*range(1, 2 * count, 2), *range(0, 2 * count, 2)]
     x = x.reshape(*sizes, *x.shape[count:])
     return x.transpose(*order, *range(2 * count, x.ndim))

@@ -123,9 +123,16 @@ def _count(search: SearchConfig, decoding: Decoding = "together", num_chunks: in
   return Counted(models, Cost(**counter.counts), traces, beams)
 
 
-def _seen_by_the_codec(expected: Cost) -> Cost:
-  """It decodes latent frames and does not know what for."""
-  return expected._replace(decoded=expected.decoded + expected.previewed, previewed=0)
+def _seen_by_the_models(expected: Cost) -> Cost:
+  """They do not know what for they are asked. Of three forwards that look ahead two are denoising steps."""
+  ahead = expected.look_ahead // 3
+  return expected._replace(
+    denoise=expected.denoise + 2 * ahead,
+    look_ahead=0,
+    commit=expected.commit + ahead,
+    decoded=expected.decoded + expected.previewed,
+    previewed=0,
+  )
 
 
 # The toy has two denoising steps, and one latent frame in a chunk: 1 frame in the first chunk and 4 in the others.
@@ -136,7 +143,7 @@ def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
   numbers = {each: 0.5 for each, default in method.numbers.items() if default is None}
   search = method.settings(MODEL, numbers=numbers)
   models, counted, traces, beams = _count(search)
-  assert _seen_by_the_codec(cost.video_cost(models, search, NUM_CHUNKS)) == counted
+  assert _seen_by_the_models(cost.video_cost(models, search, NUM_CHUNKS)) == counted
   costs = [cost.chunk_cost(models, search, index, NUM_CHUNKS) for index in range(NUM_CHUNKS)]
   segments = [(0, "a red circle")]
   described = trace.describe_trace(traces, beams, search, segments=segments, method=name, costs=costs)
@@ -177,13 +184,24 @@ def test_chunks_that_are_not_judged():
   assert [chunk["judged"] for chunk in document["chunks"]] == [True, False, True, False]
 
 
+@pytest.mark.parametrize(("decoding", "again"), [("together", 0), ("twice", 4 + 2 * 5)])
+def test_candidates_that_are_carried_on(decoding, again):
+  """Two candidates by two chunks, by one before the last, and by none there: five chunks that are thrown away."""
+  search = METHODS["look_ahead"].settings(MODEL, beam_size=2, top_k=1, look_ahead=2)
+  models, counted, *_ = _count(search, decoding)
+  # Chunks 1 and 2, 2 and 3, and 3 follow; windows have 1, 5, 9 and 13 frames.
+  ahead = Cost(0, 2 * 5 * 3, 0, 2 * 5, 0, 2 * 5, 2 * 5 * 4, 2 * 5, 2 * (5 + 9 + 9 + 13 + 13))
+  expected = cost.total([Cost(16, 0, 4, 8 + again, 0, 8, 26, 8, 56), ahead])
+  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
+
+
 def test_candidates_that_are_rejected_early():
   """Four begin, one step is done, and two go on; a preview decodes a latent frame and shows one of its frames."""
   search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=1)
   search = dataclasses.replace(search, policy=Reject(start=4, step=0))
   models, counted, traces, beams = _count(search)
   expected = Cost(4 * (4 + 2), 0, 4, 8, 16, 4 * (4 + 2), 4 * 4 + 2 * 13, 8, 56)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_codec(expected), expected)
+  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
   document = trace.describe_trace(traces, beams, search)
   trace_schema.check(document)
   for chunk in document["chunks"]:

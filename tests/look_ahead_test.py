@@ -105,7 +105,8 @@ class TestLookAhead:
       return draws._replace(fresh=jnp.where(seed == _seed(1, 0, 0), jnp.nan, draws.fresh))
 
     (_, first), (_, second), *_ = _states(models=dataclasses.replace(toy.MODELS, draw_noise=spoiled))
-    assert first.candidates.usable.all() and first.survivor.min() >= 3
+    assert first.candidates.usable.all()
+    assert first.survivor.min() >= 3
     assert not second.candidates.usable[0, 0]
     everywhere = lambda seed: spoiled(jnp.where(seed >= 1000, _seed(1, 0, 0), seed))
     models = dataclasses.replace(toy.MODELS, draw_noise=everywhere)
