@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Float32, Int32, Shaped
 
 from streamt1_jax import noise_propagation, reward_pruning
 from streamt1_jax.config import ConfigError, SearchConfig
@@ -188,6 +188,7 @@ class Step:
     models: static.
     search: static.
     first: static; whether this is the video's first chunk.
+    place: of the first candidate that it explores, among those of its beam.
   """
 
   params: SearchParams
@@ -196,6 +197,7 @@ class Step:
   models: Models
   search: SearchConfig
   first: bool
+  place: IntLike = 0
 
   @property
   def chunk_index(self) -> IntScalar:
@@ -248,6 +250,45 @@ class Step:
     with jax.named_scope("judge"):
       candidates = self.judge(beams, proposal, x0[:, :, -1])
     return Explored(candidates, x0, inside)
+
+  def explore_in_rounds(self, beams: Beam, seed: Int32[Array, "K B"]) -> tuple[Explored, IntScalar]:
+    """As `explore`, some candidates of each beam at a time, until enough of them are good, or no round is left.
+
+    Frames and decoder states are not kept. What is not drawn is not usable, and all of it but the seed is 0.
+
+    Returns:
+      What was found, and the number of rounds.
+    """
+    search, size = self.search, self.search.round_size
+    limit = jnp.int32(search.most_rounds)
+    if self.state.spare is not None:
+      limit = jnp.minimum(limit, search.round_budget + self.state.spare)
+
+    def one_round(index: IntScalar) -> Explored:
+      taken = jax.lax.dynamic_slice_in_dim(seed, index * size, size, axis=1)
+      explored = dataclasses.replace(self, place=index * size).explore(beams, taken)
+      return explored._replace(candidates=explored.candidates._replace(frames=None, codec=None))
+
+    def is_short(carry: tuple[IntScalar, Explored]) -> Bool[Array, ""]:
+      index, found = carry
+      if search.accept is None:
+        return index < limit
+      scores = found.candidates.scores
+      good = scores.usable & (scores.hybrid >= search.accept)
+      return (index < limit) & (good.sum() < search.top_k)
+
+    def go_on(carry: tuple[IntScalar, Explored]) -> tuple[IntScalar, Explored]:
+      index, found = carry
+      put = lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, index * size, axis=1)
+      return index + 1, jax.tree.map(put, found, one_round(index))
+
+    shapes = jax.eval_shape(one_round, jnp.int32(0))
+    nothing = jax.tree.map(lambda x: jnp.zeros((x.shape[0], search.beam_size, *x.shape[2:]), x.dtype), shapes)
+    rounds, found = jax.lax.while_loop(is_short, go_on, (jnp.int32(0), nothing))
+    found = self._constrain(found, "beam", "candidate")
+    # As in `judge`: every device ranks all candidates.
+    candidates = found.candidates._replace(seed=seed, scores=self._constrain(found.candidates.scores))
+    return found._replace(candidates=candidates), rounds
 
   def propose(self, beams: Beam, seed: Int32[Array, "K w"]) -> Proposal:
     """Draws what the candidates with these seeds are made from."""
@@ -428,7 +469,8 @@ class Step:
     if not self.search.judges:
       nothing = jnp.zeros(latents.shape[:2])
       return nothing, nothing, None, None
-    index = jnp.arange(self.search.num_candidates).reshape(latents.shape[:2])
+    parents, places = (jnp.arange(size) for size in latents.shape[:2])
+    index = self.search.beam_size * parents[:, None] + (self.place + places)[None]
     score = self._score_streamed if self.search.reward_decode == "streamed" else self._score_from_scratch
     return self.models.execution.map_candidates(score)((latents, index), beams._replace(memory=None))
 
@@ -534,8 +576,11 @@ def chunk_step(
   step = Step(params, state, condition, models, search if judged else search.unjudged(), first)
   with jax.named_scope("open"):
     opened, eviction = step.open()
-  candidates, x0, inside = step.explore(opened, step.seeds(opened))
-  ahead = None
+  ahead = rounds = None
+  if judged and search.round_size:
+    (candidates, x0, inside), rounds = step.explore_in_rounds(opened, step.seeds(opened))
+  else:
+    candidates, x0, inside = step.explore(opened, step.seeds(opened))
   if judged:
     scores = candidates.scores
     if search.look_ahead:
@@ -570,9 +615,14 @@ def chunk_step(
     log_weight=choice.log_weight,
     inside=inside,
     ahead=ahead,
+    rounds=rounds,
   )
   num_past = step.past_after(beams, winners.frames.shape[1])
-  state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry)
+  spare = state.spare
+  if spare is not None and rounds is not None:
+    # More than a chunk can draw would never be drawn.
+    spare = jnp.minimum(spare + search.round_budget - rounds, search.most_rounds)
+  state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry, spare)
   # The trace is what a host reads: every device has all of it.
   mesh = models.execution.mesh
   return with_shardings(mesh, "state", state), constrain(mesh, trace)

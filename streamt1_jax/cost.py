@@ -1,7 +1,7 @@
 """What a search costs, counted: forwards, decoded latent frames, and what the rewards are shown.
 
-Nothing on the device decides any of it, so a chunk's cost follows from the models, the search and the chunk's index
-alone. With K beams of B candidates, N = K * B, S denoising steps and F latent frames in a chunk:
+A chunk's cost follows from the models, the search and the chunk's index. With K beams of B candidates, N = K * B, S
+denoising steps and F latent frames in a chunk:
 
   denoise   N * S                            every candidate
   commit    K                                the clean pass of the survivors
@@ -12,6 +12,8 @@ alone. With K beams of B candidates, N = K * B, S denoising steps and F latent f
 A chunk that is not judged costs what it costs in plain streaming, for every beam. Where candidates are rejected after
 step e, w of each beam begin: K * (w * (e + 1) + B * (S - e - 1)) forwards, and K * w previews for the image reward.
 A search that looks ahead by L chunks makes L * N * (S + 1) more forwards, and decodes and judges L * N more chunks.
+A search with rounds draws K * R candidates in each, and its winners are decoded again. How many rounds a chunk had, its
+trace says: it is the only thing that is decided on the device.
 
 A search that goes on after a stop is counted as one that was never stopped: chunks that were lost and made again count
 once. What is not counted: the text encoder, what a video begins with, and memories that a new prompt makes anew.
@@ -67,7 +69,13 @@ def total(costs: Iterable[Cost]) -> Cost:
 
 
 def chunk_cost(
-  models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None, *, short_frames: int | None = None
+  models: Models,
+  search: SearchConfig,
+  chunk_index: int,
+  num_chunks: int | None,
+  *,
+  short_frames: int | None = None,
+  rounds: int | None = None,
 ) -> Cost:
   """What one chunk of one video costs.
 
@@ -77,9 +85,10 @@ def chunk_cost(
     chunk_index: counted from 0, with the chunks that the video begins with.
     num_chunks: chunks of the whole video, or those that the state was made for; None for a video without an end.
     short_frames: frames of a chunk that the image reward sees; all by default.
+    rounds: how many a search with rounds drew; by default those that every chunk is given.
   """
   search = in_chunk(search, chunk_index)
-  beams, candidates = search.top_k, search.num_candidates
+  beams, candidates = search.top_k, drawn(search, rounds)
   frames, steps = models.generator.latent_shape[0], len(models.generator.sigmas)
   made = Cost(denoise=candidates * steps, commit=beams)
   event = inside_event(search)
@@ -96,7 +105,7 @@ def chunk_cost(
   if not search.judges:
     return made._replace(decoded=beams * frames)
   shown, seen, decoded = _judged(models, search, chunk_index, num_chunks)
-  again = search.reward_decode == "scratch" or models.execution.decoding == "twice"
+  again = search.reward_decode == "scratch" or models.execution.decoding == "twice" or search.round_size > 0
   judged = Cost(
     decoded=candidates * decoded + (beams * frames if again else 0),
     image_calls=candidates,
@@ -109,6 +118,21 @@ def chunk_cost(
     for ahead in range(chunks_ahead(search, chunk_index, num_chunks))
   )
   return total([made, judged, *followed])
+
+
+def drawn(search: SearchConfig, rounds: int | None = None) -> int:
+  """Candidates that a judged chunk finishes: all, or those of its rounds."""
+  given = search.round_budget or search.most_rounds
+  return search.num_candidates if not search.round_size else search.top_k * search.round_size * (rounds or given)
+
+
+def chunk_depth(
+  models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None, rounds: int | None = None
+) -> int:
+  """Forwards of a chunk that follow one another, if all candidates of a round run at once."""
+  one = len(models.generator.sigmas)
+  again = in_chunk(search, chunk_index).round_size and (rounds or search.round_budget or search.most_rounds) - 1
+  return one * (1 + again) + 1 + chunks_ahead(search, chunk_index, num_chunks) * (one + 1)
 
 
 def chunks_ahead(search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
@@ -162,7 +186,13 @@ def video_cost(models: Models, search: SearchConfig, num_chunks: int, *, short_f
   return total([*chunks, whole_video_cost(models, search, num_chunks)])
 
 
-def streams_begun(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None = None) -> int:
+def streams_begun(
+  models: Models,
+  search: SearchConfig,
+  chunk_index: int,
+  num_chunks: int | None = None,
+  rounds: int | None = None,
+) -> int:
   """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
   ahead = chunks_ahead(search, chunk_index, num_chunks)
   search, first, event = in_chunk(search, chunk_index), chunk_index == 0, inside_event(in_chunk(search, chunk_index))
@@ -171,12 +201,14 @@ def streams_begun(models: Models, search: SearchConfig, chunk_index: int, num_ch
   if not search.judges:
     return winners + previews
   # Those that are carried on are decoded for good before, where only winners are.
-  carried = search.num_candidates if first and ahead else 0
+  candidates = drawn(search, rounds)
+  carried = candidates if first and ahead else 0
   if search.reward_decode == "scratch":
-    return 2 * search.num_candidates * (1 + ahead) + winners + carried + previews
+    return 2 * candidates * (1 + ahead) + winners + carried + previews
   if not first:
     return 0
-  return search.num_candidates + previews + (winners + carried if models.execution.decoding == "twice" else 0)
+  twice = models.execution.decoding == "twice" or search.round_size > 0
+  return candidates + previews + (winners + carried if twice else 0)
 
 
 def _judged(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> tuple[int, int, int]:

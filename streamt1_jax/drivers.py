@@ -60,7 +60,9 @@ class FinalBeams(NamedTuple):
 
 # Prompts of one batch are searched in lockstep: they share the counters, and with them every shape and every branch.
 # Where a state or a condition has arrays, these have the axes that `jax.vmap` takes.
-_STATE_AXES = cast(Any, SearchState)(chunk_index=None, base_seed=0, begin=None, num_past=None, beams=0, policy=0)
+_STATE_AXES = cast(Any, SearchState)(
+  chunk_index=None, base_seed=0, begin=None, num_past=None, beams=0, policy=0, spare=0
+)
 _CONDITION_AXES = cast(Any, Condition)(text=0, image_reward=0, video_reward=0, num_chunks=None, image=0)
 
 
@@ -136,6 +138,7 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -
   if num_chunks is not None:
     check_judged(search, num_chunks)
   _check_event(models, inside_event(search))
+  _check_rounds(models, search)
 
 
 def check_judged(search: SearchConfig, num_chunks: int) -> None:
@@ -168,6 +171,16 @@ def _check_event(models: Models, event: Event | None) -> None:
     raise ConfigError(f"latent_frames must be in 1..{frames}, those of a chunk, got {event.latent_frames}")
   if event.start % siblings:
     raise ConfigError(f"start must be a multiple of the {siblings} devices of a beam's candidates, got {event.start}")
+
+
+def _check_rounds(models: Models, search: SearchConfig) -> None:
+  """Raises ConfigError unless candidates can be drawn in the rounds of a search, if it has some."""
+  mesh, size = models.execution.mesh, search.round_size
+  siblings = 1 if mesh is None else mesh.shape[RULES["candidate"]]
+  if size % siblings:
+    raise ConfigError(f"round_size must be a multiple of the {siblings} devices of a beam's candidates, got {size}")
+  if size and inside_event(search) is not None:
+    raise ConfigError(f"a search with rounds rejects no candidate early: round_size must be 0, got {size}")
 
 
 def stream(

@@ -48,6 +48,7 @@ class SearchState(NamedTuple):
     num_past: valid frames in every beam's `past`.
     beams: all beams, [K, ...] each.
     policy: the policy's carry, arrays [K, ...]; None for a policy without one.
+    spare: rounds that earlier chunks did not draw; None for a search without a budget of rounds.
   """
 
   chunk_index: IntScalar
@@ -56,6 +57,7 @@ class SearchState(NamedTuple):
   num_past: IntScalar
   beams: Beam
   policy: Any
+  spare: IntScalar | None = None
 
 
 class Condition(NamedTuple):
@@ -129,6 +131,7 @@ class ChunkTrace(NamedTuple):
     inside: what the policy decided inside of denoising; None if it decided nothing.
     ahead: hybrid scores of the candidates, averaged with those of the chunks that follow them; None unless the search
       looks ahead.
+    rounds: how many were drawn; None for a search without. Candidates of others are not usable, and score 0.
   """
 
   candidates: CandidateTrace
@@ -141,6 +144,7 @@ class ChunkTrace(NamedTuple):
   log_weight: Float32[Array, "K B"] | None = None
   inside: InsideTrace | None = None
   ahead: Float32[Array, "K B"] | None = None
+  rounds: IntScalar | None = None
 
 
 def past_capacity(models: Models, search: SearchConfig, num_chunks: int | None = None) -> int:
@@ -188,4 +192,5 @@ def init_state(
 
   beams = jax.vmap(empty_beam, axis_size=search.top_k)()
   carry = search_policy(search).init(search)
-  return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), jnp.int32(0), beams, carry)
+  spare = jnp.int32(0) if search.round_budget else None
+  return SearchState(jnp.int32(0), jnp.asarray(seed, jnp.int32), jnp.int32(0), jnp.int32(0), beams, carry, spare)

@@ -102,6 +102,8 @@ def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Co
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
   survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)
   drawn = range(0, search.num_candidates, 1 if index % search.judge_every == 0 else search.beam_size)
+  if trace.rounds is not None:
+    drawn = [number for number in drawn if number % search.beam_size < int(trace.rounds) * search.round_size]
   return {
     "chunk": index,
     "evictions": evictions,
@@ -112,6 +114,7 @@ def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Co
     "survivors": survivors,
     "scores": trace.score.tolist() if judged else [None] * search.top_k,
     "judged": judged,
+    "rounds": None if trace.rounds is None else int(trace.rounds),
     "events": [*_describe_inside(trace, search), _describe_selection(trace, search, survivors)],
     "cost": None if cost is None else cost._asdict(),
   }

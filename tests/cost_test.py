@@ -195,6 +195,17 @@ def test_candidates_that_are_carried_on(decoding, again):
   assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
 
 
+def test_rounds_cost_what_was_drawn():
+  """One round of two candidates in every chunk, of three that there may be; the winner is decoded again."""
+  search = METHODS["rounds"].settings(MODEL, beam_size=6, round_size=2, accept=-1e6)
+  models, counted, traces, beams = _count(search)
+  costs = [cost.chunk_cost(models, search, i, NUM_CHUNKS, rounds=int(each.rounds)) for i, each in enumerate(traces)]
+  assert counted == cost.total(costs) == Cost(16, 0, 4, 8 + 4, 0, 8, 26, 8, 56)
+  assert [cost.chunk_depth(models, search, i, NUM_CHUNKS, 1) for i in range(NUM_CHUNKS)] == [3] * NUM_CHUNKS
+  assert cost.chunk_depth(models, search, 0, NUM_CHUNKS, 3) == 7
+  trace_schema.check(trace.describe_trace(traces, beams, search))
+
+
 def test_candidates_that_are_rejected_early():
   """Four begin, one step is done, and two go on; a preview decodes a latent frame and shows one of its frames."""
   search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=1)

@@ -41,6 +41,7 @@ DIFFERENT = {
   "rank_ensemble": {**TOOLKIT, "policy": RankEnsemble()},
   "every_j": {**TOOLKIT, "judge_every": 3},
   "look_ahead": {**TOOLKIT, "look_ahead": 1},
+  "rounds": {**TOOLKIT, "beam_size": 16, "top_k": 1, "round_size": 4},
   "particles": {**TOOLKIT, "beam_size": 1, "top_k": 4, "policy": Particles(0.05)},
   "particles_sum": {**TOOLKIT, "beam_size": 1, "top_k": 4, "policy": Particles(0.05, score="sum")},
 }

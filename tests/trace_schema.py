@@ -19,6 +19,7 @@ CHUNK = {
   "survivors": list,
   "scores": list,
   "judged": bool,
+  "rounds": (int, NONE),
   "events": list,
   "cost": (dict, NONE),
 }

@@ -33,6 +33,8 @@ _INTEGERS = {
   "sliding_window": "Chunks the video reward sees.",
   "judge_every": "Judges the first chunk and every so many chunks after it.",
   "look_ahead": "Chunks by which every candidate is carried on, to be judged by what follows.",
+  "round_size": "Candidates of a beam drawn at a time; 0 draws all at once.",
+  "round_budget": "Rounds given to every chunk; a chunk that draws fewer leaves them to later ones.",
   "max_sink_frames": "Latent frames the sinks may grow to.",
 }
 _FLOATS = {
@@ -45,7 +47,7 @@ _CHOICES = {
   "reward_decode": "What the rewards see. streamed: the frames of the video, each decoded once. scratch: every "
   "candidate's chunk and window decoded anew, as the released code does; its frames differ, and it takes more work.",
 }
-_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec")
+_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec", "accept")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -69,6 +71,7 @@ def define(values: flags.FlagValues) -> None:
     flag_types.define_integer(values, name, getattr(released, name), meaning)
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
+  flag_types.define_float(values, "accept", None, "Hybrid score that is good enough to draw no further round.")
   flag_types.define_integer(
     values,
     "sink_distance",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable
 from typing import Any, Literal
 
@@ -47,6 +48,11 @@ class SearchConfig:
     look_ahead: chunks by which every candidate of a judged chunk is carried on before survivors are chosen; they are
       judged and thrown away. A candidate is ranked by the mean of its own scores and theirs. Nothing is made behind the
       video's last chunk.
+    round_size: candidates of a beam that are drawn at one time, so that a chunk has beam_size / round_size rounds; 0
+      draws all at once. Of a round nothing large is kept: winners are decoded again.
+    accept: hybrid score that is good enough: no further round is drawn once `top_k` candidates have it. None never is.
+    round_budget: rounds that a chunk is given. Those that it does not draw are given to later chunks, which have at
+      most beam_size / round_size. 0 gives every chunk that many.
   """
 
   beam_size: int = 2
@@ -69,6 +75,9 @@ class SearchConfig:
   sink_distance: int | None = dataclasses.field(default=None, metadata=LATER)
   judge_every: int = dataclasses.field(default=1, metadata=LATER)
   look_ahead: int = dataclasses.field(default=0, metadata=LATER)
+  round_size: int = dataclasses.field(default=0, metadata=LATER)
+  accept: float | None = dataclasses.field(default=None, metadata=LATER)
+  round_budget: int = dataclasses.field(default=0, metadata=LATER)
 
   def __post_init__(self):
     # Upper bounds: released seeds are seed + 1000 * chunk + 100 * beam + candidate, and must stay distinct.
@@ -96,11 +105,29 @@ class SearchConfig:
       self.judges or self.look_ahead == 0,
       f"judges=False judges nothing that follows: look_ahead must be 0, got {self.look_ahead}",
     )
+    self._require_rounds()
     require(
       self.policy is None or _is_policy(self.policy),
       f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
     )
     require_choices(self)
+
+  def _require_rounds(self) -> None:
+    size, budget, accept = self.round_size, self.round_budget, self.accept
+    require(size >= 0, f"round_size must be at least 0, got {size}")
+    if size == 0:
+      require(accept is None and budget == 0, "accept and round_budget need rounds: round_size must be above 0, got 0")
+      return
+    require(self.beam_size % size == 0, f"round_size must divide beam_size {self.beam_size}, got {size}")
+    require(0 <= budget <= self.most_rounds, f"round_budget must be in 0..{self.most_rounds} rounds, got {budget}")
+    require(accept is None or math.isfinite(accept), f"accept must be a finite score, got {accept}")
+    require(self.judges, f"judges=False draws one candidate of a beam: round_size must be 0, got {size}")
+    require(self.look_ahead == 0, f"rounds do not look ahead: look_ahead must be 0, got {self.look_ahead}")
+
+  @property
+  def most_rounds(self) -> int:
+    """Rounds that a chunk has at most; 1 for a search without."""
+    return self.beam_size // self.round_size if self.round_size else 1
 
   @property
   def num_candidates(self) -> int:
@@ -112,7 +139,8 @@ class SearchConfig:
 
   def unjudged(self) -> SearchConfig:
     """What the same search does in a chunk that it does not judge: one candidate per beam."""
-    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1, look_ahead=0)
+    rounds: dict[str, Any] = {"round_size": 0, "accept": None, "round_budget": 0}
+    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1, look_ahead=0, **rounds)
 
   @classmethod
   def released(cls, **overrides) -> SearchConfig:

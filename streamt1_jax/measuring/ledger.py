@@ -63,15 +63,16 @@ class Ledger:
   def add(self, trace: ChunkTrace) -> Cost:
     """The cost of the next chunk that was made; `trace` is what it left behind."""
     index = self._given + self.num_chunks
-    route, survivor = jax.device_get((trace.eviction.route, trace.survivor))
+    route, survivor, rounds = jax.device_get((trace.eviction.route, trace.survivor, trace.rounds))
     self._gone = self._gone + ~np.isin(route, _LEAVES_NO_SLOT)
     parents = np.asarray(survivor) // self._search.beam_size
     seen, self._gone = index + 1 - self._gone, self._gone[parents]
-    options = {"short_frames": self._short_frames}
+    rounds = None if rounds is None else int(rounds)
+    options: dict[str, Any] = {"short_frames": self._short_frames, "rounds": rounds}
     found = cost.chunk_cost(self._models, self._search, index, self._capacity, **options)
     # All beams draw equally many candidates, and a survivor's clean pass sees what its parent saw.
     self._seen += (found.denoise + found.look_ahead) * seen.mean() + found.commit * seen[parents].mean()
-    self._chunks[found, self._begun(index)] += 1
+    self._chunks[found, self._begun(index, rounds)] += 1
     return found
 
   def add_try(self, tried: Try) -> None:
@@ -84,8 +85,8 @@ class Ledger:
     if tried.judged_frames:
       self._tried[Cost(video_calls=1, video_frames=tried.judged_frames), 0, 1] += 1
 
-  def _begun(self, index: int) -> int:
-    return cost.streams_begun(self._models, self._search, index, self._capacity)
+  def _begun(self, index: int, rounds: int | None = None) -> int:
+    return cost.streams_begun(self._models, self._search, index, self._capacity, rounds)
 
   @property
   def cost(self) -> Cost:

@@ -25,6 +25,7 @@ _ALL = (
   toolkit.RANK_ENSEMBLE,
   toolkit.EVERY_J,
   toolkit.LOOK_AHEAD,
+  toolkit.ROUNDS,
   toolkit.PARTICLES,
   toolkit.PARTICLES_SUM,
   restarts.ZERO_ORDER,

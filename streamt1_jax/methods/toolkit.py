@@ -47,6 +47,10 @@ def _look_ahead(model: ModelConfig) -> SearchConfig:
   return _beam(model, look_ahead=1)
 
 
+def _rounds(model: ModelConfig) -> SearchConfig:
+  return _beam(model, beam_size=16, top_k=1, round_size=4)
+
+
 def _particles(model: ModelConfig, alpha: float, beta: float, ess_threshold: float) -> SearchConfig:
   return _beam(model, beam_size=1, top_k=4, policy=Particles(alpha, beta, ess_threshold, "long"))
 
@@ -92,6 +96,12 @@ LOOK_AHEAD = Method(
   "A beam that carries every candidate on by --look_ahead chunks, judges them as well, and throws them away.",
   _look_ahead,
   (*_FIELDS, "look_ahead"),
+)
+ROUNDS = Method(
+  "rounds",
+  "The best of many candidates, drawn --round_size at a time, until one scores --accept or the budget is spent.",
+  _rounds,
+  ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance", "round_size", "accept", "round_budget"),
 )
 PARTICLES = Method(
   "particles",

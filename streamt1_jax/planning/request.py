@@ -102,7 +102,8 @@ def sizes(request: Request) -> Sizes:
   kept = {name: whole - on_device("state", state._replace(beams=beams)) for name, beams in parts.items()}
   shards = _shards(request.execution)
   beams = search.top_k // shards["beam"]
-  candidates = search.top_k * candidates_drawn(search) // (shards["beam"] * shards["candidate"])
+  drawn = search.round_size or candidates_drawn(search)
+  candidates = search.top_k * drawn // (shards["beam"] * shards["candidate"])
   weights = {"the backbone": on_device("backbone", params["backbone"]), "the decoder": on_device((), params["codec"])}
   weights |= {
     name: on_device(spec.layout, spec.searched(spec.weight_shapes(config, request.reward_dtype)))
@@ -132,7 +133,7 @@ def sizes(request: Request) -> Sizes:
     decoded=0 if codec is None else codec.base_dim * codec.temporal_stride * pixels // codec.patch_size**2 * itemsize,
     rows_divided=shards["row"] > 1,
     large_frames=pixels > _LARGE_FRAME,
-    keeps_candidates=search.judges and search.reward_decode == "streamed",
+    keeps_candidates=search.judges and search.reward_decode == "streamed" and search.round_size == 0,
     beams_in_all=search.top_k,
     looks_ahead=search.look_ahead > 0,
   )

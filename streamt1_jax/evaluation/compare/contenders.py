@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -125,9 +126,9 @@ def _entry(entry: str, methods: Mapping[str, Method]) -> _Entry:
 
 
 def _kind(field: str) -> type:
-  """What values of a field are: those of its default, and integers where that is None."""
-  default = getattr(SearchConfig(), field, "")
-  return int if default is None else type(default)
+  """What values of a field are: numbers by its type hint, and texts otherwise."""
+  hint = typing.get_type_hints(SearchConfig).get(field, str)
+  return next((kind for kind in (int, float) if kind in (hint, *typing.get_args(hint))), str)
 
 
 def _contender(entry: _Entry, model: ModelConfig, numbers: Mapping[str, float], fields: Mapping[str, Any]) -> Contender:

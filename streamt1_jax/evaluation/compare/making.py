@@ -11,7 +11,7 @@ import numpy as np
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig, SwitchConfig
-from streamt1_jax.cost import Cost, whole_video_cost
+from streamt1_jax.cost import Cost, chunk_depth, whole_video_cost
 from streamt1_jax.evaluation.compare.scenes import Scene
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.measuring.ledger import Ledger
@@ -100,13 +100,15 @@ def make(
   models, price = pipeline.models, prices(condition)
   ledger = _counted(pipeline, search, num_chunks, traces, tried)
   verdict = whole_video_cost(models, search, num_chunks, begins=steering.begins)
-  chunks = num_chunks + sum(each.chunks for each in tried if not each.kept)
+  rounds = (None if trace.rounds is None else int(trace.rounds) for trace in traces)
+  depths = [chunk_depth(models, search, index, num_chunks, each) for index, each in enumerate(rounds)]
+  tries = sum(each.chunks for each in tried if not each.kept)
   return Finished(
     frames=video.frames,
     score=video.score,
     made=Counted(ledger.cost, ledger.flop(price)),
     verdict=Counted(verdict, price.of(verdict)),
-    depth=chunks * (len(models.generator.sigmas) + 1),
+    depth=sum(depths) + tries * (len(models.generator.sigmas) + 1),
     seconds=made - begun,
     verdict_seconds=end - made,
     compilations=compiled.count,
