@@ -1,11 +1,13 @@
 """Comparisons of searches: who takes part, the folder that goes on, the numbers by hand, and the command."""
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import io
 import json
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ from streamt1_jax.evaluation.compare.scenes import Scene
 from streamt1_jax.io.timeline import ChunkClock
 from streamt1_jax.measuring import random_model
 from streamt1_jax.noise_propagation import candidate_seeds
+from streamt1_jax.report import comparison
 from streamt1_jax.rewards import scoring
 from tests import compared_rows
 from tests.command_line import small_model
@@ -306,6 +309,20 @@ def test_the_page_has_every_method():
   )
 
 
+def test_the_page_as_html(tmp_path):
+  """One file that holds its tables and plots; what a prompt or a name says is text."""
+  plan = {**compared_rows.PLAN, "fixed": {"split": "<script>alert(1)</script>"}}
+  (tmp_path / "a.svg").write_text("<svg/>")
+  parts = report.sections(plan, _summary(), ["A note with `code`."])
+  comparison.write_comparison(epath.Path(tmp_path / "c.html"), parts, {"A plot": epath.Path(tmp_path / "a.svg")})
+  page = (tmp_path / "c.html").read_text()
+  assert "<td>0.500 [0.500, 0.500]</td>" in page
+  assert "A note with <code>code</code>." in page
+  assert base64.b64encode(b"<svg/>").decode() in page
+  assert "split &lt;script&gt;alert(1)" in page
+  assert not re.findall(r"(?:src|href)=.(?!data:|#)", page)
+
+
 # The folder.
 
 
@@ -489,6 +506,7 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path):
   # The pivot and its neighbour, of which one is in the video.
   assert found["zero_order"]["cost"]["forwards"] == found["zero_order"]["cost"]["depth"] == 5 + 5
   assert whole["plan"]["methods"]["zero_order"]["videos_before"] == 1
+  assert "zero_order" in (tmp_path / "o/comparison.html").read_text()
   best = max(row["score"] for row in plain)
   assert whole["results"]["pool"][1]["score"]["mean"] == pytest.approx(best, abs=1e-4)
   for other, told in (("--seed=1", "seed 0, not 1"), ("--policy=rounds:2", "zero_order was made with numbers")):

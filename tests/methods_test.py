@@ -106,6 +106,21 @@ def test_what_a_method_refuses(name, fields, message):
     find(name).settings(MODEL, **fields)
 
 
+def test_copies_of_the_state_that_searches_from_the_host_keep():
+  """Of zero-order search the beginning, and two tries; of backtracking three tries, with where each chunk begins."""
+  zero, back = find("zero_order"), find("backtracking")
+  assert [zero.states_kept(numbers) for numbers in ({}, {"chunks": 3.0}, {"rounds": 0.0})] == [3, 7, 0]
+  assert [back.states_kept(numbers) for numbers in ({}, {"back": 2.0}, {"attempts": 0.0})] == [5, 11, 1]
+  assert find("beam").states_kept({}) == 0
+
+
+def test_particles_say_what_they_forget():
+  search = _settings("particles")
+  assert find("particles").note(search, 10) is None
+  assert "11 chunks is longer than the sliding window of 10" in find("particles").note(search, 11)
+  assert find("particles_sum").note(_settings("particles_sum"), 11) is None
+
+
 def test_a_name_that_is_not_there():
   with pytest.raises(ConfigError, match=r"there is no search 'beams'; known: stream_t1, none, "):
     find("beams")

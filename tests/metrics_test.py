@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streamt1_jax.cli import measure as command
-from streamt1_jax.evaluation.metrics import consistency, exposure, lite0, motion, report
+from streamt1_jax.evaluation.metrics import consistency, exposure, lite0, motion, period, report
 from streamt1_jax.io import video
 
 pytest.importorskip("cv2")
@@ -63,6 +63,20 @@ def test_flicker_by_hand():
   assert motion.flicker(frames) == pytest.approx(0.8)  # Two neighbours, both differ by 51 of 255.
 
 
+def test_a_world_that_repeats():
+  """A texture that is back after eight frames; then one that is a pixel further with every period, and darker."""
+  exact = moving(8, frames=20)
+  assert [each[1:3] for each in period.measure(exact, 8)] == [(0, 0), (0, 0)]
+  assert [each.pairs for each in period.measure(exact, 8)] == [12, 4]
+  late = np.stack([np.roll(frame, (3 * (t // 8), -4 * (t // 8)), axis=(0, 1)) for t, frame in enumerate(exact)])
+  for each in period.measure(late, 8):
+    assert (each.period_error, each.phase_error) == (0, pytest.approx(5 * each.periods))
+  darker = np.stack([frame - np.uint8(10 * (t // 8)) for t, frame in enumerate(np.maximum(exact, 30))])
+  for each in period.measure(darker, 8):
+    assert (each.period_error, each.phase_error) == (pytest.approx(10 * each.periods / 255), 0)
+  assert period.measure(exact[:8], 8) == []
+
+
 def test_exposure_by_hand():
   frames = np.zeros((2, 3, 3, 3), np.uint8)
   frames[1, ..., 0] = 255
@@ -97,11 +111,20 @@ def test_features_are_those_of_the_published_network():
 def test_a_video_becomes_a_row(tmp_path, capsys):
   video.write_video(tmp_path / "a.mp4", moving(2), 16, scale=2)
   (tmp_path / "b.mp4").write_bytes(b"no video")
-  arguments = [f"--videos={tmp_path}/*.mp4", f"--output={tmp_path / 'rows.jsonl'}", "--torus", "--shrink=2"]
+  arguments = [
+    f"--videos={tmp_path}/*.mp4",
+    f"--output={tmp_path / 'rows.jsonl'}",
+    "--torus",
+    "--shrink=2",
+    "--period=8",
+  ]
   assert command.main(arguments) == 3
   first, bad = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()[1:]]
   assert first["metrics"]["speed"] == pytest.approx(32, rel=0.1)
   assert first["metrics"].keys() >= set(report.COLUMNS) - {"coherence_4s", "coherence_1s"}
+  assert [each["periods"] for each in first["metrics"]["repeats"]] == [1, 2]
+  # Eight frames later it is sixteen pixels further: the period is not that of this video.
+  assert first["metrics"]["phase_error"] == pytest.approx(16)
   assert "is not a readable video" in bad["error"]
   assert "| true | 3" in capsys.readouterr().out  # Dynamic, and its speed.
   # The same command again makes no row twice.
@@ -109,6 +132,11 @@ def test_a_video_becomes_a_row(tmp_path, capsys):
   written = (tmp_path / "rows.jsonl").read_text().splitlines()[1]
   assert command.main(arguments) == 0
   assert (tmp_path / "rows.jsonl").read_text().splitlines()[1:] == [written]
+
+
+def test_a_period_without_a_torus(tmp_path, capsys):
+  assert command.main([f"--videos={tmp_path}", "--period=64"]) == 2
+  assert "--period=64 needs --torus" in capsys.readouterr().err
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path, capsys):

@@ -45,6 +45,8 @@ def test_zero_order_by_hand():
   assert [each.seed for each in told] == [3, 4, 5, 6, 7]
   assert [each.kept for each in told] == [False, False, False, True, False]
   assert {each[:2] + each[-1:] for each in told} == {(0, 1, 1)}
+  # The trace names the seed that the kept noise was drawn from, and the video's own in later chunks.
+  assert [int(trace.candidates.seed.item()) for trace in traces[:2]] == [6, _SEED + 1000]
   chunk, expected = noises[3] / 2, [noises[3] / 2]
   for index in range(1, _CHUNKS):
     chunk = 1.5 * chunk + 0.5 * draw_noise(_SEED + 1000 * index).fresh.item()

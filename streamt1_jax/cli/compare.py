@@ -13,7 +13,7 @@ perfect judge. The other methods make a video each. Captions of the shapes world
 
 Prompts, seeds, the primary metric and their numbers are in `plan.json` before the first video is made. Every video is a
 row of `videos.jsonl`, safe as soon as it is made: the same command goes on where it stopped, and a later one may name
-further methods. At the end there are `comparison.json`, `comparison.md`, which is printed, and plots.
+further methods. At the end there are `comparison.json`, `comparison.md`, which is printed, `comparison.html` and plots.
 
 Exit codes: 0; 2 for bad input; 3 when a search fails; 130 when interrupted, 143 by SIGTERM.
 """
@@ -33,7 +33,7 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax import drivers
-from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
+from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags, telling
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.evaluation.compare import contenders, held_out, making, plots, report, scenes, summary
 from streamt1_jax.evaluation.compare.contenders import Contender
@@ -45,6 +45,7 @@ from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.measuring import search_flop
 from streamt1_jax.methods import METHODS
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.report import comparison
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring
 from streamt1_jax.rewards.selection import RewardChoice
@@ -87,7 +88,18 @@ def run(values: flags.FlagValues) -> None:
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
   folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-  pipeline = search_flags.load_pipeline(values, checkpoint)
+  for contender in entries:
+    note = contender.method.note(contender.search, chunks)
+    if note is not None:
+      telling.say(f"{contender.label}: {note}")
+  searches = {
+    f"--methods: {each.label}: ": (each.search, each.method.states_kept(each.numbers))
+    for each in entries
+    if each.picks is None
+  }
+  # The pool's videos are made one at a time.
+  searches["--pool: "] = (_pool_search(values, model), 0)
+  pipeline = search_flags.load_pipeline(values, checkpoint, searches=searches)
   for contender in entries:
     drivers.check_length(pipeline.models, contender.search, chunks)
   folder.begin()
@@ -292,14 +304,16 @@ def _write(
   if len(plan.cases) == len(plan.scenes):
     notes.append("Diversity is not measured: it compares seeds of one prompt, --num_seeds=2 or more.")
   manifest.write_json(output / "comparison.json", {"plan": folder.plan, "results": numbers})
+  if not plots.available():
+    notes.append("There are no plots: they need the extra train, pip install 'streamt1_jax[train]'.")
   page = report.markdown_of(folder.plan, numbers, notes)
   atomic.replace_bytes(output / "comparison.md", page.encode())
   print(page)
-  if plots.available():
-    drawn = plots.write(output, numbers)
-    print("\n".join(map(str, [output / "comparison.json", output / "comparison.md", *drawn])), flush=True)
-  else:
-    print("There are no plots: they need the extra train, pip install 'streamt1_jax[train]'.", flush=True)
+  drawn = plots.write(output, numbers) if plots.available() else []
+  titled = {plots.TITLES[path.stem]: path for path in drawn}
+  comparison.write_comparison(output / "comparison.html", report.sections(folder.plan, numbers, notes), titled)
+  names = ("comparison.json", "comparison.md", "comparison.html")
+  print("\n".join(map(str, [*(output / name for name in names), *drawn])), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

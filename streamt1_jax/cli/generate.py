@@ -98,7 +98,8 @@ def define_flags(values: flags.FlagValues) -> None:
     values,
     "samples",
     1,
-    f"Videos of every prompt. Each has a folder of its own, and the seed of the one before it plus {SAMPLE_SEEDS}.",
+    f"Videos of every prompt. Each has a folder of its own, and the seed of the one before it plus {SAMPLE_SEEDS}; for "
+    "more than 1000 chunks a multiple of that.",
     1,
     _MOST_SAMPLES,
   )

@@ -38,7 +38,8 @@ from streamt1_jax.text.tokenizer import clean
 SEED_LIMIT = 2**31
 """Seeds are smaller, and at least the negative of it."""
 SAMPLE_SEEDS = 1_000_000
-"""Between the seeds of two samples: seeds of candidates go up by 1000 a chunk, and samples share none of them."""
+"""Between the seeds of two samples of up to 1000 chunks, and a multiple of it for longer ones: they share no noise."""
+_SEEDS_PER_CHUNK = 1000
 DEFAULT_SECONDS = 5.0
 
 
@@ -92,13 +93,27 @@ class Plan:
     """Of the result."""
     return results.result_folder(self.values.output_dir, prompt, self.steered.name, self.sample)
 
+  @property
+  def sample_seeds(self) -> int:
+    """What the seed of a sample is above that of the one before."""
+    return SAMPLE_SEEDS * -(-self.num_chunks * _SEEDS_PER_CHUNK // SAMPLE_SEEDS)
+
+  def require_apart(self, length: int) -> None:
+    """Raises ConfigError if samples of so many chunks, given ones included, would share seeds of candidates."""
+    most = self.sample_seeds // _SEEDS_PER_CHUNK
+    if self.values.samples > 1 and length > most:
+      raise ConfigError(
+        f"--samples={self.values.samples}: videos of {length} chunks, given ones included, would share seeds; at most "
+        f"{most} chunks do not"
+      )
+
   def samples(self) -> list[Plan]:
     """The plans of all videos of a prompt; this is the first. Raises ConfigError if there are too few seeds."""
     count = self.values.samples
-    last = self.seed + (count - 1) * SAMPLE_SEEDS
+    last = self.seed + (count - 1) * self.sample_seeds
     if last >= SEED_LIMIT:
       raise ConfigError(f"--samples={count}: the last seed would be {last}, and {SEED_LIMIT - 1} is the largest")
-    seeds = [self.seed + sample * SAMPLE_SEEDS for sample in range(count)]
+    seeds = [self.seed + sample * self.sample_seeds for sample in range(count)]
     return [dataclasses.replace(self, seed=seed, sample=sample) for sample, seed in enumerate(seeds)]
 
   def length(self, start: Start) -> int:
@@ -233,4 +248,7 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
   end = plan.length(start)
   notes += steering_flags.check_times(plan.values, plan.steered, pipeline.clock, end, start.num_chunks)
   drivers.check_length(pipeline.models, plan.search, end)
+  plan.require_apart(end)
+  note = METHODS[plan.values.search].note(plan.search, end)
+  notes += [] if note is None else [note]
   return Searcher(plan, pipeline, timer.seconds["load"], start, tuple(notes))

@@ -2,6 +2,7 @@
 
   streamt1 measure --videos=outputs/ --output=metrics.jsonl
   streamt1 measure --videos='clips/*.mp4' --torus
+  streamt1 measure --videos=outputs/ --torus --shrink=4 --period=64
 
 Needs the extra `eval`: pip install 'streamt1_jax[eval]'. The metrics judge any video and know no prompt; the search's
 rewards never see them. Motion is in every table, because a frozen video has the best of all other figures. Lengths are
@@ -40,6 +41,14 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_path(values, "output", "metrics.jsonl", "Rows, one a video, as lines of JSON.")
   flag_types.define_switch(values, "torus", False, "Objects leave on one side and come in at the other.")
   flag_types.define_integer(
+    values,
+    "period",
+    None,
+    "Frames after which a perfect video of a torus is the same again, 64 in the shapes world: measures what differs.",
+    1,
+    100_000,
+  )
+  flag_types.define_integer(
     values, "shrink", 1, "Takes one pixel of this many: small models' videos are enlarged for people to see.", 1, 64
   )
   flag_types.define_switch(values, "overwrite", False, "Replaces earlier rows, also those of other settings.")
@@ -48,8 +57,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> None:
   """Measures the videos and prints the table."""
+  if values.period is not None and not values.torus:
+    raise ConfigError(f"--period={values.period} needs --torus: frames are moved over their borders")
   videos = score_inputs.find_videos(values.videos)
   output, settings = epath.Path(values.output), {"torus": values.torus, "shrink": values.shrink, "version": _VERSION}
+  # Rows without it are the same as before there was such a flag.
+  settings |= {} if values.period is None else {"period": values.period}
   known = [] if values.overwrite else rows.read(output, settings, name=f"--output={values.output}", is_row=_is_row)
   require_writable("output", values.output)
   flow.opencv()
@@ -64,7 +77,7 @@ def run(values: flags.FlagValues) -> None:
     command.raise_if_interrupted()
     row = kept.get(_key(identity))
     if row is None:
-      row = identity | _measured(path, values.torus, values.shrink)
+      row = identity | _measured(path, values.torus, values.shrink, values.period)
       writer.append(row)
     finished.append(row)
   print(report.table(finished))
@@ -83,7 +96,7 @@ def _is_row(row: rows.Row) -> bool:
   return whole and (isinstance(row.get("metrics"), dict) or isinstance(row.get("error"), str))
 
 
-def _measured(path: epath.Path, torus: bool, shrink: int) -> dict[str, Any]:
+def _measured(path: epath.Path, torus: bool, shrink: int, period: int | None) -> dict[str, Any]:
   try:
     info = video.probe_video(path)
     size = info.num_frames * info.height * info.width * 3
@@ -91,7 +104,7 @@ def _measured(path: epath.Path, torus: bool, shrink: int) -> dict[str, Any]:
       raise ConfigError(f"its frames take {size / 2**30:.1f} GiB of memory, at most {_MOST_BYTES >> 30} are allowed")
     frames = video.read_frames(path, np.arange(info.num_frames), info.num_frames)
     middle = slice(shrink // 2, None, shrink)
-    return {"metrics": report.measure(frames[:, middle, middle], info.fps, torus=torus)}
+    return {"metrics": report.measure(frames[:, middle, middle], info.fps, torus=torus, repeats_after=period)}
   except ConfigError as error:
     return {"error": one_line(str(error))}
 

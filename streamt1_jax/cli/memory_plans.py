@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from streamt1_jax.cli import flag_types
-from streamt1_jax.config import ModelConfig, SearchConfig
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig
 from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.io import markdown
 from streamt1_jax.parallel import hosts
@@ -38,6 +38,7 @@ def request(
   mesh: Mesh | None,
   dtype: str,
   num_chunks: int | None = None,
+  kept_states: int = 0,
 ) -> Request:
   """What the flags ask of a device. No weight is read. Raises ConfigError for a reward whose folder is damaged."""
   kernel = requests.uses_kernel(values.attention, jax.default_backend(), model.backbone.head_dim)
@@ -51,6 +52,7 @@ def request(
     kernel=kernel,
     num_chunks=num_chunks,
     decoding=values.decoding,
+    kept_states=kept_states,
   )
 
 
@@ -61,13 +63,22 @@ def make(values: flags.FlagValues, asked: Request) -> Plan:
   return requests.plan(asked, limit)
 
 
-def decide(values: flags.FlagValues, asked: Request) -> Decoding:
-  """How to decode; process 0 decides for all. Raises ConfigError, with a remedy, for a search that does not fit."""
+def decide(values: flags.FlagValues, asked: Mapping[str, Request]) -> Decoding:
+  """How to decode what several searches ask for, so that each fits; process 0 decides for all.
+
+  Raises ConfigError, with a remedy, for a search that does not fit. Its name in `asked` begins the message.
+  """
 
   def on_this_process() -> Decoding:
-    plan = make(values, asked)
-    require_fit(plan, asked)
-    return plan.chosen.decoding
+    ways = []
+    for name, one in asked.items():
+      plan = make(values, one)
+      try:
+        require_fit(plan, one)
+      except ConfigError as error:
+        raise ConfigError(f"{name}{error}") from error
+      ways.append(plan.chosen.decoding)
+    return max(ways, key=memory.WAYS.index)
 
   return hosts.first_decides(on_this_process)
 

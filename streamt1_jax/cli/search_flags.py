@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -202,20 +203,38 @@ def memory_request(
   search = search_config(values, model)
   mesh = device_flags.make_mesh(values, model, search, num_prompts)
   choice = reward_choice(values, checkpoint, model)
-  return memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype, num_chunks)
+  kept = METHODS[values.search].states_kept(named_numbers(values, "policy", "alpha:0.02"))
+  return memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype, num_chunks, kept)
 
 
 def load_pipeline(
-  values: flags.FlagValues, checkpoint: epath.Path, dtype: str = "float32", num_prompts: int = 1
+  values: flags.FlagValues,
+  checkpoint: epath.Path,
+  dtype: str = "float32",
+  num_prompts: int = 1,
+  searches: Mapping[str, tuple[SearchConfig, int]] | None = None,
 ) -> Pipeline:
   """The model of a checkpoint with the rewards and on the devices of the flags.
 
-  Raises ConfigError, naming the flag or the file, also for a search that does not fit its devices.
+  Args:
+    values: the flags.
+    checkpoint: its folder.
+    dtype: of the model.
+    num_prompts: made together.
+    searches: what will be searched, with the copies of the state that each keeps, by what begins a message about it;
+      by default the search of the flags.
+
+  Raises:
+    ConfigError: names the flag or the file; also for a search that does not fit its devices.
   """
   device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
   asked = memory_request(values, checkpoint, model, dtype, num_prompts)
-  decoding = memory_plans.decide(values, asked)
+  several = {
+    name: dataclasses.replace(asked, search=search, kept_states=kept)
+    for name, (search, kept) in (searches or {}).items()
+  }
+  decoding = memory_plans.decide(values, several or {"": asked})
   device_flags.warn_if_slow(model, values.attention)
   return Pipeline.load(
     checkpoint,

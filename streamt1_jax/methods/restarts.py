@@ -193,7 +193,9 @@ def _trial(
   made = []
   try:
     drivers.check_usable(trace, 0, seed)
-    made.append((state, hosts.to_host(trace)))
+    # Its noise was drawn from this seed, whatever the video's is.
+    seeds = trace.candidates._replace(seed=np.full_like(trace.candidates.seed, drawn))
+    made.append((state, hosts.to_host(trace._replace(candidates=seeds))))
     if chunks > 1:
       # The state is copied before it is lent: who asks for the video's chunks may keep the states.
       more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
@@ -231,6 +233,12 @@ def _plain(model: ModelConfig, **numbers: float) -> SearchConfig:
   return SearchConfig.streaming(model)
 
 
+def _kept(**numbers: float) -> int:
+  """Where the video begins, and the chunks of the best beginning and of the one in work."""
+  method = of_numbers(ZeroOrder, numbers)
+  return 1 + 2 * method.chunks if method.rounds else 0
+
+
 ZERO_ORDER = Method(
   "zero_order",
   "Zero-order search over the first chunk's noise: the video goes on from the beginning that the video reward likes.",
@@ -238,6 +246,7 @@ ZERO_ORDER = Method(
   ("reward_codec", "sink_distance"),
   numbers={field.name: field.default for field in dataclasses.fields(ZeroOrder)},  # type: ignore[misc]
   asks=True,
+  kept=_kept,
   begins=True,
   run=zero_order,
 )

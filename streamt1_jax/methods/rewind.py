@@ -227,11 +227,18 @@ def _plain(model: ModelConfig, **numbers: float) -> SearchConfig:
   return SearchConfig.streaming(model)
 
 
+def _kept(**numbers: float) -> int:
+  """Where each chunk begins and ends, of the first try, of the best one and of the one in work."""
+  method = of_numbers(Rewind, numbers)
+  return (6 if method.attempts else 2) * method.back - 1
+
+
 BACKTRACKING = Method(
   "backtracking",
   "Plain streaming that makes a chunk anew, from another seed, where the motion falls.",
   _plain,
   ("reward_codec", "sink_distance"),
   numbers={field.name: field.default for field in dataclasses.fields(Rewind)},  # type: ignore[misc]
+  kept=_kept,
   run=backtrack,
 )

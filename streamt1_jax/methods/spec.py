@@ -34,6 +34,8 @@ class Method:
     numbers: parameters of its policy that a user may set, with their defaults; None for one that must be given.
     least: smallest value of a field, where a smaller one would be another method.
     asks: whether its driver judges by the video reward, though its search judges nothing.
+    kept: of a method with a `run`, by its numbers: copies of the state that it keeps at most, beside the one in work.
+    note: what a user should know of a video of so many chunks, in one line; None where there is nothing.
     begins: whether its driver makes the first chunk in a way of its own, so that no video may begin with given chunks.
     run: of a method that drives the chunk step in its own way from the host, as `drivers.stream_states` does and with
       its arguments; it also takes `tell` (`tries.Tell`), `newest`, the trace that was yielded with the state that it
@@ -47,6 +49,8 @@ class Method:
   numbers: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
   least: Mapping[str, int] = dataclasses.field(default_factory=dict)
   asks: bool = False
+  kept: Callable[..., int] | None = None
+  note: Callable[[SearchConfig, int], str | None] = lambda search, num_chunks: None
   begins: bool = False
   run: Callable[..., Any] | None = None
 
@@ -90,6 +94,10 @@ class Method:
   def taken(self) -> str:
     """What a user may set, joined by commas."""
     return ", ".join(self.fields)
+
+  def states_kept(self, numbers: Mapping[str, float]) -> int:
+    """Copies of the state that it keeps beside the one in work, with these of its numbers."""
+    return 0 if self.kept is None else self.kept(**{**self.numbers, **numbers})
 
   def _numbers(self, given: Mapping[str, float]) -> dict[str, float]:
     known = ", ".join(self.numbers) or "none"

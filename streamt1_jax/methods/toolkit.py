@@ -103,6 +103,17 @@ ROUNDS = Method(
   _rounds,
   ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance", "round_size", "accept", "round_budget"),
 )
+
+
+def _forgets(search: SearchConfig, num_chunks: int) -> str | None:
+  if num_chunks <= search.sliding_window:
+    return None
+  return (
+    f"a video of {num_chunks} chunks is longer than the sliding window of {search.sliding_window}: particles forget "
+    "what has left the window, and --search=particles_sum weighs the whole video"
+  )
+
+
 PARTICLES = Method(
   "particles",
   "Sequential Monte Carlo over chunks, for videos that fit into the sliding window: beams are copied in proportion to "
@@ -111,6 +122,7 @@ PARTICLES = Method(
   _FIELDS,
   _PARTICLES,
   least={"top_k": 2},
+  note=_forgets,
 )
 PARTICLES_SUM = Method(
   "particles_sum",

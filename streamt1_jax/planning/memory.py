@@ -62,6 +62,7 @@ class Sizes:
     keeps_candidates: whether the decoder states of candidates can be kept for the winners.
     beams_in_all: number of beams of a search, on all devices.
     looks_ahead: whether candidates are carried on to be judged by what follows.
+    kept_states: copies of the state that a search from the host keeps.
   """
 
   weights: Mapping[str, int]
@@ -83,6 +84,7 @@ class Sizes:
   keeps_candidates: bool
   beams_in_all: int
   looks_ahead: bool = False
+  kept_states: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +139,9 @@ def estimate(sizes: Sizes, decoding: Decoding) -> Estimate:
   arguments["decoder states of the beams"] = sizes.beams * sizes.decoder_state
   arguments["frames of the windows and the rest of the state"] = sizes.rest
   arguments["the prompt"] = sizes.prompt
+  whole = sizes.memory + sizes.rest + sizes.beams * sizes.decoder_state
+  if sizes.kept_states:
+    arguments["copies of the state"] = sizes.kept_states * whole
   generating = {
     "keys and values of the winners": _CHUNK_COPIES * sizes.beams * sizes.chunk_memory + sizes.block,
     "attention and activations of the candidates": sizes.candidates * sizes.generated,
@@ -160,7 +165,6 @@ def estimate(sizes: Sizes, decoding: Decoding) -> Estimate:
   if sizes.looks_ahead:
     # Scores of the candidates are known by then. Each that is carried on has all that a beam has.
     carried = sizes.candidates if decoding == "together" else sizes.beams
-    whole = sizes.memory + sizes.rest + sizes.beams * sizes.decoder_state
     temporaries = {**temporaries, "what candidates are carried on with": whole // sizes.beams * carried}
   return Estimate(decoding, arguments, temporaries, sizes.results, off_by)
 

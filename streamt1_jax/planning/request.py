@@ -48,6 +48,7 @@ class Request:
     kernel: whether a kernel computes attention, so that no scores are in memory.
     num_chunks: length of the video; None for one that fills the window.
     decoding: the only way to decode that is allowed; None for any.
+    kept_states: copies of the state that the search keeps beside the one in work.
   """
 
   model: ModelConfig
@@ -59,6 +60,7 @@ class Request:
   kernel: bool
   num_chunks: int | None = None
   decoding: Decoding | None = None
+  kept_states: int = 0
 
 
 def reward_configs(
@@ -136,6 +138,7 @@ def sizes(request: Request) -> Sizes:
     keeps_candidates=search.judges and search.reward_decode == "streamed" and search.round_size == 0,
     beams_in_all=search.top_k,
     looks_ahead=search.look_ahead > 0,
+    kept_states=request.kept_states,
   )
 
 

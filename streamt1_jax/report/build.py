@@ -94,6 +94,7 @@ class Report:
     seconds: where the time went; () if the result does not say.
     work: what the TFLOP were spent on; () if the result does not say.
     counts: name and number of what the search counted; () if the result does not say.
+    tries: chunks, seed, score, judged frames and fate of what was tried from the host; () for most searches.
     settings: name and value of everything that decided the video.
     video: URL of the video, or None.
   """
@@ -114,6 +115,7 @@ class Report:
   seconds: Sequence[summary.Share]
   work: Sequence[summary.Share]
   counts: Sequence[tuple[str, str]]
+  tries: Sequence[Sequence[str]]
   settings: Sequence[tuple[str, str]]
   video: str | None
 
@@ -169,6 +171,7 @@ def build(key: str, account: Account, video: str | None) -> Report:
     seconds=summary.shares(account.section("wall_seconds"), "search", "s"),
     work=summary.work(account),
     counts=summary.counts(account),
+    tries=summary.tries(account),
     settings=[(name, summary.plain(value)) for name, value in account.settings.items()],
     video=video,
   )

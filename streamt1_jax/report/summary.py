@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -161,6 +162,22 @@ def work(account: Account) -> list[Share]:
   flop = account.section("cost").get("tflop")
   parts = {name: value for name, value in flop.items() if name != "total"} if isinstance(flop, Mapping) else {}
   return shares(parts, "forwards", "TFLOP")
+
+
+def tries(account: Account) -> list[list[str]]:
+  """What a driver tried from the host, a row each: chunks, seed, score, frames that were judged, whether it is kept."""
+  rows = []
+  listed = account.run.get("tries")
+  for each in listed if isinstance(listed, list) else ():
+    begin, chunks = (each.get(name) if isinstance(each, Mapping) else None for name in ("begin", "chunks"))
+    if not (isinstance(begin, int) and isinstance(chunks, int)):
+      continue
+    value = each.get("score")
+    told = score(value) if isinstance(value, (int, float)) and math.isfinite(value) else "NaN or Inf"
+    span = str(begin) if chunks <= 1 else f"{begin} to {begin + chunks - 1}"
+    seen = plain(each.get("judged_frames"))
+    rows.append([span, plain(each.get("seed")), told, seen, "in the video" if each.get("kept") is True else "let go"])
+  return rows
 
 
 def counts(account: Account) -> list[tuple[str, str]]:

@@ -9,12 +9,14 @@ import hashlib
 import itertools
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib import parse
 
 import jinja2
+import markupsafe
 from etils import epath
 
 from streamt1_jax.config import ConfigError
@@ -28,6 +30,7 @@ from streamt1_jax.report.svg import Columns, LineChart, Series
 MOST_VIDEO_BYTES = 20 << 20
 """Of all videos that a page holds itself."""
 _PAGE = pathlib.Path(__file__).with_name("page")
+_CODE = re.compile("`([^`]+)`")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +66,13 @@ def environment() -> jinja2.Environment:
   loader = jinja2.FileSystemLoader(_PAGE)
   made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                             lstrip_blocks=True)  # fmt: skip
-  made.filters |= {"coordinate": svg.number, "score": summary.score}
+  made.filters |= {"coordinate": svg.number, "score": summary.score, "code": code}
   return made
+
+
+def code(sentence: str) -> markupsafe.Markup:
+  """A sentence whose words between backticks are code. Everything in it is escaped."""
+  return markupsafe.Markup(_CODE.sub(r"<code>\1</code>", str(markupsafe.escape(sentence))))
 
 
 def render(template: str, **context: Any) -> str:

@@ -144,6 +144,15 @@ def _cost_split(axes: Any, summary: Mapping[str, Any]) -> bool:
   return max(bottom) > 0
 
 
+TITLES = {
+  "score_against_tflop": "Held-out score against TFLOP of a video",
+  "drift": "Along the video",
+  "regret": "What the reward's choice loses",
+  "over_optimisation": "The score that selects, and the held-out score",
+  "cost_split": "What the TFLOP are spent on",
+}
+"""Of each plot, by the name of its file."""
+
 _PLOTS = {
   "score_against_tflop": _score_against_tflop,
   "drift": _drift,

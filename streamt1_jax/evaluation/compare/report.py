@@ -1,9 +1,9 @@
-"""The tables of a comparison, in Markdown."""
+"""What a comparison says: its tables, and the same in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from streamt1_jax.evaluation.compare.outcomes import AXES
 from streamt1_jax.io import markdown
@@ -16,8 +16,26 @@ plain videos gives each with its probability. Costs are means of a video, with t
 compilation."""
 
 
-def markdown_of(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-  """The whole page.
+class Section(NamedTuple):
+  """A part of the page.
+
+  Attributes:
+    title: above it.
+    before: sentences above its table.
+    head: of the table; () for none.
+    rows: of the table.
+    after: sentences below it.
+  """
+
+  title: str
+  before: Sequence[str] = ()
+  head: Sequence[str] = ()
+  rows: Sequence[Sequence[str]] = ()
+  after: Sequence[str] = ()
+
+
+def sections(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequence[str] = ()) -> list[Section]:
+  """The whole page, part by part.
 
   Args:
     plan: of the folder.
@@ -27,30 +45,44 @@ def markdown_of(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequ
   primary, methods = summary["primary_metric"], summary["methods"]
   later = [label for label, told in plan["methods"].items() if told["videos_before"] and label in methods]
   told = ", ".join(f"{name} {value}" for name, value in plan["fixed"].items() if name in _TOLD and value is not None)
-  parts = [
-    "# Comparison",
-    f"Primary metric: `{primary}`. Cases: {summary['cases']}; different captions: {summary['captions']}; {told}.",
-    "## Methods",
-    _methods(primary, methods),
-    _READ,
-    *([f"Added after the first videos: {', '.join(later)}."] if later else []),
-    *notes,
-    "## At equal cost",
-    f"Differences of `{primary}`. best_of_n takes as many plain videos as the cost allows, between whole numbers too; "
-    "another method its dearest size that costs no more.",
-    _equal_cost(summary["equal_cost"]) if summary["equal_cost"] else "No method makes videos of its own.",
-    "## Best of n from one pool",
-    "What the reward picks, what a perfect judge would, and what is lost: 0 of the normalised regret is a perfect "
-    "choice, 1 a random one, more is harmful. Where the score rises and the chosen videos get worse, the reward is "
-    "over-optimised.",
-    _pool(summary["pool"]),
-    "## All metrics",
-    _metrics(methods),
+  added = [f"Added after the first videos: {', '.join(later)}."] if later else []
+  equal = (
+    Section("At equal cost", [_EQUAL.format(primary=primary)], *_equal_cost(summary["equal_cost"]))
+    if summary["equal_cost"]
+    else Section("At equal cost", [_EQUAL.format(primary=primary), "No method makes videos of its own."])
+  )
+  return [
+    Section(
+      "Comparison",
+      [f"Primary metric: `{primary}`. Cases: {summary['cases']}; different captions: {summary['captions']}; {told}."],
+    ),
+    Section("Methods", [], *_methods(primary, methods), after=[_READ, *added, *notes]),
+    equal,
+    Section("Best of n from one pool", [_POOL], *_pool(summary["pool"])),
+    Section("All metrics", [], *_metrics(methods)),
     *_drift(methods),
   ]
+
+
+def markdown_of(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+  """`sections` in Markdown."""
+  parts = []
+  for number, section in enumerate(sections(plan, summary, notes)):
+    table = [markdown.table(section.head, section.rows)] if section.head else []
+    parts += [f"{'##' if number else '#'} {section.title}", *section.before, *table, *section.after]
   return "\n\n".join(parts) + "\n"
 
 
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+_EQUAL = (
+  "Differences of `{primary}`. best_of_n takes as many plain videos as the cost allows, between whole numbers too; "
+  "another method its dearest size that costs no more."
+)
+_POOL = (
+  "What the reward picks, what a perfect judge would, and what is lost: 0 of the normalised regret is a perfect "
+  "choice, 1 a random one, more is harmful. Where the score rises and the chosen videos get worse, the reward is "
+  "over-optimised."
+)
 _TOLD = ("split", "seconds", "objects", "timelines", "num_prompts", "num_seeds", "pool", "seed", "device")
 
 
@@ -60,7 +92,7 @@ def _cell(found: Mapping[str, float] | None, digits: int = 3) -> str:
   return f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def _methods(primary: str, methods: Mapping[str, Any]) -> str:
+def _methods(primary: str, methods: Mapping[str, Any]) -> Table:
   optional = [name for name in ("dynamic", "speed", "diversity") if any(name in of for of in methods.values())]
   columns = [
     "method",
@@ -81,7 +113,7 @@ def _methods(primary: str, methods: Mapping[str, Any]) -> str:
     forwards, tflop, seconds, depth = (f"{of['cost'][name]:.4g}" for name in (*AXES, "depth"))
     cost = [forwards, tflop, _optional(of.get("times_plain")), seconds, depth]
     rows.append([label, _cell(of["held_out"][primary]), *cells, *cost, *(_optional(of.get(name)) for name in optional)])
-  return markdown.table(columns, rows)
+  return columns, rows
 
 
 def _decided(found: Mapping[str, Any]) -> str:
@@ -92,32 +124,32 @@ def _optional(found: Any) -> str:
   return "" if found is None else f"{found['mean']:.3g}" if isinstance(found, Mapping) else f"{found:.3g}"
 
 
-def _equal_cost(rows: Sequence[Mapping[str, Any]]) -> str:
+def _equal_cost(rows: Sequence[Mapping[str, Any]]) -> Table:
   against = lambda row: (
     f"best of {row['n']:.4g}{', beyond the pool' if row['beyond_pool'] else ''}" if "n" in row else row["against"]
   )
-  body = ([row["method"], row["axis"], against(row), _cell(row["difference"]), _decided(row)] for row in rows)
-  return markdown.table(["method", "equal", "against", "difference", "wins / ties / losses"], body)
+  body = [[row["method"], row["axis"], against(row), _cell(row["difference"]), _decided(row)] for row in rows]
+  return ["method", "equal", "against", "difference", "wins / ties / losses"], body
 
 
-def _pool(rows: Sequence[Mapping[str, Any]]) -> str:
+def _pool(rows: Sequence[Mapping[str, Any]]) -> Table:
   names = ("score", "chosen", "oracle", "regret", "normalised_regret")
-  body = ([str(row["n"]), *(_cell(row[name]) for name in names)] for row in rows)
-  return markdown.table(["n", *(name.replace("_", " ") for name in names)], body)
+  body = [[str(row["n"]), *(_cell(row[name]) for name in names)] for row in rows]
+  return ["n", *(name.replace("_", " ") for name in names)], body
 
 
-def _metrics(methods: Mapping[str, Any]) -> str:
+def _metrics(methods: Mapping[str, Any]) -> Table:
   names = [
     name for name in next(iter(methods.values()))["held_out"] if any(of["held_out"][name] for of in methods.values())
   ]
-  body = ([label, *(_cell(of["held_out"][name]) for name in names)] for label, of in methods.items())
-  return markdown.table(["method", *names], body)
+  body = [[label, *(_cell(of["held_out"][name]) for name in names)] for label, of in methods.items()]
+  return ["method", *names], body
 
 
-def _drift(methods: Mapping[str, Any]) -> list[str]:
+def _drift(methods: Mapping[str, Any]) -> list[Section]:
   count = max(len(of["windows"]) for of in methods.values())
   if not count:
     return []
-  body = ([label, *map(_cell, of["windows"])] for label, of in methods.items())
-  table = markdown.table(["method", *(f"part {index + 1}" for index in range(count))], body)
-  return ["## Along the video", "Share of videos that show their caption, part by part.", table]
+  head = ["method", *(f"part {index + 1}" for index in range(count))]
+  body = [[label, *map(_cell, of["windows"])] for label, of in methods.items()]
+  return [Section("Along the video", ["Share of videos that show their caption, part by part."], head, body)]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from streamt1_jax.config import ConfigError
-from streamt1_jax.evaluation.metrics import consistency, exposure, motion
+from streamt1_jax.evaluation.metrics import consistency, exposure, motion, period
 from streamt1_jax.io import markdown
 
 WINDOW_SECONDS = 5.0
@@ -30,18 +30,26 @@ COLUMNS = (
 """Columns of the table. Motion comes first, since a frozen video has the best of all others."""
 
 
-def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, torus: bool = False) -> dict[str, Any]:
+REPEATS = ("period_error", "phase_error")
+"""Further columns, of worlds that repeat."""
+
+
+def measure(
+  frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, torus: bool = False, repeats_after: int | None = None
+) -> dict[str, Any]:
   """All metrics of a video.
 
   Args:
     frames: RGB, at least three of them, and three pixels on a side.
     fps: frames per second.
     torus: whether objects leave on one side and come in at the other.
+    repeats_after: frames after which a perfect video of such a world is the same again; None for other worlds.
 
   Returns:
     JSON values: the fields of `motion.Motion` but for `speeds`; `consistency`, `coherence_LAGs` (seconds) and
     `first_last` by features; means of `exposure`; `drift_NAME`, the mean of the last 15 % less that of the first; and
-    `windows`, a list of means over five seconds each.
+    `windows`, a list of means over five seconds each. Of a world that repeats also `repeats`, a list of `period.Repeat`
+    by number of periods, and `period_error` and `phase_error`, the first of them, None for a video that is too short.
 
   Raises ConfigError for a shorter or smaller video, or without the extra `eval`.
   """
@@ -62,21 +70,25 @@ def measure(frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, torus: bool = F
   result["windows"] = [
     {name: float(parts[min(index, len(parts) - 1)].mean()) for name, parts in split.items()} for index in range(windows)
   ]
+  if repeats_after is not None:
+    repeats = [each._asdict() for each in period.measure(frames, repeats_after)]
+    result |= {name: repeats[0][name] if repeats else None for name in REPEATS} | {"repeats": repeats}
   return {name: value if not isinstance(value, float) or np.isfinite(value) else None for name, value in result.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
   """A line a video and one of means, in Markdown. A row has `video` and, unless it has an `error`, `metrics`."""
   good = [row["metrics"] for row in rows if "metrics" in row]
+  columns = (*COLUMNS, *(name for name in REPEATS if any(name in metrics for metrics in good)))
   body = [
-    [row["video"], *(_cell(row["metrics"].get(name)) for name in COLUMNS)]
+    [row["video"], *(_cell(row["metrics"].get(name)) for name in columns)]
     if "metrics" in row
-    else [row["video"], row["error"], *[""] * (len(COLUMNS) - 1)]
+    else [row["video"], row["error"], *[""] * (len(columns) - 1)]
     for row in rows
   ]
   if len(good) > 1:
-    body.append(["**mean**", *(_cell(_mean([metrics.get(name) for metrics in good])) for name in COLUMNS)])
-  return markdown.table(["video", *COLUMNS], body)
+    body.append(["**mean**", *(_cell(_mean([metrics.get(name) for metrics in good])) for name in columns)])
+  return markdown.table(["video", *columns], body)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
