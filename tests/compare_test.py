@@ -437,6 +437,11 @@ def _call(folder, *arguments):
     (["--output=o", "--methods=stream_t1:sliding_window=400"], ["stream_t1:2x2:sliding_window=400", "at most 341"]),
     (["--output=o", "--methods=stream_t1:reward_codec=vp9"], ["--methods", "vp9", "h264"]),
     (["--output=o", "--methods=every_j", "--judge_every=30"], ["every_j:2x2", "judge_every", "1..7", "got 30"]),
+    (["--output=o", "--methods=look_ahead", "--look_ahead=7"], ["look_ahead:2x2", "look_ahead", "0..6", "got 7"]),
+    (
+      ["--output=o", "--methods=none,backtracking:back=500", "--device_memory=2"],
+      ["backtracking:back=500: this search"],
+    ),
     (["--output=o", "--seconds=1000"], ["--seconds=1000.0", "1..341"]),
     (["--output=o", "--timelines", "--seconds=0.5"], ["--timelines", "--seconds=0.5"]),
     (["--output=o", "--timelines", "--objects=2"], ["--timelines takes no --objects"]),

@@ -12,10 +12,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from streamt1_jax.cli import export_vbench, results
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.cli import command, export_vbench, generate_plan, results, steering_flags
+from streamt1_jax.cli import generate as generate_command
+from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.drivers import FinalBeams
 from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
 from streamt1_jax.reward_pruning import Flags
@@ -182,6 +184,19 @@ def test_trace_follows_from_its_own_scores(finished):
     assert chunk["scores"] == [hybrid[n] for n in chunk["survivors"]]
     assert [c["candidate"] for c in chunk["candidates"] if c["survivor"]] == sorted(chunk["survivors"])
     assert [c["route"] for c in chunk["candidates"]] == ["nothing"] * 4
+
+
+@pytest.mark.parametrize(("chunks", "apart"), [(7, 1_000_000), (1000, 1_000_000), (1001, 2_000_000)])
+def test_samples_never_share_a_seed(chunks, apart):
+  """A chunk takes 1000 seeds. A longer video than that of the flags, which begins with given chunks, is refused."""
+  values = command.parse(generate_command.define_flags, [f"--prompt={PROMPT}", "--samples=3"])
+  steered = steering_flags.read(values)
+  search = SearchConfig(sink_distance=9)
+  plan = generate_plan.Plan(values, "float32", epath.Path("."), preset("tiny"), {}, search, chunks, "", steered, SEED)
+  assert [each.seed for each in plan.samples()] == [SEED + sample * apart for sample in range(3)]
+  plan.require_apart(apart // 1000)
+  with pytest.raises(ConfigError, match=f"--samples=3: videos of {apart // 1000 + 1} chunks.* would share seeds"):
+    plan.require_apart(apart // 1000 + 1)
 
 
 def test_seeds_follow_the_released_rule(finished):

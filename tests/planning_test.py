@@ -59,17 +59,18 @@ def test_arithmetic_by_hand():
     one = memory.estimate(SIZES, way)
     assert (one.argument_bytes, one.temporary_bytes, one.error) == (arguments, temporaries[way], errors[way])
 
+    assert one.total == arguments + temporaries[way] + 1
+  assert memory.estimate(SIZES, "twice").largest == ("memory of the beams", 5000)
+
 
 def test_what_is_kept_and_carried_on_by_hand():
-  """A copy of the state is both beams' memories, decoder states and the rest; a candidate that is carried on has half."""
+  """A copy of the state is memories, decoder states and the rest of both beams; what is carried on has half of it."""
   state = 5000 + 90 + 2 * 700
   several = dataclasses.replace(SIZES, kept_states=3, looks_ahead=True)
   for way, carried in (("together", 4), ("in_turn", 2), ("twice", 2)):
     one, usual = memory.estimate(several, way), memory.estimate(SIZES, way)
     assert one.argument_bytes - usual.argument_bytes == 3 * state
     assert one.temporary_bytes - usual.temporary_bytes == carried * state // 2
-    assert one.total == arguments + temporaries[way] + 1
-  assert memory.estimate(SIZES, "twice").largest == ("memory of the beams", 5000)
 
 
 def test_windows_decoded_from_scratch():

@@ -354,6 +354,22 @@ def test_a_large_video_lies_beside_the_page(tmp_path):
   assert Page(folder / "report.html").one("video")["src"] == "video.mp4"
 
 
+def test_what_was_tried_from_the_host_is_a_table(tmp_path):
+  folder = Searched(chunks=2).write(tmp_path / "result")
+  assert "What was tried" not in _page(folder).source
+  run = json.loads((folder / "manifest.json").read_text())
+  tries = [
+    {"begin": 0, "chunks": 2, "seed": 7, "score": -1.5, "kept": False, "judged_frames": 9},
+    {"begin": 0, "chunks": 2, "seed": 8, "score": 2.25, "kept": True, "judged_frames": 9},
+    {"begin": 3, "chunks": 1, "seed": 9, "score": None, "kept": False, "judged_frames": 0},
+  ]
+  (folder / "manifest.json").write_text(json.dumps(run | {"tries": [*tries, "no try"]}))
+  page = _page(folder)
+  (table,) = (each for each in page.of("table") if "Seed of the noise" in each["text"])
+  for text in ("0 to 1", "7", "\N{MINUS SIGN}1.5000", "2.2500", "let go", "in the video", "NaN or Inf"):
+    assert text in table["text"]
+
+
 def test_equal_searches_keep_equal_pictures(tmp_path):
   first, second = (Searched(chunks=3).write(tmp_path / name) / "pictures.zip" for name in ("a", "b"))
   assert first.read_bytes() == second.read_bytes()
