@@ -378,9 +378,10 @@ class Step:
     beam. A candidate that leads to NaN or Inf stays usable, and is worse than any that does not.
     """
     own, least = candidates.scores, jnp.finfo(jnp.float32).min
-    most, left = jnp.int32(self.search.look_ahead), self.condition.num_chunks - 1 - self.chunk_index
+    end, longest = self.condition.num_chunks, self.models.generator.max_chunks(self.search)
     # A video without an end is longer than its condition says.
-    count = jnp.where(left < 0, most, jnp.minimum(most, left))
+    end = jnp.where(self.chunk_index < end, end, longest)
+    count = jnp.minimum(self.search.look_ahead, end - 1 - self.chunk_index)
 
     def means() -> Scores:
       ahead = self.models.execution.map_siblings(lambda siblings: self._sums_ahead(beams, siblings, count))(candidates)

@@ -115,7 +115,7 @@ def chunk_cost(
   )
   followed = (
     _followed(models, search, chunk_index + 1 + ahead, num_chunks, short_frames)
-    for ahead in range(chunks_ahead(search, chunk_index, num_chunks))
+    for ahead in range(chunks_ahead(models, search, chunk_index, num_chunks))
   )
   return total([made, judged, *followed])
 
@@ -132,14 +132,16 @@ def chunk_depth(
   """Forwards of a chunk that follow one another, if all candidates of a round run at once."""
   one = len(models.generator.sigmas)
   again = in_chunk(search, chunk_index).round_size and (rounds or search.round_budget or search.most_rounds) - 1
-  return one * (1 + again) + 1 + chunks_ahead(search, chunk_index, num_chunks) * (one + 1)
+  return one * (1 + again) + 1 + chunks_ahead(models, search, chunk_index, num_chunks) * (one + 1)
 
 
-def chunks_ahead(search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
+def chunks_ahead(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
   """Chunks by which a search carries on the candidates of one chunk, to judge what follows; none behind the last."""
   ahead = in_chunk(search, chunk_index).look_ahead
-  known = num_chunks is not None and chunk_index < num_chunks
-  return min(ahead, num_chunks - 1 - chunk_index) if known else ahead
+  # A video without an end is longer than its state says.
+  is_end = num_chunks is not None and chunk_index < num_chunks
+  end = num_chunks if is_end else models.generator.max_chunks(search)
+  return min(ahead, end - 1 - chunk_index)
 
 
 def _followed(
@@ -194,7 +196,7 @@ def streams_begun(
   rounds: int | None = None,
 ) -> int:
   """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
-  ahead = chunks_ahead(search, chunk_index, num_chunks)
+  ahead = chunks_ahead(models, search, chunk_index, num_chunks)
   search, first, event = in_chunk(search, chunk_index), chunk_index == 0, inside_event(in_chunk(search, chunk_index))
   winners = search.top_k if first else 0
   previews = search.top_k * event.start if first and event is not None else 0

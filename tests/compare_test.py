@@ -439,8 +439,8 @@ def _call(folder, *arguments):
     (["--output=o", "--methods=every_j", "--judge_every=30"], ["every_j:2x2", "judge_every", "1..7", "got 30"]),
     (["--output=o", "--methods=look_ahead", "--look_ahead=7"], ["look_ahead:2x2", "look_ahead", "0..6", "got 7"]),
     (
-      ["--output=o", "--methods=none,backtracking:back=500", "--device_memory=2"],
-      ["backtracking:back=500: this search"],
+      ["--output=o", "--methods=none,backtracking:back=500", "--device_memory=2", "--mesh=data:1"],
+      ["--methods: backtracking:back=500: this search takes about 6.5"],
     ),
     (["--output=o", "--seconds=1000"], ["--seconds=1000.0", "1..341"]),
     (["--output=o", "--timelines", "--seconds=0.5"], ["--timelines", "--seconds=0.5"]),

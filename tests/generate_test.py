@@ -342,7 +342,7 @@ def test_description_of_a_trace_made_by_hand():
   assert described["chunks"][0]["candidates"][3] == {
     "candidate": 3, "parent": 1, "seed": 3, "short": 4.0, "long": 8.0, "hybrid": 4.0, "route": "nothing",
     "flags": {"ema": True, "append": True}, "usable": True, "survivor": True, "rank": 0,
-    "fate": "survived", "copies": 1, "log_weight": None, "preview": None,
+    "fate": "survived", "copies": 1, "log_weight": None, "preview": None, "ahead": None,
   }  # fmt: skip
   assert [c["rank"] for c in described["chunks"][0]["candidates"]] == [1, None, None, 0]
   assert [c["route"] for c in described["chunks"][1]["candidates"]] == ["nothing", "nothing", "append", "append"]

@@ -33,13 +33,14 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax import drivers
-from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags, telling
+from streamt1_jax.cli import caption_flags, command, files, flag_types, memory_plans, search_flags, telling
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.evaluation.compare import contenders, held_out, making, plots, report, scenes, summary
 from streamt1_jax.evaluation.compare.contenders import Contender
 from streamt1_jax.evaluation.compare.outcomes import Results
 from streamt1_jax.evaluation.compare.pool import Folder, Plan, wanted
 from streamt1_jax.evaluation.compare.scenes import Scene
+from streamt1_jax.execution import Decoding
 from streamt1_jax.io import atomic, manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.measuring import search_flop
@@ -85,6 +86,7 @@ def run(values: flags.FlagValues) -> None:
   found, kind = _scenes(values, checkpoint, chunks, choice)
   judge, judge_settings = _judge(values, checkpoint, model, chunks)
   plan = _plan(values, checkpoint, found, kind | judge_settings, chunks, choice, judge.metrics[0])
+  decoding = _decoding(values, checkpoint, model, entries)
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
   folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -92,14 +94,7 @@ def run(values: flags.FlagValues) -> None:
     note = contender.method.note(contender.search, chunks)
     if note is not None:
       telling.say(f"{contender.label}: {note}")
-  searches = {
-    f"--methods: {each.label}: ": (each.search, each.method.states_kept(each.numbers))
-    for each in entries
-    if each.picks is None
-  }
-  # The pool's videos are made one at a time.
-  searches["--pool: "] = (_pool_search(values, model), 0)
-  pipeline = search_flags.load_pipeline(values, checkpoint, searches=searches)
+  pipeline = search_flags.load_pipeline(values, checkpoint, decoding=decoding)
   for contender in entries:
     drivers.check_length(pipeline.models, contender.search, chunks)
   folder.begin()
@@ -169,6 +164,19 @@ def _pool_search(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   search = dataclasses.replace(SearchConfig.streaming(model), **shared)
   search.validate_for(model)
   return search
+
+
+def _decoding(
+  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, entries: Sequence[Contender]
+) -> Decoding:
+  """How to decode, so that the largest of all methods fits. Raises ConfigError, naming the method that does not."""
+  asked = search_flags.memory_request(values, checkpoint, model, "float32")
+  # The pool's videos are made one at a time.
+  searches = {"--pool: ": dataclasses.replace(asked, search=_pool_search(values, model))}
+  for each in (each for each in entries if each.picks is None):
+    kept = each.method.states_kept(each.numbers)
+    searches[f"--methods: {each.label}: "] = dataclasses.replace(asked, search=each.search, kept_states=kept)
+  return memory_plans.decide(values, searches)
 
 
 def _require_judge(values: flags.FlagValues, checkpoint: epath.Path, choice: RewardChoice) -> None:

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from etils import epath
 from streamt1_jax.cli import device_flags, flag_types, memory_plans
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, choices
 from streamt1_jax.config import video_chunks as chunks_of_length
+from streamt1_jax.execution import Decoding
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.methods import METHODS, SEMANTICS, Method
 from streamt1_jax.pipeline import Pipeline
@@ -212,7 +212,7 @@ def load_pipeline(
   checkpoint: epath.Path,
   dtype: str = "float32",
   num_prompts: int = 1,
-  searches: Mapping[str, tuple[SearchConfig, int]] | None = None,
+  decoding: Decoding | None = None,
 ) -> Pipeline:
   """The model of a checkpoint with the rewards and on the devices of the flags.
 
@@ -221,8 +221,7 @@ def load_pipeline(
     checkpoint: its folder.
     dtype: of the model.
     num_prompts: made together.
-    searches: what will be searched, with the copies of the state that each keeps, by what begins a message about it;
-      by default the search of the flags.
+    decoding: how to decode; by default as the search of the flags fits.
 
   Raises:
     ConfigError: names the flag or the file; also for a search that does not fit its devices.
@@ -230,11 +229,7 @@ def load_pipeline(
   device_flags.use_compilation_cache(values)
   model = load_config(checkpoint)
   asked = memory_request(values, checkpoint, model, dtype, num_prompts)
-  several = {
-    name: dataclasses.replace(asked, search=search, kept_states=kept)
-    for name, (search, kept) in (searches or {}).items()
-  }
-  decoding = memory_plans.decide(values, several or {"": asked})
+  decoding = decoding or memory_plans.decide(values, {"": asked})
   device_flags.warn_if_slow(model, values.attention)
   return Pipeline.load(
     checkpoint,

@@ -103,9 +103,9 @@ def sizes(request: Request) -> Sizes:
   whole = on_device("state", state)
   kept = {name: whole - on_device("state", state._replace(beams=beams)) for name, beams in parts.items()}
   shards = _shards(request.execution)
-  beams = search.top_k // shards["beam"]
+  beams = _part(search.top_k, shards["beam"])
   drawn = search.round_size or candidates_drawn(search)
-  candidates = search.top_k * drawn // (shards["beam"] * shards["candidate"])
+  candidates = beams * _part(drawn, shards["candidate"])
   weights = {"the backbone": on_device("backbone", params["backbone"]), "the decoder": on_device((), params["codec"])}
   weights |= {
     name: on_device(spec.layout, spec.searched(spec.weight_shapes(config, request.reward_dtype)))
@@ -162,6 +162,11 @@ def _shards(execution: Execution) -> dict[str, int]:
     return dict.fromkeys(("beam", "candidate", "head", "row"), 1)
   heads = mesh.shape["model"] * mesh.shape["seq"]
   return {"beam": mesh.shape["beam"], "candidate": mesh.shape["sibling"], "head": heads, "row": heads}
+
+
+def _part(size: int, shards: int) -> int:
+  """What one device has of an axis, which stays whole if its devices do not divide it."""
+  return size if size % shards else size // shards
 
 
 def _generated(request: Request, shards: int, itemsize: int) -> int:
