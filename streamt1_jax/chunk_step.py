@@ -161,12 +161,6 @@ def _append_frames(
   return jax.lax.dynamic_slice_in_dim(joined, surplus, past.shape[0])
 
 
-def _added(sums: Scores, scores: Scores) -> Scores:
-  """The sums of the scores; who is usable does not count."""
-  added = (mine + more for mine, more in zip(sums[:3], scores[:3], strict=True))
-  return Scores(*added, sums.usable)
-
-
 @contextlib.contextmanager
 def _named(chunk: Decoded) -> Iterator[None]:
   """Adds the size of the frames to what a reward says that refuses them."""
@@ -387,13 +381,14 @@ class Step:
       ahead = self.models.execution.map_siblings(lambda siblings: self._sums_ahead(beams, siblings, count))(candidates)
       mean = lambda own, sums: (own + sums) / (count + 1).astype(jnp.float32)
       finite = lambda score: jnp.where(jnp.isfinite(score), score, least)
-      return Scores(*(finite(mean(*scores)) for scores in zip(own[:3], ahead[:3], strict=True)), own.usable)
+      short, long, hybrid = (finite(mean(*each)) for each in zip(own[:3], ahead, strict=True))
+      return Scores(short, long, hybrid, own.usable)
 
     # As in `judge`: every device ranks all candidates.
     return self._constrain(jax.lax.cond(count > 0, means, lambda: own))
 
-  def _sums_ahead(self, beams: Beam, candidates: Candidates, count: IntScalar) -> Scores:
-    """Sums of the scores of `count` chunks, at least one, that follow one candidate of every beam, [K] each."""
+  def _sums_ahead(self, beams: Beam, candidates: Candidates, count: IntScalar) -> tuple[jax.Array, ...]:
+    """Sums of each score of `count` chunks, at least one, that follow one candidate of every beam, [K] each."""
     search = dataclasses.replace(self.search, beam_size=1, policy=None, look_ahead=0)
 
     def after(step: Step, beams: Beam, candidates: Candidates) -> SearchState:
@@ -408,15 +403,15 @@ class Step:
       explored = step.explore(opened, step.seeds(opened))
       return step, opened, jax.tree.map(lambda x: x[:, 0], explored.candidates)
 
-    def go_on(_: IntScalar, carry: tuple[SearchState, Scores]) -> tuple[SearchState, Scores]:
+    def go_on(_: IntScalar, carry: tuple[SearchState, tuple]) -> tuple[SearchState, tuple]:
       state, sums = carry
       step, opened, made = next_chunk(state)
-      return after(step, opened, made), _added(sums, made.scores)
+      return after(step, opened, made), jax.tree.map(jnp.add, sums, made.scores[:3])
 
-    state, sums = after(self, beams, candidates), jax.tree.map(jnp.zeros_like, candidates.scores)
+    state, sums = after(self, beams, candidates), jax.tree.map(jnp.zeros_like, candidates.scores[:3])
     if self.search.look_ahead > 1:
       state, sums = jax.lax.fori_loop(1, count, go_on, (state, sums))
-    return _added(sums, next_chunk(state)[2].scores)
+    return jax.tree.map(jnp.add, sums, next_chunk(state)[2].scores[:3])
 
   def select(self, scores: Scores) -> Choice:
     """Asks the policy. Raises ConfigError if the choice does not fit the search."""

@@ -138,9 +138,10 @@ def chunk_depth(
 def chunks_ahead(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
   """Chunks by which a search carries on the candidates of one chunk, to judge what follows; none behind the last."""
   ahead = in_chunk(search, chunk_index).look_ahead
-  # A video without an end is longer than its state says.
-  is_end = num_chunks is not None and chunk_index < num_chunks
-  end = num_chunks if is_end else models.generator.max_chunks(search)
+  end = num_chunks
+  if end is None or chunk_index >= end:
+    # A video without an end is longer than its state says.
+    end = models.generator.max_chunks(search)
   return min(ahead, end - 1 - chunk_index)
 
 

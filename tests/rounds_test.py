@@ -15,6 +15,7 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.policies import ProbabilisticTopK, Reject
+from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition
 from streamt1_jax.trace import describe_chunk
 from tests import toy_generator as toy
@@ -95,6 +96,15 @@ class TestRounds:
     bad = lambda seed: draw_noise(seed)._replace(fresh=jnp.where(seed <= SEED + 1, jnp.nan, draw_noise(seed).fresh))
     _, trace = _states(dataclasses.replace(SEARCH, accept=-1e6), dataclasses.replace(MODELS, draw_noise=bad))[0]
     assert (int(trace.rounds), int(trace.survivor[0]) in (2, 3)) == (2, True)
+
+  def test_rewards_know_which_candidate_they_judge(self):
+    class Number(Promptless):
+      def __call__(self, params, condition, window, info):
+        return info.candidate_index.astype(jnp.float32)
+
+    models = dataclasses.replace(MODELS, video_reward=Number())
+    for _, trace in _states(dataclasses.replace(SEARCH, top_k=2), models):
+      assert trace.candidates.long.ravel().tolist() == list(range(12))
 
   def test_only_what_was_drawn_is_told(self):
     search = dataclasses.replace(SEARCH, accept=-1e6)
