@@ -240,9 +240,15 @@ def add_stream(
 def encode(container: OutputContainer, stream: av.VideoStream, frames: np.ndarray) -> None:
   """Encodes frames, uint8 `[T, H, W, 3]`, RGB. The encoder keeps some until it sees what follows."""
   for frame in frames:
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    yuv = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-    container.mux(stream.encode(yuv))
+    container.mux(stream.encode(picture(frame)))
+
+
+def picture(frame: np.ndarray, number: int | None = None) -> av.VideoFrame:
+  """What an encoder takes: `frame`, uint8 `[H, W, 3]`, RGB, at its place in the video or after the one before."""
+  rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+  yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+  yuv.pts = number
+  return yuv
 
 
 def _lay_out(pictures: np.ndarray, labels: list[str], columns: int, gap: int) -> np.ndarray:
