@@ -127,6 +127,8 @@ class ChunkTrace(NamedTuple):
       a chunk that is not judged B is 1.
     log_weight: of all candidates, before any of them was chosen; None unless the policy weighs them.
     inside: what the policy decided inside of denoising; None if it decided nothing.
+    previews: the frames of all candidates that `Execution.preview_frames` asks for, evenly spaced; None if it asks for
+      none, or if losers are not decoded or not kept.
   """
 
   candidates: CandidateTrace
@@ -138,6 +140,7 @@ class ChunkTrace(NamedTuple):
   steps: Any
   log_weight: Float32[Array, "K B"] | None = None
   inside: InsideTrace | None = None
+  previews: Shaped[HostArray, "K B P ..."] | None = None
 
 
 def past_capacity(models: Models, search: SearchConfig, num_chunks: int | None = None) -> int:
