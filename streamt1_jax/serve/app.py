@@ -1,8 +1,8 @@
 """The web application: a page, a websocket, and what machines read.
 
-  /                      the page
-  /v1/realtime/video     the websocket
-  /healthz, /metrics     for machines
+/                      the page
+/v1/realtime/video     the websocket
+/healthz, /metrics     for machines
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from streamt1_jax.serve.search_thread import Item, SearchThread, Studio
 from streamt1_jax.serve.viewers import Viewer
 
 _PAGE = pathlib.Path(__file__).with_name("page")
-_FILES = {"/": ("live.html", "text/html"), "/live.css": ("live.css", "text/css"), "/live.js": ("live.js", "text/javascript")}
+_FILES = {
+  "/": ("live.html", "text/html"),
+  "/live.css": ("live.css", "text/css"),
+  "/live.js": ("live.js", "text/javascript"),
+}
 _BURST, _PER_SECOND = 20, 10.0
 """Messages of a client: at once, and in the long run."""
 _MOST_REFUSED = 200

@@ -44,6 +44,7 @@ class Hub:
     self._presets, self._numbers = presets, numbers
     self._viewers: list[Viewer] = []
     self._line: list[_Waiting] = []
+    self._places: dict[Viewer, int] = {}
     self._owner: Viewer | None = None
     self._control: Control | None = None
     self._begin: Item | None = None
@@ -124,7 +125,6 @@ class Hub:
       raise Refused("busy", f"{MOST_WAITING} clients wait already")
     self._line.append(_Waiting(viewer, message))
     self._next()
-    self._tell_places()
 
   def _next(self) -> None:
     """The first of the line gets the session, if it is free."""
@@ -134,12 +134,15 @@ class Hub:
       self._owner = first.viewer
       self._control = self.orders.order(f"session-{next(self._requests)}", first.start)
       first.viewer.put(Item(event("session.accepted", self._control.request)))
-      self._tell_places()
-    self._numbers.set("waiting", len(self._line))
+    self._tell_places()
 
   def _tell_places(self) -> None:
-    for place, waiting in enumerate(self._line, start=1):
-      waiting.viewer.put(Item(event("session.queued", place=place)))
+    """Everybody in the line whose place is another than before is told."""
+    places = {waiting.viewer: place for place, waiting in enumerate(self._line, start=1)}
+    for viewer, place in places.items():
+      if self._places.get(viewer) != place:
+        viewer.put(Item(event("session.queued", place=place)))
+    self._places = places
     self._numbers.set("waiting", len(self._line))
 
   def _owned(self, viewer: Viewer) -> Control:

@@ -187,7 +187,7 @@ def _image(value: Any) -> bytes | None:
   return content
 
 
-def event(kind: str, request: str | None = None, **fields: Any) -> dict[str, Any]:
+def event(kind: str, request: str | None = None, /, **fields: Any) -> dict[str, Any]:
   """Something that a client is told. Fields that are None are left out."""
   told = {"type": kind, "request_id": request, **fields}
   return {name: value for name, value in told.items() if value is not None}

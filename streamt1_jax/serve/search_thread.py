@@ -166,10 +166,10 @@ class SearchThread(threading.Thread):
       self._compile(self._warm_up)
     self.ready.set()
     while True:
-      control = self._orders.get()
+      # Before the look at `closing`, so that `close` finds it or the thread ends here.
+      control = self._current = self._orders.get()
       if control is None or self._closing.is_set():
         return
-      self._current = control
       self.numbers.set("running", 1)
       try:
         self._play(control)

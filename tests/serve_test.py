@@ -1,0 +1,194 @@
+"""The live server over real websockets: who steers, who waits, what comes, and what nobody can break."""
+
+import asyncio
+import io
+
+import av
+import numpy as np
+
+from streamt1_jax.serve.doors import HEADERS
+from tests import small_session
+from tests.live_server import live, pictures, studio
+
+
+def decoded(content: bytes) -> list[tuple[float, np.ndarray]]:
+  """Time in seconds and picture of every frame."""
+  with av.open(io.BytesIO(content)) as container:
+    return [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def test_a_session_from_its_start_to_its_end():
+  async def run():
+    async with live(studio(num_chunks=4)) as server:
+      client = await server.client()
+      assert (await client.hear())["type"] == "session.hello"
+      await client.say("session.start", prompt="a", search="one", seed=5)
+      done = await client.hear_until("session.done")
+      return client, done, await server.metric("chunks_total")
+
+  client, done, counted = asyncio.run(run())
+  expected = list(small_session.session("a", num_chunks=4, seed=5))
+  assert done["reason"] == "over"
+  assert done["chunks"] == counted == 4
+  start, chunks = client.of("video.start"), client.of("video.chunk_metadata")
+  assert start[0]["config"] == {"fps": 3, "seed": 5, "search": "one", "beam_size": 2, "top_k": 1, "given_chunks": 0}
+  assert [chunk["generation_chunk_index"] for chunk in chunks] == [0, 1, 2, 3]
+  assert [chunk["has_init"] for chunk in chunks] == [True, False, False, False]
+  # The video that came is the video that the session makes without a server.
+  frames = decoded(b"".join(chunk["binary"] for chunk in chunks))
+  np.testing.assert_allclose([time for time, _ in frames], np.arange(12) / 3)
+  made = np.concatenate([pictures(chunk.frames) for chunk in expected]).repeat(8, axis=1).repeat(8, axis=2)
+  difference = np.abs(np.stack([picture for _, picture in frames]).astype(int) - made)
+  # H.264 halves the resolution of colour; blocks of one colour keep theirs.
+  assert difference.mean() < 6
+  # And the candidates are those of its traces.
+  judged = [event for event in client.of("search.candidates") if event["state"] == "judged"]
+  assert [event["generation_chunk_index"] for event in judged] == [0, 1, 2, 3]
+  for event, chunk, sent in zip(judged, expected, chunks, strict=True):
+    scores = chunk.trace.candidates
+    for candidate in event["candidates"]:
+      parent, place = divmod(candidate["candidate"], 2)
+      assert candidate["short"] == float(scores.short[parent, place])
+      assert candidate["hybrid"] == float(scores.hybrid[parent, place])
+    assert event["survivors"] == chunk.trace.survivor.tolist() == [sent["winner"]]
+
+
+def test_a_prompt_takes_effect_between_two_chunks():
+  async def run():
+    async with live(lead=0.5) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.switch("b", "my id")
+      applied = await client.hear_until("session.interaction.applied")
+      first = await client.hear_until("video.chunk_metadata")
+      await client.say("session.stop")
+      await client.hear_until("session.done")
+      return client, applied, first
+
+  client, applied, first = asyncio.run(run())
+  assert client.of("session.interaction.queued")[0]["event_id"] == applied["event_id"] == "my id"
+  assert first["generation_chunk_index"] == applied["generation_chunk_index"]
+  assert first["prompt"] == "b"
+  assert first["started_event_ids"] == ["my id"]
+
+
+def test_pause_stops_the_video_and_resume_goes_on():
+  async def run():
+    async with live() as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.pause")
+      await client.hear_until("session.paused")
+      # A chunk that had been begun still comes.
+      await asyncio.sleep(0.5)
+      before = await server.metric("chunks_total")
+      await asyncio.sleep(0.3)
+      after = await server.metric("chunks_total")
+      await client.say("session.resume")
+      await client.hear_until("session.resumed")
+      while await server.metric("chunks_total") == after:
+        await asyncio.sleep(0.01)
+      return before, after
+
+  before, after = asyncio.run(run())
+  assert before == after
+
+
+def test_one_session_at_a_time_and_others_see_their_place():
+  async def run():
+    async with live() as server:
+      one, two, three, looks = [await server.client() for _ in range(4)]
+      await one.say("session.start", prompt="a")
+      await one.hear_until("video.chunk_metadata")
+      await two.say("session.start", prompt="b")
+      assert (await two.hear_until("session.queued"))["place"] == 1
+      await three.say("session.start", prompt="c")
+      assert (await three.hear_until("session.queued"))["place"] == 2
+      # Whoever waits or looks cannot steer.
+      for other in (two, looks):
+        await other.switch("mine")
+        assert (await other.hear_until("error"))["code"] == "not_yours"
+      # A client that vanishes frees the session.
+      await one.socket.close()
+      assert (await three.hear_until("session.queued"))["place"] == 1
+      await two.hear_until("session.accepted")
+      assert (await two.hear_until("video.start"))["prompt"] == "b"
+      await two.say("session.stop")
+      await three.hear_until("session.accepted")
+      assert (await looks.hear_until("video.start"))["prompt"] in ("a", "b")
+      while (await looks.hear_until("video.start"))["prompt"] != "c":
+        pass
+      assert (await looks.hear_until("video.chunk_metadata"))["has_init"]
+
+  asyncio.run(run())
+
+
+def test_who_comes_late_can_play_from_the_next_chunk():
+  async def run():
+    async with live(lead=0.0) as server:
+      one = await server.client()
+      await one.say("session.start", prompt="a")
+      for _ in range(3):
+        await one.hear_until("video.chunk_metadata")
+      late = await server.client()
+      return await late.hear_until("video.start"), await late.hear_until("video.chunk_metadata")
+
+  start, chunk = asyncio.run(run())
+  assert start["prompt"] == "a"
+  assert chunk["generation_chunk_index"] >= 3
+  times = [time for time, _ in decoded(chunk["binary"])]
+  np.testing.assert_allclose(times, chunk["generation_chunk_index"] + np.arange(3) / 3)
+
+
+def test_a_session_that_fails_is_told_in_one_line_and_the_next_begins():
+  async def run():
+    async with live(studio(num_chunks=1)) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="fails")
+      error = await client.hear_until("error")
+      assert (await client.hear_until("session.done"))["reason"] == "failed"
+      await client.say("session.start", prompt="a")
+      assert (await client.hear_until("session.done"))["reason"] == "over"
+      await client.say("session.start", prompt="a", search="unknown")
+      return error, await client.hear_until("error")
+
+  error, unknown = asyncio.run(run())
+  assert error["message"] == r"this prompt\nfails"
+  assert unknown["message"] == "search must be one of one, two, got 'unknown'"
+
+
+def test_the_length_of_a_session_is_limited():
+  async def run():
+    async with live(most_seconds=0.2) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      return await client.hear_until("session.done")
+
+  assert asyncio.run(run())["reason"] == "time"
+
+
+def test_doors():
+  async def run():
+    async with live(token="open sesame") as server:
+      get = server.http.get
+      assert (await get("/")).status == 401
+      assert (await get("/metrics")).status == 401
+      assert (await get("/", params={"token": "open sesamE"})).status == 401
+      assert (await get("/healthz")).status == 200
+      assert (await get("/metrics", headers={"Authorization": "Bearer open sesame"})).status == 200
+      page = await get("/", params={"token": "open sesame"})
+      assert page.status == 200
+      assert "token" not in str(page.url)
+      assert dict(page.headers).items() >= HEADERS.items()
+      # The cookie opens the rest, also the websocket; a page of another origin stays outside.
+      client = await server.client()
+      assert (await client.hear())["type"] == "session.hello"
+      foreign = await get("/v1/realtime/video", headers={"Origin": "http://elsewhere.example"})
+      assert foreign.status == 403
+    async with live() as server:
+      assert (await server.http.get("/", headers={"Host": "elsewhere.example"})).status == 403
+      assert (await server.http.get("/../serve/app.py")).status == 404
+
+  asyncio.run(run())
