@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -52,11 +52,27 @@ class Item(NamedTuple):
   fragment: Fragment | None = None
 
 
+class Shown(NamedTuple):
+  """A chunk that was shown.
+
+  Attributes:
+    chunk: the chunk.
+    fragment: its encoded frames.
+    row: what the trace says of it, as `trace.describe_chunk`; None for a chunk that was given.
+    strips: JPEGs of candidates by number, as in `report.pictures`.
+  """
+
+  chunk: Chunk
+  fragment: Fragment
+  row: dict[str, Any] | None
+  strips: Mapping[int, bytes]
+
+
 class Keeper(Protocol):
   """Keeps what a session shows, so that it can be saved."""
 
-  def add(self, chunk: Chunk, row: dict[str, Any] | None) -> None:
-    """The next chunk that was shown, and what the trace says of it."""
+  def add(self, shown: Shown) -> None:
+    """The next chunk."""
     ...
 
   def save(self, session: Session) -> str:
@@ -71,7 +87,7 @@ class Keeper(Protocol):
 class KeepsNothing:
   """A `Keeper` that cannot save."""
 
-  def add(self, chunk: Chunk, row: dict[str, Any] | None) -> None:
+  def add(self, shown: Shown) -> None:
     pass
 
   def save(self, session: Session) -> str:
@@ -216,7 +232,7 @@ class Take:
     self._pace = Pace(thread.lead)
     self._keeper: Keeper = KeepsNothing()
     self._session: Session | None = None
-    self._rows: dict[int, dict[str, Any]] = {}
+    self._rows: dict[int, tuple[dict[str, Any], dict[int, bytes]]] = {}
     self._applied: list[Asked] = []
     self._made, self._making = 0, 0.0
     self._sent_at: float | None = None
@@ -312,12 +328,12 @@ class Take:
     search, index = self._session.config.search, self._made
     self._made += 1
     row = describe_chunk(index, trace, search)
-    self._rows[index] = row
     strips = _strips(trace, row, self._studio)
+    self._rows[index] = row, strips
     names = ("candidate", "parent", "seed", "short", "long", "hybrid", "fate", "rank", "route", "flags")
     candidates = [
       {name: candidate[name] for name in names}
-      | ({"strip": strips[candidate["candidate"]]} if candidate["candidate"] in strips else {})
+      | ({"strip": pictures.as_data(strips[candidate["candidate"]])} if candidate["candidate"] in strips else {})
       for candidate in row["candidates"]
     ]
     fields = {"generation_chunk_index": index, "state": "judged", "survivors": row["survivors"]}
@@ -326,9 +342,9 @@ class Take:
 
   def _show(self, chunk: Chunk) -> None:
     """Sends a chunk of the video."""
-    row = self._rows.pop(chunk.index, None)
-    self._keeper.add(chunk, row)
+    row, strips = self._rows.pop(chunk.index, (None, {}))
     fragment = self.film.add(self._studio.pictures(chunk.frames))
+    self._keeper.add(Shown(chunk, fragment, row, strips))
     now = time.monotonic()
     on_time = self._pace.add(fragment.num_frames / self.film.fps)
     seconds = self._count(fragment, now, on_time)
@@ -394,11 +410,11 @@ def _route(row: dict[str, Any], survivor: int | None) -> str | None:
   return next((entry["route"] for entry in row["candidates"] if entry["candidate"] == survivor), None)
 
 
-def _strips(trace: ChunkTrace, row: dict[str, Any], studio: Studio) -> dict[int, str]:
+def _strips(trace: ChunkTrace, row: dict[str, Any], studio: Studio) -> dict[int, bytes]:
   """Small pictures of candidates by number: of all where the trace has previews, else of survivors."""
   if trace.previews is None:
     frames = dict(zip(row["survivors"], np.asarray(trace.frames), strict=True))
   else:
     flat = np.asarray(trace.previews).reshape(-1, *trace.previews.shape[2:])
     frames = {entry["candidate"]: flat[entry["candidate"]] for entry in row["candidates"]}
-  return {number: pictures.as_data(pictures.strip_of(studio.pictures(each))) for number, each in frames.items()}
+  return {number: pictures.strip_of(studio.pictures(each)) for number, each in frames.items()}
