@@ -320,8 +320,8 @@ def search_videos(
   if steering is not None:
     told = [list(zip(steering.begins, steering.prompts, strict=True))]
   return [
-    Made(each, segments, video.finishing.cost, video.condition)
-    for each, segments, video in zip(scored, told, videos, strict=True)
+    Made(each, segments, video.finishing.cost, condition)
+    for each, segments, video, condition in zip(scored, told, videos, conditions, strict=True)
   ]
 
 
@@ -373,11 +373,6 @@ class Making:
       self._writer.add_trace(trace)
     self.finishing.add(trace, self._current_segment())
     self._chunks += 1
-
-  @property
-  def condition(self) -> Condition:
-    """The first prompt."""
-    return self._segments.segment(0).condition
 
   def _current_segment(self) -> drivers.Segment:
     index = bisect.bisect_right(self._segments.begins, self._chunks) - 1

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 PREVIEW_FRAMES = 3
 """Of every candidate: what a strip shows."""
-_WARM_UP = "a red circle moves left over a dark blue background"
+_WARM_UP = ("a red circle moves left over a dark blue background", "a blue square moves up over a gray background")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -83,9 +83,9 @@ def run(values: flags.FlagValues) -> None:
       make_studio(pipeline, searches, values),
       token=token,
       most_seconds=60 * values.max_minutes,
-      warm_up=_WARM_UP if values.warm_up else None,
+      warm_up=_WARM_UP if values.warm_up else (),
     )
-    device_flags.tell_devices(values.dtype, pipeline.models.execution.mesh)
+    device_flags.tell_devices(device_flags.use_dtype(values.dtype), pipeline.models.execution.mesh)
     address = f"http://{_url_host(values.host)}:{listening.getsockname()[1]}/"
     print(address if token is None else f"{address}?token={token}", flush=True)
     number, saved = asyncio.run(serve(server, listening))

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import pathlib
 import time
+from collections.abc import Sequence
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from streamt1_jax.report import write as report
 from streamt1_jax.serve import doors, protocol
 from streamt1_jax.serve.hub import Hub
 from streamt1_jax.serve.numbers import Numbers
@@ -23,10 +25,12 @@ from streamt1_jax.serve.viewers import Viewer
 
 _PAGE = pathlib.Path(__file__).with_name("page")
 _FILES = {
-  "/": ("live.html", "text/html"),
-  "/live.css": ("live.css", "text/css"),
-  "/live.js": ("live.js", "text/javascript"),
+  "/": (_PAGE / "live.html", "text/html"),
+  "/live.css": (_PAGE / "live.css", "text/css"),
+  "/live.js": (_PAGE / "live.js", "text/javascript"),
+  "/report.css": (report.PAGE / "report.css", "text/css"),
 }
+"""By path: no other file is ever read."""
 _BURST, _PER_SECOND = 20, 10.0
 """Messages of a client: at once, and in the long run."""
 _MOST_REFUSED = 200
@@ -68,7 +72,7 @@ class Server:
     *,
     token: str | None = None,
     most_seconds: float = 600.0,
-    warm_up: str | None = None,
+    warm_up: Sequence[str] = (),
     lead: float | None = None,
     rate: tuple[float, float] = (_BURST, _PER_SECOND),
   ):
@@ -134,8 +138,8 @@ class Server:
         await asyncio.wait_for(socket.close(code=WSCloseCode.GOING_AWAY), 2)
 
   async def _file(self, request: web.Request) -> web.Response:
-    name, kind = _FILES[request.path]
-    return web.Response(body=(_PAGE / name).read_bytes(), content_type=kind, charset="utf-8")
+    file, kind = _FILES[request.path]
+    return web.Response(body=file.read_bytes(), content_type=kind, charset="utf-8")
 
   async def _health(self, request: web.Request) -> web.Response:
     if not self.thread.is_alive():

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -134,7 +134,7 @@ class SearchThread(threading.Thread):
     most_seconds: float = 600.0,
     lead: float = LEAD,
     hold: Callable[[], bool] = lambda: False,
-    warm_up: str | None = None,
+    warm_up: Sequence[str] = (),
   ):
     """Begins with `start()`.
 
@@ -145,7 +145,7 @@ class SearchThread(threading.Thread):
       most_seconds: of a session, on the clock of the wall.
       lead: seconds of video that are made before a viewer needs them.
       hold: whether the one who steers cannot follow; no chunk is begun then.
-      warm_up: a prompt: two chunks of it are made before anybody asks, so that programs are compiled.
+      warm_up: prompts: a video that shows one after the other is begun before anybody asks, to compile its programs.
     """
     super().__init__(name="search", daemon=True)
     self.studio, self.tell, self.numbers, self.hold = studio, tell, numbers, hold
@@ -178,7 +178,7 @@ class SearchThread(threading.Thread):
 
   def run(self) -> None:
     """The thread's work."""
-    if self._warm_up is not None:
+    if self._warm_up:
       self._compile(self._warm_up)
     self.ready.set()
     while True:
@@ -193,13 +193,16 @@ class SearchThread(threading.Thread):
         self.numbers.set("running", 0)
         self._current = None
 
-  def _compile(self, prompt: str) -> None:
+  def _compile(self, prompts: Sequence[str]) -> None:
     try:
-      session = self.studio.open(Start(prompt), lambda trace: None)
-      for _ in range(2):
+      session = self.studio.open(Start(prompts[0]), lambda trace: None)
+      # The first chunk, one of all others, and one after a switch.
+      for then in (*prompts[1:], None, None):
         if self._closing.is_set():
           return
         next(session)
+        if then is not None:
+          session.switch(then)
     except Exception as error:
       # Whoever asks for a session is told the same.
       _LOGGER.warning(f"the first chunks cannot be made: {one_line(str(error))}")
