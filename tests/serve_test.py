@@ -2,11 +2,18 @@
 
 import asyncio
 import io
+import json
 
 import av
 import numpy as np
 
+from experiments import live_client
 from streamt1_jax.serve.doors import HEADERS
+from streamt1_jax.serve.fragments import Fragment
+from streamt1_jax.serve.numbers import Numbers
+from streamt1_jax.serve.pace import Pace
+from streamt1_jax.serve.search_thread import Item
+from streamt1_jax.serve.viewers import Viewer
 from tests import small_session
 from tests.live_server import live, pictures, studio
 
@@ -192,3 +199,56 @@ def test_doors():
       assert (await server.http.get("/../serve/app.py")).status == 404
 
   asyncio.run(run())
+
+
+def test_the_example_client(tmp_path, capsys):
+  async def run():
+    async with live(lead=0.5) as server:
+      url = str(server.http.make_url("")).rstrip("/")
+      await live_client.record(url, str(tmp_path / "video.mp4"), "a", "b", chunks=4)
+
+  asyncio.run(run())
+  frames = decoded((tmp_path / "video.mp4").read_bytes())
+  assert len(frames) % 3 == 0
+  assert len(frames) >= 12
+  assert "session.interaction.queued" in capsys.readouterr().out
+
+
+def test_a_slow_viewer_loses_previews_first_and_then_chunks():
+  async def run():
+    slow = Viewer(1, Numbers())
+    fragment = Fragment(b"init", b"media", 0, 1)
+    for index in range(10):
+      slow.put(Item({"type": "search.candidates", "chunk": index}, "preview"))
+      slow.put(Item({"type": "video.chunk_metadata", "chunk": index}, "media", fragment))
+    slow.put(Item({"type": "session.done"}))
+    slow.close()
+    return [(json.loads(frame.text), frame.binary) async for frame in slow.frames()]
+
+  got = asyncio.run(run())
+  assert [event["chunk"] for event, _ in got if event["type"] == "search.candidates"] == [0, 1]
+  assert [event["chunk"] for event, _ in got if event["type"] == "video.chunk_metadata"] == [0, 1, 2, 3, 4, 5]
+  assert [binary for _, binary in got if binary] == [b"initmedia", *[b"media"] * 5]
+  assert got[-1][0]["type"] == "session.done"
+
+
+def test_pace():
+  now = 0.0
+  pace = Pace(1.0, lambda: now)
+  assert pace.wait < 0
+  assert pace.add(0.5)
+  now = 0.25
+  assert pace.ahead == 0.25
+  assert pace.add(2.0)
+  # Two seconds and a quarter are ready, of which one may be.
+  assert pace.wait == 1.25
+  pace.pause()
+  now = 10.0
+  assert pace.wait == 1.25
+  pace.resume()
+  assert pace.wait == 1.25
+  # All was played a second ago.
+  now = 10.0 + 2.25 + 1.0
+  assert not pace.add(0.5)
+  assert pace.stood_still == 1.0
+  assert pace.ahead == 0.5

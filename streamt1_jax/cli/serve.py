@@ -69,7 +69,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> None:
   """Serves until a signal comes."""
   app = _require_aiohttp()
-  token = _token(values)
+  token = token_of(values)
   with contextlib.closing(_listen(values.host, values.port)) as listening:
     checkpoint = find_checkpoint(values.checkpoint)
     model = load_config(checkpoint)
@@ -184,7 +184,8 @@ def _require_aiohttp() -> Any:
   return app
 
 
-def _token(values: flags.FlagValues) -> str | None:
+def token_of(values: flags.FlagValues) -> str | None:
+  """What clients must know; None on this machine alone. Raises ConfigError for one that no header can carry."""
   from streamt1_jax.serve import doors
 
   if values.token is not None and not (values.token.isascii() and values.token.isprintable() and values.token):
