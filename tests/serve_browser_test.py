@@ -80,30 +80,32 @@ def ask(page, prompt):
 def test_a_video_is_steered(browser):
   with serving() as address, visit(browser, address) as (page, faults), visit(browser, address) as (other, more):
     ask(page, EVIL)
-    page.wait_for_function(f"{TIME} > 0.5")
+    page.wait_for_function(f"() => {TIME} > 0.5")
     # All of one chunk's candidates, with their scores, and a frame around one.
-    page.wait_for_function("[...document.querySelectorAll('#candidates .hybrid')].some(each => each.textContent != '…')")
+    page.wait_for_function(
+      "() => [...document.querySelectorAll('#candidates .hybrid')].some(each => each.textContent != '…')"
+    )
     assert page.locator("#candidates li").count() == 2
     assert page.inner_text("#prompt-now") == EVIL
     # Somebody who only looks sees it too, and waits for a session of their own.
-    other.wait_for_function(f"{TIME} > 0.5")
+    other.wait_for_function(f"() => {TIME} > 0.5")
     ask(other, "mine")
-    other.wait_for_function("document.getElementById('notice').textContent.includes('line: 1')")
+    other.wait_for_function("() => document.getElementById('notice').textContent.includes('line: 1')")
     before = page.evaluate(TIME)
     ask(page, "b")
-    page.wait_for_function("document.getElementById('prompt-now').textContent == 'b'")
-    page.wait_for_function(f"{TIME} > {before} + 2")
+    page.wait_for_function("() => document.getElementById('prompt-now').textContent == 'b'")
+    page.wait_for_function(f"() => {TIME} > {before} + 2")
     page.click("#pause")
-    page.wait_for_function("document.getElementById('video').paused")
+    page.wait_for_function("() => document.getElementById('video').paused")
     stands = page.evaluate(TIME)
     page.wait_for_timeout(500)
     assert page.evaluate(TIME) == stands
     page.click("#pause")
-    page.wait_for_function(f"{TIME} > {stands} + 0.5")
+    page.wait_for_function(f"() => {TIME} > {stands} + 0.5")
     page.click("#save")
-    page.wait_for_function("document.getElementById('notice').textContent.includes('saves nothing')")
+    page.wait_for_function("() => document.getElementById('notice').textContent.includes('saves nothing')")
     page.click("#stop")
-    other.wait_for_function("document.getElementById('state').textContent == 'running'")
+    other.wait_for_function("() => document.getElementById('state').textContent == 'running'")
     assert faults == more == []
 
 
@@ -111,6 +113,6 @@ def test_a_browser_that_cannot_play_shows_pictures(browser):
   with serving() as address, visit(browser, address) as (page, faults):
     page.evaluate("delete window.MediaSource")
     ask(page, "a")
-    page.wait_for_function("document.getElementById('still').naturalWidth > 0")
+    page.wait_for_function("() => document.getElementById('still').naturalWidth > 0")
     assert "MediaSource" in page.inner_text("#notice")
     assert faults == []

@@ -93,10 +93,9 @@ const player = {
 
 // The candidates of the chunk that is being made, and the ribbon of those before.
 const search = {
-  chunks: [], strips: new Map(),
+  chunks: [],
   clear() {
     this.chunks = [];
-    this.strips.clear();
     $("candidates").replaceChildren();
   },
   candidates(told) {
@@ -104,14 +103,14 @@ const search = {
     $("heading").textContent = `Candidates of chunk ${index}`;
     if (told.state === "running") {
       $("route").textContent = "are being made";
-      $("candidates").replaceChildren(...Array.from({ length: told.count }, (_, number) => this.card({ candidate: number })));
+      // The pictures of the chunk before stay, faint, until there are others.
+      const before = [...$("candidates").querySelectorAll("img")].map((image) => image.src);
+      $("candidates").replaceChildren(...Array.from({ length: told.count }, (_, number) => this.card({ candidate: number, strip: before[number] })));
       return;
     }
     const kept = new Set(told.survivors);
     $("route").textContent = ROUTES[told.candidates.find((each) => each.rank === 0).route];
     $("candidates").replaceChildren(...told.candidates.map((each) => this.card(each, kept)));
-    this.strips.set(index, told.candidates.map((each) => [each.candidate, each.strip]));
-    if (this.strips.size > 8) this.strips.delete(this.strips.keys().next().value);
     this.chunks.push({ index, candidates: told.candidates, kept, won: null, switched: false });
     if (this.chunks.length > MOST_COLUMNS) this.chunks.shift();
     this.draw();
@@ -136,8 +135,8 @@ const search = {
     const chunk = this.chunks.find((each) => each.index === told.generation_chunk_index);
     if (chunk) Object.assign(chunk, { won: told.winner, switched: told.started_event_ids.length > 0 });
     if (!player.possible(told.mime)) {
-      const strip = (this.strips.get(told.generation_chunk_index) || []).find(([number]) => number === told.winner);
-      if (strip && strip[1]) { $("still").src = strip[1]; $("still").hidden = false; }
+      const won = chunk && chunk.candidates.find((each) => each.candidate === told.winner);
+      if (won && won.strip) { $("still").src = won.strip; $("still").hidden = false; }
     }
     this.draw();
   },
@@ -155,8 +154,7 @@ const search = {
       if (chunk.switched) found.unshift(drawn("line", { x1: x - 10, x2: x - 10, y1: 0, y2: height - 20, class: "switch" }));
       return [...found, drawn("text", { x, y: height - 4, class: "axis-label" }, chunk.index % 4 ? "" : chunk.index)];
     });
-    const path = points.length > 1 ? [drawn("path", { d: `M${points.join("L")}` })] : [];
-    svg.replaceChildren(...path, ...marks);
+    svg.replaceChildren(drawn("path", { d: points.length > 1 ? `M${points.join("L")}` : "" }), ...marks);
   },
 };
 
@@ -290,9 +288,8 @@ $("form").addEventListener("submit", async (event) => {
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); $("form").requestSubmit(); }
 });
-$("pause").addEventListener("click", () => say(paused ? "session.resume" : "session.pause"));
-$("save").addEventListener("click", () => say("session.save"));
-$("stop").addEventListener("click", () => say("session.stop"));
+const asks = { pause: () => (paused ? "session.resume" : "session.pause"), save: () => "session.save", stop: () => "session.stop" };
+for (const [id, kind] of Object.entries(asks)) $(id).addEventListener("click", () => say(kind()));
 video.addEventListener("waiting", () => player.follow());
 setInterval(() => {
   $("m-buffer").textContent = player.seen ? seconds(player.ahead) : "\u2013";
