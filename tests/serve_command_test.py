@@ -56,6 +56,8 @@ def test_others_need_a_token():
   assert serve.token_of(command.parse(serve.define_flags, ["--token=open"])) == "open"
 
 
+# Slow: it compiles a search with pictures of all candidates, its switch, and the same search without them.
+@pytest.mark.slow
 def test_a_save_is_a_result_that_can_be_made_again(tmp_path, checkpoint):
   flags = [f"--checkpoint={checkpoint}", f"--output_dir={tmp_path / 'out'}", "--mesh=data:1"]
   values = command.parse(serve.define_flags, flags)
