@@ -35,4 +35,5 @@ async def record(url: str, path: str, prompt: str, then: str, chunks: int = 8) -
 
 
 if __name__ == "__main__":
-  asyncio.run(record(*sys.argv[1:5]))
+  url, path, prompt, then = sys.argv[1:]
+  asyncio.run(record(url, path, prompt, then))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 COOKIE = "streamt1_token"
 HEADERS = {
@@ -21,7 +21,6 @@ HEADERS = {
   "Cache-Control": "no-store",
 }
 _OPEN = ("/healthz",)
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def is_loopback(host: str) -> bool:
@@ -34,7 +33,7 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def guard(token: str | None) -> Callable[[web.Request, _Handler], Awaitable[web.StreamResponse]]:
+def guard(token: str | None) -> Middleware:
   """Middleware that lets nobody in without the token, and no page of another origin.
 
   Args:
@@ -42,7 +41,7 @@ def guard(token: str | None) -> Callable[[web.Request, _Handler], Awaitable[web.
   """
 
   @web.middleware
-  async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
+  async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     _check_origin(request, anywhere=token is not None)
     if token is not None and request.path not in _OPEN:
       given = request.query.get("token")

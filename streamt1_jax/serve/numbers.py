@@ -52,7 +52,7 @@ class Numbers:
 
   def __init__(self):
     self._lock = threading.Lock()
-    self._counts = collections.Counter(dict.fromkeys((*_COUNTERS, *_GAUGES), 0.0))
+    self._counts: dict[str, float] = dict.fromkeys((*_COUNTERS, *_GAUGES), 0.0)
     self._series = {name: collections.deque[float](maxlen=_KEPT) for name in _SERIES}
     self._sums = {name: (0, 0.0) for name in _SERIES}
 
