@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 COOKIE = "streamt1_token"
 HEADERS = {
@@ -33,7 +34,7 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def guard(token: str | None) -> Middleware:
+def guard(token: str | None) -> Any:
   """Middleware that lets nobody in without the token, and no page of another origin.
 
   Args:
