@@ -16,7 +16,7 @@ from streamt1_jax.chunk_step import Candidates, Step
 from streamt1_jax.config import SearchConfig, SwitchConfig
 from streamt1_jax.generator import Models
 from streamt1_jax.parallel.sharding import with_shardings
-from streamt1_jax.policies import Scores
+from streamt1_jax.policies import Scores, SwitchedPolicy, search_policy
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import Beam, Condition, SearchState
 from streamt1_jax.typing import Decoded, HostArray, Latents, SearchParams
@@ -35,8 +35,8 @@ def switch_prompt(
   """The state as a new prompt finds it; compiled once for all switches of a search.
 
   The memories of all beams are computed anew as `switch` says. The history of scores restarts: scores under two prompts
-  do not compare, and a first fall of the video score would read as a change of scene. Noise, seeds, decoder state and
-  the policy's carry stay.
+  do not compare, and a first fall of the video score would read as a change of scene. Noise, seeds and decoder state
+  stay, and so does the policy's carry, unless the policy says otherwise (`policies.SwitchedPolicy`).
 
   Args:
     params: weights of all models.
@@ -61,15 +61,21 @@ def switch_prompt(
     beams, text, switched = video
     return jax.lax.cond(switched, one_video, lambda beams, _: beams, beams, text)
 
+  policy = search_policy(search)
+  carry_after = policy.switched if isinstance(policy, SwitchedPolicy) else lambda carry: carry
   if state.base_seed.ndim:
     switched = jnp.ones(state.base_seed.shape, bool) if switches is None else jnp.asarray(switches)
     # One after the other: a video that goes on under its prompt costs nothing.
     beams = jax.lax.map(if_switched, (state.beams, condition.text, switched))
+    choose = jax.vmap(lambda switched, carry: jax.lax.cond(switched, carry_after, lambda carry: carry, carry))
+    carry = choose(switched, state.policy)
   else:
-    beams = one_video(state.beams, condition.text)
+    beams, carry = one_video(state.beams, condition.text), carry_after(state.policy)
   num_past = jnp.zeros_like(state.num_past) if switch.video == "since" else state.num_past
   leading = ("prompt",) * state.base_seed.ndim
-  return with_shardings(models.execution.mesh, "state", state._replace(beams=beams, num_past=num_past), leading=leading)
+  return with_shardings(
+    models.execution.mesh, "state", state._replace(beams=beams, num_past=num_past, policy=carry), leading=leading
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("models", "search", "first"), donate_argnames=("state",))

@@ -9,7 +9,8 @@
   close     survivors take their beams ── clean pass ── commit to the memory              winners only
 
 `propose`, `denoise` and `judge` together are `explore`, which changes nothing: it can be called several times on what
-`open` gave. A chunk that is not judged has neither `judge` nor `select`: every beam goes on with its one candidate.
+`open` gave. A chunk that is not judged has neither `judge` nor `select`: every beam goes on with its one candidate,
+unless that is NaN or Inf.
 Functions are written for one beam or one candidate and vmapped. A beam's candidates share its memory.
 """
 
@@ -208,6 +209,11 @@ class Step:
     return self.state.beams._replace(memory=memory), eviction
 
   @property
+  def carry(self) -> Any:
+    """What the policy remembers of every beam; all devices have all of it."""
+    return self._constrain(self.state.policy)
+
+  @property
   def event(self) -> Event | None:
     """When the policy decides inside of denoising."""
     return inside_event(self.search)
@@ -319,21 +325,15 @@ class Step:
 
   def select(self, scores: Scores) -> Choice:
     """Asks the policy. Raises ConfigError if the choice does not fit the search."""
-    carry, policy = self._constrain(self.state.policy), search_policy(self.search)
-    key = selection_key(self.state.base_seed, self.chunk_index)
-    choice = policy.select(carry, scores, key, self.chunk_index, self.condition.num_chunks)
+    policy, key = search_policy(self.search), selection_key(self.state.base_seed, self.chunk_index)
+    choice = policy.select(self.carry, scores, key, self.chunk_index, self.condition.num_chunks)
     return require_choice(choice, policy, self.search)
 
-  def close(
-    self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"] | None = None
-  ) -> tuple[Beam, Candidates]:
-    """The beams that the survivors begin the next chunk with, and the survivors; by default each beam's first."""
+  def close(self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"]) -> tuple[Beam, Candidates]:
+    """The beams that the survivors begin the next chunk with, and the survivors."""
     with jax.named_scope("prune"):
-      if survivor is None:
-        winners = jax.tree.map(lambda x: x[:, 0], candidates)
-      else:
-        winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
-        beams = self._gather(beams, survivor // self.search.beam_size)
+      winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
+      beams = self._gather(beams, survivor // self.search.beam_size)
       winners = self._constrain(winners, "beam")
     if winners.frames is None:
       frames, codec = self.models.execution.map_beams(self.decode)(winners.latents, beams.codec)
@@ -488,12 +488,15 @@ def chunk_step(
       choice = step.select(candidates.scores)
     beams, winners = step.close(opened, candidates, choice.survivor)
   else:
-    survivor = jnp.arange(search.top_k, dtype=jnp.int32) * search.beam_size
-    choice = Choice(survivor, jnp.zeros(search.top_k), state.policy)
+    # A beam whose candidate is not usable takes that of the first beam that has one, as with `KeepBeams`.
+    usable = candidates.scores.usable[:, 0]
+    kept = jnp.where(usable, jnp.arange(search.top_k), jnp.argmax(usable)).astype(jnp.int32)
+    take = lambda tree: jax.tree.map(lambda x: jnp.take(x, kept, axis=0, mode="clip"), tree)
+    choice = Choice(kept * search.beam_size, jnp.zeros(search.top_k), take(step.carry))
     no = jnp.zeros_like(candidates.scores.usable)
     candidates = candidates._replace(flags=reward_pruning.Flags(no, no))
-    beams, winners = step.close(opened, candidates)
-    beams = beams._replace(history=opened.history)
+    beams, winners = step.close(opened, candidates, kept)
+    beams = beams._replace(history=take(opened.history))
   assert winners.frames is not None
   # Chunks have traces of one shape, whether they are judged or not.
   missing = search.beam_size - candidates.seed.shape[1]

@@ -112,7 +112,7 @@ def _chunk_step(params, state, condition, models, search, *, first, judged, reco
   return step(params, state, condition)
 
 
-def jitted_init_state(params, seed, models, search, num_chunks=None):
+def jitted_init_state(params, seed, models, search, num_chunks=None) -> SearchState:
   """`init_state` of one seed, or of a seed per prompt; compiled once for all videos that fill the sliding window."""
   return _init_state(params, seed, models, search, min(num_chunks or search.sliding_window, search.sliding_window))
 
@@ -133,9 +133,20 @@ def check_length(models: Models, search: SearchConfig, num_chunks: int | None) -
   longest = models.generator.max_chunks(search)
   if num_chunks is not None and not 1 <= num_chunks <= longest:
     raise ConfigError(f"the number of chunks must be in 1..{longest}, the longest of this model, got {num_chunks}")
-  if num_chunks is not None and search.judge_every > num_chunks:
-    raise ConfigError(f"judge_every must be in 1..{num_chunks}, the chunks of the video, got {search.judge_every}")
+  if num_chunks is not None:
+    check_judged(search, num_chunks)
   _check_event(models, inside_event(search))
+
+
+def check_judged(search: SearchConfig, num_chunks: int) -> None:
+  """Raises ConfigError unless those chunks of a video are judged that must be."""
+  if search.judge_every > num_chunks:
+    raise ConfigError(f"judge_every must be in 1..{num_chunks}, the chunks of the video, got {search.judge_every}")
+  if names_winner(search) and not search.judges_chunk(num_chunks - 1):
+    raise ConfigError(
+      f"the policy names the video that is shown in the last of {num_chunks} chunks, which is not judged: judge_every "
+      f"must divide {num_chunks - 1}, got {search.judge_every}"
+    )
 
 
 def _check_event(models: Models, event: Event | None) -> None:
@@ -212,7 +223,7 @@ def stream_states(
   if np.ndim(seed) and mesh is not None and np.size(seed) % mesh.shape[RULES["prompt"]]:
     raise ConfigError(f"{np.size(seed)} prompts do not divide by data:{mesh.shape[RULES['prompt']]} of the mesh")
   if state is None:
-    state = cast(SearchState, jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
+    state = jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   last = models.generator.max_chunks(search) if num_chunks is None else num_chunks
   for index in range(int(state.chunk_index), last):
     if border is not None:

@@ -33,10 +33,12 @@ class Description(NamedTuple):
   Attributes:
     settings: what decides the result, as JSON values.
     resumed_at: number of finished chunks whenever the search went on after a stop.
+    tries: fields of the `methods.tries.Try`s so far, in a copy that belongs to a save.
   """
 
   settings: dict[str, Any]
   resumed_at: list[int]
+  tries: Sequence[Sequence[Any]] = ()
 
 
 def write_description(place: epath.Path, description: Description) -> None:
@@ -98,7 +100,17 @@ def _read(place: epath.Path) -> Description | None:
   settings, resumed_at = document.get("settings"), document.get("resumed_at")
   if not isinstance(settings, dict) or not isinstance(resumed_at, list) or any(type(n) is not int for n in resumed_at):
     raise part_files.Damaged(f"{path} is corrupt: settings or resumed_at is missing")
-  return Description(settings, resumed_at)
+  return Description(settings, resumed_at, document.get("tries", []))
+
+
+def read_tries(folder: epath.Path, chunks: int) -> tuple[Sequence[Sequence[Any]], str | None]:
+  """The tries before the save after so many chunks; and a warning if they are not known."""
+  try:
+    found = _read(save_path(folder, chunks))
+  except part_files.Damaged as error:
+    return [], f"{error}; what was tried before chunk {chunks} is not counted"
+  # Saves of searches that try nothing may lack their copy.
+  return ([], None) if found is None else (found.tries, None)
 
 
 def save_path(folder: epath.Path, chunks: int) -> epath.Path:

@@ -67,6 +67,7 @@ class SavedSearch:
     resumed_at: number of finished chunks whenever the search went on after a stop.
     saved: finished chunks of the newest save, or None.
     begun: finished chunks of the save that was begun last, or of the one that the search went on from.
+    tries: fields of what the search's driver tried so far, as JSON values; saves keep them.
   """
 
   def __init__(self, folder: epath.PathLike, settings: Mapping[str, Any]):
@@ -76,6 +77,8 @@ class SavedSearch:
     self.resumed_at: list[int] = []
     self.saved: int | None = None
     self.begun = 0
+    self.tries: list[Sequence[Any]] = []
+    self._tries: list[Sequence[Any]] = []
     self._settings = dict(settings)
     self._pending: int | None = None
     self._stored: dict[str, Any] = {}
@@ -118,6 +121,11 @@ class SavedSearch:
     self.saved = progress[1] if progress else None
     self.begun = self.saved or 0
     self._keep_up_to(self.saved or 0)
+    if progress is not None:
+      tries, problem = hosts.first_decides(lambda: save_folder.read_tries(self.folder, progress[1]))
+      self.tries, self._tries = list(tries), list(tries)
+      if problem is not None:
+        warn(problem)
     self.resumed_at = [*Description(*found).resumed_at, self.saved or 0]
     with self._failures_named():
       self._describe()
@@ -135,6 +143,8 @@ class SavedSearch:
     """
     self.wait()
     self._last = time.monotonic()
+    # More may be tried while the save is written.
+    self._tries = list(self.tries)
     with self._failures_named():
       self._describe()
       items = {STATE: named(jax.tree.map(_copied, state)), TRACE: save_folder.named_traces(traces, self.begun)}
@@ -170,7 +180,7 @@ class SavedSearch:
 
   @property
   def _description(self) -> Description:
-    return Description(self._settings, self.resumed_at)
+    return Description(self._settings, self.resumed_at, self._tries)
 
   def _find(self) -> tuple[Description | None, list[str]]:
     """What is saved, and what has to be told of it."""

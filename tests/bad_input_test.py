@@ -8,7 +8,7 @@ import shutil
 import pytest
 from etils import epath
 
-from streamt1_jax.cli import results
+from streamt1_jax.cli import results, search_flags
 from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.io import checkpoint, manifest, part_files
@@ -89,7 +89,9 @@ def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
     ("--policy=alpha", ["--policy", "'alpha'", "alpha:0.02"]),
     ("--search=per_beam --policy=epsilon:1,epsilon:0", ["--policy", "epsilon is given twice"]),
     ("--search=particles", ["particles", "needs alpha", "--policy=alpha:NUMBER"]),
-    ("--search=particles --policy=alpha:0", ["alpha must be above 0", "got 0.0"]),
+    ("--search=particles --policy=alpha:0", ["--policy", "alpha must be above 0", "got 0.0"]),
+    ("--search=particles --policy=alpha:inf", ["--policy", "'alpha:inf'", "finite"]),
+    ("--search=zero_order --policy=rounds:nan", ["--policy", "'rounds:nan'", "finite"]),
     ("--search=particles --policy=alpha:1 --top_k=1", ["particles", "top_k", "at least 2", "got 1"]),
     ("--samples=3 --seed=2146000000", ["--samples=3", "2148000000", "2147483647"]),
     ("--beam_size=0", ["beam_size", "1..100", "got 0"]),
@@ -120,6 +122,25 @@ def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
 )
 def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments, fragments):
   line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", *arguments.split())
+  for fragment in fragments:
+    assert fragment in line
+
+
+@pytest.mark.parametrize(
+  ("arguments", "fragments"),
+  [
+    ("--search=every_j --judge_every=9", ["judge_every", "1..2", "got 9"]),
+    ("--search=zero_order --policy=rounds:inf", ["rounds", "finite number", "inf"]),
+    ("--search=zero_order --video=file", ["--video=file", "--search=zero_order", "first chunk"]),
+    ("--search=backtracking --mesh=data:2", ["--mesh", "--search=backtracking", "data must be 1"]),
+  ],
+)
+def test_what_a_search_cannot_do_is_told_before_weights_are_read(
+  tmp_path, monkeypatch, small_checkpoint, arguments, fragments
+):
+  (tmp_path / "file").write_text("not looked at")
+  monkeypatch.setattr(search_flags, "load_pipeline", lambda *_: pytest.fail("weights are read"))
+  line = refused(tmp_path, PROMPT, f"--checkpoint={small_checkpoint}", "--num_latent_frames=6", *arguments.split())
   for fragment in fragments:
     assert fragment in line
 

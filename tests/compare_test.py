@@ -14,10 +14,10 @@ from etils import epath
 
 import streamt1_jax
 from streamt1_jax import shipped
-from streamt1_jax.cli import compare
+from streamt1_jax.cli import command, compare, search_flags
 from streamt1_jax.config import ConfigError, SearchConfig, preset
 from streamt1_jax.data import shapes, world
-from streamt1_jax.evaluation.compare import contenders, held_out, pool, report, scenes, summary
+from streamt1_jax.evaluation.compare import contenders, held_out, plots, pool, report, scenes, summary
 from streamt1_jax.evaluation.compare.pool import Folder, Key, Plan
 from streamt1_jax.evaluation.compare.scenes import Scene
 from streamt1_jax.io.timeline import ChunkClock
@@ -114,6 +114,12 @@ def test_an_entry_has_numbers_and_fields_of_its_own():
     (["none"], {"numbers": {"alpha": 1.0}}, ["no", "alpha"]),
     (["none"], {"fields": {"fusion_cap": 0.5}}, ["takes fusion_cap"]),
     (["zero_order"], {"numbers": {"rounds": 0.5}}, ["rounds", "whole", "0.5"]),
+    (["zero_order"], {"numbers": {"rounds": float("nan")}}, ["rounds", "whole", "nan"]),
+    (["zero_order:rounds=inf"], {}, ["zero_order:rounds=inf", "finite"]),
+    (["particles:1x8:alpha=inf"], {}, ["particles:1x8:alpha=inf", "finite"]),
+    # All of them take their videos from one pool.
+    (["none:sink_distance=12"], {}, ["none", "pool", "--sink_distance"]),
+    (["best_of_n:4:reward_codec=h264"], {}, ["best_of_n", "pool", "--reward_codec"]),
   ],
 )
 def test_impossible_contenders(entries, options, fragments):
@@ -243,6 +249,25 @@ def test_equal_cost_by_hand():
   assert rows["tflop"]["difference"]["mean"] == 0.5
 
 
+def test_a_video_without_a_verdict_is_left_out(tmp_path):
+  """A reward may give no number: its case then counts for nobody, and the others for everybody."""
+  rows = compared_rows.rows()
+  rows[-1]["held_out"]["all_at_once"] = None
+  found = summary.summarise(compared_rows.results(rows), compared_rows.ENTRIES, compared_rows.METRICS)
+  # The first case alone, in which the reward picks the video that passes.
+  together = {label: of["minus_plain"]["simultaneous"] for label, of in found["methods"].items() if label != "none"}
+  assert {label: each["mean"] for label, each in together.items()} == {"best_of_n:2": 0.5, "greedy:4": 0.5}
+  assert {row["axis"]: row["difference"]["mean"] for row in found["equal_cost"]}["tflop"] == 0.0
+  assert "nan" not in report.markdown_of(compared_rows.PLAN, found)
+  for row_of_pool in rows[:4]:
+    row_of_pool["held_out"]["all_at_once"] = None
+  nothing = summary.summarise(compared_rows.results(rows), compared_rows.ENTRIES, compared_rows.METRICS)
+  assert nothing["pool"][1]["regret"] is None
+  assert nothing["methods"]["greedy:4"]["minus_plain"]["simultaneous"] is None
+  assert "nan" not in report.markdown_of(compared_rows.PLAN, nothing)
+  assert [path.stem for path in plots.write(epath.Path(tmp_path), nothing)] == ["drift", "cost_split"]
+
+
 def test_other_methods_at_no_more_than_the_cost():
   """Of a method with several sizes it is the dearest that the reference can afford."""
   sizes = {"beam:2x1": 14, "beam:2x2": 15, "beam:4x2": 30}
@@ -339,6 +364,13 @@ def test_a_method_of_other_settings_is_refused(tmp_path):
     Folder(epath.Path(tmp_path), _plan(), [greedy], "now")
 
 
+def test_a_plan_without_a_methods_settings_is_refused(tmp_path):
+  plan = _folder(tmp_path).plan
+  (tmp_path / pool.PLAN).write_text(json.dumps(plan | {"methods": {"none": {}}}))
+  with pytest.raises(ConfigError, match=r"plan\.json is not the plan of a comparison"):
+    _folder(tmp_path)
+
+
 @pytest.mark.parametrize(
   "change",
   [
@@ -384,6 +416,10 @@ def _call(folder, *arguments):
     (["--output=o", "--search=beam"], ["--search", "--methods"]),
     (["--output=o", "--top_k=3"], ["--top_k", "--methods"]),
     (["--output=o", "--policy=alpha:1"], ["--methods", "alpha"]),
+    (["--output=o", "--methods=particles", "--policy=alpha:inf"], ["--policy", "alpha:inf", "finite"]),
+    (["--output=o", "--methods=stream_t1:sliding_window=400"], ["stream_t1:2x2:sliding_window=400", "at most 341"]),
+    (["--output=o", "--methods=stream_t1:reward_codec=vp9"], ["--methods", "vp9", "h264"]),
+    (["--output=o", "--methods=every_j", "--judge_every=30"], ["every_j:2x2", "judge_every", "1..7", "got 30"]),
     (["--output=o", "--seconds=1000"], ["--seconds=1000.0", "1..341"]),
     (["--output=o", "--timelines", "--seconds=0.5"], ["--timelines", "--seconds=0.5"]),
     (["--output=o", "--timelines", "--objects=2"], ["--timelines takes no --objects"]),
@@ -392,6 +428,8 @@ def _call(folder, *arguments):
     (["--output=o", "--prompts_file=file"], ["--prompts_file and --judge"]),
     (["--output=o", "--prompts_file=file", "--judge=videoalign"], ["--judge=videoalign", "--judge_selects"]),
     (["--output=o", "--prompts_file=file", "--judge=vqascore"], ["--judge=vqascore", "no such reward"]),
+    (["--output=o", "--prompts_file=file", "--judge=./videoalign"], ["--judge=./videoalign", "no such reward"]),
+    (["--output=o", "--prompts_file=file", "--judge="], ["--judge=", "no such reward"]),
     (["--output=o", "--prompts_file=file", "--judge=quality", "--split=test"], ["--prompts_file takes no --split"]),
     (["--output=o", "--prompts_file=file", "--judge=quality"], ["64 prompts", "1 different"]),
   ],
@@ -405,6 +443,14 @@ def test_bad_input(tmp_path, arguments, fragments):
   for fragment in fragments:
     assert fragment in line
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_flags_of_methods_do_not_reach_the_default_search():
+  """What loads the model asks for the default search, which has no --judge_every."""
+  values = command.parse(compare.define_flags, ["--output=o", "--methods=every_j,none", "--judge_every=5"])
+  every, _ = compare._contenders(values, _MODEL)
+  assert every.search.judge_every == 5
+  assert search_flags.search_config(values, _MODEL) == SearchConfig.released()
 
 
 def _small_world(folder):

@@ -167,6 +167,27 @@ def test_stopped_in_every_way(tmp_path, monkeypatch, checkpoint, undisturbed):
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([1, 2, 2], [])
 
 
+def test_what_was_tried_before_a_stop_counts(tmp_path, monkeypatch, checkpoint):
+  """Backtracking, with a chunk that is never good enough; stopped after the second of three."""
+  flags = ("--search=backtracking", "--policy=motion:9,attempts:1", "--num_latent_frames=9", "--report=false")
+  whole, stopped = (Runs(tmp_path / name, checkpoint) for name in ("whole", "stopped"))
+  for runs in (whole, stopped):
+    runs.folder.mkdir()
+    runs.arguments[1:2] = flags
+  assert whole.run().code == 0
+  with monkeypatch.context() as patched:
+    second = lambda *given: (_after_sigterm(save) if given[0].begun + len(given[2][0]) == 2 else save)(*given)
+    save = stopped_searches.save_if_due
+    patched.setattr(stopped_searches, "save_if_due", second)
+    assert stopped.run().code == 143
+  assert stopped.run().code == 0
+  made, expected = (json.loads(each.read("manifest.json")) for each in (stopped, whole))
+  assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([2], [])
+  assert [each["begin"] for each in expected["tries"]] == [1, 1, 2, 2]
+  for name in ("tries", "cost", "sha256"):
+    assert made[name] == expected[name]
+
+
 class _Saves:
   """Counts what a `SavedSearch` is told to save."""
 

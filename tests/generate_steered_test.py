@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import streamt1_jax as st1
+from streamt1_jax import shipped
 from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.io import pictures, timeline, video
@@ -164,6 +165,14 @@ def test_switch_flags_change_the_video(steered, tmp_path, checkpoint):
   latents, usual = _latents(folder), _latents(steered[1])
   np.testing.assert_array_equal(latents[:6], usual[:6])
   assert np.abs(latents[6:9] - usual[6:9]).max() > 1e-4
+
+
+@pytest.mark.slow  # a search of the shipped model with its learned rewards
+def test_learned_rewards_judge_a_timeline_and_are_counted(tmp_path):
+  _write_timeline(tmp_path)
+  manifest = _json(Runs(tmp_path, shipped.checkpoint()).result("--timeline=timeline.json", chunks=3))
+  assert [segment["prompt"] for segment in manifest["segments"]] == [RED, BLUE]
+  assert manifest["cost"]["tflop"]["image_reward"] > 0
 
 
 def test_continue_from_a_result(steered, tmp_path):

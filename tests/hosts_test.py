@@ -400,7 +400,7 @@ class TestGenerate:
     found, _ = run_processes(tmp_path, 2, start)
     assert [result.code for result in found] == [3, 3], found
     (folder,) = outputs.iterdir()
-    assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json"}
+    assert {path.name for path in folder.iterdir()} == {"trace.json", "failed.json", "pictures.zip", "report.html"}
 
 
 def _generate_otherwise(index, arguments):

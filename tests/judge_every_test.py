@@ -15,7 +15,7 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.memory_sinking import DISCARD, NOTHING
 from streamt1_jax.parallel.mesh import MESH_AXES
-from streamt1_jax.policies import TopK
+from streamt1_jax.policies import Particles, TopK
 from streamt1_jax.state import Condition
 from streamt1_jax.trace import describe_trace
 from tests import small_search as small
@@ -58,6 +58,22 @@ class TestUnjudgedChunks:
       np.testing.assert_array_equal(trace.latents.ravel(), last + (last + np.array(seeds) % 7) / 2)
       assert trace.candidates.usable.tolist() == [[True, False, False]] * 2
       assert not np.any([*trace.candidates.hybrid, *trace.candidates.flags.ema, *trace.candidates.flags.append])
+
+  def test_a_beam_without_a_usable_candidate_goes_on_from_another(self, searched):
+    """In chunk 1 beam 0 has none: both beams are then beam 1, with its scores and what the policy remembers of it."""
+    bad = lambda seed: toy.draw_noise(seed)._replace(
+      fresh=toy.draw_noise(seed).fresh + jnp.where(seed == 1003, jnp.nan, 0.0)
+    )
+    made = _states(models=dataclasses.replace(toy.MODELS, draw_noise=bad))
+    assert made[1][1].survivor.tolist() == [3, 3]
+    assert made[1][1].candidates.usable[:, 0].tolist() == [False, True]
+    for kept in (lambda state: state.beams, lambda state: state.policy):
+      expected = jax.tree.map(lambda x: x[[1, 1]], kept(searched[1][0]))
+      chex.assert_trees_all_equal(kept(made[1][0]), expected)
+    assert made[2][1].survivor.tolist() == [0, 3]
+    none = dataclasses.replace(toy.MODELS, draw_noise=lambda seed: bad(jnp.where(seed // 1000 == 1, 1003, seed)))
+    with pytest.raises(drivers.SearchError, match="chunk 1, seed 3: every candidate is NaN or Inf"):
+      _states(models=none)
 
   def test_scores_and_carry_stay(self, searched):
     for chunk, ((before, _), (after, _)) in enumerate(zip(searched, searched[1:]), start=1):
@@ -149,6 +165,12 @@ class TestRefusal:
     with pytest.raises(ConfigError, match=r"judge_every must be in 1\.\.8, the chunks of the video, got 9"):
       _states(dataclasses.replace(SEARCH, judge_every=9))
     drivers.check_length(toy.MODELS, dataclasses.replace(SEARCH, judge_every=8), NUM_CHUNKS)
+
+  def test_a_policy_that_names_the_video_where_nothing_is_judged(self):
+    search = dataclasses.replace(SEARCH, policy=Particles(1.0, returns="draw"))
+    with pytest.raises(ConfigError, match="judge_every must divide 7, got 3"):
+      drivers.check_length(toy.MODELS, search, NUM_CHUNKS)
+    drivers.check_length(toy.MODELS, search, NUM_CHUNKS - 1)
 
   @pytest.mark.parametrize(
     ("fields", "message"),

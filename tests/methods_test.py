@@ -20,6 +20,8 @@ MODEL = preset("tiny")
 STREAMING = SearchConfig.streaming(MODEL)
 NEVER = {"short_threshold": 1e30, "long_threshold": 1e30}
 BEAM = {**vars(STREAMING), "beam_size": 2, "top_k": 2, "judges": True, **NEVER}
+# Thresholds bring sinks back, averages and all.
+TOOLKIT = {**BEAM, "sink_ema_decay": 0.999}
 # By name, the fields in which a search differs from the default one. Written by hand.
 DIFFERENT = {
   "stream_t1": {},
@@ -33,13 +35,13 @@ DIFFERENT = {
   "beam": BEAM,
   "greedy": {**vars(STREAMING), "beam_size": 4, "judges": True, **NEVER},
   "best_of_n": {**vars(STREAMING), "top_k": 4, "policy": KeepBeams()},
-  "cumulative": {**BEAM, "policy": TopK(cumulative=True)},
-  "per_beam": {**BEAM, "policy": PerBeam(0.2)},
-  "probabilistic": {**BEAM, "policy": ProbabilisticTopK(0.01)},
-  "rank_ensemble": {**BEAM, "policy": RankEnsemble()},
-  "every_j": {**BEAM, "judge_every": 3},
-  "particles": {**BEAM, "beam_size": 1, "top_k": 4, "policy": Particles(0.05)},
-  "particles_sum": {**BEAM, "beam_size": 1, "top_k": 4, "policy": Particles(0.05, score="sum")},
+  "cumulative": {**TOOLKIT, "policy": TopK(cumulative=True)},
+  "per_beam": {**TOOLKIT, "policy": PerBeam(0.2)},
+  "probabilistic": {**TOOLKIT, "policy": ProbabilisticTopK(0.01)},
+  "rank_ensemble": {**TOOLKIT, "policy": RankEnsemble()},
+  "every_j": {**TOOLKIT, "judge_every": 3},
+  "particles": {**TOOLKIT, "beam_size": 1, "top_k": 4, "policy": Particles(0.05)},
+  "particles_sum": {**TOOLKIT, "beam_size": 1, "top_k": 4, "policy": Particles(0.05, score="sum")},
 }
 
 
@@ -61,6 +63,16 @@ def test_every_search_has_a_flagfile_that_chooses_it(name):
   assert values.search == name
   # The sizes are written out, so that a user sees what to change.
   assert search_flags.search_config(values, MODEL) == _settings(name)
+
+
+@pytest.mark.parametrize(
+  ("name", "learned"), [("stream_t1", True), ("zero_order", True), ("none", False), ("backtracking", False)]
+)
+def test_what_judges_nothing_loads_no_large_reward(name, learned):
+  """Zero-order search judges from the host, and backtracking looks at the motion alone."""
+  values = command.parse(generate.define_flags, [f"--search={name}"])
+  stored = search_flags.reward_choice(values, REPOSITORY / "checkpoints/tiny", MODEL).stored
+  assert set(stored) == ({"hpsv3", "videoalign"} if learned else set())
 
 
 def test_a_user_may_set_what_the_method_leaves_open():

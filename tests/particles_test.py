@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from streamt1_jax import drivers
-from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.between_chunks import switch_prompt
+from streamt1_jax.config import ConfigError, SearchConfig, SwitchConfig
 from streamt1_jax.finishing import Finishing
 from streamt1_jax.policies import KeepBeams, Particles, Scores, alpha_of, resampling
+from streamt1_jax.policies.particles import Weights
 from streamt1_jax.state import Condition
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -214,3 +216,32 @@ class TestRefusal:
   def test_searches(self, changes, message):
     with pytest.raises(ConfigError, match=message):
       _traces(_search(Particles(1.0), top_k=2, **changes))
+
+
+class TestSwitch:
+  """A new prompt, between two chunks of two particles that scored 5 and 3 under the old one, and then 4 and 4."""
+
+  @pytest.mark.parametrize(("policy", "old"), [(Particles(2.0), 0.0), (Particles(2.0, beta=0.5), 0.5)])
+  @pytest.mark.parametrize("prompts", [0, 2])
+  def test_scores_under_two_prompts_are_not_subtracted(self, policy, old, prompts):
+    """Not even the worse one gains by what it had. What `beta` held back of the old scores counts; lockstep: one of
+    two videos switches."""
+    search, seed = _search(policy, top_k=2), [3] * prompts or 3
+    condition = Condition((), (), (), jnp.int32(NUM_CHUNKS))
+    if prompts:
+      condition = drivers.stack_conditions([condition] * prompts)
+    state = drivers.jitted_init_state(toy.PARAMS, np.asarray(seed, np.int32), toy.MODELS, search, NUM_CHUNKS)
+    like = lambda row: jnp.broadcast_to(jnp.array(row), state.policy.score.shape)
+    state = state._replace(policy=Weights(like([0.0, 0.0]), like([5.0, 3.0])), chunk_index=jnp.int32(2))
+    mask = {"switches": np.array([False, True])} if prompts else {}
+    options = toy.MODELS, search, SwitchConfig(), *mask.values()
+    carry = switch_prompt(toy.PARAMS, state, condition, *options).policy
+    if prompts:
+      assert (carry.log_weight[0].tolist(), carry.score[0].tolist()) == ([0.0, 0.0], [5.0, 3.0])
+      carry = jax.tree.map(lambda x: x[1], carry)
+    weight = _select(policy, [[4.0], [4.0]], carry=carry, chunk=3).log_weight.ravel()
+    assert weight[0] - weight[1] == pytest.approx(old * (5.0 - 3.0) / 2.0)
+
+  def test_a_sum_of_scores_goes_on(self):
+    carry = Weights(jnp.array([0.5, 0.0]), jnp.array([5.0, 3.0]))
+    assert Particles(2.0, score="sum").switched(carry) is carry

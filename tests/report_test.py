@@ -364,6 +364,11 @@ def _edited(folder, **fields):
   (folder / "trace.json").write_text(json.dumps(trace | fields))
 
 
+def _with(folder, **fields):
+  """The chunks of its trace, each with these fields."""
+  return [chunk | fields for chunk in _trace(folder)["chunks"]]
+
+
 def _zip(folder, name, content):
   with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
     archive.writestr(name, content)
@@ -382,6 +387,13 @@ BAD = {
   "chunks of another form": (lambda at: _edited(at, chunks=[3]), "chunks[0] is 3, expected an object"),
   "no lineage": (lambda at: _edited(at, final={"scores": [1.0], "best": 0}), "final.lineage is missing"),
   "too many": (lambda at: _edited(at, chunks=_trace(at)["chunks"][:1] * 1001), "chunks[1].chunk is 0, expected 1"),
+  "given without end": (lambda at: _edited(at, given_chunks=10**9, chunks=[]), "1000000000 chunks and 0 candidates"),
+  "events of another form": (lambda at: _edited(at, chunks=_with(at, events=3)), "chunks[0].events is 3"),
+  "a score too large": (lambda at: _edited(at, final={"scores": [10**400]}), "trace.json has the number <an integer"),
+  "a length too large": (
+    lambda at: (at / "manifest.json").write_text(json.dumps({"length": {"seconds": 10**400}})),
+    "manifest.json has the number <an integer",
+  ),
   "pictures that are none": (lambda at: (at / "pictures.zip").write_bytes(b"zip"), "pictures.zip cannot be read"),
   "pictures of elsewhere": (lambda at: _zip(at, "../a.jpg", b""), "pictures.zip holds something else"),
   "a picture that is none": (lambda at: _zip(at, "0/0.jpg", b"GIF"), "pictures.zip is damaged: 0/0.jpg is no whole"),

@@ -72,6 +72,14 @@ def test_longer_tries_are_judged_whole_and_more_rounds_are_never_worse():
   assert best == sorted(best)
 
 
+def test_a_neighbour_whose_noise_is_not_finite_is_never_kept():
+  draw = lambda seed: draw_noise(seed)._replace(fresh=jnp.where(seed == _SEED + 2, jnp.nan, draw_noise(seed).fresh))
+  told = []
+  assert np.isfinite(_chunks(_searched(dataclasses.replace(MODELS, draw_noise=draw), tell=told.append, rounds=1))).all()
+  assert [bool(np.isnan(each.score)) for each in told] == [False, False, True, False, False]
+  assert sum(each.kept for each in told) == 1
+
+
 def test_states_are_those_of_the_chunks_and_a_search_goes_on_from_each():
   run = lambda **more: restarts.zero_order(*_inputs(_NOISY), num_chunks=_CHUNKS, seed=_SEED, chunks=2, **more)
   whole = [trace for _, trace in run()]
@@ -101,12 +109,6 @@ def test_prompts_change_where_they_would(switch):
   # Chunks of the best beginning that the video does not have, because their prompt had changed.
   assert [(each.begin, each.chunks) for each in told if each.begin] == ([(switch, 3 - switch)] if switch < 3 else [])
   assert [number for index, number in seen if index > switch] == [_CHUNKS + 1] * (3 - switch)
-
-
-def test_a_score_that_is_not_finite_never_wins():
-  scores = {4: float("nan"), 5: 1.0, 6: float("inf"), 7: 1.0, 8: 0.5}
-  assert restarts.best_of_n(lambda seed: seed, list(scores), scores.__getitem__) == 5
-  assert restarts.best_of_n(lambda seed: seed, [4, 6], scores.__getitem__) == 4
 
 
 @pytest.mark.parametrize(

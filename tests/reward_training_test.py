@@ -55,4 +55,5 @@ def test_two_steps(tmp_path, monkeypatch, capsys, name, options, learns_to_compa
     np.testing.assert_allclose(curve[0][reader], np.log(odds), rtol=1e-4)
   # A reader without a weight stays as it is.
   for reader in ("correction", "truth"):
-    assert (curve[1][reader] != curve[0][reader]) == learns_to_compare
+    # Up to the rounding of a mean over other pairs.
+    assert (abs(curve[1][reader] - curve[0][reader]) > 1e-5) == learns_to_compare

@@ -114,10 +114,51 @@ def test_it_does_not_go_back_behind_a_change_of_the_prompt():
 
 @pytest.mark.parametrize(
   ("numbers", "fragments"),
-  [({"motion": -1.0}, ["motion", "-1"]), ({"back": 0}, ["back", "0"]), ({"attempts": 0.5}, ["attempts", "0.5"])],
+  [
+    ({"motion": -1.0}, ["motion", "-1"]),
+    ({"back": 0}, ["back", "0"]),
+    ({"attempts": 0.5}, ["attempts", "0.5"]),
+    ({"back": float("inf")}, ["back", "whole", "inf"]),
+    ({"attempts": float("nan")}, ["attempts", "whole", "nan"]),
+  ],
 )
 def test_impossible_numbers(numbers, fragments):
   with pytest.raises(ConfigError) as error:
     tries.of_numbers(rewind.Rewind, numbers)
   for fragment in fragments:
     assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize("back", [1, 2, 3])
+def test_a_search_that_goes_on_makes_the_same_video(back):
+  """From every chunk that it yielded, with the tries that it had not told before."""
+  told, steps = [], []
+  numbers = {"motion": 9.0, "back": back, "attempts": 2}
+  run = lambda tell, **more: rewind.backtrack(*_inputs(), num_chunks=_CHUNKS, seed=_SEED, tell=tell, **numbers, **more)
+  for state, trace in run(told.append):
+    steps.append((jax.tree.map(jnp.copy, state), jax.device_get(trace), len(told)))
+  for stop, (state, newest, before) in enumerate(steps, start=1):
+    again = []
+    made = [trace for _, trace in run(again.append, state=state, newest=newest)]
+    chex.assert_trees_all_equal(jax.device_get(made), [trace for _, trace, _ in steps[stop:]])
+    assert again == told[before:]
+
+
+def test_a_chunk_that_is_not_finite_is_made_anew():
+  """Of the seed that the fourth chunk would be drawn from, and of the first that is tried in its place."""
+  bad = [_SEED + 3000, rewind.seed_of_attempt(_SEED, 3, 1) + 3000]
+
+  def draw(seed):
+    draws = _MODELS.draw_noise(seed)
+    return draws._replace(fresh=jnp.where((seed == bad[0]) | (seed == bad[1]), jnp.nan, draws.fresh))
+
+  parameters, condition, models, search = _inputs()
+  inputs = parameters, condition, dataclasses.replace(models, draw_noise=draw), search
+  run = lambda tell, **more: rewind.backtrack(*inputs, num_chunks=_CHUNKS, seed=_SEED, tell=tell, motion=1e-3, **more)
+  told = []
+  traces = [jax.device_get(trace) for _, trace in run(told.append)]
+  _follows(traces)
+  assert len(traces) == _CHUNKS
+  assert [(each.begin, each.kept) for each in told] == [(3, False), (3, False), (3, True)]
+  with pytest.raises(drivers.SearchError, match="chunk 3"):
+    list(run(told.append, attempts=1))

@@ -102,7 +102,7 @@ def test_resumed_twice_is_the_undisturbed_search(folder):
   first, traces = _run(folder, until=8, save_at=())
   assert first == 6
   _assert_same(traces)
-  assert saved_search.read_description(folder) == (SETTINGS, [3, 6])
+  assert saved_search.read_description(folder) == (SETTINGS, [3, 6], [])
 
 
 def test_only_two_states_are_kept_and_every_trace_once(folder):
@@ -321,7 +321,7 @@ def test_a_description_that_is_lost_is_taken_from_a_save(tmp_path, damage):
   (warning,) = warnings
   assert "search.json" in warning
   assert "the copy in the save after chunk 5 is taken" in warning
-  assert saved_search.read_description(tmp_path) == (SETTINGS, [5])
+  assert saved_search.read_description(tmp_path) == (SETTINGS, [5], [])
 
 
 def test_saves_without_any_description_are_removed_with_a_warning(tmp_path):

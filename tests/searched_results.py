@@ -13,7 +13,7 @@ from etils import epath
 
 from streamt1_jax.cli import results
 from streamt1_jax.cli.growing_result import GrowingResult
-from streamt1_jax.config import SearchConfig
+from streamt1_jax.config import SearchConfig, preset
 from streamt1_jax.drivers import lineage
 from streamt1_jax.finishing import Choice, FinalChunk, Scored
 from streamt1_jax.generator import Eviction
@@ -23,7 +23,7 @@ from streamt1_jax.memory_sinking import APPEND, DISCARD, EMA, NOTHING
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
 from streamt1_jax.trace import describe_video
-from tests import small_search
+from tests import toy_generator
 
 FPS, CHUNK_FRAMES, FIRST, LATER = 16, 3, 9, 12
 WINDOW = 3
@@ -64,7 +64,7 @@ class Searched:
     with GrowingResult(
       epath.Path(folder),
       self.search,
-      Ledger(small_search.models(), small_search.MODEL, self.search, capacity=self._end, given_chunks=self.given),
+      Ledger(toy_generator.MODELS, preset("tiny"), self.search, capacity=self._end, given_chunks=self.given),
       fps=FPS,
       # As if frames were large: they are not enlarged for the video, which would take most of a test's time.
       height=256,

@@ -12,15 +12,13 @@ Every caption is one line of `--output`. A run that was interrupted goes on behi
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tqdm
 from absl import flags
-from etils import epath
 
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
 from streamt1_jax.evaluation import candidate_order
-from streamt1_jax.io import rows
+from streamt1_jax.io.rows import Row
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -35,25 +33,23 @@ def run(values: flags.FlagValues) -> None:
   """Judges caption by caption, then prints what all rows say."""
   files.require_writable("output", values.output)
   checkpoint, model = caption_flags.require_shapes_world(values)
-  output = epath.Path(values.output)
   chunks = search_flags.video_chunks(model, seconds=values.seconds)
   choice = search_flags.reward_choice(values, checkpoint, model)
   names = ("split", "seconds", "seed", "objects", "candidates")
   settings = {name: values[name].value for name in names}
   settings |= {"checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored)}
   settings |= search_flags.reward_settings(values, choice, "float32")
-  made = rows.read(output, settings, name=f"--output={output}", is_row=candidate_order.is_row)
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_captions)
-  pipeline = search_flags.load_pipeline(values, checkpoint)
-  pipeline.text.prepare(captions[len(made) :])
-  writer = rows.Writer(output, settings, made)
-  todo = range(len(made), len(captions))
-  for index in tqdm.tqdm(todo, initial=len(made), total=len(captions), desc="captions", file=sys.stderr):
-    command.raise_if_interrupted()
-    row = candidate_order.judge_candidates(pipeline, values.candidates, chunks, captions[index], seeds[index])
-    made.append(row)
-    writer.append(row)
-  result = candidate_order.summary(made[: values.num_captions])
+
+  def begin(made: int) -> Callable[[int], Row]:
+    pipeline = search_flags.load_pipeline(values, checkpoint)
+    pipeline.text.prepare(captions[made:])
+    return lambda index: candidate_order.judge_candidates(
+      pipeline, values.candidates, chunks, captions[index], seeds[index]
+    )
+
+  made = caption_flags.rows_of(values, settings, values.num_captions, begin, is_row=candidate_order.is_row)
+  result = candidate_order.summary(made)
   print(candidate_order.table(result))
   print(json.dumps({"settings": settings, "results": result}), flush=True)
 

@@ -13,17 +13,16 @@ last one.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tqdm
 from absl import flags
-from etils import epath
 
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
 from streamt1_jax.config import ConfigError, require_video_model
 from streamt1_jax.evaluation import reward_decodes
-from streamt1_jax.io import config_json, rows
+from streamt1_jax.io import config_json
 from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.io.rows import Row
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,20 +54,16 @@ def run(values: flags.FlagValues) -> None:
     **config_json.to_json_value(search),
   }
   del settings["reward_decode"]
-  output = epath.Path(values.output)
-  made = rows.read(output, settings, name=f"--output={output}")
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_prompts)
-  pipeline = search_flags.load_pipeline(values, checkpoint)
-  if pipeline.prompts_together > 1:
-    raise ConfigError("prompts are compared one after the other: give a --mesh with data:1")
-  pipeline.text.prepare(captions[len(made) :])
-  writer = rows.Writer(output, settings, made)
-  indices = range(len(made), len(captions))
-  for index in tqdm.tqdm(indices, initial=len(made), total=len(captions), desc="prompts", file=sys.stderr):
-    command.raise_if_interrupted()
-    made.append(reward_decodes.compare(pipeline, search, chunks, captions[index], seeds[index]))
-    writer.append(made[-1])
-  report = reward_decodes.summary(made[: values.num_prompts], search)
+
+  def begin(made: int) -> Callable[[int], Row]:
+    pipeline = search_flags.load_pipeline(values, checkpoint)
+    if pipeline.prompts_together > 1:
+      raise ConfigError("prompts are compared one after the other: give a --mesh with data:1")
+    pipeline.text.prepare(captions[made:])
+    return lambda index: reward_decodes.compare(pipeline, search, chunks, captions[index], seeds[index])
+
+  report = reward_decodes.summary(caption_flags.rows_of(values, settings, values.num_prompts, begin), search)
   print(reward_decodes.table(report))
   settings = {"prompts": values.num_prompts, **settings}
   print(json.dumps({"settings": settings, "results": report}), flush=True)

@@ -11,15 +11,13 @@ verdict fails. Every prompt is one line of `--output`. A run that was interrupte
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import tqdm
 from absl import flags
-from etils import epath
 
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
 from streamt1_jax.evaluation import room
-from streamt1_jax.io import rows
+from streamt1_jax.io.rows import Row
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -35,25 +33,23 @@ def run(values: flags.FlagValues) -> None:
   """Makes and judges pools, prompt by prompt, then prints what all rows say."""
   files.require_writable("output", values.output)
   checkpoint, model = caption_flags.require_shapes_world(values)
-  output = epath.Path(values.output)
   chunks = search_flags.video_chunks(model, seconds=values.seconds)
   names = ("split", "seconds", "seed", "objects", "segments", "pool")
   settings = {name: values[name].value for name in names}
   settings["checkpoint_sha256"] = files.checkpoint_sha256(checkpoint, ())
-  made = rows.read(output, settings, name=f"--output={output}")
   count, segments = values.num_captions, values.segments
   prompts = room.prompts(values.split, count, segments, chunks, values.objects, values.seed)
   _, seeds = caption_flags.captions_and_seeds(values, count)
-  pipeline = search_flags.load_pipeline(values, checkpoint)
-  writer = rows.Writer(output, settings, made)
-  todo = range(len(made), count)
-  for index in tqdm.tqdm(todo, initial=len(made), total=count, desc="prompts", file=sys.stderr):
-    command.raise_if_interrupted()
-    made.append(room.pool(pipeline, prompts[index], chunks, range(seeds[index], seeds[index] + values.pool)))
-    writer.append(made[-1])
-  result = room.summary(made[:count])
+
+  def begin(made: int) -> Callable[[int], Row]:
+    pipeline = search_flags.load_pipeline(values, checkpoint)
+    pool = lambda seed: range(seed, seed + values.pool)
+    return lambda index: room.pool(pipeline, prompts[index], chunks, pool(seeds[index]))
+
+  made = caption_flags.rows_of(values, settings, count, begin)
+  result = room.summary(made)
   print(room.table(result))
-  print(json.dumps({"settings": settings, "results": result, "failures": room.failures(made[:count])}), flush=True)
+  print(json.dumps({"settings": settings, "results": result, "failures": room.failures(made)}), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

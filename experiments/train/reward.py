@@ -18,12 +18,12 @@ The architecture is that of the published model, the sizes are `shapes_config()`
   the two clips exchanged, where the "corrupted" one shows what the other caption says
 
 VideoAlign's three scores are trained one by one: each must fall with the corruptions that concern it and stay with the
-others. Linear readers, which are thrown away in the end, must name the attributes of the scene from the media tokens
-and foretell the caption word by word: this is how Qwen2-VL learned to see and to read before it became a reward. The
-first steps do nothing but name, on more clips than pairs could be afforded. With `--comparing_weight` two more readers
-say, at the word in which two captions differ, what the clip shows and whether that word is true of it: without them a
-small VideoAlign never compared directions, nor speeds without a reader that names those. The optimiser is Adam; what is
-kept is the exponential moving average.
+others. Linear readers, which are thrown away in the end, must name from the media tokens which colours have an object
+and the attributes of the object of every colour, and foretell the caption word by word: this is how Qwen2-VL learned to
+see and to read before it became a reward. The first steps do nothing but name, on more clips than pairs could be
+afforded. With `--comparing_weight` more readers say, where everything about an object or the background has been said,
+which of it is true and what the clip shows instead: without such readers a small VideoAlign never compared directions,
+nor speeds. The optimiser is Adam; what is kept is the exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `reward/` (the folder that `rewards.folder.load_reward` reads: the
 final averages in float16, the head in float32), `loss.jsonl` (the flags, then a row every few steps), `loss.png`.
@@ -77,7 +77,7 @@ def define_flags(values: flags.FlagValues) -> None:
   number(values, "naming_weight", 0.5, "Weight of the loss of the readers that name attributes.", 0.0)
   words = "Weight of the loss of the reader that foretells the caption's words."
   number(values, "words_weight", 3.0, words, 0.0)
-  comparing = "Weight of the losses at the word in which two captions differ."
+  comparing = "Weight of the losses where everything about an object or the background is said."
   number(values, "comparing_weight", 0.0, comparing, 0.0)
   number(values, "stay_weight", 0.02, "Weight of the squared change of scores that must not change.", 0.0)
   batches = "Batches over which the final scores get mean 0 and standard deviation 1."

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tqdm
 from absl import flags
 from etils import epath
 
-from streamt1_jax.cli import files, flag_types
+from streamt1_jax.cli import command, files, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, require_video_model
 from streamt1_jax.data import shapes, world
+from streamt1_jax.io import rows
 from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.io.rows import Row
 
 # Seeds grow by 1000 a chunk, so that videos of up to 100 chunks have different seeds.
 _SEED_STEP = 100_000
@@ -39,3 +46,33 @@ def captions_and_seeds(values: flags.FlagValues, count: int) -> tuple[list[str],
   """`count` held-out captions, and the seed of each one's video."""
   captions = world.held_out_captions(values.split, count, values.seed, values.objects)
   return captions, [values.seed + _SEED_STEP * index for index in range(count)]
+
+
+def rows_of(
+  values: flags.FlagValues,
+  settings: Mapping[str, Any],
+  count: int,
+  begin: Callable[[int], Callable[[int], Row]],
+  *,
+  is_row: Callable[[Row], bool] = lambda row: True,
+) -> list[Row]:
+  """`count` rows, each a line of --output as soon as it is made; a run that was interrupted goes on behind the last.
+
+  Args:
+    values: flags, with --output.
+    settings: what decides the rows, as JSON values.
+    count: how many rows.
+    begin: loads what makes rows, once it is known how many there are already; gives what makes the row of an index.
+    is_row: whether a JSON object is such a row.
+
+  Raises:
+    ConfigError: the file holds rows of other settings, or something else.
+  """
+  output = epath.Path(values.output)
+  made = rows.read(output, settings, name=f"--output={output}", is_row=is_row)
+  make, writer = begin(len(made)), rows.Writer(output, settings, made)
+  for index in tqdm.tqdm(range(len(made), count), initial=len(made), total=count, desc="prompts", file=sys.stderr):
+    command.raise_if_interrupted()
+    made.append(make(index))
+    writer.append(made[-1])
+  return made[:count]

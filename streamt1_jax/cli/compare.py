@@ -39,9 +39,11 @@ from streamt1_jax.evaluation.compare import contenders, held_out, making, plots,
 from streamt1_jax.evaluation.compare.contenders import Contender
 from streamt1_jax.evaluation.compare.outcomes import Results
 from streamt1_jax.evaluation.compare.pool import Folder, Plan, wanted
+from streamt1_jax.evaluation.compare.scenes import Scene
 from streamt1_jax.io import atomic, manifest
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.measuring import search_flop
+from streamt1_jax.methods import METHODS
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards import folder as reward_folder
 from streamt1_jax.rewards import scoring
@@ -75,12 +77,13 @@ def run(values: flags.FlagValues) -> None:
   checkpoint, model = _model(values)
   entries = _contenders(values, model)
   chunks = search_flags.video_chunks(model, seconds=values.seconds, search=_pool_search(values, model))
-  choice = search_flags.reward_choice(values, checkpoint, model)
-  judge, judge_settings = _judge(values, checkpoint, model, chunks, choice)
-  plan = _plan(values, checkpoint, model, chunks, choice, judge.metrics[0], judge_settings)
   for contender in entries:
-    if (contender.picks or 1) > plan.pool:
-      raise ConfigError(f"--methods: {contender.label} picks among more videos than --pool={plan.pool} has")
+    _require_made(values, model, contender, chunks)
+  choice = search_flags.reward_choice(values, checkpoint, model)
+  _require_judge(values, checkpoint, choice)
+  found, kind = _scenes(values, checkpoint, chunks, choice)
+  judge, judge_settings = _judge(values, checkpoint, model, chunks)
+  plan = _plan(values, checkpoint, found, kind | judge_settings, chunks, choice, judge.metrics[0])
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
   folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -126,12 +129,26 @@ def _fields(values: flags.FlagValues) -> dict[str, Any]:
 
 def _contenders(values: flags.FlagValues, model: ModelConfig) -> list[Contender]:
   numbers = search_flags.named_numbers(values, "policy", "alpha:0.02")
-  # They are of these methods. What reads the flags later knows the default search alone.
+  # They are of these methods. What reads the flags later knows the default search alone: it would refuse them.
   values["policy"].value = None
   try:
-    return contenders.read(values.methods, model, numbers=numbers, fields=_fields(values))
+    found = contenders.read(values.methods, model, numbers=numbers, fields=_fields(values))
   except ConfigError as error:
     raise ConfigError(f"--methods: {error}") from error
+  for name in METHODS[values.search].refused(list(_fields(values))):
+    values[name].unparse()
+  return found
+
+
+def _require_made(values: flags.FlagValues, model: ModelConfig, contender: Contender, chunks: int) -> None:
+  """Raises ConfigError unless the videos that a contender needs can be made."""
+  if (contender.picks or 1) > values.pool:
+    raise ConfigError(f"--methods: {contender.label} picks among more videos than --pool={values.pool} has")
+  try:
+    search_flags.require_usable(contender.search, model)
+    drivers.check_judged(contender.search, chunks)
+  except ConfigError as error:
+    raise ConfigError(f"--methods: {contender.label}: {error}") from error
 
 
 def _pool_search(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
@@ -142,38 +159,45 @@ def _pool_search(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   return search
 
 
-def _judge(
-  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, chunks: int, choice: RewardChoice
-) -> tuple[held_out.Judge, dict[str, Any]]:
-  """Who judges, and what identifies it."""
+def _require_judge(values: flags.FlagValues, checkpoint: epath.Path, choice: RewardChoice) -> None:
+  """Raises ConfigError unless the judge of --judge is there and selects nothing; no weight is read."""
   if values.judge is None:
-    return held_out.Verifiers(), {"judge": "verifiers"}
+    return
   if values.judge in {**choice.image, **choice.video} and not values.judge_selects:
     raise ConfigError(
       f"--judge={values.judge} is one of the rewards that select: every search would seem to win; name another, or say "
       "--judge_selects"
     )
   parts = checkpoint / reward_folder.REWARDS_FOLDER
-  spec = REWARDS.get(values.judge)
-  if (spec is None or spec.is_stored) and not (parts / values.judge).is_dir():
+  # A path is no name: it could lead to a reward that selects.
+  stored = [path.name for path in parts.iterdir() if path.is_dir()] if parts.is_dir() else []
+  if values.judge not in [*stored, *(name for name, spec in REWARDS.items() if not spec.is_stored)]:
     raise ConfigError(f"--judge={values.judge}: {parts} has no such reward")
+
+
+def _judge(
+  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, chunks: int
+) -> tuple[held_out.Judge, dict[str, Any]]:
+  """Who judges, and what identifies it."""
+  if values.judge is None:
+    return held_out.Verifiers(), {"judge": "verifiers"}
+  parts, spec = checkpoint / reward_folder.REWARDS_FOLDER, REWARDS.get(values.judge)
   dtype = jnp.dtype(values.reward_dtype or "float32")
   scorer = scoring.make_scorer(values.judge, parts / values.judge, dtype=dtype)
   frames = model.required_codec.temporal_stride * (chunks * model.chunk_frames - 1) + 1
   stored = [values.judge] if spec is None or spec.is_stored else []
-  told = {"judge": values.judge, "judge_sha256": files.checkpoint_sha256(checkpoint, stored)}
+  told = {
+    "judge": values.judge,
+    "judge_sha256": files.checkpoint_sha256(checkpoint, stored),
+    "judge_dtype": dtype.name if stored else None,
+  }
   return held_out.RewardJudge(scorer, frames, model.fps), told
 
 
-def _plan(
-  values: flags.FlagValues,
-  checkpoint: epath.Path,
-  model: ModelConfig,
-  chunks: int,
-  choice: RewardChoice,
-  primary: str,
-  judge: dict[str, Any],
-) -> Plan:
+def _scenes(
+  values: flags.FlagValues, checkpoint: epath.Path, chunks: int, choice: RewardChoice
+) -> tuple[list[Scene], dict[str, Any]]:
+  """What the videos are of, and what else says where that is from. Raises ConfigError, naming the flag."""
   count = values.num_prompts
   if values.prompts_file is None:
     try:
@@ -182,27 +206,36 @@ def _plan(
       )
     except ConfigError as error:
       raise ConfigError(f"--timelines --seconds={values.seconds}: {error}") from error
-    kind = {"split": values.split, "objects": None if values.timelines else values.objects}
-  else:
-    found = scenes.of_prompts(load_prompts(values.prompts_file), count)
-    readers = search_flags.prompt_readers(checkpoint, choice)
-    search_flags.check_prompts(readers, [scene.text for scene in found], "--prompts_file")
-    kind = {}
+    return found, {"split": values.split, "objects": None if values.timelines else values.objects}
+  found = scenes.of_prompts(load_prompts(values.prompts_file), count)
+  readers = search_flags.prompt_readers(checkpoint, choice)
+  search_flags.check_prompts(readers, [scene.text for scene in found], "--prompts_file")
+  return found, {}
+
+
+def _plan(
+  values: flags.FlagValues,
+  checkpoint: epath.Path,
+  found: Sequence[Scene],
+  told: dict[str, Any],
+  chunks: int,
+  choice: RewardChoice,
+  primary: str,
+) -> Plan:
   settings = {
-    **kind,
+    **told,
     "timelines": values.timelines,
     "seconds": values.seconds,
     "chunks": chunks,
     "seed": values.seed,
     "checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored),
     **search_flags.reward_settings(values, choice, "float32"),
-    **judge,
     "motion": held_out.measures_motion(),
     "sink_distance": values.sink_distance,
     "reward_codec": values.reward_codec,
     "device": jax.devices()[0].device_kind,
   }
-  return Plan(settings, found, scenes.cases(count, values.num_seeds, values.seed), values.pool, primary)
+  return Plan(settings, found, scenes.cases(len(found), values.num_seeds, values.seed), values.pool, primary)
 
 
 def _make_missing(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,16 +122,27 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   given = {name: values[name].value for name in ("semantics", *_FIELDS) if values[name].present}
   if values.sink_distance is not None:
     given["sink_distance"] = values.sink_distance
-  search = method.settings(model, numbers=named_numbers(values, "policy", "alpha:0.02"), **given)
+  numbers = named_numbers(values, "policy", "alpha:0.02")
+  if numbers:
+    try:
+      method.settings(model, numbers=numbers)
+    except ConfigError as error:
+      raise ConfigError(f"--policy: {error}") from error
+  search = method.settings(model, numbers=numbers, **given)
+  require_usable(search, model)
+  return search
+
+
+def require_usable(search: SearchConfig, model: ModelConfig) -> None:
+  """Raises ConfigError for a search that fits `model`, but not its videos or this process."""
   window_codecs.require_usable(search.reward_codec)
   if not search.judges:
-    return search
+    return
   # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
   for name, limit in (("sliding_window", frames // model.chunk_frames), ("max_sink_frames", frames)):
     if getattr(search, name) > limit:
       raise ConfigError(f"{name} must be at most {limit} (rotary tables), got {getattr(search, name)}")
-  return search
 
 
 def driver(values: flags.FlagValues) -> Callable[..., Any] | None:
@@ -216,8 +228,9 @@ def load_pipeline(
 
 def _reward_names(values: flags.FlagValues, model: ModelConfig) -> str | None:
   search = search_config(values, model)
+  chooses = search.num_candidates > 1 or search.judges or METHODS[values.search].asks
   # What chooses nothing, plain streaming, loads nothing large to judge it.
-  default = None if search.num_candidates > 1 or search.judges else "+".join(DEFAULT_REWARDS)
+  default = None if chooses else "+".join(DEFAULT_REWARDS)
   return default if values.reward is None else values.reward
 
 
@@ -230,6 +243,8 @@ def named_numbers(values: flags.FlagValues, flag: str, example: str) -> dict[str
       value = float(number)
     except ValueError as error:
       raise ConfigError(f"--{flag}: {item!r} is not name:number, as in {example}") from error
+    if not math.isfinite(value):
+      raise ConfigError(f"--{flag}: {item!r} is not a finite number")
     if name.strip() in numbers:
       raise ConfigError(f"--{flag}: {name.strip()} is given twice")
     numbers[name.strip()] = value

@@ -57,9 +57,8 @@ def judge_candidates(pipeline: Pipeline, candidates: int, chunks: int, caption: 
   past: list[np.ndarray] = []
   rows = []
   for chunk in range(chunks):
-    first = chunk == 0
     state, trace = drivers.jitted_chunk_step(
-      pipeline.params, state, condition, pipeline.models, search, first=first, record=False
+      pipeline.params, state, condition, pipeline.models, search, first=chunk == 0
     )
     drivers.check_usable(trace, chunk, seed)
     frames = np.asarray(trace.frames)

@@ -1,4 +1,4 @@
-"""Searches that begin a video several times: best-of-N, and zero-order search over the first chunk's noise.
+"""A search that begins a video several times: zero-order search over the first chunk's noise.
 
   seed ── noise of the first chunk ── a few chunks ── video reward ── pivot
                                                                         │ N neighbours: t pivot + sqrt(1 - t^2) fresh
@@ -15,8 +15,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar, cast
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,6 @@ from streamt1_jax.state import ChunkTrace, Condition, SearchState
 from streamt1_jax.typing import Latents, SearchParams
 
 _MOST_TRIES = 900  # The second chunk's seeds begin 1000 above those of the first.
-Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +62,15 @@ class ZeroOrder:
 
 
 class _Trial(NamedTuple):
-  """A beginning: its starting noise, its chunks with the states after them, and what the video reward gives it."""
+  """A beginning: its starting noise, its chunks with the states after them, and what the video reward gives it.
+
+  One that is NaN or Inf has its `error`, and is never better than another.
+  """
 
   noise: Latents
   steps: list[tuple[SearchState, ChunkTrace]]
   told: Try
+  error: drivers.SearchError | None = None
 
 
 def zero_order(
@@ -81,11 +84,12 @@ def zero_order(
   state: SearchState | None = None,
   border: drivers.Border | None = None,
   tell: Tell = silent,
+  newest: ChunkTrace | None = None,
   **numbers: float,
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """Drives a video as `drivers.stream_states` does, once its first chunk's noise is found.
 
-  It keeps the best beginning's memory beside the one in work, one for each of `ZeroOrder.chunks`.
+  It keeps the states of the best beginning beside those of the one in work, one for each of `ZeroOrder.chunks`.
 
   Args:
     params: weights.
@@ -97,12 +101,14 @@ def zero_order(
     state: as in `drivers.stream_states`. Behind the first chunk nothing is tried, and the video goes on.
     border: as there. It is called for the video that is kept.
     tell: receives every beginning that was tried.
+    newest: as every `Method.run` takes it; nothing is read of it.
     **numbers: fields of `ZeroOrder`.
 
   Raises:
     ConfigError: impossible numbers, a search with several candidates, or a video whose first chunk is given.
     SearchError: as `drivers.stream_states`.
   """
+  del newest
   method = of_numbers(ZeroOrder, numbers)
   require(search.num_candidates == 1, f"zero-order search takes one candidate per chunk, got {search.num_candidates}")
   drivers.check_length(models, search, num_chunks)
@@ -110,7 +116,7 @@ def zero_order(
     drivers.stream_states, params, models=models, search=search, num_chunks=num_chunks, seed=seed
   )
   if state is None:
-    state = cast(SearchState, drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
+    state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   begin, index = (int(number) for number in hosts.to_host((state.begin, state.chunk_index)))
   require(begin == 0, "zero-order search tries the first chunk of a video, and this video's is given")
   if index > 0 or not method.rounds:
@@ -161,8 +167,11 @@ def _best_beginning(
     for index in range(method.neighbours):
       trial = try_one(pivot, method.nearness, seed + 1 + number * method.neighbours + index)
       # Of equals the earlier one stays, and NaN is never better.
-      if trial.told.score > _or_worst(best.told.score):
+      rescues = best.error is not None and trial.error is None
+      if rescues or trial.told.score > _or_worst(best.told.score):
         best, kept = trial, len(tried) - 1
+  if best.error is not None:
+    raise best.error
   for index, told in enumerate(tried):
     tell(told._replace(kept=index == kept))
   return best
@@ -181,13 +190,17 @@ def _trial(
 ) -> _Trial:
   """Makes and judges the beginning of the video that starts from `noise`."""
   state, trace = first_chunk(params, copied(begin), condition, noise, models, search)
-  drivers.check_usable(trace, 0, seed)
-  made = [(state, hosts.to_host(trace))]
-  if chunks > 1:
-    # The state is copied before it is lent: who asks for the video's chunks may keep the states.
-    more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
-    going_on = drivers.stream_states(params, condition, models, search, **more)
-    made += [(copied(state), hosts.to_host(trace)) for state, trace in going_on]
+  made = []
+  try:
+    drivers.check_usable(trace, 0, seed)
+    made.append((state, hosts.to_host(trace)))
+    if chunks > 1:
+      # The state is copied before it is lent: who asks for the video's chunks may keep the states.
+      more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
+      for state, trace in drivers.stream_states(params, condition, models, search, **more):
+        made.append((copied(state), hosts.to_host(trace)))
+  except drivers.SearchError as error:
+    return _Trial(noise, made, Try(0, len(made) + 1, drawn, math.nan, False), error)
   frames = np.concatenate([trace.frames[:1] for _, trace in made], axis=1)
   last = made[-1][1].frames.shape[1]
   score = float(drivers.judged(params, models, search, condition, frames, last)[0])
@@ -209,26 +222,6 @@ def first_chunk(
   return chunk_step(params, state, condition, dataclasses.replace(models, draw_noise=given), search, first=True)
 
 
-def best_of_n(make: Callable[[int], Made], seeds: Sequence[int], score: Callable[[Made], float]) -> Made:
-  """Makes a video for every seed, one after the other in one memory, and gives the best; of equals the first.
-
-  A score that is not finite never wins, unless no other is.
-
-  Args:
-    make: a video of a seed, such as `lambda seed: pipeline.generate(prompt, search=plain, seed=seed)`.
-    seeds: at least one.
-    score: of a video, such as `lambda video: video.score`.
-  """
-  require(len(seeds) > 0, "best of n needs at least one seed")
-  best, highest = None, -math.inf
-  for seed in seeds:
-    made = make(seed)
-    value = _or_worst(score(made))
-    if best is None or value > highest:
-      best, highest = made, value
-  return best  # type: ignore[return-value]
-
-
 def _or_worst(score: float) -> float:
   return score if math.isfinite(score) else -math.inf
 
@@ -244,5 +237,7 @@ ZERO_ORDER = Method(
   _plain,
   ("reward_codec", "sink_distance"),
   numbers={field.name: field.default for field in dataclasses.fields(ZeroOrder)},  # type: ignore[misc]
+  asks=True,
+  begins=True,
   run=zero_order,
 )

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -65,13 +65,14 @@ class _Begin(NamedTuple):
 
 
 class _Made(NamedTuple):
-  """A chunk: where it began, the state after it, what it left, its motion and its health."""
+  """A chunk: where it began, the state after it, what it left, its motion and its health; `error` if it is unusable."""
 
   begin: _Begin
   state: SearchState
   trace: ChunkTrace
   motion: float
   health: float
+  error: drivers.SearchError | None = None
 
 
 _Make = Callable[[SearchState, Condition, float, int], _Made]
@@ -105,11 +106,13 @@ def backtrack(
   state: SearchState | None = None,
   border: drivers.Border | None = None,
   tell: Tell = silent,
+  newest: ChunkTrace | None = None,
   **numbers: float,
 ) -> Iterator[tuple[SearchState, ChunkTrace]]:
   """Drives a video as `drivers.stream_states` does, and yields chunks that will not be taken back any more.
 
-  It never goes back behind a change of the prompt. It keeps copies of the states of the last `Rewind.back` chunks.
+  It never goes back behind a change of the prompt. While chunks are made anew it keeps up to six copies of the
+  state for each of the `Rewind.back` chunks. A chunk that is NaN or Inf is not healthy.
 
   Args:
     params: weights.
@@ -118,9 +121,10 @@ def backtrack(
     search: any with one beam.
     num_chunks: length of the whole video.
     seed: base seed.
-    state: as in `drivers.stream_states`. Chunks before it are not taken back.
+    state: as in `drivers.stream_states`, with `newest`: the video is the same as if it had not stopped there.
     border: as there.
     tell: where a chunk was not healthy, receives that try and every other one.
+    newest: the trace that was yielded with `state`, on the host; None where the video begins.
     **numbers: fields of `Rewind`.
 
   Raises:
@@ -131,22 +135,28 @@ def backtrack(
   require(search.top_k == 1, f"backtracking takes a search of one beam, got {search.top_k}")
   drivers.check_length(models, search, num_chunks)
   if state is None:
-    state = cast(SearchState, drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks))
+    state = drivers.jitted_init_state(params, np.asarray(seed, np.int32), models, search, num_chunks)
   make = functools.partial(_make, params, models, search, seed)
   # Chunks that may still be taken back.
   last: collections.deque[_Made] = collections.deque()
-  motion = float("nan")
-  for chunk in range(int(hosts.to_host(state.chunk_index)), num_chunks):
+  motion = float("nan") if newest is None else motion_of(newest.frames[0])
+  start, begin = (int(number) for number in hosts.to_host((state.chunk_index, state.begin)))
+  # Before a chunk is yielded, those that go back to it are settled: after a stop they only have to be made again.
+  settled = start + method.back - 1 if start > begin else start
+  for chunk in range(start, num_chunks):
     if border is not None:
       crossed = border(state, condition)
       if crossed is None:
         break
       if crossed[1] is not condition:
         yield from _shown(last, 0)
+        settled = chunk
       state, condition = crossed
     last.append(make(state, condition, motion, chunk))
-    if last[-1].health < method.motion:
+    if last[-1].health < method.motion and chunk >= settled:
       last = collections.deque(_healthiest(make, list(last), method, seed, chunk, tell))
+    if last[-1].error is not None:
+      raise last[-1].error
     state, motion = last[-1].state, last[-1].motion
     if method.back > 1:
       # The next chunk takes the buffers of the state.
@@ -168,7 +178,10 @@ def _make(
   """Makes one chunk; it takes the buffers of `state`."""
   begin = _Begin(copied(state), condition, motion)
   state, trace = drivers.jitted_chunk_step(params, state, condition, models, search, first=chunk == 0)
-  drivers.check_usable(trace, chunk, seed)
+  try:
+    drivers.check_usable(trace, chunk, seed)
+  except drivers.SearchError as error:
+    return _Made(begin, state, trace, math.nan, -math.inf, error)
   moved = motion_of(hosts.to_host(trace.frames)[0])
   return _Made(begin, state, trace, moved, health_of(moved, motion))
 
@@ -176,21 +189,26 @@ def _make(
 def _healthiest(make: _Make, first: list[_Made], method: Rewind, seed: int, chunk: int, tell: Tell) -> Sequence[_Made]:
   """The chunks `first`, of which the last, `chunk`, is not healthy, or others in their place."""
   begin = first[0].begin
-  tries, seeds = [first], [int(hosts.to_host(begin.state.base_seed))]
+  place, best, kept = chunk - len(first) + 1, first, 0
+  tried = [Try(place, len(first), int(hosts.to_host(begin.state.base_seed)), _worst(first), False)]
   for attempt in range(1, method.attempts + 1):
-    seeds.append(seed_of_attempt(seed, chunk, attempt))
-    new = jax.device_put(np.int32(seeds[-1]), begin.state.base_seed.sharding)
+    drawn = seed_of_attempt(seed, chunk, attempt)
+    new = jax.device_put(np.int32(drawn), begin.state.base_seed.sharding)
     state, motion, made = copied(begin.state)._replace(base_seed=new), begin.motion, []
-    for index in range(chunk - len(first) + 1, chunk + 1):
+    for index in range(place, chunk + 1):
       made.append(make(state if not made else copied(state), begin.condition, motion, index))
       state, motion = made[-1].state, made[-1].motion
-    tries.append(made)
+      if made[-1].error is not None:
+        break
+    tried.append(Try(place, len(made), drawn, _worst(made), False))
+    # Of equals the earlier one stays. The memories of the others are let go.
+    if _worst(made) > _worst(best):
+      best, kept = made, attempt
     if _worst(made) >= method.motion:
       break
-  best = max(range(len(tries)), key=lambda index: _worst(tries[index]))
-  for index, made in enumerate(tries):
-    tell(Try(chunk - len(first) + 1, len(first), seeds[index], _worst(made), index == best))
-  return tries[best]
+  for attempt, each in enumerate(tried):
+    tell(each._replace(kept=attempt == kept))
+  return best
 
 
 def _worst(made: Sequence[_Made]) -> float:

@@ -33,7 +33,11 @@ class Method:
       code and the paper. All others belong to the method.
     numbers: parameters of its policy that a user may set, with their defaults; None for one that must be given.
     least: smallest value of a field, where a smaller one would be another method.
-    run: of a method that drives the chunk step in its own way from the host; None for what `drivers.stream` drives.
+    asks: whether its driver judges by the video reward, though its search judges nothing.
+    begins: whether its driver makes the first chunk in a way of its own, so that no video may begin with given chunks.
+    run: of a method that drives the chunk step in its own way from the host, as `drivers.stream_states` does and with
+      its arguments; it also takes `tell` (`tries.Tell`), `newest`, the trace that was yielded with the state that it
+      goes on from, and the numbers. None for what `drivers.stream` drives.
   """
 
   name: str
@@ -42,6 +46,8 @@ class Method:
   fields: tuple[str, ...] = ()
   numbers: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
   least: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  asks: bool = False
+  begins: bool = False
   run: Callable[..., Any] | None = None
 
   def settings(

@@ -18,7 +18,9 @@ _PARTICLES = {"alpha": None, "beta": 1.0, "ess_threshold": 0.5}
 
 
 def _beam(model: ModelConfig, **changes: Any) -> SearchConfig:
-  return dataclasses.replace(BEAM.search(model), **changes)
+  # Averages of sinks come back with the thresholds.
+  own = {"sink_ema_decay": SearchConfig().sink_ema_decay}
+  return dataclasses.replace(BEAM.search(model), **own, **changes)
 
 
 def _cumulative(model: ModelConfig) -> SearchConfig:

@@ -57,6 +57,6 @@ def of_numbers(config_type: type[Config], numbers: Mapping[str, float]) -> Confi
   values = {}
   for name, value in numbers.items():
     require(name in hints, f"there is no number {name}; known: {', '.join(hints)}")
-    require(hints[name] is float or value == int(value), f"{name} must be a whole number, got {value}")
+    require(hints[name] is float or float(value).is_integer(), f"{name} must be a whole number, got {value}")
     values[name] = hints[name](value)
   return config_type(**values)

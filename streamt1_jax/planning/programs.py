@@ -33,8 +33,8 @@ def of_search(model: ModelConfig, search: SearchConfig, num_chunks: int) -> list
     Program("_init_state", "the state before the first chunk"),
     Program("_chunk_step", f"the first chunk: {size}, {first} frames"),
   ]
-  if num_chunks > 1:
-    programs.append(Program("_chunk_step", f"every later chunk: {size}, {later} frames"))
+  if num_chunks > search.judge_every:
+    programs.append(Program("_chunk_step", f"every later chunk that is judged: {size}, {later} frames"))
   if search.judge_every > 1 and num_chunks > 1:
     programs.append(Program("_chunk_step", f"chunks that are not judged: {search.top_k} candidates, {later} frames"))
   if scores_whole_videos(search, num_chunks):

@@ -14,12 +14,12 @@ from streamt1_jax.policies.base import (
   NamesWinner,
   Policy,
   Scores,
+  SwitchedPolicy,
   require_choice,
   selection_key,
 )
-from streamt1_jax.policies.by_score import ByScore
 from streamt1_jax.policies.particles import Particles, alpha_of
-from streamt1_jax.policies.selection import KeepBeams, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
+from streamt1_jax.policies.selection import ByScore, KeepBeams, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 from streamt1_jax.policies.widths import Reject
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
   "RankEnsemble",
   "Reject",
   "Scores",
+  "SwitchedPolicy",
   "TopK",
   "alpha_of",
   "candidates_drawn",

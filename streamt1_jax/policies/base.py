@@ -89,6 +89,15 @@ class NamesWinner(Protocol):
     ...
 
 
+@runtime_checkable
+class SwitchedPolicy(Protocol):
+  """A policy whose carry does not stay as it is when the prompt changes."""
+
+  def switched(self, carry: Any) -> Any:
+    """The carry under the new prompt, for a carry between two chunks: what compares with the scores to come."""
+    ...
+
+
 class Event(NamedTuple):
   """The moment at which a policy looks at candidates that are not finished. Static.
 

@@ -85,6 +85,13 @@ class Particles:
     )
     return Weights(jnp.zeros(search.top_k), jnp.zeros(search.top_k))
 
+  def switched(self, carry: Weights) -> Weights:
+    """Under a new prompt the "long" score begins anew: the video so far has got all the weight of its own."""
+    if self.score == "sum":
+      return carry
+    left = (1.0 - self.beta) * carry.score
+    return Weights(carry.log_weight + left / self.alpha, jnp.zeros_like(carry.score))
+
   def select(
     self, carry: Weights, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:

@@ -1,6 +1,7 @@
 """Policies that rank the candidates of a chunk, or draw among them."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jaxtyping import Array, Bool, Float32
 
 from streamt1_jax import reward_pruning
 from streamt1_jax.config import LATER, SearchConfig, require
+from streamt1_jax.config.base import require_choices
 from streamt1_jax.policies import resampling
 from streamt1_jax.policies.base import Choice, Scores
 from streamt1_jax.typing import IntScalar
@@ -44,6 +46,29 @@ class TopK:
       return best(scores.hybrid, scores.usable)
     choice = best(carry[:, None] + scores.hybrid, scores.usable)
     return choice._replace(carry=choice.score)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByScore:
+  """The best K of all candidates by one of the two scores, from the first chunk to the last.
+
+  Attributes:
+    score: "short" of the chunk alone, or "long" of the window that ends with it.
+  """
+
+  score: Literal["short", "long"] = "short"
+
+  def __post_init__(self):
+    require_choices(self)
+
+  def init(self, search: SearchConfig) -> None:
+    del search
+
+  def select(
+    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+  ) -> Choice:
+    del carry, key, chunk_index, num_chunks
+    return best(getattr(scores, self.score), scores.usable)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from streamt1_jax.messages import shortened
 MOST_CHUNKS, MOST_CANDIDATES = 1000, 8000
 """Of a search that a page shows: more would be no page that a browser scrolls."""
 _NUMBERS = (int, float)
+_LARGEST = 1e100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +69,25 @@ def rejected(chunk: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def read(folder: epath.PathLike) -> Account:
   """Reads a result folder. Raises ConfigError, naming the file and the field, if it is not the account of a search."""
   folder = epath.Path(folder)
-  trace = part_files.read_json_object(folder, result_files.TRACE, "a result with a trace")
+  trace = _read(folder, result_files.TRACE, "a result with a trace")
   check_trace(trace, str(folder / result_files.TRACE))
   for name, failed in ((result_files.MANIFEST, False), (result_files.FAILURE, True)):
     if (folder / name).is_file():
-      return Account(folder, trace, part_files.read_json_object(folder, name, "a result"), failed)
+      return Account(folder, trace, _read(folder, name, "a result"), failed)
   return Account(folder, trace, {}, trace["final"] is None)
+
+
+def _read(folder: epath.Path, name: str, what: str) -> dict[str, Any]:
+  """A JSON object all of whose numbers can be added up and written down."""
+  document = part_files.read_json_object(folder, name, what)
+  left: list[Any] = [document]
+  while left:
+    value = left.pop()
+    if isinstance(value, (dict, list)):
+      left.extend(value.values() if isinstance(value, dict) else value)
+    elif isinstance(value, _NUMBERS) and abs(value) > _LARGEST:
+      raise ConfigError(f"{folder / name} has the number {shortened(value)}, which no search gives")
+  return document
 
 
 def check_trace(trace: Mapping[str, Any], where: str) -> None:
@@ -93,9 +107,9 @@ def check_trace(trace: Mapping[str, Any], where: str) -> None:
   for index, chunk in enumerate(chunks):
     parents = _check_chunk(check, chunk, f"chunks[{index}].", given + index, parents)
   candidates = sum(len(nodes(chunk)) + len(rejected(chunk)) for chunk in chunks)
-  if len(chunks) > MOST_CHUNKS or candidates > MOST_CANDIDATES:
+  if given + len(chunks) > MOST_CHUNKS or candidates > MOST_CANDIDATES:
     raise ConfigError(
-      f"{where} has {len(chunks)} chunks and {candidates} candidates; a report shows at most {MOST_CHUNKS} and "
+      f"{where} has {given + len(chunks)} chunks and {candidates} candidates; a report shows at most {MOST_CHUNKS} and "
       f"{MOST_CANDIDATES}"
     )
   _check_final(check, trace, [nodes(chunk) for chunk in chunks], given)
@@ -132,6 +146,8 @@ def _check_chunk(check: _Check, chunk: Mapping[str, Any], at: str, number: int, 
     check.integer(each, "seed", inside, lower=-(2**31))
     check.optional_number(each, "preview", inside)
     check.kind(each, "fate", inside, str, "a text")
+  if "events" in chunk:
+    check.objects(chunk, "events", at)
   survivors = check.kind(chunk, "survivors", at, list, "a list")
   if not survivors or not all(_is_integer(each) and each in nodes(chunk) for each in survivors):
     raise check.refusal(at + "survivors", survivors, "numbers of candidates")

@@ -187,10 +187,12 @@ def _draw_pair(rng: np.random.Generator, config: PairConfig, length: int, kind: 
   better = _better_clip(rng, config, length, kind, caption, other, late)
   worse, better = _worse_clip(rng, config, length, kind, better, other, since)
   named = {"size": 0, "speed": 1}.get(change)
-  free = [change not in ("swapped", "stale") and named != column for column in range(2)]
-  omit = tuple(tuple(bool(f and rng.random() < config.omit_probability) for f in free) for _ in range(2))
+  omitted = lambda column: (
+    change not in ("swapped", "stale") and named != column and rng.random() < config.omit_probability
+  )
+  omit = tuple((omitted(0), omitted(1)) for _ in range(world.MOST_OBJECTS))
   steady = len(better.descriptions) == 1
-  return Pair(better, worse, since, kind, late, steady, caption, other, omit)  # pyright: ignore[reportArgumentType]
+  return Pair(better, worse, since, kind, late, steady, caption, other, omit)
 
 
 def _drawn_change(rng: np.random.Generator, config: PairConfig, kind: int) -> str:
@@ -236,7 +238,6 @@ def _better_clip(
   may = CORRUPTIONS[NAMES[kind]].family in _WITH_SWITCH and len(earlier) and not config.on_frames
   if may and rng.random() < config.switch_probability:
     before = world.draw_event(rng, caption, config.split)
-    # What is there in the end has its place from the beginning, so the pair does not depend on who is followed.
     return Clip((before, caption), (0, earlier[rng.integers(len(earlier))]), starts, look)
   return Clip((caption,), (0,), starts, look)
 

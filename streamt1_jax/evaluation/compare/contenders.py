@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,8 +73,8 @@ def read(
     methods: the methods there are.
 
   Raises:
-    ConfigError: an unknown method, an impossible size, two entries that are the same, or a number or field that no
-      method takes.
+    ConfigError: an unknown method, an impossible size, two entries that are the same, a number or field that no method
+      takes, or a field for the plain videos of one method alone.
   """
   numbers, fields = numbers or {}, fields or {}
   if not entries:
@@ -117,6 +118,9 @@ def _entry(entry: str, methods: Mapping[str, Method]) -> _Entry:
       (numbers if key in method.numbers else fields)[key] = kind(value)
     except ValueError as error:
       raise ConfigError(f"{entry}: {key} is no {kind.__name__}: {value!r}") from error
+  for key, number in numbers.items():
+    if not math.isfinite(number):
+      raise ConfigError(f"{entry}: {key} is not a finite number: {number}")
   return _Entry(method, _sizes(method, size), numbers, fields)
 
 
@@ -133,6 +137,9 @@ def _contender(entry: _Entry, model: ModelConfig, numbers: Mapping[str, float], 
   settings = functools.partial(method.settings, model, numbers=own_numbers, **own_fields)
   base = settings()
   if method.run is None and _is_plain(base, model):
+    if entry.fields:
+      names = ", ".join(f"--{name}" for name in entry.fields)
+      raise ConfigError(f"{method.name} takes its videos from the pool that all methods share: give {names} for all")
     # Videos are made one at a time, so there may be more than fit in one batch.
     n = sizes.get("top_k", base.top_k)
     settings(**{name: min(n, base.top_k) for name in ("top_k",) if name in method.fields})

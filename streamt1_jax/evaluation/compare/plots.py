@@ -52,6 +52,11 @@ def _band(axes: Any, x: Sequence[float], found: Sequence[Mapping[str, float]], l
   axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
+def _all_known(rows: Sequence[Mapping[str, Any]], *names: str) -> bool:
+  """Whether there are such numbers in every row."""
+  return all(row[name] is not None for row in rows for name in names)
+
+
 def _families(methods: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
   """The methods that make videos of their own, by name, each with its sizes from cheap to dear."""
   found: dict[str, list[Mapping[str, Any]]] = {}
@@ -65,6 +70,8 @@ def _score_against_tflop(axes: Any, summary: Mapping[str, Any]) -> bool:
   """Held-out score against TFLOP of a video: a curve for each method, and the pool's from one to all."""
   primary, methods, pool = summary["primary_metric"], summary["methods"], summary["pool"]
   unit = summary["judged_plain"]["tflop"]
+  if not _all_known(pool, "chosen", "oracle"):
+    return False
   _band(axes, [unit * row["n"] for row in pool], [row["chosen"] for row in pool], "best of n")
   axes.plot(
     [unit * row["n"] for row in pool],
@@ -74,6 +81,7 @@ def _score_against_tflop(axes: Any, summary: Mapping[str, Any]) -> bool:
     label="perfect judge of n",
   )
   for name, sizes in _families(methods).items():
+    sizes = [of for of in sizes if of["held_out"][primary] is not None]
     found = [of["held_out"][primary] for of in sizes]
     means = [each["mean"] for each in found]
     # A method of one size is a point, which has no band.
@@ -100,6 +108,8 @@ def _drift(axes: Any, summary: Mapping[str, Any]) -> bool:
 def _regret(axes: Any, summary: Mapping[str, Any]) -> bool:
   """What the reward's choice loses against a perfect one."""
   pool = summary["pool"]
+  if not _all_known(pool, "regret"):
+    return False
   _band(axes, [row["n"] for row in pool], [row["regret"] for row in pool], "perfect judge less the reward's choice")
   axes.set(xlabel="plain videos to choose from", ylabel=f"regret ({summary['primary_metric']})")
   axes.legend(frameon=False, fontsize=8)
@@ -110,7 +120,7 @@ def _over_optimisation(axes: Any, summary: Mapping[str, Any]) -> bool:
   """The score that selects, and the held-out score, against n."""
   pool = summary["pool"]
   n = [row["n"] for row in pool]
-  if any(row["score"] is None for row in pool):
+  if not _all_known(pool, "score", "chosen"):
     return False
   _band(axes, n, [row["chosen"] for row in pool], summary["primary_metric"])
   axes.set(xlabel="plain videos to choose from", ylabel=summary["primary_metric"])

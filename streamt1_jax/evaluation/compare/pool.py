@@ -28,6 +28,8 @@ from streamt1_jax.io import config_json, manifest, rows
 PLAN, VIDEOS = "plan.json", "videos.jsonl"
 PLAIN = "plain"
 """Method of the rows of plain videos."""
+_TOLD = {"settings", "added", "videos_before"}
+"""What a plan says of a method."""
 _LARGEST = 1e100  # Sums of squares stay finite.
 REMEDY = "give the same flags or another folder"
 
@@ -119,7 +121,9 @@ class Folder:
       return None
     document = config_json.read_json(path / PLAN, f"{name}: {PLAN}")
     methods = document.get("methods") if isinstance(document, dict) else None
-    whole = isinstance(methods, dict) and all(isinstance(each, dict) for each in methods.values())
+    whole = isinstance(methods, dict) and all(
+      isinstance(each, dict) and set(each) >= _TOLD for each in methods.values()
+    )
     if not whole:
       raise ConfigError(f"{name}: {PLAN} is not the plan of a comparison; {REMEDY}")
     rows.require_same(f"{name}: {PLAN}", document.get("fixed"), fixed, REMEDY)

@@ -11,8 +11,9 @@ from streamt1_jax.io import markdown
 _READ = """\
 In brackets are 95 % bootstrap intervals over captions, each with all of its seeds. Those of "minus none" hold for all
 methods together. Where all values are the same an interval has no width; the usual bound after n equal verdicts is 3/n.
-Wins, ties and losses are expected numbers of cases: a method that picks among plain videos gives each with its
-probability. Costs are means of a video, with the rewards; seconds are medians without compilation."""
+A case without a verdict is left out. Wins, ties and losses are expected numbers of cases: a method that picks among
+plain videos gives each with its probability. Costs are means of a video, with the rewards; seconds are medians without
+compilation."""
 
 
 def markdown_of(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequence[str] = ()) -> str:

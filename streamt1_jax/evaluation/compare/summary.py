@@ -74,8 +74,11 @@ def _against_plain(
     return []
   primary, captions = results.plan.primary, results.captions
   differences = np.stack([outcome.values(primary) - plain.values(primary) for outcome in outcomes], axis=1)
+  # A case without a verdict of one method says nothing of several methods together.
+  known = np.isfinite(differences).all(axis=1)
+  hold = simultaneous(differences[known], np.asarray(captions)[known]) if known.any() else [None] * len(outcomes)
   found = []
-  for outcome, together in zip(outcomes, simultaneous(differences, captions), strict=True):
+  for outcome, together in zip(outcomes, hold, strict=True):
     each = {name: _known_interval(outcome.values(name) - plain.values(name), captions) for name in metrics}
     found.append({"simultaneous": together, "held_out": each, **_decided(outcome, plain, primary)._asdict()})
   return found
@@ -96,11 +99,11 @@ def _of_pool(results: Results, n: int) -> dict[str, Any]:
   return {
     "n": n,
     "score": _known_interval(results.best_of(n).scores(), captions),
-    "chosen": interval(chosen, captions),
-    "oracle": interval(oracle, captions),
-    "regret": interval(oracle - chosen, captions),
+    "chosen": _known_interval(chosen, captions),
+    "oracle": _known_interval(oracle, captions),
+    "regret": _known_interval(oracle - chosen, captions),
     # 0 is a perfect choice, 1 a random one, and more is harmful.
-    "normalised_regret": statistics.ratio_interval(oracle - chosen, oracle - random, captions),
+    "normalised_regret": _known_ratio(oracle - chosen, oracle - random, captions),
   }
 
 
@@ -145,7 +148,7 @@ def _difference(results: Results, reference: Outcome, axis: str, rival: Outcome,
     "axis": axis,
     "cost": float(f"{reference.cost[axis]:.6g}"),
     "against": against,
-    "difference": interval(difference, results.captions),
+    "difference": _known_interval(difference, results.captions),
     **_decided(reference, rival, primary)._asdict(),
   }
 
@@ -158,6 +161,13 @@ def _known_interval(values: np.ndarray, captions: Sequence[str]) -> dict[str, fl
   """Of the cases that have a value; None without any."""
   known = np.isfinite(values)
   return interval(values[known], np.asarray(captions)[known]) if known.any() else None
+
+
+def _known_ratio(numerator: np.ndarray, denominator: np.ndarray, captions: Sequence[str]) -> dict[str, float] | None:
+  known = np.isfinite(numerator) & np.isfinite(denominator)
+  if not known.any():
+    return None
+  return statistics.ratio_interval(numerator[known], denominator[known], np.asarray(captions)[known])
 
 
 def _number(value: Any) -> float:
