@@ -1,21 +1,28 @@
 """The live server over real websockets: who steers, who waits, what comes, and what nobody can break."""
 
 import asyncio
+import dataclasses
 import io
 import json
+import time
 
 import av
 import numpy as np
 
 from experiments import live_client
+from streamt1_jax.receipts import Receipt
+from streamt1_jax.serve import app
+from streamt1_jax.serve.control import Control
 from streamt1_jax.serve.doors import HEADERS
 from streamt1_jax.serve.fragments import Fragment
 from streamt1_jax.serve.numbers import Numbers
 from streamt1_jax.serve.pace import Pace
-from streamt1_jax.serve.search_thread import Item
+from streamt1_jax.serve.protocol import Start
+from streamt1_jax.serve.studio import Item, KeepsNothing
+from streamt1_jax.serve.take import Take
 from streamt1_jax.serve.viewers import Viewer
 from tests import small_session
-from tests.live_server import live, pictures, studio
+from tests.live_server import PATIENCE, live, pictures, studio
 
 
 def decoded(content: bytes) -> list[tuple[float, np.ndarray]]:
@@ -88,6 +95,8 @@ def test_pause_stops_the_video_and_resume_goes_on():
       await client.hear_until("video.chunk_metadata")
       await client.say("session.pause")
       await client.hear_until("session.paused")
+      # Whoever comes now is told so too.
+      await (await server.client()).hear_until("session.paused")
       # A chunk that had been begun still comes.
       await asyncio.sleep(0.5)
       before = await server.metric("chunks_total")
@@ -194,6 +203,7 @@ def test_doors():
       assert (await client.hear())["type"] == "session.hello"
       foreign = await get("/v1/realtime/video", headers={"Origin": "http://elsewhere.example"})
       assert foreign.status == 403
+      assert (await get("/", headers={"Origin": "http://["})).status == 403
     async with live() as server:
       assert (await server.http.get("/", headers={"Host": "elsewhere.example"})).status == 403
       assert (await server.http.get("/../serve/app.py")).status == 404
@@ -232,6 +242,164 @@ def test_a_slow_viewer_loses_previews_first_and_then_chunks():
   assert got[-1][0]["type"] == "session.done"
 
 
+def test_previews_that_wait_have_a_bound_although_no_chunk_is_settled():
+  slow = Viewer(1, Numbers())
+  for index in range(100):
+    slow.put(Item({"type": "search.candidates", "chunk": index}, "preview"))
+  slow.close()
+
+  async def run():
+    return [json.loads(frame.text)["chunk"] async for frame in slow.frames()]
+
+  assert asyncio.run(run()) == [0, 1, 2, 3]
+
+
+def test_who_takes_nothing_is_cut_off(monkeypatch):
+  monkeypatch.setattr(app, "_MOST_SENDING", 0.2)
+
+  async def run():
+    async with live() as server:
+      reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port, limit=1)
+      key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+      writer.write(f"GET /v1/realtime/video HTTP/1.1\r\nHost: localhost\r\n{key}{'A' * 22}==\r\n\r\n".encode())
+      while await server.metric("viewers") != 1:
+        await asyncio.sleep(0.01)
+      # More than all buffers between the two hold.
+      server.server.hub.tell(Item({"type": "video.chunk_metadata"}, "media", Fragment(b"", bytes(1 << 26), 0, 1)))
+      while await server.metric("viewers") != 0:
+        await asyncio.sleep(0.01)
+      writer.close()
+
+  asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+class Broken(KeepsNothing):
+  """A disk that is full."""
+
+  def save(self, session):
+    raise RuntimeError("no space\nleft")
+
+  def close(self):
+    raise OSError("no space left")
+
+
+def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_server():
+  async def run():
+    async with live(studio(num_chunks=40, keeper=lambda start: Broken()), lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.save")
+      error = await client.hear_until("error")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.stop")
+      assert (await client.hear_until("session.done"))["reason"] == "failed"
+      await client.say("session.start", prompt="b")
+      await client.hear_until("video.chunk_metadata")
+      return error
+
+  error = asyncio.run(run())
+  assert error["code"] == "not_saved"
+  assert error["message"] == r"it cannot be saved: no space\nleft"
+
+
+def test_scores_that_are_no_numbers_are_null():
+  async def run():
+    usual = studio(num_chunks=1)
+    broken = lambda trace: trace._replace(
+      candidates=trace.candidates._replace(short=np.full_like(trace.candidates.short, np.nan))
+    )
+    opened = lambda start, on_trace: usual.open(start, lambda trace: on_trace(broken(trace)))
+    async with live(dataclasses.replace(usual, open=opened)) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("session.done")
+      return client
+
+  judged = [event for event in asyncio.run(run()).of("search.candidates") if event["state"] == "judged"]
+  assert [candidate["short"] for candidate in judged[0]["candidates"]] == [None, None]
+
+
+def test_what_beams_shared_last_is_not_poured_on_a_slow_viewer():
+  """Every chunk that is shown comes after a look at whether the viewer can take it."""
+  seen = []
+
+  def hold() -> bool:
+    seen.append("look")
+    return len(seen) % 2 == 0
+
+  def tell(item: Item) -> None:
+    seen.append("judged" if item.event.get("state") == "judged" else item.kind)
+    if seen.count("judged") - seen.count("media") == 3:
+      control.stop()
+
+  control = Control("session-1", Start("a", "two"))
+  Take(studio(), control, tell, Numbers(), most_seconds=60, lead=1e9, hold=hold).run()
+  shown = [kind for kind in seen if kind in ("look", "media")]
+  assert shown.count("media") == seen.count("judged") >= 3
+  assert ["media", "media"] not in [shown[at : at + 2] for at in range(len(shown))]
+
+
+def test_searches_are_compiled_before_anybody_asks_the_default_first():
+  opened = []
+
+  def noted(start, on_trace):
+    opened.append(start.search)
+    return usual.open(start, on_trace)
+
+  usual = studio()
+
+  async def run():
+    async with live(dataclasses.replace(usual, open=noted), warm_up=("a", "b")) as server:
+      client = await server.client()
+      if not (await client.hear())["ready"]:
+        await client.hear_until("server.ready")
+      assert opened == ["one", "two"]
+      assert (await server.http.get("/healthz")).status == 200
+      await client.say("session.start", prompt="a", search="two")
+      return (await client.hear_until("session.accepted"))["warm"]
+
+  assert asyncio.run(run())
+
+
+def test_a_search_that_was_not_compiled_is_told_as_such_until_it_has_run():
+  async def run():
+    async with live(studio(num_chunks=4)) as server:
+      client, told = await server.client(), []
+      for _ in range(2):
+        await client.say("session.start", prompt="a")
+        told.append((await client.hear_until("session.accepted"))["warm"])
+        await client.hear_until("session.done")
+      return told
+
+  assert asyncio.run(run()) == [False, True]
+
+
+def test_nobody_hears_what_became_of_a_prompt_before_it_is_queued():
+  control, answered = Control("session-1", Start("a")), []
+  session = small_session.session()
+  # The thread of the search may be so fast.
+  session.switch = lambda prompt: Receipt(prompt, 0).decide("applied", 1)
+  control.attach(session)
+  control.switch("b", "1", lambda: answered.append(control.take_decided()))
+  assert answered == [[]]
+  assert [asked.event_id for asked in control.take_decided()] == ["1"]
+
+
+def test_the_clock_of_a_session_stands_still_while_it_is_paused():
+  control = Control("session-1", Start("a"))
+  began, at = time.monotonic(), control.clock()
+  for _ in range(2):
+    control.pause()
+    time.sleep(0.02)
+    control.pause()
+    time.sleep(0.02)
+    control.resume()
+    control.resume()
+  passed = control.clock() - at
+  assert time.monotonic() - began - passed >= 0.08
+
+
 def test_pace():
   now = 0.0
   pace = Pace(1.0, lambda: now)
@@ -242,13 +410,8 @@ def test_pace():
   assert pace.add(2.0)
   # Two seconds and a quarter are ready, of which one may be.
   assert pace.wait == 1.25
-  pace.pause()
-  now = 10.0
-  assert pace.wait == 1.25
-  pace.resume()
-  assert pace.wait == 1.25
   # All was played a second ago.
-  now = 10.0 + 2.25 + 1.0
+  now = 2.5 + 1.0
   assert not pace.add(0.5)
   assert pace.stood_still == 1.0
   assert pace.ahead == 0.5

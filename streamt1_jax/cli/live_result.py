@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -26,12 +27,12 @@ import numpy as np
 from etils import epath
 
 from streamt1_jax.cli import growing_result, results
+from streamt1_jax.config import ConfigError
 from streamt1_jax.io import config_json, growing_video, manifest, part_files, video
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.report import write
 from streamt1_jax.report.pictures import StripFile
-from streamt1_jax.serve.search_thread import Shown
-from streamt1_jax.session import Session
+from streamt1_jax.serve.studio import LiveSession, Shown
 from streamt1_jax.trace import describe_step, describe_video
 
 TIMELINE, REPLAY, START, SESSION = "timeline.json", "replay.flags", "start.png", "session"
@@ -39,7 +40,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class LiveResult:
-  """Keeps one session: see `serve.search_thread.Keeper`."""
+  """Keeps one session: see `serve.studio.Keeper`."""
 
   def __init__(
     self,
@@ -64,9 +65,13 @@ class LiveResult:
     self._pipeline, self._method, self._flags, self._picture = pipeline, method, tuple(flags), picture
     # Two sessions may begin with one prompt.
     self._target = results.result_folder(output_dir, prompt, repr(time.time_ns()))
-    self._grown = tempfile.TemporaryDirectory(prefix="streamt1_live_")
-    folder = pathlib.Path(self._grown.name)
-    self._files = {name: open(folder / name, "wb") for name in ("video", "latents", "rows", "strips")}  # noqa: SIM115
+    self._target.parent.mkdir(parents=True, exist_ok=True)
+    self._stack = contextlib.ExitStack()
+    # Where the result will be: the system's own folder for such files may lie in memory.
+    grown = tempfile.TemporaryDirectory(prefix=".live_", dir=self._target.parent)
+    self._grown = pathlib.Path(self._stack.enter_context(grown))
+    names = ("video", "latents", "rows", "strips")
+    self._files = {name: self._stack.enter_context((self._grown / name).open("wb")) for name in names}
     self._sha256 = {"latents": hashlib.sha256(), "frames": hashlib.sha256()}
     self._steps = array.array("q")
     self._chunks = self._frames = 0
@@ -94,10 +99,10 @@ class LiveResult:
     seeds = {entry["candidate"]: entry["seed"] for entry in shown.row["candidates"]}
     self._steps.extend((chunk.beam, candidate, seeds[candidate]))
 
-  def save(self, session: Session) -> str:
+  def save(self, session: LiveSession) -> str:
     """Writes the result folder, in the place of an earlier one of this session. Returns its path."""
     if not self._chunks:
-      raise results.ConfigError("no chunk was shown yet")
+      raise ConfigError("no chunk was shown yet")
     for file in self._files.values():
       file.flush()
     with results.staged_folder(self._target, keep_on=lambda error: False) as folder:
@@ -106,13 +111,11 @@ class LiveResult:
 
   def close(self) -> None:
     """What grew is removed; what was saved stays."""
-    for file in self._files.values():
-      file.close()
-    self._grown.cleanup()
+    # A file that cannot be closed, on a disk that is full, does not keep the others.
+    self._stack.close()
 
-  def _write(self, folder: epath.Path, session: Session) -> None:
-    grown, clock = pathlib.Path(self._grown.name), self._pipeline.clock
-    given = session.num_given
+  def _write(self, folder: epath.Path, session: LiveSession) -> None:
+    grown, clock = self._grown, self._pipeline.clock
     growing_video.join(grown / "video", pathlib.Path(folder / results.VIDEO))
     segments = [(begin, prompt) for begin, prompt in session.segments if begin < self._chunks]
     self._write_latents(folder / results.LATENTS)
@@ -140,7 +143,7 @@ class LiveResult:
       "sha256": {name: digest.hexdigest() for name, digest in self._sha256.items()},
       "seeds": {"base": session.config.seed, "winner": list(self._steps[2::3])},
       "segments": results.describe_segments(segments, self._frames, clock),
-      "given_chunks": given,
+      "given_chunks": session.num_given,
       "files": part_files.describe_files(folder),
     }
     manifest.write_json(folder / results.MANIFEST, document)
@@ -152,20 +155,20 @@ class LiveResult:
 
   def _write_latents(self, path: epath.Path) -> None:
     shape = [self._chunks * self._latent_shape[0], *self._latent_shape[1:]]
-    with open(path, "wb") as target, open(pathlib.Path(self._grown.name) / "latents", "rb") as source:
+    with open(path, "wb") as target, open(self._grown / "latents", "rb") as source:
       target.write(results.latents_header(shape, self._pipeline.model_sha256))
       shutil.copyfileobj(source, target)
 
-  def _write_trace(self, path: epath.Path, session: Session, segments: list[tuple[int, str]]) -> None:
+  def _write_trace(self, path: epath.Path, session: LiveSession, segments: list[tuple[int, str]]) -> None:
     head = describe_video(session.config.search, session.num_given, segments, self._method)
     # Nothing has judged the whole video.
     final = {"scores": [None] * session.config.search.top_k, "best": self._steps[-3] if self._steps else 0}
     steps = zip(self._steps[0::3], self._steps[1::3], strict=True)
     lineage = (describe_step(index, *step) for index, step in enumerate(steps, session.num_given))
-    with open(pathlib.Path(self._grown.name) / "rows") as rows, open(path, "w") as file:
+    with open(self._grown / "rows") as rows, open(path, "w") as file:
       file.writelines(growing_result.trace_document(head, (row.rstrip("\n") for row in rows), final, lineage))
 
-  def _settings(self, session: Session) -> dict[str, Any]:
+  def _settings(self, session: LiveSession) -> dict[str, Any]:
     search = session.config.search
     return {
       "prompt": session.segments[0][1],
@@ -177,7 +180,7 @@ class LiveResult:
       "horizon": session.config.horizon,
     }
 
-  def _replay(self, session: Session) -> Iterator[str]:
+  def _replay(self, session: LiveSession) -> Iterator[str]:
     """Flags of `streamt1 generate` that make the video again."""
     yield from self._flags
     yield f"--timeline={self._target / TIMELINE}"

@@ -44,7 +44,7 @@ from streamt1_jax.state import ChunkTrace
 if TYPE_CHECKING:
   from streamt1_jax.serve.app import Server
   from streamt1_jax.serve.protocol import Start
-  from streamt1_jax.serve.search_thread import Studio
+  from streamt1_jax.serve.studio import Studio
   from streamt1_jax.session import Session
 
 PREVIEW_FRAMES = 3
@@ -143,7 +143,7 @@ def load_pipeline(values: flags.FlagValues, search: SearchConfig) -> Pipeline:
 def make_studio(pipeline: Pipeline, searches: Mapping[str, SearchConfig], values: flags.FlagValues) -> Studio:
   """What sessions are made with."""
   from streamt1_jax.cli.live_result import LiveResult
-  from streamt1_jax.serve.search_thread import Studio
+  from streamt1_jax.serve.studio import Studio
 
   default = values.search
   model_flags = [] if values.checkpoint is None else [f"--checkpoint={values.checkpoint}"]

@@ -20,7 +20,8 @@ from streamt1_jax.serve import doors, protocol
 from streamt1_jax.serve.hub import Hub
 from streamt1_jax.serve.numbers import Numbers
 from streamt1_jax.serve.protocol import Refused
-from streamt1_jax.serve.search_thread import Item, SearchThread, Studio
+from streamt1_jax.serve.search_thread import SearchThread
+from streamt1_jax.serve.studio import Item, Studio
 from streamt1_jax.serve.viewers import Viewer
 
 _PAGE = pathlib.Path(__file__).with_name("page")
@@ -37,6 +38,8 @@ _MOST_REFUSED = 200
 """Refused messages of a connection; one that sends more is closed."""
 _HEARTBEAT = 15.0
 """Seconds after which a client that says nothing is asked whether it is there."""
+_MOST_SENDING = 30.0
+"""Seconds that a client may take for one frame."""
 
 
 class Rate:
@@ -161,7 +164,7 @@ class Server:
       await socket.close(code=WSCloseCode.TRY_AGAIN_LATER)
       return socket
     self._sockets.add(socket)
-    sender = asyncio.create_task(_send(socket, viewer))
+    sender = asyncio.create_task(_send(socket, viewer, request.transport))
     try:
       await self._listen(socket, viewer)
     finally:
@@ -190,13 +193,18 @@ class Server:
           await socket.close(code=WSCloseCode.POLICY_VIOLATION)
 
 
-async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
-  """Sends what waits for a viewer, as fast as it takes it."""
+async def _send(socket: web.WebSocketResponse, viewer: Viewer, transport: asyncio.Transport | None) -> None:
+  """Sends what waits for a viewer, as fast as it takes it. One that takes nothing is cut off."""
   try:
     async for frame in viewer.frames():
-      await socket.send_str(frame.text)
-      if frame.binary is not None:
-        await socket.send_bytes(frame.binary)
+      async with asyncio.timeout(_MOST_SENDING):
+        await socket.send_str(frame.text)
+        if frame.binary is not None:
+          await socket.send_bytes(frame.binary)
   except ConnectionError:
+    return
+  except TimeoutError:
+    if transport is not None:
+      transport.abort()
     return
   await socket.close(code=WSCloseCode.TRY_AGAIN_LATER if viewer.lost else WSCloseCode.GOING_AWAY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -78,15 +78,16 @@ def _same(given: str, token: str) -> bool:
 def _check_origin(request: web.Request, *, anywhere: bool) -> None:
   host = request.headers.get("Host", "")
   # A page elsewhere may have its own name point to this machine.
-  if not anywhere and not is_loopback(_name(f"//{host}")):
+  if not anywhere and not is_loopback(_part(f"//{host}", "hostname")):
     raise web.HTTPForbidden(text="this server answers on this machine alone\n")
   origin = request.headers.get("Origin")
-  if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+  if origin is not None and _part(origin, "netloc").lower() != host.lower():
     raise web.HTTPForbidden(text="pages of other origins may not use this server\n")
 
 
-def _name(address: str) -> str:
+def _part(address: str, name: Literal["netloc", "hostname"]) -> str:
+  """Empty for an address that is none."""
   try:
-    return urlsplit(address).hostname or ""
+    return getattr(urlsplit(address), name) or ""
   except ValueError:
     return ""

@@ -16,7 +16,7 @@ from streamt1_jax.serve import protocol
 from streamt1_jax.serve.control import Control
 from streamt1_jax.serve.numbers import Numbers
 from streamt1_jax.serve.protocol import Message, Refused, Start, event
-from streamt1_jax.serve.search_thread import Item
+from streamt1_jax.serve.studio import Item
 from streamt1_jax.serve.viewers import Viewer
 
 MOST_VIEWERS, MOST_WAITING = 256, 32
@@ -28,6 +28,8 @@ class Orders(Protocol):
   """What makes sessions: a `SearchThread`."""
 
   def order(self, request: str, start: Start) -> Control: ...
+
+  def is_warm(self, search: str | None) -> bool: ...
 
 
 class _Waiting(NamedTuple):
@@ -48,7 +50,7 @@ class Hub:
     self._owner: Viewer | None = None
     self._control: Control | None = None
     self._begin: Item | None = None
-    self._closed = False
+    self._closed = self._ready = False
     self._pending: dict[Viewer, int] = {}
     self._tasks: set[asyncio.Task[None]] = set()
     self._viewer_numbers, self._requests = itertools.count(1), itertools.count(1)
@@ -67,9 +69,12 @@ class Hub:
     self._viewers.append(viewer)
     self._numbers.set("viewers", len(self._viewers))
     running = None if self._control is None else self._control.request
-    viewer.put(Item(event("session.hello", running, presets=list(self._presets), viewers=len(self._viewers))))
+    known = {"presets": list(self._presets), "viewers": len(self._viewers), "ready": self._ready}
+    viewer.put(Item(event("session.hello", running, **known)))
     if self._begin is not None:
       viewer.put(self._begin)
+    if self._control is not None and self._control.paused:
+      viewer.put(Item(event("session.paused", running)))
     return viewer
 
   def leave(self, viewer: Viewer) -> None:
@@ -101,6 +106,7 @@ class Hub:
     kind = item.event["type"]
     if kind == "video.start":
       self._begin = item
+    self._ready |= kind == "server.ready"
     for viewer in list(self._viewers):
       viewer.put(item)
     if kind == "session.done":
@@ -133,7 +139,8 @@ class Hub:
       first = self._line.pop(0)
       self._owner = first.viewer
       self._control = self.orders.order(f"session-{next(self._requests)}", first.start)
-      first.viewer.put(Item(event("session.accepted", self._control.request)))
+      warm = self.orders.is_warm(first.start.search)
+      first.viewer.put(Item(event("session.accepted", self._control.request, warm=warm)))
     self._tell_places()
 
   def _tell_places(self) -> None:
@@ -164,14 +171,15 @@ class Hub:
 
   async def _switch(self, viewer: Viewer, control: Control, message: protocol.Interaction) -> None:
     """A prompt takes a while to be read, and the loop does not wait for it."""
+    loop = asyncio.get_running_loop()
+    told = Item(event("session.interaction.queued", control.request, event_id=message.event_id))
+    queued = lambda: loop.call_soon_threadsafe(viewer.put, told)
     try:
-      await asyncio.to_thread(control.switch, message.prompt, message.event_id)
+      await asyncio.to_thread(control.switch, message.prompt, message.event_id, queued)
     except Exception as error:
       code = "invalid" if isinstance(error, ConfigError) else "failed"
       refused = Refused(code, str(error), message.event_id)
       viewer.put(Item(protocol.error_event(refused, control.request)))
-    else:
-      viewer.put(Item(event("session.interaction.queued", control.request, event_id=message.event_id)))
     finally:
       if viewer in self._pending:
         self._pending[viewer] -= 1

@@ -98,7 +98,7 @@ class Numbers:
     for kind, names in (("counter", _COUNTERS), ("gauge", _GAUGES)):
       for name, meaning in names.items():
         yield from _head(name, kind, meaning)
-        yield f"streamt1_{name} {self[name]:g}"
+        yield f"streamt1_{name} {self[name]:.15g}"
     if self.real_time_factor is not None:
       yield from _head("real_time_factor", "gauge", "Seconds it takes to make a second of video.")
       yield f"streamt1_real_time_factor {self.real_time_factor:g}"
@@ -107,7 +107,7 @@ class Numbers:
       yield from _head(name, "summary", meaning)
       for quantile, value in found.values.items():
         yield f'streamt1_{name}{{quantile="{quantile:g}"}} {value:g}'
-      yield f"streamt1_{name}_sum {found.total:g}"
+      yield f"streamt1_{name}_sum {found.total:.15g}"
       yield f"streamt1_{name}_count {found.count}"
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 
 class Pace:
   """The clock of a viewer who plays the video as it comes, and has it stand still when a chunk is late."""
 
-  def __init__(self, lead: float, clock: Callable[[], float] = time.monotonic):
+  def __init__(self, lead: float, clock: Callable[[], float]):
     """Nothing was made.
 
     Args:
       lead: seconds of video that may be ready before the viewer needs them.
-      clock: seconds that pass.
+      clock: seconds that pass, but for those in which the viewer has stopped the video.
     """
     self._lead, self._clock = lead, clock
     self._began: float | None = None
     self._made = 0.0
-    self._paused_at: float | None = None
     self.stood_still = 0.0
 
   def add(self, seconds: float) -> bool:
-    """So many more seconds of video are ready. Returns whether they came in time; the first always do."""
+    """`seconds` more of video are ready. Returns whether they came in time; the first always do."""
     now = self._clock()
     if self._began is None:
       self._began = now
@@ -36,23 +34,12 @@ class Pace:
     self._made += seconds
     return late <= 0
 
-  def pause(self) -> None:
-    """The viewer stops the clock; once more changes nothing."""
-    self._paused_at = self._clock() if self._paused_at is None else self._paused_at
-
-  def resume(self) -> None:
-    """The clock goes on."""
-    if self._paused_at is not None and self._began is not None:
-      self._began += self._clock() - self._paused_at
-    self._paused_at = None
-
   @property
   def ahead(self) -> float:
     """Seconds of video that are ready and not played; 0 or less if the viewer waits."""
     if self._began is None:
       return 0.0
-    now = self._clock() if self._paused_at is None else self._paused_at
-    return self._made - (now - self._began)
+    return self._made - (self._clock() - self._began)
 
   @property
   def wait(self) -> float:

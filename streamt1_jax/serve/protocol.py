@@ -19,7 +19,6 @@ from streamt1_jax.messages import one_line, shortened
 MOST_BYTES = 6 << 20
 """Of a message."""
 MOST_IMAGE_BYTES = 4 << 20
-MOST_IMAGE_PIXELS = 1 << 24
 MOST_PROMPT, MOST_ID = 2000, 128
 """Characters."""
 _SEED_LIMIT = 2**31

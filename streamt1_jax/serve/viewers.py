@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from streamt1_jax.serve.numbers import Numbers
-from streamt1_jax.serve.search_thread import Item
+from streamt1_jax.serve.studio import Item
 
-MOST_MEDIA = 6
-"""Chunks that wait for one viewer."""
+MOST_MEDIA, MOST_PREVIEWS = 6, 4
+"""Chunks and previews that wait for one viewer."""
 MOST_NEWS = 1000
 """Events that wait for one viewer; one who has more is gone."""
 
@@ -40,7 +40,7 @@ class Viewer:
     self.number, self.lost = number, False
     self._numbers = numbers
     self._queue: collections.deque[Item] = collections.deque()
-    self._media = self._skipped = 0
+    self._media = self._previews = self._skipped = 0
     self._news = asyncio.Event()
     self._has_init = self._closed = False
 
@@ -51,7 +51,7 @@ class Viewer:
 
   def put(self, item: Item) -> None:
     """Sends something, or leaves it out."""
-    if item.kind == "preview" and self._media >= 2:
+    if item.kind == "preview" and (self._media >= 2 or self._previews >= MOST_PREVIEWS):
       self._numbers.count("previews_dropped_total")
       return
     if item.kind == "media" and self._media >= MOST_MEDIA:
@@ -60,8 +60,11 @@ class Viewer:
       return
     if len(self._queue) >= MOST_NEWS:
       self.lost = True
+      self._queue.clear()
       self.close()
+    if self._closed:
       return
+    self._previews += item.kind == "preview"
     if item.kind == "media":
       self._media += 1
       if self._skipped:
@@ -81,8 +84,8 @@ class Viewer:
       while self._queue and not self.lost:
         item = self._queue.popleft()
         yield self._frame(item)
-        if item.kind == "media":
-          self._media -= 1
+        self._media -= item.kind == "media"
+        self._previews -= item.kind == "preview"
       if self._closed:
         return
       self._news.clear()

@@ -4,7 +4,9 @@
 const KEEP_BEHIND = 20, MOST_AHEAD = 5, MOST_COLUMNS = 32, MOST_HISTORY = 50, MOST_QUEUED = 32;
 const $ = (id) => document.getElementById(id);
 const video = $("video");
-let socket = null, expects = null, mine = null, waits = false, running = null, paused = false, fps = 16, nextId = 1, retry = 1;
+let socket = null, expects = null, mine = null, waits = false, running = null, paused = false, ready = true, warm = true;
+let fps = 16, nextId = 1, retry = 1;
+const page = Math.random().toString(36).slice(2); // Pages of others number their prompts too.
 
 const make = (tag, className, text) => {
   const made = document.createElement(tag);
@@ -46,10 +48,8 @@ const player = {
   add(mime, bytes) {
     this.seen = true;
     $("waiting").hidden = true;
-    if (!this.possible(mime)) {
-      notice("This browser plays no video that is still being made (MediaSource). It shows pictures of every chunk instead.");
-      return;
-    }
+    if (!this.possible(mime))
+      return notice("This browser plays no video that is still being made (MediaSource). It shows pictures of every chunk instead.");
     if (!this.source) this.open(mime);
     this.queue.push(bytes);
     // A browser that does not play, as in a hidden tab, does not gather video without an end.
@@ -177,28 +177,32 @@ function remember(prompt, state, id) {
 }
 
 function show() {
-  const steers = mine !== null && mine === running;
-  $("send").textContent = steers ? "Switch" : waits ? "Waiting" : "Start";
-  $("send").disabled = waits && !steers;
+  const steers = mine !== null && mine === running, later = !steers && (waits || mine !== null);
+  $("send").textContent = steers ? "Switch" : later ? "Waiting" : "Start";
+  $("send").disabled = later;
   $("begin").hidden = steers;
-  $("steer").hidden = !steers && !waits;
+  $("steer").hidden = !steers && !later;
   for (const id of ["pause", "save"]) $(id).disabled = !steers;
   $("pause").textContent = paused ? "Resume" : "Pause";
-  $("state").textContent = running === null ? "idle" : paused ? "paused" : steers ? "running" : "watching";
+  $("state").textContent = running === null ? (ready ? "idle" : "compiling") : paused ? "paused" : steers ? "running" : "watching";
   $("state").classList.toggle("running", running !== null && !paused);
 }
 
 const takes = {
   "session.hello"(told) {
     $("search").replaceChildren(...told.presets.map((name) => make("option", "", name)));
-    notice(retry = "");
+    [ready, retry] = [told.ready, 1];
+    notice("");
   },
+  "server.ready"() { ready = true; },
   "session.queued"(told) { waits = true; notice(`Somebody else has the session. Your place in the line: ${told.place}.`); },
-  "session.accepted"(told) { mine = told.request_id; waits = false; notice(""); },
+  "session.accepted"(told) {
+    [mine, waits, warm] = [told.request_id, false, told.warm];
+    notice(warm ? "" : "This search has not run yet. Its programs are compiled first, which may take a minute.");
+  },
   "video.start"(told) {
     running = told.request_id;
     fps = told.config.fps;
-    paused = false;
     player.begin();
     search.clear();
     $("waiting").textContent = "The first chunk is being made.";
@@ -209,6 +213,8 @@ const takes = {
   "search.candidates": (told) => search.candidates(told),
   "video.chunk_metadata"(told) {
     expects = told;
+    if (!warm) notice("");
+    warm = true;
     search.shown(told);
     $("prompt-now").textContent = told.prompt;
     const media = told.num_frames / fps;
@@ -226,7 +232,7 @@ const takes = {
   "session.resumed"() { paused = false; player.follow(); },
   "session.saved"(told) { notice(`Saved in ${told.folder}: ${told.chunks} chunks.`); },
   "session.done"(told) {
-    if (told.request_id === mine || !told.request_id) { mine = null; waits = false; }
+    if (told.request_id === mine || !told.request_id) [mine, waits] = [null, false];
     if (told.request_id === running) running = null;
     paused = false;
     if (told.reason === "time") notice("The session has reached its longest time.");
@@ -255,11 +261,10 @@ function connect() {
     show();
   });
   socket.addEventListener("close", () => {
-    mine = running = null;
-    waits = paused = false;
+    [mine, running, waits, paused] = [null, null, false, false];
     notice("The server is not there. The page tries again.");
     show();
-    setTimeout(connect, 1000 * (retry = Math.min(2 * (retry || 1), 16)));
+    setTimeout(connect, 1000 * (retry = Math.min(2 * retry, 16)));
   });
 }
 
@@ -275,7 +280,7 @@ $("form").addEventListener("submit", async (event) => {
   const prompt = $("prompt").value.trim();
   if (!prompt) return;
   if (mine !== null && mine === running) {
-    const event_id = `page-${nextId++}`;
+    const event_id = `${page}-${nextId++}`;
     remember(prompt, "queued", event_id);
     say("session.interaction", { interaction: { event_id, event: { prompt } } });
   } else {
@@ -291,6 +296,7 @@ $("prompt").addEventListener("keydown", (event) => {
 const asks = { pause: () => (paused ? "session.resume" : "session.pause"), save: () => "session.save", stop: () => "session.stop" };
 for (const [id, kind] of Object.entries(asks)) $(id).addEventListener("click", () => say(kind()));
 video.addEventListener("waiting", () => player.follow());
+video.addEventListener("error", () => notice(`The video cannot go on: ${video.error.message}`));
 setInterval(() => {
   $("m-buffer").textContent = player.seen ? seconds(player.ahead) : "\u2013";
   $("g-buffer").value = player.ahead;
