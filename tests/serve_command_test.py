@@ -2,15 +2,20 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import time
 
+import aiohttp
 import pytest
 
 from streamt1_jax.cli import command, results, serve
 from streamt1_jax.io import part_files
 from streamt1_jax.report import account
+from tests import command_line
 from tests.command_line import call, generate, save_model, small_model
-from tests.live_server import live
+from tests.live_server import Client, live
 
 RED, BLUE = "a red circle moves left over a dark blue background", "a blue square moves up over a gray background"
 
@@ -54,6 +59,64 @@ def test_others_need_a_token():
   assert min(map(len, made)) >= 32
   assert serve.token_of(command.parse(serve.define_flags, [])) is None
   assert serve.token_of(command.parse(serve.define_flags, ["--token=open"])) == "open"
+
+
+def start_server(folder, checkpoint, *arguments):
+  """A server in a process of its own, and its address once it has one."""
+  settings = command_line.quick_compilation(folder / "compiled")
+  given = ["--port=0", f"--checkpoint={checkpoint}", "--output_dir=out", "--search=plain", *arguments]
+  process = command_line.start_function(folder, _serve, given, jax_settings=settings)
+  wait_for(lambda: "http" in (folder / ".stdout").read_text())
+  return process, (folder / ".stdout").read_text().strip()
+
+
+def _serve(arguments):
+  raise SystemExit(serve.main(arguments))
+
+
+def wait_for(condition):
+  deadline = time.monotonic() + 300
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+# Slow: a process of its own imports and compiles.
+@pytest.mark.slow
+def test_sigterm_saves_the_session(tmp_path, checkpoint):
+  process, address = start_server(tmp_path, checkpoint, "--warm_up=false")
+
+  async def run():
+    async with aiohttp.ClientSession() as web, web.ws_connect(f"{address}v1/realtime/video") as socket:
+      client = Client(socket)
+      await client.say("session.start", prompt=RED)
+      await client.hear_until("video.chunk_metadata")
+      os.kill(process.pid, signal.SIGTERM)
+      saved = await client.hear_of("session.saved", "error")
+      assert (await client.hear_until("session.done"))["reason"] == "closed"
+      return saved
+
+  saved = asyncio.run(run())
+  process.join(60)
+  result = command_line.result_of(process.exitcode, tmp_path)
+  assert result.code == command.TERMINATED, result
+  assert f"the session is saved in {saved['folder']}\n" in result.stderr
+  (folder,) = (tmp_path / "out").iterdir()
+  manifest = json.loads((folder / "manifest.json").read_text())
+  assert manifest["length"]["chunks"] == saved["chunks"] >= 1
+  assert part_files.describe_files(results.epath.Path(folder)).items() >= manifest["files"].items()
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_at_once(tmp_path, checkpoint):
+  process, _ = start_server(tmp_path, checkpoint)
+  # It compiles, which takes longer than the rest of this test.
+  os.kill(process.pid, signal.SIGTERM)
+  wait_for(lambda: "once more" in (tmp_path / ".stderr").read_text())
+  assert process.is_alive()
+  os.kill(process.pid, signal.SIGTERM)
+  process.join(10)
+  assert process.exitcode == -signal.SIGTERM
 
 
 # Slow: it compiles a search with pictures of all candidates, its switch, and the same search without them.

@@ -3,7 +3,7 @@
   video.mp4, trace.json, latents.safetensors, pictures.zip, manifest.json, report.html    as of `streamt1 generate`
   timeline.json, replay.flags    streamt1 generate --flagfile=FOLDER/replay.flags makes the same video again
   start.png                      the picture that the video began with, if it did
-  session/                       `Pipeline.resume` goes on from it
+  session/                       `Pipeline.resume` goes on from it; not where several processes make one session
 
 Nothing is kept in memory: a session may run for as long as there is room on the disk.
 """
@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -128,7 +129,8 @@ class LiveResult:
       video.write_png(folder / START, self._picture)
     session.timeline.until(clock.seconds(self._chunks)).save(folder / TIMELINE)
     (folder / REPLAY).write_text("".join(f"{flag}\n" for flag in self._replay(session)))
-    session.save(folder / SESSION)
+    if jax.process_count() == 1:
+      session.save(folder / SESSION)
     document = {
       "settings": self._settings(session),
       "method": self._method,

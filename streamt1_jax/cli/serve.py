@@ -9,6 +9,8 @@ otherwise; then everybody needs a token, which is made if --token gives none. On
 in a line, and any number look. Programs speak to /v1/realtime/video (docs/serve.md); /healthz and /metrics are for
 machines.
 
+Several processes serve as one: process 0 is spoken to, and a session runs on the devices of all.
+
 Exit codes: 2 for bad input, such as a port in use or a checkpoint that cannot stream; 130 when interrupted, 143 by
 SIGTERM: in both cases a session that runs is saved in --output_dir first.
 """
@@ -27,17 +29,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from absl import flags
 
 from streamt1_jax import drivers
-from streamt1_jax.cli import command, device_flags, flag_types
+from streamt1_jax.cli import command, device_flags, flag_types, host_flags
 from streamt1_jax.cli.files import find_checkpoint, make_folder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.config.session import SINK_DISTANCE
 from streamt1_jax.io import pictures
 from streamt1_jax.io.checkpoint import load_config
+from streamt1_jax.parallel import hosts
 from streamt1_jax.pipeline import Pipeline, display_scale
+from streamt1_jax.serve import processes
 from streamt1_jax.serve.presets import FLAGS, PRESETS
 from streamt1_jax.state import ChunkTrace
 
@@ -64,31 +69,35 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_switch(values, "warm_up", True, "Compile before the first client comes.")
   device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   device_flags.define(values)
+  host_flags.define(values)
 
 
 def run(values: flags.FlagValues) -> None:
   """Serves until a signal comes."""
   app = _require_aiohttp()
   token = token_of(values)
-  with contextlib.closing(_listen(values.host, values.port)) as listening:
-    checkpoint = find_checkpoint(values.checkpoint)
-    model = load_config(checkpoint)
-    require_video_model(model, str(checkpoint))
-    searches = find_searches(model)
-    make_folder("output_dir", values.output_dir, writable=True)
-    pipeline = load_pipeline(values, searches[values.search])
-    for search in searches.values():
-      drivers.check_length(pipeline.models, search, None)
+  host_flags.start(values)
+  with contextlib.ExitStack() as stack:
+    listening: list[socket.socket] = []
+    # Only process 0 is spoken to. If it cannot be, all processes end with its message.
+    hosts.first_decides(lambda: listening.append(stack.enter_context(contextlib.closing(_listen(values)))))
+    pipeline, searches = load(values)
+    studio = make_studio(pipeline, searches, values)
+    if not hosts.is_first():
+      # Ctrl-C is passed on too.
+      signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+      processes.follow(studio.open)
+      raise command.Terminated("terminated")
     server = app.Server(
-      make_studio(pipeline, searches, values),
+      processes.share(studio) if jax.process_count() > 1 else studio,
       token=token,
       most_seconds=60 * values.max_minutes,
       warm_up=_WARM_UP if values.warm_up else (),
     )
     device_flags.tell_devices(device_flags.use_dtype(values.dtype), pipeline.models.execution.mesh)
-    address = f"http://{_url_host(values.host)}:{listening.getsockname()[1]}/"
+    address = f"http://{_url_host(values.host)}:{listening[0].getsockname()[1]}/"
     print(address if token is None else f"{address}?token={token}", flush=True)
-    number, saved = asyncio.run(serve(server, listening))
+    number, saved = asyncio.run(serve(server, listening[0]))
   if saved is not None:
     print(f"the session is saved in {saved}", file=sys.stderr, flush=True)
   if number == signal.SIGINT:
@@ -108,9 +117,11 @@ async def serve(server: Server, listening: socket.socket) -> tuple[int, str | No
     for number in (signal.SIGINT, signal.SIGTERM):
       loop.add_signal_handler(number, came.put_nowait, number)
     number = await came.get()
-    # A second signal does not wait.
+    # A second signal does not wait: it ends the process as if nothing handled it.
     for each in (signal.SIGINT, signal.SIGTERM):
       loop.remove_signal_handler(each)
+      signal.signal(each, signal.SIG_DFL)
+    print("ending after the chunk that is made; once more ends at once", file=sys.stderr, flush=True)
     return number, await server.close(save=True)
   finally:
     await runner.cleanup()
@@ -120,6 +131,20 @@ def find_searches(model: ModelConfig) -> dict[str, SearchConfig]:
   """The searches that clients may choose, as they run in a video without an end. Raises ConfigError."""
   made = {name: preset(model) for name, preset in PRESETS.items()}
   return {name: dataclasses.replace(search, sink_distance=SINK_DISTANCE) for name, search in made.items()}
+
+
+def load(values: flags.FlagValues) -> tuple[Pipeline, dict[str, SearchConfig]]:
+  """The model of the flags, and the searches that clients may choose. Raises ConfigError."""
+  checkpoint = find_checkpoint(values.checkpoint)
+  model = load_config(checkpoint)
+  require_video_model(model, str(checkpoint))
+  searches = find_searches(model)
+  host_flags.require_same_inputs(checkpoint, [])
+  hosts.first_decides(lambda: make_folder("output_dir", values.output_dir, writable=True))
+  pipeline = load_pipeline(values, searches[values.search])
+  for search in searches.values():
+    drivers.check_length(pipeline.models, search, None)
+  return pipeline, searches
 
 
 def load_pipeline(values: flags.FlagValues, search: SearchConfig) -> Pipeline:
@@ -195,8 +220,9 @@ def token_of(values: flags.FlagValues) -> str | None:
   return values.token
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(values: flags.FlagValues) -> socket.socket:
   """Before anything is loaded: a port that is in use is told at once."""
+  host, port = values.host, values.port
   try:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     made = socket.socket(family, kind, protocol)
