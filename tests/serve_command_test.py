@@ -1,6 +1,7 @@
 """`streamt1 serve`: what it refuses before anything is loaded, and saves that can be made again."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from streamt1_jax.io import part_files
 from streamt1_jax.report import account
 from tests import command_line
 from tests.command_line import call, generate, save_model, small_model
-from tests.live_server import Client, live
+from tests.live_server import PATIENCE, Client, live
 
 RED, BLUE = "a red circle moves left over a dark blue background", "a blue square moves up over a gray background"
 
@@ -61,22 +62,28 @@ def test_others_need_a_token():
   assert serve.token_of(command.parse(serve.define_flags, ["--token=open"])) == "open"
 
 
-def start_server(folder, checkpoint, *arguments):
-  """A server in a process of its own, and its address once it has one."""
+@contextlib.contextmanager
+def started(folder, checkpoint, *arguments):
+  """A server in a process of its own, and its address."""
   settings = command_line.quick_compilation(folder / "compiled")
   given = ["--port=0", f"--checkpoint={checkpoint}", "--output_dir=out", "--search=plain", *arguments]
   process = command_line.start_function(folder, _serve, given, jax_settings=settings)
-  wait_for(lambda: "http" in (folder / ".stdout").read_text())
-  return process, (folder / ".stdout").read_text().strip()
+  try:
+    wait_for(process, folder / ".stdout", "http")
+    yield process, (folder / ".stdout").read_text().strip()
+  finally:
+    process.kill()
+    process.join()
 
 
 def _serve(arguments):
   raise SystemExit(serve.main(arguments))
 
 
-def wait_for(condition):
-  deadline = time.monotonic() + 300
-  while not condition():
+def wait_for(process, file, words):
+  deadline = time.monotonic() + PATIENCE
+  while not file.exists() or words not in file.read_text():
+    assert process.is_alive()
     assert time.monotonic() < deadline
     time.sleep(0.05)
 
@@ -84,9 +91,7 @@ def wait_for(condition):
 # Slow: a process of its own imports and compiles.
 @pytest.mark.slow
 def test_sigterm_saves_the_session(tmp_path, checkpoint):
-  process, address = start_server(tmp_path, checkpoint, "--warm_up=false")
-
-  async def run():
+  async def run(process, address):
     async with aiohttp.ClientSession() as web, web.ws_connect(f"{address}v1/realtime/video") as socket:
       client = Client(socket)
       await client.say("session.start", prompt=RED)
@@ -96,9 +101,10 @@ def test_sigterm_saves_the_session(tmp_path, checkpoint):
       assert (await client.hear_until("session.done"))["reason"] == "closed"
       return saved
 
-  saved = asyncio.run(run())
-  process.join(60)
-  result = command_line.result_of(process.exitcode, tmp_path)
+  with started(tmp_path, checkpoint, "--warm_up=false") as (process, address):
+    saved = asyncio.run(run(process, address))
+    process.join(PATIENCE)
+    result = command_line.result_of(process.exitcode, tmp_path)
   assert result.code == command.TERMINATED, result
   assert f"the session is saved in {saved['folder']}\n" in result.stderr
   (folder,) = (tmp_path / "out").iterdir()
@@ -107,16 +113,16 @@ def test_sigterm_saves_the_session(tmp_path, checkpoint):
   assert part_files.describe_files(results.epath.Path(folder)).items() >= manifest["files"].items()
 
 
+# Slow: a process of its own imports.
 @pytest.mark.slow
 def test_a_second_sigterm_ends_at_once(tmp_path, checkpoint):
-  process, _ = start_server(tmp_path, checkpoint)
-  # It compiles, which takes longer than the rest of this test.
-  os.kill(process.pid, signal.SIGTERM)
-  wait_for(lambda: "once more" in (tmp_path / ".stderr").read_text())
-  assert process.is_alive()
-  os.kill(process.pid, signal.SIGTERM)
-  process.join(10)
-  assert process.exitcode == -signal.SIGTERM
+  with started(tmp_path, checkpoint) as (process, _):
+    # It compiles, which takes longer than the rest of this test.
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(process, tmp_path / ".stderr", "once more")
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
 
 
 # Slow: it compiles a search with pictures of all candidates, its switch, and the same search without them.

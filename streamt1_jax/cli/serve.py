@@ -96,8 +96,7 @@ def run(values: flags.FlagValues) -> None:
     )
     device_flags.tell_devices(device_flags.use_dtype(values.dtype), pipeline.models.execution.mesh)
     address = f"http://{_url_host(values.host)}:{listening[0].getsockname()[1]}/"
-    print(address if token is None else f"{address}?token={token}", flush=True)
-    number, saved = asyncio.run(serve(server, listening[0]))
+    number, saved = asyncio.run(serve(server, listening[0], address if token is None else f"{address}?token={token}"))
   if saved is not None:
     print(f"the session is saved in {saved}", file=sys.stderr, flush=True)
   if number == signal.SIGINT:
@@ -105,8 +104,11 @@ def run(values: flags.FlagValues) -> None:
   raise command.Terminated("terminated")
 
 
-async def serve(server: Server, listening: socket.socket) -> tuple[int, str | None]:
-  """Serves until SIGINT or SIGTERM comes. Returns which, and the folder of the session that was saved, or None."""
+async def serve(server: Server, listening: socket.socket, address: str) -> tuple[int, str | None]:
+  """Serves until SIGINT or SIGTERM comes. Returns which, and the folder of the session that was saved, or None.
+
+  It prints its address as soon as it can be used, and a signal would end it properly.
+  """
   from aiohttp import web
 
   loop, came = asyncio.get_running_loop(), asyncio.Queue[int]()
@@ -116,6 +118,7 @@ async def serve(server: Server, listening: socket.socket) -> tuple[int, str | No
     await web.SockSite(runner, listening).start()
     for number in (signal.SIGINT, signal.SIGTERM):
       loop.add_signal_handler(number, came.put_nowait, number)
+    print(address, flush=True)
     number = await came.get()
     # A second signal does not wait: it ends the process as if nothing handled it.
     for each in (signal.SIGINT, signal.SIGTERM):
