@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from experiments import live_client
+from streamt1_jax.measuring import live_viewer
 from streamt1_jax.receipts import Receipt
 from streamt1_jax.serve import app
 from streamt1_jax.serve.control import Control
@@ -209,6 +210,24 @@ def test_doors():
       assert (await server.http.get("/../serve/app.py")).status == 404
 
   asyncio.run(run())
+
+
+def test_a_scripted_viewer():
+  async def run():
+    async with live(lead=0.5) as server:
+      address = str(server.http.make_url("/"))
+      return await live_viewer.watch(address, "one", "abc", seconds=0, switch_every=0, least_switches=2)
+
+  seen = asyncio.run(run())
+  report = seen.report()
+  assert report["chunks"] >= 3
+  # What was there is played first.
+  assert report["switches"] == 2
+  assert 0 < report["switch_median"] <= report["switch_worst"]
+  assert seen.arrivals == sorted(seen.arrivals)
+  assert seen.arrivals[0] == report["first_chunk"] > 0
+  assert seen.media == [1.0] * (report["chunks"] - 1)
+  assert report["gap_p50"] <= report["gap_p95"] <= report["gap_p99"]
 
 
 def test_the_example_client(tmp_path, capsys):
