@@ -12,7 +12,9 @@ import aiohttp
 import pytest
 
 from streamt1_jax.cli import command, results, serve
+from streamt1_jax.execution import Execution
 from streamt1_jax.io import part_files
+from streamt1_jax.parallel.mesh import make_mesh
 from streamt1_jax.report import account
 from tests import command_line
 from tests.command_line import call, generate, save_model, small_model
@@ -60,6 +62,17 @@ def test_others_need_a_token():
   assert min(map(len, made)) >= 32
   assert serve.token_of(command.parse(serve.define_flags, [])) is None
   assert serve.token_of(command.parse(serve.define_flags, ["--token=open"])) == "open"
+
+
+def test_only_searches_are_offered_that_the_devices_divide():
+  searches = serve.find_searches(small_model())
+  mesh = make_mesh({"candidate": 4}, small_model(), searches["1x4"])
+  assert list(serve.offered(searches, Execution())) == list(serve.offered(searches, Execution(mesh))) == list(searches)
+  # Two candidates of each beam cannot be shared by four devices, nor can one.
+  in_turn = Execution(mesh, decoding="in_turn")
+  divided = [name for name, search in searches.items() if search.beam_size % 4 == 0]
+  assert "1x4" in divided
+  assert list(serve.offered(searches, in_turn)) == divided != list(searches)
 
 
 @contextlib.contextmanager

@@ -38,9 +38,11 @@ from streamt1_jax.cli import command, device_flags, flag_types, host_flags
 from streamt1_jax.cli.files import find_checkpoint, make_folder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.config.session import SINK_DISTANCE
+from streamt1_jax.execution import Execution
 from streamt1_jax.io import pictures
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
+from streamt1_jax.parallel.sharding import RULES
 from streamt1_jax.pipeline import Pipeline, display_scale
 from streamt1_jax.serve import processes
 from streamt1_jax.serve.presets import FLAGS, PRESETS
@@ -147,7 +149,16 @@ def load(values: flags.FlagValues) -> tuple[Pipeline, dict[str, SearchConfig]]:
   pipeline = load_pipeline(values, searches[values.search])
   for search in searches.values():
     drivers.check_length(pipeline.models, search, None)
-  return pipeline, searches
+  return pipeline, offered(searches, pipeline.models.execution)
+
+
+def offered(searches: Mapping[str, SearchConfig], execution: Execution) -> dict[str, SearchConfig]:
+  """The searches that run on these devices. Candidates that are decoded in turn must be divided evenly."""
+  if execution.mesh is None or execution.decoding == "together":
+    return dict(searches)
+  beam, candidate = (execution.mesh.shape[str(RULES[axis])] for axis in ("beam", "candidate"))
+  fits = lambda search: search.top_k % beam == 0 and search.beam_size % candidate == 0
+  return {name: search for name, search in searches.items() if fits(search)}
 
 
 def load_pipeline(values: flags.FlagValues, search: SearchConfig) -> Pipeline:
