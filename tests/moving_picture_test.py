@@ -33,7 +33,7 @@ def test_speeds_that_no_viewer_shows_are_refused(tmp_path, fps):
 def test_pairs_stand_one_above_the_other_in_reading_order():
   video = lambda value: np.full((2, 8, 8, 3), value, np.uint8)
   found = gallery.sheet([video(1), video(2), video(3)], [video(11), video(12), video(13)], columns=2)
-  assert found.shape == (2, 2 * (16 + 8), 2 * (8 + 8), 3)
+  assert found.shape == (2, 2 * (8 + 2 + 8 + 8), 2 * (8 + 8), 3)
   at = lambda row, column: int(found[1, row, column, 0])
-  assert [at(8, 8), at(16, 8), at(8, 24), at(16, 24), at(32, 8), at(40, 8)] == [1, 11, 2, 12, 3, 13]
-  assert {at(0, 0), at(23, 5), at(32, 24), at(40, 24)} == {128}
+  assert [at(8, 8), at(18, 8), at(8, 24), at(18, 24), at(34, 8), at(44, 8)] == [1, 11, 2, 12, 3, 13]
+  assert {at(0, 0), at(12, 5), at(13, 5), at(25, 5), at(34, 24), at(44, 24)} == {128}

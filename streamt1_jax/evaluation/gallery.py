@@ -6,7 +6,7 @@ import numpy as np
 
 from streamt1_jax.data import verify, world
 
-_GAP = 4  # pixels
+_GAP, _WITHIN = 4, 2  # pixels around pairs, and between the two of one
 _GRAY = 128
 
 
@@ -27,7 +27,8 @@ def sheet(above: Sequence[np.ndarray], below: Sequence[np.ndarray], columns: int
   Returns:
     Frames [T, rows, columns, 3] uint8.
   """
-  pairs = [np.concatenate(pair, axis=1) for pair in zip(above, below, strict=True)]
+  line = np.full_like(above[0][:, :_WITHIN], _GRAY)
+  pairs = [np.concatenate([one, line, other], axis=1) for one, other in zip(above, below, strict=True)]
   blank = np.full_like(pairs[0], _GRAY)
   framed = [np.pad(pair, _around(_GAP), constant_values=_GRAY) for pair in pairs + [blank] * (-len(pairs) % columns)]
   rows = [np.concatenate(framed[begin : begin + columns], axis=2) for begin in range(0, len(framed), columns)]

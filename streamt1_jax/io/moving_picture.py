@@ -10,7 +10,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import atomic
 from streamt1_jax.io.video import enlarge, require_frames
 
-_COLORS = 256
+_COLORS = 64  # enough for drawn worlds; with 256 the noise of a background makes files several times larger
 _SAMPLED = 16  # frames that the palette is chosen from
 
 
