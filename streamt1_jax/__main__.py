@@ -25,6 +25,7 @@ COMMANDS = {
   "score": Command("streamt1_jax.cli.score", "scores videos by reward models"),
   "convert": Command("streamt1_jax.cli.convert", "turns published weights into a checkpoint folder"),
   "report": Command("streamt1_jax.cli.report", "draws a page of a search that a person clicks through"),
+  "serve": Command("streamt1_jax.cli.serve", "shows a search live, on a page where people steer it"),
   "measure": Command("streamt1_jax.cli.measure", "measures motion, coherence and drift of videos, without rewards"),
   "compare": Command("streamt1_jax.cli.compare", "compares searches at equal cost, by judges they have not seen"),
   "export_vbench": Command(

@@ -435,6 +435,11 @@ class Step:
     with jax.named_scope("commit"):
       return self.commit(beams, winners), winners
 
+  def previews(self, candidates: Candidates) -> Shaped[Array, "K B P ..."] | None:
+    """The frames of candidates that traces hold: see `ChunkTrace.previews`."""
+    count, frames = self.models.execution.preview_frames, candidates.frames
+    return None if frames is None or not count else frames[:, :, spread(frames.shape[2], count)]
+
   def past_after(self, beams: Beam, num_frames: int) -> IntScalar:
     """Valid past frames of the beams after the chunk, of `num_frames` frames."""
     capacity = 0 if beams.past is None else beams.past.shape[1]
@@ -612,6 +617,7 @@ def chunk_step(
     inside=inside,
     ahead=ahead,
     rounds=rounds,
+    previews=step.previews(candidates) if judged else None,
   )
   num_past = step.past_after(beams, winners.frames.shape[1])
   spare = state.spare

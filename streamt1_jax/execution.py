@@ -28,11 +28,13 @@ class Execution:
     decoding: "together" decodes and scores all candidates at once. "in_turn" takes one candidate of a device after the
       other, with the activations of one. "twice" does so too and forgets their decoder states, so that no candidate
       holds one; winners are decoded again.
+    preview_frames: frames of every candidate that traces hold, for whoever watches a search; none by default.
   """
 
   mesh: Mesh | None = None
   attention: Implementation | None = None
   decoding: Decoding = "together"
+  preview_frames: int = 0
 
   def divides(self, axis: str) -> bool:
     """Whether arrays are divided along `axis` of the table `parallel.sharding.RULES`."""

@@ -172,7 +172,7 @@ class Pipeline:
       config = dataclasses.replace(config, latent_height=latent_size[0], latent_width=latent_size[1])
     asked = Request(
       model=config,
-      search=SearchConfig.released(),
+      search=SearchConfig.of(config),
       rewards=reward_configs(directory, choice, reward_table),
       dtype=dtype,
       reward_dtype=reward_dtype or dtype,
@@ -465,7 +465,7 @@ class Pipeline:
       prompt: what to show; or a timeline.
       seconds: length of what is made; or
       num_latent_frames: length in latent frames. 5 seconds if neither is given.
-      search: how to search; `SearchConfig.released()` by default.
+      search: how to search; `SearchConfig.of` this model by default.
       seed: base seed, int32; by default the timeline's, or 0.
       on_chunk: called with every chunk's trace.
       **steering: `switch`, `image`, `video`, `latents`, `image_start` and `emit` as in `session`.
@@ -474,7 +474,7 @@ class Pipeline:
       ConfigError: bad input.
       SearchError: every candidate of a chunk is NaN or Inf.
     """
-    search = search or SearchConfig.released()
+    search = search or SearchConfig.of(self.config)
     if seconds is None and num_latent_frames is None:
       seconds = 5.0
     num_chunks = self.num_chunks(seconds=seconds, num_latent_frames=num_latent_frames)

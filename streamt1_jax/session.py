@@ -45,6 +45,7 @@ class Chunk(NamedTuple):
     segment: counts the prompts of the video.
     events: receipts of what took effect before it was made.
     lag: chunks that had been made after it when it was settled.
+    beam: which of the survivors of the trace it is; None for a chunk that was given.
   """
 
   index: int
@@ -55,6 +56,7 @@ class Chunk(NamedTuple):
   segment: int
   events: tuple[Receipt, ...]
   lag: int
+  beam: int | None = None
 
 
 class _Made(NamedTuple):
@@ -188,6 +190,11 @@ class Session:
     return self._steering.given
 
   @property
+  def num_given(self) -> int:
+    """Chunks that the video begins with and that are not made."""
+    return self._steering.start.num_chunks
+
+  @property
   def lag(self) -> int:
     """Chunks that are made and not yet shown, because beams differ in them."""
     return len(self._waiting)
@@ -272,7 +279,8 @@ class Session:
       trace = self._committed(trace)
     index = int(hosts.to_host(self._state.chunk_index)) - 1
     segment, events = len(self._steering.prompts) - 1, self._steering.applied
-    self._waiting.append(_Made(trace, index, self.prompt, segment, events))
+    # Pictures of losers are for `on_trace`; nobody asks for them later.
+    self._waiting.append(_Made(trace._replace(previews=None), index, self.prompt, segment, events))
     # Last: if it raises, the chunk is not lost.
     if self._on_trace is not None:
       self._on_trace(trace)
@@ -310,7 +318,7 @@ class Session:
     made = self._waiting.popleft()
     trace = made.trace
     shown = np.asarray(trace.frames[beam]), np.asarray(trace.latents[beam]), trace
-    return Chunk(made.index, *shown, made.prompt, made.segment, made.events, len(self._waiting))
+    return Chunk(made.index, *shown, made.prompt, made.segment, made.events, len(self._waiting), beam)
 
   def restore(self, saved: saved_session.Saved) -> None:
     """Puts the session where a save was made; before anything else is done with it."""

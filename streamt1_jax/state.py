@@ -132,6 +132,8 @@ class ChunkTrace(NamedTuple):
     ahead: hybrid scores of the candidates, averaged with those of the chunks that follow them; None unless the search
       looks ahead.
     rounds: how many were drawn; None for a search without. Candidates of others are not usable, and score 0.
+    previews: the frames of all candidates that `Execution.preview_frames` asks for, evenly spaced; None if it asks for
+      none, or if losers are not decoded or not kept.
   """
 
   candidates: CandidateTrace
@@ -145,6 +147,7 @@ class ChunkTrace(NamedTuple):
   inside: InsideTrace | None = None
   ahead: Float32[Array, "K B"] | None = None
   rounds: IntScalar | None = None
+  previews: Shaped[HostArray, "K B P ..."] | None = None
 
 
 def past_capacity(models: Models, search: SearchConfig, num_chunks: int | None = None) -> int:

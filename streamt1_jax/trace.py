@@ -98,7 +98,7 @@ def describe_step(chunk: int, beam: int, candidate: int) -> dict[str, Any]:
 
 def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Cost | None = None) -> dict[str, Any]:
   """What it says of chunk `index` of the video, which took `cost`."""
-  trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None))
+  trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None, previews=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
   survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)
   drawn = range(0, search.num_candidates, 1 if index % search.judge_every == 0 else search.beam_size)

@@ -419,3 +419,22 @@ def test_noise_draws_are_used_once_each():
     assert (np.abs(noise[0] - noise[1]).max() == 0) == same_start
     assert (np.abs(x0[0, 0] - x0[1, 0]).max() == 0) == same_start
     assert np.abs(x0[0, 1] - x0[1, 1]).max() > 1e-3
+
+
+def test_previews_change_nothing_else():
+  models = small.models()
+  watched = dataclasses.replace(models, execution=dataclasses.replace(models.execution, preview_frames=2))
+  search = dataclasses.replace(small.SEARCH, beam_size=3, top_k=2)
+  for plain, seen in zip(_stream(models, search, 3), _stream(watched, search, 3), strict=True):
+    assert plain.previews is None
+    assert seen.previews.shape == (2, 3, 2, *small.FRAME)
+    chex.assert_trees_all_equal(plain, seen._replace(previews=None))
+    # Of three frames these are the first and the last: the middles of two halves.
+    survivors = seen.previews.reshape(-1, *seen.previews.shape[2:])[seen.survivor]
+    np.testing.assert_array_equal(survivors, seen.frames[:, [0, 2]])
+
+
+def test_nothing_is_previewed_where_losers_are_not_kept():
+  models = small.models()
+  execution = dataclasses.replace(models.execution, preview_frames=2, decoding="twice")
+  assert _stream(dataclasses.replace(models, execution=execution), small.SEARCH, 1)[0].previews is None

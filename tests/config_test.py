@@ -12,6 +12,7 @@ from streamt1_jax.config import (
   ConfigError,
   ScheduleConfig,
   SearchConfig,
+  SearchDefaults,
   SwitchConfig,
   preset,
 )
@@ -138,6 +139,16 @@ class TestSearchPresets:
   def test_released_is_the_default(self):
     assert SearchConfig.released() == SearchConfig()
     assert SearchConfig().num_candidates == 4
+
+  def test_a_model_has_the_published_numbers_unless_it_says_otherwise(self):
+    own = SearchDefaults(noise_sigma=0.25, short_threshold=0.5, long_threshold=0.75, max_sink_frames=9)
+    tuned = dataclasses.replace(MODEL, search=own)
+    assert SearchConfig.of(MODEL) == SearchConfig.released()
+    assert SearchConfig.of(tuned) == SearchConfig(
+      noise_sigma=0.25, short_threshold=0.5, long_threshold=0.75, max_sink_frames=9
+    )
+    with pytest.raises(ConfigError, match=r"noise_sigma must be in \(-1, 1\), got 1.5"):
+      SearchDefaults(noise_sigma=1.5)
 
   def test_paper_differs_where_the_text_does(self):
     released, paper = SearchConfig.released(), SearchConfig.paper()

@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(streamt1_jax.__file__).parent
 FLOORS = (
   ("__main__",),
   ("cli",),
+  ("serve",),
   ("evaluation", "report"),
   ("measuring", "training"),
   ("methods",),

@@ -35,6 +35,7 @@ from tests.command_line import call, save_model
     ("measure.save_cost", ["--chunks=2"], ["--chunks=2", "3"]),
     ("measure.save_cost", ["--save_every=0"], ["--save_every=0", "nothing"]),
     ("measure.save_cost", ["--save_every=4", "--chunks=3"], ["--save_every=4", "--chunks=3", "nothing would be saved"]),
+    ("measure.live", ["--searches=1x4,3x3"], ["--searches", "3x3", "1x4, 2x2, particles, plain"]),
     ("measure.aot_compile", ["--reward_dtype=int8"], ["--reward_dtype needs --rewards"]),
     (
       "measure.aot_compile",

@@ -9,7 +9,7 @@ import pytest
 
 from streamt1_jax import drivers
 from streamt1_jax.cli import command, generate, search_flags
-from streamt1_jax.config import ConfigError, SearchConfig, preset
+from streamt1_jax.config import ConfigError, SearchConfig, SearchDefaults, preset
 from streamt1_jax.methods import METHODS, Method, find
 from streamt1_jax.policies import ByScore, KeepBeams, Particles, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 from streamt1_jax.state import Condition
@@ -65,6 +65,18 @@ def test_every_search_has_a_flagfile_that_chooses_it(name):
   assert values.search == name
   # The sizes are written out, so that a user sees what to change.
   assert search_flags.search_config(values, MODEL) == _settings(name)
+
+
+def test_a_models_own_numbers_and_the_flag_that_brings_the_published_ones_back():
+  tuned = dataclasses.replace(MODEL, search=SearchDefaults(short_threshold=0.5, max_sink_frames=9))
+  found = lambda *given: search_flags.search_config(command.parse(generate.define_flags, ["--prompt=a", *given]), tuned)
+  assert found() == SearchConfig(short_threshold=0.5, max_sink_frames=9)
+  assert found("--short_threshold=0.75") == SearchConfig(short_threshold=0.75, max_sink_frames=9)
+  assert found("--search_defaults=released") == SearchConfig()
+  # What a method leaves out stays out.
+  assert found("--search=no_sinking").short_threshold == NEVER["short_threshold"]
+  assert found("--search=ema_only").short_threshold == 0.5
+  assert found("--search=beam") == dataclasses.replace(SearchConfig(), **DIFFERENT["beam"])
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ class GrowingResult:
   def _write_trace(self, head: dict[str, Any], final: dict[str, Any] | None, lineage: Iterable[dict[str, Any]]) -> None:
     partial = self._folder / f".{results.TRACE}.partial"
     with open(self._folder / ROWS) as rows, open(partial, "w") as file:
-      file.writelines(_document(head, (row.rstrip("\n") for row in rows), final, lineage))
+      file.writelines(trace_document(head, (row.rstrip("\n") for row in rows), final, lineage))
     partial.replace(self._folder / results.TRACE)
     (self._folder / ROWS).unlink()
 
@@ -178,10 +178,17 @@ class GrowingResult:
         epath.Path(path).copy(epath.Path(self._target) / path.name, overwrite=True)
 
 
-def _document(
+def trace_document(
   head: dict[str, Any], chunks: Iterable[str], final: dict[str, Any] | None, lineage: Iterable[dict[str, Any]]
 ) -> Iterator[str]:
-  """The text of trace.json, piece by piece: a line for every field, chunk, and step of the lineage."""
+  """The text of trace.json, piece by piece: a line for every field, chunk, and step of the lineage.
+
+  Args:
+    head: fields that come first.
+    chunks: a JSON line for every chunk that was made.
+    final: fields of the finished videos; None if there are none.
+    lineage: of the video that is shown.
+  """
   yield "{\n"
   for name, value in head.items():
     yield f"  {json.dumps(name)}: {manifest.to_json_line(value)},\n"

@@ -1,10 +1,11 @@
 """The flags of a search and of what judges it. Every command that runs a search has them.
 
-`SearchConfig.released()` gives the defaults of the search.
+`SearchConfig.released()` gives the defaults of the search, and a checkpoint may have a few of its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax.cli import device_flags, flag_types, memory_plans
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, choices
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, SearchDefaults, choices
 from streamt1_jax.config import video_chunks as chunks_of_length
 from streamt1_jax.execution import Decoding
 from streamt1_jax.io.checkpoint import load_config
@@ -64,6 +65,14 @@ def define(values: flags.FlagValues) -> None:
   )
   flag_types.define_choice(
     values, "semantics", "released", list(SEMANTICS), "Follow the released code or the paper where they differ."
+  )
+  flag_types.define_choice(
+    values,
+    "search_defaults",
+    "checkpoint",
+    ["checkpoint", "released"],
+    f"What {', '.join('--' + name for name in vars(SearchDefaults()))} are unless given: the checkpoint's own, if it "
+    "has some, or those of the released code.",
   )
   flag_types.define_list(
     values, "policy", None, "Numbers of the search's policy, for a search that has some: alpha:0.02,ess_threshold:0.5."
@@ -124,6 +133,8 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   """The search that the flags ask for. Raises ConfigError, naming the flag, if it cannot run on `model`."""
   method = METHODS[values.search]
   _require_taken(values, method)
+  if values.search_defaults == "released":
+    model = dataclasses.replace(model, search=SearchDefaults())
   given = {name: values[name].value for name in ("semantics", *_FIELDS) if values[name].present}
   if values.sink_distance is not None:
     given["sink_distance"] = values.sink_distance

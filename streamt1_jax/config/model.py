@@ -191,6 +191,23 @@ class ScheduleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchDefaults:
+  """What a search over one model is set to where nobody says otherwise: fields of `SearchConfig` of the same names.
+
+  The published values by default. Thresholds stand in the units of the rewards, so a model with rewards of its own
+  needs others.
+  """
+
+  noise_sigma: float = -0.1
+  short_threshold: float = 0.0
+  long_threshold: float = 0.2
+  max_sink_frames: int = 15
+
+  def __post_init__(self):
+    require(-1.0 < self.noise_sigma < 1.0, f"noise_sigma must be in (-1, 1), got {self.noise_sigma}")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A complete model.
 
@@ -209,6 +226,7 @@ class ModelConfig:
     fps: pixel frames per second of the decoded video.
     image_start: how a video begins with a picture. "still": the picture, repeated, is the first chunk, which is given;
       "clamp": it is the first latent frame of the first chunk that is made, which a model must be trained for.
+    search: what a search over this model is set to by default.
   """
 
   name: str
@@ -223,6 +241,7 @@ class ModelConfig:
   sink_frames: int = 3
   fps: int = 16
   image_start: Literal["still", "clamp"] = dataclasses.field(default="still", metadata=LATER)
+  search: SearchDefaults = dataclasses.field(default=SearchDefaults(), metadata=LATER)
 
   def __post_init__(self):
     require_sizes(self)

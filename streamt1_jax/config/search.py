@@ -148,6 +148,11 @@ class SearchConfig:
     return cls(**overrides)
 
   @classmethod
+  def of(cls, model: ModelConfig) -> SearchConfig:
+    """The released search with the numbers that `model` has as its own defaults."""
+    return cls.released(**vars(model.search))
+
+  @classmethod
   def paper(cls, **overrides) -> SearchConfig:
     """What the paper's text says, where the released code differs."""
     corrected: dict[str, Any] = {"first_candidate": "fresh", "short_baseline": "window", "sink_ema_dtype": "float32"}

@@ -102,19 +102,18 @@ def look(frames: np.ndarray, description: Description) -> Sight:
   background = np.median(frames.reshape(len(frames), -1, 3), axis=1)
   colors = _COLORS[_colors_shown(frames, background, [thing.color for thing in description.things])]
   coverage, residual = unmix(frames, background, colors)
-  first = [_measure(frames, cover, None) for cover in coverage]
   masks = [cover > 0.5 for cover in coverage]
+  clear = present = [mask.any(axis=(1, 2)) for mask in masks]
   if len(masks) == 2:
-    touching = (_grown(masks[0]) & masks[1]).any(axis=(1, 2))
-    clear = [seen.present & ~touching & other.present for seen, other in zip(first, first[::-1], strict=True)]
+    apart = present[0] & present[1] & ~(_grown(masks[0]) & masks[1]).any(axis=(1, 2))
     # Behind the other object there may be nothing to see.
-    clear = [c if c.sum() >= _FEW_CLEAR else seen.present for c, seen in zip(clear, first, strict=True)]
-    first = [_measure(frames, cover, c) for cover, c in zip(coverage, clear, strict=True)]
+    clear = [apart if apart.sum() >= _FEW_CLEAR else there for there in present]
+  measured = [_measure(frames, cover, c) for cover, c in zip(coverage, clear, strict=True)]
   unexplained = residual > _FOREGROUND_DISTANCE
   if len(masks) == 2:
     # Where two objects meet, a video codec mixes three colours.
     unexplained &= ~(_grown(masks[0]) & _grown(masks[1]))
-  objects, overlap, front_share = _with_hidden_parts(first)
+  objects, overlap, front_share = _with_hidden_parts(measured)
   return Sight(background, objects, unexplained.sum(axis=(1, 2)), overlap, front_share)
 
 
@@ -179,11 +178,9 @@ def _length(colors: np.ndarray) -> np.ndarray:
   return np.sqrt(np.einsum("...c,...c->...", colors, colors))
 
 
-def _measure(frames: np.ndarray, coverage: np.ndarray, when: np.ndarray | None) -> ObjectSight:
+def _measure(frames: np.ndarray, coverage: np.ndarray, clear: np.ndarray) -> ObjectSight:
   mask = coverage > 0.5
   pixels = mask.sum(axis=(1, 2))
-  present = pixels > 0
-  clear = present if when is None else when
   size = _nearest_size(pixels[clear])
   centers = _tracked(_circular_centers(mask), clear)
   # The farthest corner any shape of this size has, and a margin for blur.
@@ -193,7 +190,7 @@ def _measure(frames: np.ndarray, coverage: np.ndarray, when: np.ndarray | None) 
   return ObjectSight(
     color=color,
     shows=np.isfinite(color[:, 0]),
-    present=present,
+    present=pixels > 0,
     clear=clear,
     size=size,
     nominal=float(_AREAS[size]),

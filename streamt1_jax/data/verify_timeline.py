@@ -19,7 +19,8 @@ class Segment(NamedTuple):
 
   Attributes:
     verdicts: of `verify.verify`, from the chunk with which the caption holds, or from its beginning if it never does.
-    chunks_until: chunks after its beginning from which it holds up to its end; None if it does not within `LATEST`.
+    chunks_until: chunks after its beginning from which it holds up to its end; None if it does not within `LATEST`. The
+      video's first caption must hold from the beginning.
   """
 
   verdicts: dict[str, bool]
@@ -41,7 +42,7 @@ def verify_timeline(
   frame_of = lambda chunk: 0 if chunk == 0 else first + (chunk - 1) * later
   ends = [*map(frame_of, begins[1:]), len(frames)]
   return [
-    _segment(frames, description, [frame_of(begin + late) for late in range(LATEST + 1)], end)
+    _segment(frames, description, [frame_of(begin + late) for late in range(LATEST + 1 if begin else 1)], end)
     for description, begin, end in zip(descriptions, begins, ends, strict=True)
   ]
 
@@ -59,4 +60,4 @@ def _segment(frames: np.ndarray, description: Description, begins: list[int], en
 
 def all_hold(segments: Sequence[Segment]) -> bool:
   """Whether a video shows all captions of its timeline: the first one from the beginning, the others soon enough."""
-  return segments[0].chunks_until == 0 and all(segment.chunks_until is not None for segment in segments)
+  return all(segment.chunks_until is not None for segment in segments)

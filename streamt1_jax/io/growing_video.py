@@ -68,7 +68,7 @@ class GrowingVideo:
         finally:
           self._container.close()
         if kind is None:
-          _joined(self._partial, whole)
+          join(self._partial, whole)
           whole.replace(self._target)
     finally:
       for path in (self._partial, whole):
@@ -86,8 +86,8 @@ class GrowingVideo:
     video.encode(self._container, self._stream, frames)
 
 
-def _joined(fragments: pathlib.Path, whole: pathlib.Path) -> None:
-  """The same video in one piece: nothing is encoded again."""
+def join(fragments: pathlib.Path, whole: pathlib.Path) -> None:
+  """Writes the video of a file of fragments in one piece: nothing is encoded again."""
   with av.open(os.fspath(fragments)) as source, av.open(os.fspath(whole), mode="w", format="mp4") as target:
     stream = target.add_stream_from_template(source.streams.video[0])
     for packet in source.demux(source.streams.video[0]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 import numpy as np
 from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,18 +24,24 @@ def read_picture(path: epath.PathLike) -> np.ndarray:
   file = epath.Path(path)
   if not paths.is_regular_file(file):
     raise ConfigError(f"picture {path} does not exist or is not a file")
+  with file.open("rb") as opened:
+    return decode_picture(opened, f"picture {path}")
+
+
+def decode_picture(file: BinaryIO, name: str) -> np.ndarray:
+  """As `read_picture`, of what an open file holds; messages begin with `name`."""
   try:
-    with file.open("rb") as opened, Image.open(opened, formats=FORMATS) as picture:
+    with Image.open(file, formats=FORMATS) as picture:
       if picture.width * picture.height > video_source.MOST_PIXELS:
-        raise ConfigError(f"picture {path} has more than {video_source.MOST_PIXELS} pixels")
+        raise ConfigError(f"{name} has more than {video_source.MOST_PIXELS} pixels")
       return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
   except ConfigError:
     raise
   except UnidentifiedImageError as error:
-    raise ConfigError(f"picture {path} is of none of these formats: {', '.join(FORMATS)}") from error
+    raise ConfigError(f"{name} is of none of these formats: {', '.join(FORMATS)}") from error
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
     # Pillow raises any of these for files that are damaged, or no pictures at all.
-    raise ConfigError(f"picture {path} cannot be decoded: {str(error).splitlines()[0]}") from error
+    raise ConfigError(f"{name} cannot be decoded: {str(error).splitlines()[0]}") from error
 
 
 def fitted(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -113,6 +113,10 @@ class Timeline:
     moved = ((entry.start, clock.seconds(clock.chunk(entry.start))) for entry in self.entries)
     return [f"the prompt of {start} s begins at {at} s, with a chunk" for start, at in moved if start != at]
 
+  def until(self, seconds: float) -> Timeline:
+    """The same for a video that ends so many seconds after its beginning; more than 0."""
+    return Timeline(tuple(entry for entry in self.entries if entry.start < seconds), self.seed)
+
   def save(self, path: epath.PathLike) -> None:
     """Writes the file that `load` reads; a reader sees the old file or the new one. Raises OSError as files do."""
     manifest.write_json(path, self.to_json())

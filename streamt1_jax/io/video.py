@@ -44,7 +44,7 @@ def write_video(
     OSError: the file system refuses; an earlier file stays.
   """
   frames = np.asarray(frames)
-  _require_frames(frames)
+  require_frames(frames)
   if epath.Path(path).suffix != ".mp4":
     raise ConfigError(f"a video file must end in .mp4, got {str(path)!r}")
   if not (np.isfinite(fps) and fps > 0):
@@ -56,7 +56,7 @@ def write_video(
 
 def even_frames(frames: np.ndarray, scale: int) -> np.ndarray:
   """Frames enlarged by whole pixels, with an even number of rows and columns."""
-  enlarged = _enlarge(frames, scale)
+  enlarged = enlarge(frames, scale)
   height, width = enlarged.shape[1:3]
   return np.pad(enlarged, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
@@ -164,7 +164,7 @@ def contact_sheet(
     ConfigError: an argument is out of range.
   """
   frames = np.asarray(frames)
-  _require_frames(frames)
+  require_frames(frames)
   if columns < 1 or rows < 1 or gap < 0 or not fps > 0:
     raise ConfigError(f"columns, rows and fps must be positive, gap not negative; got {columns}, {rows}, {fps}, {gap}")
   indices = sheet_indices(len(frames), columns * rows)
@@ -181,7 +181,7 @@ def sheet_of(
 ) -> np.ndarray:
   """The contact sheet of frames that were picked: `contact_sheet` of the video has `indices` of `sheet_indices`."""
   labels = [f"{index / fps:.2f} s" for index in indices]
-  return _lay_out(_enlarge(frames, scale), labels, min(columns, len(indices)), gap)
+  return _lay_out(enlarge(frames, scale), labels, min(columns, len(indices)), gap)
 
 
 def write_png(path: epath.PathLike, image: np.ndarray) -> None:
@@ -199,12 +199,12 @@ def write_png(path: epath.PathLike, image: np.ndarray) -> None:
   atomic.replace_bytes(path, buffer.getvalue())
 
 
-def _require_frames(frames: np.ndarray) -> None:
+def require_frames(frames: np.ndarray) -> None:
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
     raise ConfigError(f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}")
 
 
-def _enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
+def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
   if not isinstance(scale, (int, np.integer)) or scale < 1:
     raise ConfigError(f"scale must be a positive integer, got {scale!r}")
   return frames.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -240,9 +240,15 @@ def add_stream(
 def encode(container: OutputContainer, stream: av.VideoStream, frames: np.ndarray) -> None:
   """Encodes frames, uint8 `[T, H, W, 3]`, RGB. The encoder keeps some until it sees what follows."""
   for frame in frames:
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    yuv = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-    container.mux(stream.encode(yuv))
+    container.mux(stream.encode(picture(frame)))
+
+
+def picture(frame: np.ndarray, number: int | None = None) -> av.VideoFrame:
+  """What an encoder takes: `frame`, uint8 `[H, W, 3]`, RGB, at its place in the video or after the one before."""
+  rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+  yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+  yuv.pts = number
+  return yuv
 
 
 def _lay_out(pictures: np.ndarray, labels: list[str], columns: int, gap: int) -> np.ndarray:

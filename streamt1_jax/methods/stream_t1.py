@@ -1,5 +1,7 @@
 """Stream-T1, and the same without one of its units: the ablations of the paper."""
 
+import dataclasses
+
 from streamt1_jax.config import ModelConfig, SearchConfig
 from streamt1_jax.methods.plain import JUDGING, NEVER
 from streamt1_jax.methods.spec import Method
@@ -16,45 +18,37 @@ def _without(*fields: str) -> tuple[str, ...]:
   return ("semantics", *(name for name in _PARTS if name not in fields))
 
 
-def _released(model: ModelConfig) -> SearchConfig:
-  del model
-  return SearchConfig.released()
-
-
 def _paper(model: ModelConfig) -> SearchConfig:
-  del model
-  return SearchConfig.paper()
+  return SearchConfig.paper(**vars(model.search))
 
 
 def _no_propagation(model: ModelConfig) -> SearchConfig:
-  del model
   # Candidate 0 would get its parent's fresh noise once more if it were reused.
-  return SearchConfig(noise_sigma=0.0, first_candidate="fresh")
+  return dataclasses.replace(SearchConfig.of(model), noise_sigma=0.0, first_candidate="fresh")
 
 
 def _no_sinking(model: ModelConfig) -> SearchConfig:
-  return SearchConfig(max_sink_frames=model.sink_frames, short_threshold=NEVER, long_threshold=NEVER)
+  never = {"short_threshold": NEVER, "long_threshold": NEVER}
+  return dataclasses.replace(SearchConfig.of(model), max_sink_frames=model.sink_frames, **never)
 
 
 def _ema_only(model: ModelConfig) -> SearchConfig:
   # No fall of the score is a change of scene, so nothing is appended.
-  return SearchConfig(max_sink_frames=model.sink_frames, long_threshold=NEVER)
+  return dataclasses.replace(SearchConfig.of(model), max_sink_frames=model.sink_frames, long_threshold=NEVER)
 
 
 def _short_only(model: ModelConfig) -> SearchConfig:
-  del model
-  return SearchConfig(policy=ByScore("short"))
+  return dataclasses.replace(SearchConfig.of(model), policy=ByScore("short"))
 
 
 def _long_only(model: ModelConfig) -> SearchConfig:
-  del model
-  return SearchConfig(policy=ByScore("long"))
+  return dataclasses.replace(SearchConfig.of(model), policy=ByScore("long"))
 
 
 STREAM_T1 = Method(
   "stream_t1",
   "Stream-T1: noise propagation, reward pruning and memory sinking.",
-  _released,
+  SearchConfig.of,
   _without(),
 )
 STREAM_T1_PAPER = Method(

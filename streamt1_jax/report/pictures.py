@@ -51,8 +51,13 @@ class StripFile:
     for place, number in enumerate(numbers):
       # A candidate may survive in several beams.
       if number not in numbers[:place]:
-        # Without a date: equal searches give equal files.
-        self._zip.writestr(zipfile.ZipInfo(f"{chunk}/{number}.jpg"), strip_of(np.asarray(frames[place])))
+        self.add_encoded(chunk, {number: strip_of(np.asarray(frames[place]))})
+
+  def add_encoded(self, chunk: int, strips: Mapping[int, bytes]) -> None:
+    """Keeps what `strip_of` made of candidates of a chunk, by number."""
+    for number, strip in strips.items():
+      # Without a date: equal searches give equal files.
+      self._zip.writestr(zipfile.ZipInfo(f"{chunk}/{number}.jpg"), strip)
 
 
 def strip_of(frames: np.ndarray) -> bytes:

@@ -29,7 +29,8 @@ from streamt1_jax.report.svg import Columns, LineChart, Series
 
 MOST_VIDEO_BYTES = 20 << 20
 """Of all videos that a page holds itself."""
-_PAGE = pathlib.Path(__file__).with_name("page")
+PAGE = pathlib.Path(__file__).with_name("page")
+"""Templates, style and script."""
 _CODE = re.compile("`([^`]+)`")
 
 
@@ -63,7 +64,7 @@ class Comparison:
 @functools.cache
 def environment() -> jinja2.Environment:
   """Templates of this room. What they are given is escaped; other pages extend `base.html` and import `charts.html`."""
-  loader = jinja2.FileSystemLoader(_PAGE)
+  loader = jinja2.FileSystemLoader(PAGE)
   made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                             lstrip_blocks=True)  # fmt: skip
   made.filters |= {"coordinate": svg.number, "score": summary.score, "code": code}
@@ -82,7 +83,7 @@ def render(template: str, **context: Any) -> str:
     template: a file in page/ that extends `base.html`.
     context: what the template needs.
   """
-  style, script = ((_PAGE / name).read_text() for name in ("report.css", "report.js"))
+  style, script = ((PAGE / name).read_text() for name in ("report.css", "report.js"))
   # The browser runs this script and no other: whatever a prompt says.
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   return environment().get_template(template).render(style=style, script=script, script_digest=digest, **context)

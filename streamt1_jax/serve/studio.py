@@ -1,0 +1,131 @@
+"""What live sessions are made with, what happens in them, and what keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from streamt1_jax.config import ConfigError, SessionConfig
+from streamt1_jax.io.timeline import Timeline
+from streamt1_jax.receipts import Receipt
+from streamt1_jax.serve.fragments import Fragment
+from streamt1_jax.serve.protocol import Start
+from streamt1_jax.session import Chunk
+from streamt1_jax.state import ChunkTrace
+
+
+class Item(NamedTuple):
+  """Something to tell.
+
+  Attributes:
+    event: as JSON values.
+    kind: "news" reaches everybody; "preview" may be left out for a slow viewer; "media" has a fragment with it.
+    fragment: a chunk of the video, or None.
+  """
+
+  event: dict[str, Any]
+  kind: Literal["news", "preview", "media"] = "news"
+  fragment: Fragment | None = None
+
+
+class Shown(NamedTuple):
+  """A chunk that was shown.
+
+  Attributes:
+    chunk: the chunk.
+    fragment: its encoded frames.
+    row: what the trace says of it, as `trace.describe_chunk`; None for a chunk that was given.
+    strips: JPEGs of candidates by number, as in `report.pictures`.
+  """
+
+  chunk: Chunk
+  fragment: Fragment
+  row: dict[str, Any] | None
+  strips: Mapping[int, bytes]
+
+
+@runtime_checkable
+class LiveSession(Protocol):
+  """What is needed of a `Session`, which says what each of these is."""
+
+  @property
+  def config(self) -> SessionConfig: ...
+
+  @property
+  def num_given(self) -> int: ...
+
+  @property
+  def prompt(self) -> str: ...
+
+  @property
+  def segments(self) -> list[tuple[int, str]]: ...
+
+  @property
+  def timeline(self) -> Timeline: ...
+
+  def switch(self, prompt: str) -> Receipt: ...
+
+  def stop(self) -> object: ...
+
+  def save(self, folder: Any) -> None: ...
+
+  def __iter__(self) -> Iterator[Chunk]: ...
+
+  def __next__(self) -> Chunk: ...
+
+
+class Keeper(Protocol):
+  """Keeps what a session shows, so that it can be saved."""
+
+  def add(self, shown: Shown) -> None:
+    """The next chunk."""
+    ...
+
+  def save(self, session: LiveSession) -> str:
+    """Writes it to a folder, whose path it returns. If it raises, the session goes on."""
+    ...
+
+  def close(self) -> None:
+    """Nothing is kept any longer."""
+    ...
+
+
+class KeepsNothing:
+  """A `Keeper` that cannot save."""
+
+  def add(self, shown: Shown) -> None:
+    pass
+
+  def save(self, session: LiveSession) -> str:
+    raise ConfigError("this server saves nothing")
+
+  def close(self) -> None:
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Studio:
+  """What sessions are made with.
+
+  Attributes:
+    open: makes a session; the other argument is what it calls with every trace. Raises ConfigError.
+    fps: frames per second.
+    scale: every pixel becomes a square of this many pixels on a side.
+    presets: names of the searches that a client may choose, the default first.
+    pictures: frames of a chunk as uint8 `[T, H, W, 3]`.
+    keeper: makes what keeps a new session.
+    idle: called at least once a second while no chunk is made.
+    end: called when no session will be opened any more.
+  """
+
+  open: Callable[[Start, Callable[[ChunkTrace], None]], LiveSession]
+  fps: int
+  scale: int = 1
+  presets: tuple[str, ...] = ()
+  pictures: Callable[[np.ndarray], np.ndarray] = np.asarray
+  keeper: Callable[[Start], Keeper] = lambda start: KeepsNothing()
+  idle: Callable[[], None] = lambda: None
+  end: Callable[[], None] = lambda: None

@@ -1,0 +1,103 @@
+"""Whoever looks: a queue of what is yet to be sent to one connection, of a size that does not grow.
+
+A viewer who is slow loses candidate previews first. One who is slower still loses chunks of the video, and goes on with
+the next one that there is room for: every chunk begins with a keyframe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from streamt1_jax.serve.numbers import Numbers
+from streamt1_jax.serve.studio import Item
+
+MOST_MEDIA, MOST_PREVIEWS = 6, 4
+"""Chunks and previews that wait for one viewer."""
+MOST_NEWS = 1000
+"""Events that wait for one viewer; one who has more is gone."""
+
+
+class Frame(NamedTuple):
+  """What is sent: a text frame, and the binary frame that follows it, or None."""
+
+  text: str
+  binary: bytes | None
+
+
+class Viewer:
+  """One connection. All of it runs in the thread of the event loop.
+
+  Attributes:
+    number: connections are counted from 1.
+    lost: whether it is so far behind that it should be closed.
+  """
+
+  def __init__(self, number: int, numbers: Numbers):
+    self.number, self.lost = number, False
+    self._numbers = numbers
+    self._queue: collections.deque[Item] = collections.deque()
+    self._media = self._previews = self._skipped = 0
+    self._news = asyncio.Event()
+    self._has_init = self._closed = False
+
+  @property
+  def is_slow(self) -> bool:
+    """Whether it holds back a session that it steers."""
+    return self._media >= MOST_MEDIA - 1
+
+  def put(self, item: Item) -> None:
+    """Sends something, or leaves it out."""
+    if item.kind == "preview" and (self._media >= 2 or self._previews >= MOST_PREVIEWS):
+      self._numbers.count("previews_dropped_total")
+      return
+    if item.kind == "media" and self._media >= MOST_MEDIA:
+      self._numbers.count("fragments_skipped_total")
+      self._skipped += 1
+      return
+    if len(self._queue) >= MOST_NEWS:
+      self.lost = True
+      self._queue.clear()
+      self.close()
+    if self._closed:
+      return
+    self._previews += item.kind == "preview"
+    if item.kind == "media":
+      self._media += 1
+      if self._skipped:
+        item = item._replace(event={**item.event, "skipped": self._skipped})
+        self._skipped = 0
+    self._queue.append(item)
+    self._news.set()
+
+  def close(self) -> None:
+    """Nothing more is sent."""
+    self._closed = True
+    self._news.set()
+
+  async def frames(self) -> AsyncIterator[Frame]:
+    """What is to be sent, until the viewer is closed."""
+    while True:
+      while self._queue and not self.lost:
+        item = self._queue.popleft()
+        yield self._frame(item)
+        self._media -= item.kind == "media"
+        self._previews -= item.kind == "preview"
+      if self._closed:
+        return
+      self._news.clear()
+      await self._news.wait()
+
+  def _frame(self, item: Item) -> Frame:
+    if item.event["type"] == "video.start":
+      self._has_init = False
+    if item.fragment is None:
+      return Frame(json.dumps(item.event), None)
+    # The first chunk that a viewer gets brings what a player must have read before any.
+    binary = item.fragment.media if self._has_init else item.fragment.init + item.fragment.media
+    event = {**item.event, "byte_length": len(binary), "has_init": not self._has_init}
+    self._has_init = True
+    return Frame(json.dumps(event), binary)

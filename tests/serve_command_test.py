@@ -1,0 +1,182 @@
+"""`streamt1 serve`: what it refuses before anything is loaded, and saves that can be made again."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+
+import aiohttp
+import pytest
+
+from streamt1_jax.cli import command, results, serve
+from streamt1_jax.execution import Execution
+from streamt1_jax.io import part_files
+from streamt1_jax.parallel.mesh import make_mesh
+from streamt1_jax.report import account
+from tests import command_line
+from tests.command_line import call, generate, save_model, small_model
+from tests.live_server import PATIENCE, Client, live
+
+RED, BLUE = "a red circle moves left over a dark blue background", "a blue square moves up over a gray background"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+  return save_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def refused(folder, *arguments) -> str:
+  """The one line that the command ends with."""
+  done = call("serve", folder, *arguments, package="streamt1_jax.cli")
+  assert done.code == command.BAD_INPUT
+  assert done.stderr.count("\n") == 1
+  return done.stderr
+
+
+def test_bad_input(tmp_path, checkpoint):
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    port = taken.getsockname()[1]
+    assert f"--port={port}" in refused(tmp_path, f"--port={port}")
+  assert "--host=no.such.host.invalid" in refused(tmp_path, "--host=no.such.host.invalid")
+  assert "missing" in refused(tmp_path, "--port=0", "--checkpoint=missing")
+  assert "--token" in refused(tmp_path, "--port=0", "--token=")
+  assert "particles" in refused(tmp_path, "--search=3x3")
+  (tmp_path / "file").write_text("")
+  assert "--output_dir=file" in refused(tmp_path, "--port=0", f"--checkpoint={checkpoint}", "--output_dir=file")
+
+
+def test_a_checkpoint_that_cannot_stream(tmp_path):
+  config = json.loads((save_model(tmp_path / "model") / "config.json").read_text())
+  config["model"]["codec"] = None
+  (tmp_path / "model/config.json").write_text(json.dumps(config))
+  assert "model" in refused(tmp_path, "--port=0", "--checkpoint=model")
+
+
+def test_others_need_a_token():
+  values = command.parse(serve.define_flags, ["--host=0.0.0.0"])
+  made = serve.token_of(values), serve.token_of(values)
+  assert made[0] != made[1]
+  assert min(map(len, made)) >= 32
+  assert serve.token_of(command.parse(serve.define_flags, [])) is None
+  assert serve.token_of(command.parse(serve.define_flags, ["--token=open"])) == "open"
+
+
+def test_only_searches_are_offered_that_the_devices_divide():
+  searches = serve.find_searches(small_model())
+  mesh = make_mesh({"candidate": 4}, small_model(), searches["1x4"])
+  assert list(serve.offered(searches, Execution())) == list(serve.offered(searches, Execution(mesh))) == list(searches)
+  # Two candidates of each beam cannot be shared by four devices, nor can one.
+  in_turn = Execution(mesh, decoding="in_turn")
+  divided = [name for name, search in searches.items() if search.beam_size % 4 == 0]
+  assert "1x4" in divided
+  assert list(serve.offered(searches, in_turn)) == divided != list(searches)
+
+
+@contextlib.contextmanager
+def started(folder, checkpoint, *arguments):
+  """A server in a process of its own, and its address."""
+  settings = command_line.quick_compilation(folder / "compiled")
+  given = ["--port=0", f"--checkpoint={checkpoint}", "--output_dir=out", "--search=plain", *arguments]
+  process = command_line.start_function(folder, _serve, given, jax_settings=settings)
+  try:
+    wait_for(process, folder / ".stdout", "http")
+    yield process, (folder / ".stdout").read_text().strip()
+  finally:
+    process.kill()
+    process.join()
+
+
+def _serve(arguments):
+  raise SystemExit(serve.main(arguments))
+
+
+def wait_for(process, file, words):
+  deadline = time.monotonic() + PATIENCE
+  while not file.exists() or words not in file.read_text():
+    assert process.is_alive()
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+# Slow: a process of its own imports and compiles.
+@pytest.mark.slow
+def test_sigterm_saves_the_session(tmp_path, checkpoint):
+  async def run(process, address):
+    async with aiohttp.ClientSession() as web, web.ws_connect(f"{address}v1/realtime/video") as socket:
+      client = Client(socket)
+      await client.say("session.start", prompt=RED)
+      await client.hear_until("video.chunk_metadata")
+      os.kill(process.pid, signal.SIGTERM)
+      saved = await client.hear_of("session.saved", "error")
+      assert (await client.hear_until("session.done"))["reason"] == "closed"
+      return saved
+
+  with started(tmp_path, checkpoint, "--warm_up=false") as (process, address):
+    saved = asyncio.run(run(process, address))
+    process.join(PATIENCE)
+    result = command_line.result_of(process.exitcode, tmp_path)
+  assert result.code == command.TERMINATED, result
+  assert f"the session is saved in {saved['folder']}\n" in result.stderr
+  (folder,) = (tmp_path / "out").iterdir()
+  manifest = json.loads((folder / "manifest.json").read_text())
+  assert manifest["length"]["chunks"] == saved["chunks"] >= 1
+  assert part_files.describe_files(results.epath.Path(folder)).items() >= manifest["files"].items()
+
+
+# Slow: a process of its own imports.
+@pytest.mark.slow
+def test_a_second_sigterm_ends_at_once(tmp_path, checkpoint):
+  with started(tmp_path, checkpoint) as (process, _):
+    # It compiles, which takes longer than the rest of this test.
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for(process, tmp_path / ".stderr", "once more")
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(10)
+    assert process.exitcode == -signal.SIGTERM
+
+
+# Slow: it compiles a search with pictures of all candidates, its switch, and the same search without them.
+@pytest.mark.slow
+def test_a_save_is_a_result_that_can_be_made_again(tmp_path, checkpoint):
+  flags = [f"--checkpoint={checkpoint}", f"--output_dir={tmp_path / 'out'}", "--mesh=data:1"]
+  values = command.parse(serve.define_flags, flags)
+  searches = serve.find_searches(small_model())
+  pipeline = serve.load_pipeline(values, searches["1x4"])
+
+  async def run():
+    async with live(serve.make_studio(pipeline, searches, values), lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt=RED, seed=3)
+      await client.hear_until("video.chunk_metadata")
+      await client.switch(BLUE)
+      await client.hear_until("session.interaction.applied")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.pause")
+      await client.say("session.save")
+      saved = await client.hear_of("session.saved", "error")
+      assert saved["type"] == "session.saved", saved
+      return client, results.epath.Path(saved["folder"])
+
+  client, folder = asyncio.run(run())
+  assert folder.parent == tmp_path / "out"
+  manifest = json.loads((folder / "manifest.json").read_text())
+  chunks = manifest["length"]["chunks"]
+  assert chunks >= 2
+  assert [segment["prompt"] for segment in manifest["segments"]] == [RED, BLUE]
+  # Every candidate was shown as it lies in the trace, with a picture.
+  trace = account.read(folder).trace
+  judged = [event for event in client.of("search.candidates") if event["state"] == "judged"]
+  for told, kept in zip(judged, trace["chunks"]):
+    assert [each["hybrid"] for each in told["candidates"]] == [each["hybrid"] for each in kept["candidates"]]
+    assert all(each["strip"].startswith("data:image/jpeg;base64,") for each in told["candidates"])
+  assert part_files.describe_files(folder).items() >= manifest["files"].items()
+  done = generate(tmp_path, f"--flagfile={folder / 'replay.flags'}", one_device=False)
+  assert done.code == 0, done.stderr
+  (again,) = (folder / "replay").iterdir()
+  assert json.loads((again / "manifest.json").read_text())["sha256"] == manifest["sha256"]
+  # And the session goes on from there.
+  resumed = pipeline.resume(folder / "session")
+  assert next(resumed).index == chunks

@@ -1,0 +1,436 @@
+"""The live server over real websockets: who steers, who waits, what comes, and what nobody can break."""
+
+import asyncio
+import dataclasses
+import io
+import json
+import time
+
+import av
+import numpy as np
+
+from experiments import live_client
+from streamt1_jax.measuring import live_viewer
+from streamt1_jax.receipts import Receipt
+from streamt1_jax.serve import app
+from streamt1_jax.serve.control import Control
+from streamt1_jax.serve.doors import HEADERS
+from streamt1_jax.serve.fragments import Fragment
+from streamt1_jax.serve.numbers import Numbers
+from streamt1_jax.serve.pace import Pace
+from streamt1_jax.serve.protocol import Start
+from streamt1_jax.serve.studio import Item, KeepsNothing
+from streamt1_jax.serve.take import Take
+from streamt1_jax.serve.viewers import Viewer
+from tests import small_session
+from tests.live_server import PATIENCE, live, pictures, studio
+
+
+def decoded(content: bytes) -> list[tuple[float, np.ndarray]]:
+  """Time in seconds and picture of every frame."""
+  with av.open(io.BytesIO(content)) as container:
+    return [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def test_a_session_from_its_start_to_its_end():
+  async def run():
+    async with live(studio(num_chunks=4)) as server:
+      client = await server.client()
+      assert (await client.hear())["type"] == "session.hello"
+      await client.say("session.start", prompt="a", search="one", seed=5)
+      done = await client.hear_until("session.done")
+      return client, done, await server.metric("chunks_total")
+
+  client, done, counted = asyncio.run(run())
+  expected = list(small_session.session("a", num_chunks=4, seed=5))
+  assert done["reason"] == "over"
+  assert done["chunks"] == counted == 4
+  start, chunks = client.of("video.start"), client.of("video.chunk_metadata")
+  assert start[0]["config"] == {"fps": 3, "seed": 5, "search": "one", "beam_size": 2, "top_k": 1, "given_chunks": 0}
+  assert [chunk["generation_chunk_index"] for chunk in chunks] == [0, 1, 2, 3]
+  assert [chunk["has_init"] for chunk in chunks] == [True, False, False, False]
+  # The video that came is the video that the session makes without a server.
+  frames = decoded(b"".join(chunk["binary"] for chunk in chunks))
+  np.testing.assert_allclose([time for time, _ in frames], np.arange(12) / 3)
+  made = np.concatenate([pictures(chunk.frames) for chunk in expected]).repeat(8, axis=1).repeat(8, axis=2)
+  difference = np.abs(np.stack([picture for _, picture in frames]).astype(int) - made)
+  # H.264 halves the resolution of colour; blocks of one colour keep theirs.
+  assert difference.mean() < 6
+  # And the candidates are those of its traces.
+  judged = [event for event in client.of("search.candidates") if event["state"] == "judged"]
+  assert [event["generation_chunk_index"] for event in judged] == [0, 1, 2, 3]
+  for event, chunk, sent in zip(judged, expected, chunks, strict=True):
+    scores = chunk.trace.candidates
+    for candidate in event["candidates"]:
+      parent, place = divmod(candidate["candidate"], 2)
+      assert candidate["short"] == float(scores.short[parent, place])
+      assert candidate["hybrid"] == float(scores.hybrid[parent, place])
+    assert event["survivors"] == chunk.trace.survivor.tolist() == [sent["winner"]]
+
+
+def test_a_prompt_takes_effect_between_two_chunks():
+  async def run():
+    async with live(lead=0.5) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.switch("b", "my id")
+      applied = await client.hear_until("session.interaction.applied")
+      first = await client.hear_until("video.chunk_metadata")
+      await client.say("session.stop")
+      await client.hear_until("session.done")
+      return client, applied, first
+
+  client, applied, first = asyncio.run(run())
+  assert client.of("session.interaction.queued")[0]["event_id"] == applied["event_id"] == "my id"
+  assert first["generation_chunk_index"] == applied["generation_chunk_index"]
+  assert first["prompt"] == "b"
+  assert first["started_event_ids"] == ["my id"]
+
+
+def test_pause_stops_the_video_and_resume_goes_on():
+  async def run():
+    async with live() as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.pause")
+      await client.hear_until("session.paused")
+      # Whoever comes now is told so too.
+      await (await server.client()).hear_until("session.paused")
+      # A chunk that had been begun still comes.
+      await asyncio.sleep(0.5)
+      before = await server.metric("chunks_total")
+      await asyncio.sleep(0.3)
+      after = await server.metric("chunks_total")
+      await client.say("session.resume")
+      await client.hear_until("session.resumed")
+      while await server.metric("chunks_total") == after:
+        await asyncio.sleep(0.01)
+      return before, after
+
+  before, after = asyncio.run(run())
+  assert before == after
+
+
+def test_one_session_at_a_time_and_others_see_their_place():
+  async def run():
+    async with live() as server:
+      one, two, three, looks = [await server.client() for _ in range(4)]
+      await one.say("session.start", prompt="a")
+      await one.hear_until("video.chunk_metadata")
+      await two.say("session.start", prompt="b")
+      assert (await two.hear_until("session.queued"))["place"] == 1
+      await three.say("session.start", prompt="c")
+      assert (await three.hear_until("session.queued"))["place"] == 2
+      # Whoever waits or looks cannot steer.
+      for other in (two, looks):
+        await other.switch("mine")
+        assert (await other.hear_until("error"))["code"] == "not_yours"
+      # A client that vanishes frees the session.
+      await one.socket.close()
+      assert (await three.hear_until("session.queued"))["place"] == 1
+      await two.hear_until("session.accepted")
+      assert (await two.hear_until("video.start"))["prompt"] == "b"
+      await two.say("session.stop")
+      await three.hear_until("session.accepted")
+      assert (await looks.hear_until("video.start"))["prompt"] in ("a", "b")
+      while (await looks.hear_until("video.start"))["prompt"] != "c":
+        pass
+      assert (await looks.hear_until("video.chunk_metadata"))["has_init"]
+
+  asyncio.run(run())
+
+
+def test_who_comes_late_can_play_from_the_next_chunk():
+  async def run():
+    async with live(lead=0.0) as server:
+      one = await server.client()
+      await one.say("session.start", prompt="a")
+      for _ in range(3):
+        await one.hear_until("video.chunk_metadata")
+      late = await server.client()
+      return await late.hear_until("video.start"), await late.hear_until("video.chunk_metadata")
+
+  start, chunk = asyncio.run(run())
+  assert start["prompt"] == "a"
+  assert chunk["generation_chunk_index"] >= 3
+  times = [time for time, _ in decoded(chunk["binary"])]
+  np.testing.assert_allclose(times, chunk["generation_chunk_index"] + np.arange(3) / 3)
+
+
+def test_a_session_that_fails_is_told_in_one_line_and_the_next_begins():
+  async def run():
+    async with live(studio(num_chunks=1)) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="fails")
+      error = await client.hear_until("error")
+      assert (await client.hear_until("session.done"))["reason"] == "failed"
+      await client.say("session.start", prompt="a")
+      assert (await client.hear_until("session.done"))["reason"] == "over"
+      await client.say("session.start", prompt="a", search="unknown")
+      return error, await client.hear_until("error")
+
+  error, unknown = asyncio.run(run())
+  assert error["message"] == r"this prompt\nfails"
+  assert unknown["message"] == "search must be one of one, two, got 'unknown'"
+
+
+def test_the_length_of_a_session_is_limited():
+  async def run():
+    async with live(most_seconds=0.2) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      return await client.hear_until("session.done")
+
+  assert asyncio.run(run())["reason"] == "time"
+
+
+def test_doors():
+  async def run():
+    async with live(token="open sesame") as server:
+      get = server.http.get
+      assert (await get("/")).status == 401
+      assert (await get("/metrics")).status == 401
+      assert (await get("/", params={"token": "open sesamE"})).status == 401
+      assert (await get("/healthz")).status == 200
+      assert (await get("/metrics", headers={"Authorization": "Bearer open sesame"})).status == 200
+      page = await get("/", params={"token": "open sesame"})
+      assert page.status == 200
+      assert "token" not in str(page.url)
+      assert dict(page.headers).items() >= HEADERS.items()
+      # The cookie opens the rest, also the websocket; a page of another origin stays outside.
+      client = await server.client()
+      assert (await client.hear())["type"] == "session.hello"
+      foreign = await get("/v1/realtime/video", headers={"Origin": "http://elsewhere.example"})
+      assert foreign.status == 403
+      assert (await get("/", headers={"Origin": "http://["})).status == 403
+    async with live() as server:
+      assert (await server.http.get("/", headers={"Host": "elsewhere.example"})).status == 403
+      assert (await server.http.get("/../serve/app.py")).status == 404
+
+  asyncio.run(run())
+
+
+def test_a_scripted_viewer():
+  async def run():
+    async with live(lead=0.5) as server:
+      address = str(server.http.make_url("/"))
+      return await live_viewer.watch(address, "one", "abc", seconds=0, switch_every=0, least_switches=2)
+
+  seen = asyncio.run(run())
+  report = seen.report()
+  assert report["chunks"] >= 3
+  # What was there is played first.
+  assert report["switches"] == 2
+  assert 0 < report["switch_median"] <= report["switch_worst"]
+  assert seen.arrivals == sorted(seen.arrivals)
+  assert seen.arrivals[0] == report["first_chunk"] > 0
+  assert seen.media == [1.0] * (report["chunks"] - 1)
+  assert report["gap_p50"] <= report["gap_p95"] <= report["gap_p99"]
+
+
+def test_the_example_client(tmp_path, capsys):
+  async def run():
+    async with live(lead=0.5) as server:
+      url = str(server.http.make_url("")).rstrip("/")
+      await live_client.record(url, str(tmp_path / "video.mp4"), "a", "b", chunks=4)
+
+  asyncio.run(run())
+  frames = decoded((tmp_path / "video.mp4").read_bytes())
+  assert len(frames) % 3 == 0
+  assert len(frames) >= 12
+  assert "session.interaction.queued" in capsys.readouterr().out
+
+
+def test_a_slow_viewer_loses_previews_first_and_then_chunks():
+  async def run():
+    slow = Viewer(1, Numbers())
+    fragment = Fragment(b"init", b"media", 0, 1)
+    for index in range(10):
+      slow.put(Item({"type": "search.candidates", "chunk": index}, "preview"))
+      slow.put(Item({"type": "video.chunk_metadata", "chunk": index}, "media", fragment))
+    slow.put(Item({"type": "session.done"}))
+    slow.close()
+    return [(json.loads(frame.text), frame.binary) async for frame in slow.frames()]
+
+  got = asyncio.run(run())
+  assert [event["chunk"] for event, _ in got if event["type"] == "search.candidates"] == [0, 1]
+  assert [event["chunk"] for event, _ in got if event["type"] == "video.chunk_metadata"] == [0, 1, 2, 3, 4, 5]
+  assert [binary for _, binary in got if binary] == [b"initmedia", *[b"media"] * 5]
+  assert got[-1][0]["type"] == "session.done"
+
+
+def test_previews_that_wait_have_a_bound_although_no_chunk_is_settled():
+  slow = Viewer(1, Numbers())
+  for index in range(100):
+    slow.put(Item({"type": "search.candidates", "chunk": index}, "preview"))
+  slow.close()
+
+  async def run():
+    return [json.loads(frame.text)["chunk"] async for frame in slow.frames()]
+
+  assert asyncio.run(run()) == [0, 1, 2, 3]
+
+
+def test_who_takes_nothing_is_cut_off(monkeypatch):
+  monkeypatch.setattr(app, "_MOST_SENDING", 0.2)
+
+  async def run():
+    async with live() as server:
+      reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port, limit=1)
+      key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+      writer.write(f"GET /v1/realtime/video HTTP/1.1\r\nHost: localhost\r\n{key}{'A' * 22}==\r\n\r\n".encode())
+      while await server.metric("viewers") != 1:
+        await asyncio.sleep(0.01)
+      # More than all buffers between the two hold.
+      server.server.hub.tell(Item({"type": "video.chunk_metadata"}, "media", Fragment(b"", bytes(1 << 26), 0, 1)))
+      while await server.metric("viewers") != 0:
+        await asyncio.sleep(0.01)
+      writer.close()
+
+  asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+class Broken(KeepsNothing):
+  """A disk that is full."""
+
+  def save(self, session):
+    raise RuntimeError("no space\nleft")
+
+  def close(self):
+    raise OSError("no space left")
+
+
+def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_server():
+  async def run():
+    async with live(studio(num_chunks=40, keeper=lambda start: Broken()), lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.save")
+      error = await client.hear_until("error")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.stop")
+      assert (await client.hear_until("session.done"))["reason"] == "failed"
+      await client.say("session.start", prompt="b")
+      await client.hear_until("video.chunk_metadata")
+      return error
+
+  error = asyncio.run(run())
+  assert error["code"] == "not_saved"
+  assert error["message"] == r"it cannot be saved: no space\nleft"
+
+
+def test_scores_that_are_no_numbers_are_null():
+  async def run():
+    usual = studio(num_chunks=1)
+    broken = lambda trace: trace._replace(
+      candidates=trace.candidates._replace(short=np.full_like(trace.candidates.short, np.nan))
+    )
+    opened = lambda start, on_trace: usual.open(start, lambda trace: on_trace(broken(trace)))
+    async with live(dataclasses.replace(usual, open=opened)) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("session.done")
+      return client
+
+  judged = [event for event in asyncio.run(run()).of("search.candidates") if event["state"] == "judged"]
+  assert [candidate["short"] for candidate in judged[0]["candidates"]] == [None, None]
+
+
+def test_what_beams_shared_last_is_not_poured_on_a_slow_viewer():
+  """Every chunk that is shown comes after a look at whether the viewer can take it."""
+  seen = []
+
+  def hold() -> bool:
+    seen.append("look")
+    return len(seen) % 2 == 0
+
+  def tell(item: Item) -> None:
+    seen.append("judged" if item.event.get("state") == "judged" else item.kind)
+    if seen.count("judged") - seen.count("media") == 3:
+      control.stop()
+
+  control = Control("session-1", Start("a", "two"))
+  Take(studio(), control, tell, Numbers(), most_seconds=60, lead=1e9, hold=hold).run()
+  shown = [kind for kind in seen if kind in ("look", "media")]
+  assert shown.count("media") == seen.count("judged") >= 3
+  assert ["media", "media"] not in [shown[at : at + 2] for at in range(len(shown))]
+
+
+def test_searches_are_compiled_before_anybody_asks_the_default_first():
+  opened = []
+
+  def noted(start, on_trace):
+    opened.append(start.search)
+    return usual.open(start, on_trace)
+
+  usual = studio()
+
+  async def run():
+    async with live(dataclasses.replace(usual, open=noted), warm_up=("a", "b")) as server:
+      client = await server.client()
+      if not (await client.hear())["ready"]:
+        await client.hear_until("server.ready")
+      assert opened == ["one", "two"]
+      assert (await server.http.get("/healthz")).status == 200
+      await client.say("session.start", prompt="a", search="two")
+      return (await client.hear_until("session.accepted"))["warm"]
+
+  assert asyncio.run(run())
+
+
+def test_a_search_that_was_not_compiled_is_told_as_such_until_it_has_run():
+  async def run():
+    async with live(studio(num_chunks=4)) as server:
+      client, told = await server.client(), []
+      for _ in range(2):
+        await client.say("session.start", prompt="a")
+        told.append((await client.hear_until("session.accepted"))["warm"])
+        await client.hear_until("session.done")
+      return told
+
+  assert asyncio.run(run()) == [False, True]
+
+
+def test_nobody_hears_what_became_of_a_prompt_before_it_is_queued():
+  control, answered = Control("session-1", Start("a")), []
+  session = small_session.session()
+  # The thread of the search may be so fast.
+  session.switch = lambda prompt: Receipt(prompt, 0).decide("applied", 1)
+  control.attach(session)
+  control.switch("b", "1", lambda: answered.append(control.take_decided()))
+  assert answered == [[]]
+  assert [asked.event_id for asked in control.take_decided()] == ["1"]
+
+
+def test_the_clock_of_a_session_stands_still_while_it_is_paused():
+  control = Control("session-1", Start("a"))
+  began, at = time.monotonic(), control.clock()
+  for _ in range(2):
+    control.pause()
+    time.sleep(0.02)
+    control.pause()
+    time.sleep(0.02)
+    control.resume()
+    control.resume()
+  passed = control.clock() - at
+  assert time.monotonic() - began - passed >= 0.08
+
+
+def test_pace():
+  now = 0.0
+  pace = Pace(1.0, lambda: now)
+  assert pace.wait < 0
+  assert pace.add(0.5)
+  now = 0.25
+  assert pace.ahead == 0.25
+  assert pace.add(2.0)
+  # Two seconds and a quarter are ready, of which one may be.
+  assert pace.wait == 1.25
+  # All was played a second ago.
+  now = 2.5 + 1.0
+  assert not pace.add(0.5)
+  assert pace.stood_still == 1.0
+  assert pace.ahead == 0.5
