@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool
 
 from streamt1_jax import reward_pruning
-from streamt1_jax.chunk_step import Candidates, Step
 from streamt1_jax.config import SearchConfig, SwitchConfig
 from streamt1_jax.generator import Models
 from streamt1_jax.parallel.sharding import with_shardings
 from streamt1_jax.policies import Scores, SwitchedPolicy, search_policy
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import Beam, Condition, SearchState
+from streamt1_jax.step import Candidates, Step
 from streamt1_jax.typing import Decoded, HostArray, Latents, SearchParams
 
 

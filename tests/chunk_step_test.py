@@ -11,7 +11,7 @@ import pytest
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone import attention
-from streamt1_jax.chunk_step import chunk_step, denoise
+from streamt1_jax.chunk_step import chunk_step
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.codec.streaming import StreamingDecoder
 from streamt1_jax.config import SearchConfig, preset
@@ -20,6 +20,7 @@ from streamt1_jax.nn.rotary import FrameTurns
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition, init_state, past_capacity
+from streamt1_jax.step import denoise
 from tests import small_codec
 from tests import small_search as small
 from tests import toy_generator as toy

@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import AxisType
 
 from streamt1_jax import drivers
-from streamt1_jax.chunk_step import Step
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.drivers import SearchError
 from streamt1_jax.execution import Execution
@@ -31,6 +30,7 @@ from streamt1_jax.policies import (
   selection_key,
 )
 from streamt1_jax.state import Condition
+from streamt1_jax.step import Step
 from tests import small_search as small
 from tests import toy_generator as toy
 

@@ -70,14 +70,14 @@ _STAGES = (
     "memory_sinking.py",
   ),
   ("propose", ("Every beam draws candidates: the", "parent's noise, fused with fresh noise."), "noise_propagation.py"),
-  ("denoise", ("Four steps for every candidate.", "The memory is only read."), "chunk_step.py, backbone/"),
+  ("denoise", ("Four steps for every candidate.", "The memory is only read."), "step.py, backbone/"),
   ("decode and judge", ("Image reward on the chunk, video reward", "on a window of frames."), "codec/, rewards/"),
   (
     "select",
     ("The best of all candidates survive.", "Scores decide how a chunk will leave."),
     "reward_pruning.py, policies/",
   ),
-  ("clean pass and commit", ("Survivors alone write keys and values", "into their beam's memory."), "chunk_step.py"),
+  ("clean pass and commit", ("Survivors alone write keys and values", "into their beam's memory."), "step.py"),
 )
 
 

@@ -103,7 +103,7 @@ def look(frames: np.ndarray, description: Description) -> Sight:
   colors = _COLORS[_colors_shown(frames, background, [thing.color for thing in description.things])]
   coverage, residual = unmix(frames, background, colors)
   masks = [cover > 0.5 for cover in coverage]
-  clear = present = [mask.any(axis=(1, 2)) for mask in masks]
+  clear = present = [np.any(mask, axis=(1, 2)) for mask in masks]
   if len(masks) == 2:
     apart = present[0] & present[1] & ~(_grown(masks[0]) & masks[1]).any(axis=(1, 2))
     # Behind the other object there may be nothing to see.

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from streamt1_jax import drivers
-from streamt1_jax.chunk_step import Proposal, Step
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.generator import Models
 from streamt1_jax.noise_propagation import DrawNoise, NoiseDraws
 from streamt1_jax.policies import Event
 from streamt1_jax.state import Condition
+from streamt1_jax.step import Proposal, Step
 from streamt1_jax.typing import SearchParams
 
 _SEEDS_OF_A_BEAM = 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from etils import epath
@@ -28,7 +28,7 @@ def read_picture(path: epath.PathLike) -> np.ndarray:
     return decode_picture(opened, f"picture {path}")
 
 
-def decode_picture(file: BinaryIO, name: str) -> np.ndarray:
+def decode_picture(file: IO[bytes], name: str) -> np.ndarray:
   """As `read_picture`, of what an open file holds; messages begin with `name`."""
   try:
     with Image.open(file, formats=FORMATS) as picture:
