@@ -1,5 +1,6 @@
 """The front door: what importing the package costs and offers, and what travels with it."""
 
+import itertools
 import json
 import re
 import shutil
@@ -80,9 +81,9 @@ class TestWheel:
     assert "streamt1_jax/py.typed" in names
     modules = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "streamt1_jax").rglob("*.py")]
     assert {str(path) for path in modules} <= names
-    pages = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "streamt1_jax/report/page").iterdir()]
-    assert len(pages) == 5
-    assert {str(path) for path in pages} <= names
+    pages = {room: list((REPOSITORY / f"streamt1_jax/{room}/page").iterdir()) for room in ("report", "serve")}
+    assert {room: len(files) for room, files in pages.items()} == {"report": 6, "serve": 3}
+    assert {str(path.relative_to(REPOSITORY)) for path in itertools.chain(*pages.values())} <= names
     assert {name.split("/")[0] for name in names} == {"streamt1_jax"}
 
   def test_requires_no_package_that_only_trainings_need(self):
