@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+import urllib.parse
 
 import aiohttp
 import pytest
@@ -62,6 +63,12 @@ def test_others_need_a_token():
   assert min(map(len, made)) >= 32
   assert serve.token_of(command.parse(serve.define_flags, [])) is None
   assert serve.token_of(command.parse(serve.define_flags, ["--token=open"])) == "open"
+
+
+def test_the_address_holds_any_token():
+  address = urllib.parse.urlsplit(serve.address_of("::1", 80, "a&b#c+d%20 /"))
+  assert (address.hostname, address.port, address.path) == ("::1", 80, "/")
+  assert urllib.parse.parse_qs(address.query) == {"token": ["a&b#c+d%20 /"]}
 
 
 def test_only_searches_are_offered_that_the_devices_divide():

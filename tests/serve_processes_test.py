@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import json
+import os
 import queue
+import signal
 import threading
 
 import jax
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from streamt1_jax.cli import serve
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import timeline
 from streamt1_jax.parallel import hosts
@@ -52,7 +55,7 @@ def test_the_others_do_what_process_0_does(monkeypatch):
   usual = studio()
   follower = threading.Thread(target=processes.follow, args=[noting(usual.open, other)])
   follower.start()
-  shared = processes.share(dataclasses.replace(usual, open=noting(usual.open, first)))
+  shared = processes.share(dataclasses.replace(usual, open=noting(usual.open, first)), pytest.fail)
   session = shared.open(Start("a", seed=3), lambda trace: None)
   chunks = [next(session)]
   shared.idle()
@@ -61,6 +64,7 @@ def test_the_others_do_what_process_0_does(monkeypatch):
   chunks += [next(session), next(session)]
   session.stop()
   assert list(session) == []
+  assert session.switch("too late").status == "dropped"
   shared.end()
   follower.join(timeout=60)
   assert not follower.is_alive()
@@ -74,6 +78,25 @@ def test_the_others_do_what_process_0_does(monkeypatch):
   # The state of the other is that of the first, to the last bit.
   for one, two in zip(jax.tree.leaves(first[0]._state), jax.tree.leaves(other[0]._state), strict=True):
     np.testing.assert_array_equal(one, two)
+
+
+def test_sigterm_to_another_ends_process_0_once(monkeypatch):
+  """The signal may come to all at once. The others say so until process 0, which has saved by then, says the end."""
+  monkeypatch.setattr(hosts, "everyone", lambda value: [value, True])
+
+  async def first_of(*before):
+    came = serve.Came()
+    for number in before:
+      came.put(number)
+    shared = processes.share(studio(), lambda: came.put(signal.SIGTERM))
+    shared.idle()
+    shared.end()
+    return await came.get()
+
+  # Nothing but the one that waits hears of it: a signal to this process would end it at the second time.
+  monkeypatch.setattr(os, "kill", pytest.fail)
+  assert asyncio.run(first_of()) == signal.SIGTERM
+  assert asyncio.run(first_of(signal.SIGINT)) == signal.SIGINT
 
 
 def _session(start, on_trace, devices, told=None):
@@ -104,7 +127,7 @@ def _live(index):
     studio(), open=noting(lambda *start: _session(*start, jax.devices()), opened), keeper=lambda start: keeper
   )
   if hosts.is_first():
-    asyncio.run(_client(processes.share(here)))
+    asyncio.run(_client(processes.share(here, lambda: None)))
     np.save("latents.npy", np.stack(keeper.latents))
   else:
     processes.follow(here.open)

@@ -8,12 +8,14 @@ import time
 
 import av
 import numpy as np
+import pytest
 
 from experiments import live_client
+from streamt1_jax.config import ConfigError
 from streamt1_jax.measuring import live_viewer
 from streamt1_jax.receipts import Receipt
 from streamt1_jax.serve import app
-from streamt1_jax.serve.control import Control
+from streamt1_jax.serve.control import CLOSED, Control
 from streamt1_jax.serve.doors import HEADERS
 from streamt1_jax.serve.fragments import Fragment
 from streamt1_jax.serve.numbers import Numbers
@@ -403,6 +405,40 @@ def test_nobody_hears_what_became_of_a_prompt_before_it_is_queued():
   control.switch("b", "1", lambda: answered.append(control.take_decided()))
   assert answered == [[]]
   assert [asked.event_id for asked in control.take_decided()] == ["1"]
+
+
+def test_a_prompt_that_is_read_for_longer_than_the_session_is_refused():
+  control, session = Control("session-1", Start("a")), small_session.session()
+  control.attach(session)
+  with pytest.raises(ConfigError, match="over"):
+    control.switch("b", "1", lambda: control.attach(None))
+  assert control.take_decided() == []
+
+
+def test_a_prompt_before_a_chunk_that_fails_is_answered():
+  told, control = [], Control("session-1", Start("a"))
+
+  def open_session(start, on_trace):
+    session = small_session.session()
+    session._steps = map(lambda number: 1 / number, [0])
+    control.attach(session)
+    control.switch("b", "1")
+    return session
+
+  chosen = dataclasses.replace(studio(), open=open_session)
+  take = Take(chosen, control, told.append, Numbers(), most_seconds=60, lead=1e9, hold=lambda: False)
+  with pytest.raises(ZeroDivisionError):
+    take.run()
+  take.close()
+  (answer,) = [item.event for item in told if item.event["type"] == "session.interaction.dropped"]
+  assert answer["event_id"] == "1"
+
+
+def test_a_server_that_ends_waits_for_nobody():
+  control = Control("session-1", Start("a"))
+  for reason, expected in (("stopped", "stopped"), ("time", "stopped"), (CLOSED, CLOSED), ("stopped", CLOSED)):
+    control.stop(reason)
+    assert control.stopped == expected
 
 
 def test_the_clock_of_a_session_stands_still_while_it_is_paused():

@@ -15,6 +15,7 @@ from flax import nnx
 
 from streamt1_jax.config import ConfigError, TextConfig, preset
 from streamt1_jax.io import checkpoint
+from streamt1_jax.text import encode as encode_module
 from streamt1_jax.text.encode import PromptEncoder, padded_length
 from streamt1_jax.text.tokenizer import END_ID, PAD_ID, Tokenizer, clean
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
@@ -232,6 +233,21 @@ class TestPromptEncoder:
     monkeypatch.setattr(together, "_weights", None)  # Nothing is read any more.
     for prompt, embeddings in zip(prompts, expected, strict=True):
       np.testing.assert_array_equal(together(prompt), embeddings)
+
+  def test_keeps_a_batch_and_the_prompts_that_were_used_last(self, stored, monkeypatch):
+    monkeypatch.setattr(encode_module, "_KEPT", 1)
+    prompt_encoder = PromptEncoder(stored, CONFIG, make_tokenizer(), text_len=32)
+    read = []
+    usual = prompt_encoder._encode
+    monkeypatch.setattr(prompt_encoder, "_encode", lambda tokens: read.append(len(tokens)) or usual(tokens))
+    prompt_encoder.prepare(["a", "b", "c"])
+    # One more has room, and the next takes the place of "a", which was not used for the longest time.
+    for prompt in ("d", "b", "c", "e", "b", "c", "d"):
+      prompt_encoder(prompt)
+    assert read == [3, 1, 1]
+    prompt_encoder("a")
+    assert read == [3, 1, 1, 1]
+    assert len(prompt_encoder._embeddings) == 4
 
   def test_computes_in_the_dtype_asked_for(self, encoder, stored):
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), encoder[1])

@@ -18,6 +18,7 @@ SIGTERM: in both cases a session that runs is saved in --output_dir first.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import io
@@ -26,6 +27,7 @@ import secrets
 import signal
 import socket
 import sys
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +67,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_integer(values, "port", 8000, "Where to listen; 0 for any port that is free.", 0, 65535)
   flag_types.define_string(values, "host", "127.0.0.1", "Address to listen at; one of this machine alone by default.")
   flag_types.define_string(values, "token", None, "What clients must know; needed, or else made, where --host is open.")
-  flag_types.define_choice(values, "search", next(iter(PRESETS)), list(PRESETS), "Search of who asks for none.")
+  flag_types.define_choice(values, "search", next(iter(PRESETS)), list(PRESETS), "Search of a session that names none.")
   flag_types.define_float(values, "max_minutes", 30.0, "Longest session, in minutes.", 0.1, 24 * 60.0)
   flag_types.define_path(values, "output_dir", "outputs/", "Where sessions are saved.", url=False)
   flag_types.define_switch(values, "warm_up", True, "Compile before the first client comes.")
@@ -90,15 +92,16 @@ def run(values: flags.FlagValues) -> None:
       signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
       processes.follow(studio.open)
       raise command.Terminated("terminated")
+    came = Came()
     server = app.Server(
-      processes.share(studio) if jax.process_count() > 1 else studio,
+      processes.share(studio, lambda: came.put(signal.SIGTERM)) if jax.process_count() > 1 else studio,
       token=token,
       most_seconds=60 * values.max_minutes,
       warm_up=_WARM_UP if values.warm_up else (),
     )
     device_flags.tell_devices(device_flags.use_dtype(values.dtype), pipeline.models.execution.mesh)
-    address = f"http://{_url_host(values.host)}:{listening[0].getsockname()[1]}/"
-    number, saved = asyncio.run(serve(server, listening[0], address if token is None else f"{address}?token={token}"))
+    address = address_of(values.host, listening[0].getsockname()[1], token)
+    number, saved = asyncio.run(serve(server, listening[0], address, came))
   if saved is not None:
     print(f"the session is saved in {saved}", file=sys.stderr, flush=True)
   if number == signal.SIGINT:
@@ -106,23 +109,39 @@ def run(values: flags.FlagValues) -> None:
   raise command.Terminated("terminated")
 
 
-async def serve(server: Server, listening: socket.socket, address: str) -> tuple[int, str | None]:
+class Came:
+  """The first signal that comes, to this process or to another; `put` may be called from any thread."""
+
+  def __init__(self):
+    self._first: concurrent.futures.Future[int] = concurrent.futures.Future()
+
+  def put(self, number: int) -> None:
+    """A signal has come. All but the first change nothing."""
+    with contextlib.suppress(concurrent.futures.InvalidStateError):
+      self._first.set_result(number)
+
+  async def get(self) -> int:
+    """Waits for it."""
+    return await asyncio.wrap_future(self._first)
+
+
+async def serve(server: Server, listening: socket.socket, address: str, came: Came) -> tuple[int, str | None]:
   """Serves until SIGINT or SIGTERM comes. Returns which, and the folder of the session that was saved, or None.
 
   It prints its address as soon as it can be used, and a signal would end it properly.
   """
   from aiohttp import web
 
-  loop, came = asyncio.get_running_loop(), asyncio.Queue[int]()
+  loop = asyncio.get_running_loop()
   runner = web.AppRunner(server.app, access_log=None)
   await runner.setup()
   try:
     await web.SockSite(runner, listening).start()
     for number in (signal.SIGINT, signal.SIGTERM):
-      loop.add_signal_handler(number, came.put_nowait, number)
+      loop.add_signal_handler(number, came.put, number)
     print(address, flush=True)
     number = await came.get()
-    # A second signal does not wait: it ends the process as if nothing handled it.
+    # A second signal to this process does not wait: it ends the process as if nothing handled it.
     for each in (signal.SIGINT, signal.SIGTERM):
       loop.remove_signal_handler(each)
       signal.signal(each, signal.SIG_DFL)
@@ -252,8 +271,10 @@ def _listen(values: flags.FlagValues) -> socket.socket:
   return made
 
 
-def _url_host(host: str) -> str:
-  return f"[{host}]" if ":" in host else host
+def address_of(host: str, port: int, token: str | None) -> str:
+  """What to open in a browser."""
+  query = "" if token is None else f"?token={urllib.parse.quote(token, safe='')}"
+  return f"http://{f'[{host}]' if ':' in host else host}:{port}/{query}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

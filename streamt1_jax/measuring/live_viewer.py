@@ -71,12 +71,12 @@ async def watch(
     address: of the server, as it prints it, without a token.
     search: name of the preset.
     prompts: are shown one after the other, and again from the first.
-    seconds: how long it is watched after its first chunk,
+    seconds: how long it is watched after its first chunk.
     switch_every: seconds between two prompts; a prompt also waits for the one before.
-    least_switches: it is watched longer until so many prompts were seen.
+    least_switches: it is watched longer, until at least this many prompts were seen.
 
   Raises:
-    RuntimeError: the server refuses something, or the session fails.
+    RuntimeError: the server refuses something, the session fails, or a prompt changes nothing.
   """
   seen, asked = Seen(), dict[str, float]()
   async with aiohttp.ClientSession() as web, web.ws_connect(f"{address}v1/realtime/video") as socket:
@@ -89,6 +89,9 @@ async def watch(
         told = json.loads(message.data)
         if told["type"] == "error":
           raise RuntimeError(told["message"])
+        if told["type"] in ("session.interaction.unchanged", "session.interaction.failed"):
+          # Its first frame would be waited for without an end.
+          raise RuntimeError(told.get("reason", f"the prompt was in force already: {told['prompt']}"))
         if told["type"] == "session.done":
           return seen
         if told["type"] == "video.start":

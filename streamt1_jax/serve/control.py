@@ -1,6 +1,6 @@
 """The handle of one session that somebody asked for: what it is told from outside, from any thread.
 
-Everything takes effect between two chunks. Whoever is told to stop before it has begun never begins.
+Everything takes effect between two chunks. A session that is stopped before it has begun never begins.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from streamt1_jax.serve.studio import LiveSession
 
 CLOSED = "closed"
 """Why a session ends with its server."""
+_NO_SESSION = "the session has not begun, or it is over"
 
 
 class Asked(NamedTuple):
@@ -51,15 +52,18 @@ class Control:
   def switch(self, prompt: str, event_id: str | None = None, queued: Callable[[], object] = lambda: None) -> Receipt:
     """Asks for another prompt, which is read in the caller's thread. `queued` is called before any answer.
 
-    Raises ConfigError for a prompt that cannot be read, or before the session has begun.
+    Raises ConfigError for a prompt that cannot be read, before the session has begun, or if it ends meanwhile.
     """
     at, session = self.clock(), self._session
     if session is None:
-      raise ConfigError("the session has not begun, or it is over")
+      raise ConfigError(_NO_SESSION)
     receipt = session.switch(prompt)
     # Only what is in the list is answered: nobody hears of an answer before they hear that it is queued.
     queued()
     with self._lock:
+      # Reading may take longer than the session: nobody looks at the list any more.
+      if self._session is not session:
+        raise ConfigError(_NO_SESSION)
       self._asked.append(Asked(receipt, event_id, at))
     return receipt
 
@@ -83,9 +87,9 @@ class Control:
       return (time.monotonic() if self._paused_at is None else self._paused_at) - self._stood
 
   def stop(self, reason: str = "stopped") -> None:
-    """No further chunk is begun. The first reason counts."""
+    """No further chunk is begun. The first reason counts, unless the server ends: then nothing is waited for."""
     with self._lock:
-      self._stopped = self._stopped or reason
+      self._stopped = reason if reason == CLOSED else self._stopped or reason
     self._news.set()
 
   def save(self) -> None:
@@ -96,7 +100,8 @@ class Control:
 
   def attach(self, session: LiveSession | None) -> None:
     """The session has begun; None: it is over."""
-    self._session = session
+    with self._lock:
+      self._session = session
 
   @property
   def stopped(self) -> str | None:
@@ -122,7 +127,7 @@ class Control:
       return decided
 
   def look(self) -> None:
-    """Whoever is told something from now on ends the next `wait`."""
+    """What is told from now on ends the next `wait`."""
     self._news.clear()
 
   def wait(self, seconds: float) -> None:

@@ -86,7 +86,7 @@ def _check_origin(request: web.Request, *, anywhere: bool) -> None:
 
 
 def _part(address: str, name: Literal["netloc", "hostname"]) -> str:
-  """Empty for an address that is none."""
+  """A part of an address; empty if it cannot be read."""
   try:
     return getattr(urlsplit(address), name) or ""
   except ValueError:

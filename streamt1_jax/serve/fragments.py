@@ -3,7 +3,7 @@
   init segment   ftyp, moov: sizes and codec, once
   fragment       moof, mdat: one chunk, which begins with a keyframe and lies where it belongs on the time line
 
-Every chunk is encoded by itself: nothing is kept for the next one, and whoever comes late begins with any chunk.
+Every chunk is encoded by itself: nothing is kept for the next one, and a late viewer begins with any chunk.
 """
 
 from __future__ import annotations

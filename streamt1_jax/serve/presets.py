@@ -13,7 +13,7 @@ PRESETS: Mapping[str, Callable[[ModelConfig], SearchConfig]] = {
   "particles": lambda model: METHODS["particles_sum"].settings(model, numbers={"alpha": 0.05}),
   "plain": lambda model: METHODS["none"].settings(model),
 }
-"""By name: beams x candidates of each; particles, of which there are four; and plain streaming, without a search."""
+"""By name: beams x candidates of each; four particles; and plain streaming, without a search."""
 
 FLAGS: Mapping[str, tuple[str, ...]] = {
   "1x4": ("--search=stream_t1", "--beam_size=4", "--top_k=1"),

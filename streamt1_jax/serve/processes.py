@@ -14,8 +14,6 @@ import base64
 import dataclasses
 import itertools
 import logging
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -36,18 +34,21 @@ Open = Callable[[Start, Callable[[ChunkTrace], None]], LiveSession]
 _LOGGER = logging.getLogger(__name__)
 
 
-def share(studio: Studio) -> Studio:
-  """A studio of process 0 whose sessions all processes make; the others `follow`."""
-  leader = Leader(studio.open)
+def share(studio: Studio, terminated: Callable[[], object]) -> Studio:
+  """A studio of process 0 whose sessions all processes make; the others `follow`.
+
+  `terminated` is called when SIGTERM has come to one of them, in the search thread, and maybe more than once: the
+  server is to save its session and to end.
+  """
+  leader = Leader(studio.open, terminated)
   return dataclasses.replace(studio, open=leader.open, idle=leader.idle, end=leader.end)
 
 
 class Leader:
   """What process 0 says to the others, from its search thread alone."""
 
-  def __init__(self, open_session: Open):
-    self._open = open_session
-    self._terminated = False
+  def __init__(self, open_session: Open, terminated: Callable[[], object]):
+    self._open, self._terminated = open_session, terminated
 
   def open(self, start: Start, on_trace: Callable[[ChunkTrace], None]) -> LiveSession:
     """A session of all processes."""
@@ -66,10 +67,8 @@ class Leader:
   def say(self, command: Mapping[str, Any]) -> None:
     """Says what is done next, and hears whether a machine of another process is being taken away."""
     _, *others = hosts.everyone(dict(command))
-    if any(others) and not self._terminated:
-      self._terminated = True
-      # As if the signal had come to this process: the session is saved.
-      os.kill(os.getpid(), signal.SIGTERM)
+    if any(others):
+      self._terminated()
 
 
 class Shared:
@@ -80,12 +79,14 @@ class Shared:
     self._lock, self._numbers = threading.Lock(), itertools.count()
     self._asked: list[Receipt] = []
     self._unanswered: list[tuple[Receipt, Receipt]] = []
-    self._stopped = False
+    self._stopped = self._ended = False
 
   def switch(self, prompt: str) -> Receipt:
     """As `Session.switch`, but a prompt that cannot be read fails later."""
     with self._lock:
       receipt = Receipt(prompt, next(self._numbers))
+      if self._ended:
+        return receipt.decide("dropped", None, reason="the session has ended")
       self._asked.append(receipt)
     return receipt
 
@@ -104,8 +105,19 @@ class Shared:
     self._unanswered += zip(asked, _tell(self._session, command), strict=True)
     try:
       return next(self._session)
+    except BaseException:
+      self._end()
+      raise
     finally:
       self._answer()
+
+  def _end(self) -> None:
+    """No chunk comes any more: nothing else would answer what is asked from now on."""
+    with self._lock:
+      self._ended = True
+      for receipt in self._asked:
+        receipt.decide("dropped", None, reason="the session has ended")
+      self._asked = []
 
   def _answer(self) -> None:
     # A chunk that was made before is shown without a look at what was asked since.

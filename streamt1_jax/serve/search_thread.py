@@ -139,7 +139,7 @@ class SearchThread(threading.Thread):
         if then is not None:
           session.switch(then)
     except Exception as error:
-      # Whoever asks for such a session is told the same.
+      # A client that asks for such a session is told the same.
       _LOGGER.warning(f"the first chunks of search {search} cannot be made: {one_line(str(error))}")
     else:
       self._warm.add(search)

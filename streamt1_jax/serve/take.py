@@ -86,11 +86,12 @@ class Take:
         time.sleep(_TICK)
       self._show(chunk)
     self._save_if_asked(session)
-    self._answer()
 
   def close(self) -> None:
     """Lets go of the session and of what was kept of it."""
     self._control.attach(None)
+    # Prompts that came after the last chunk, or before one that failed.
+    self._answer()
     self._keeper.close()
 
   def _wait(self, session: LiveSession, deadline: float) -> bool:

@@ -1,4 +1,4 @@
-"""Whoever looks: a queue of what is yet to be sent to one connection, of a size that does not grow.
+"""A viewer: a queue of what is yet to be sent to one connection, of bounded size.
 
 A viewer who is slow loses candidate previews first. One who is slower still loses chunks of the video, and goes on with
 the next one that there is room for: every chunk begins with a keyframe.

@@ -8,12 +8,7 @@ let socket = null, expects = null, mine = null, waits = false, running = null, p
 let fps = 16, nextId = 1, retry = 1;
 const page = Math.random().toString(36).slice(2); // Pages of others number their prompts too.
 
-const make = (tag, className, text) => {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-};
+const make = (tag, className = "", textContent = "") => Object.assign(document.createElement(tag), { className, textContent });
 const drawn = (tag, attributes, text = "") => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -75,7 +70,7 @@ const player = {
     }
     this.follow();
   },
-  // Whoever came late, missed chunks, or was away goes on with what is there.
+  // A viewer who came late, missed chunks, or was away goes on with what is there.
   follow() {
     const ranges = video.buffered;
     if (!ranges.length) return;
@@ -134,10 +129,8 @@ const search = {
   shown(told) {
     const chunk = this.chunks.find((each) => each.index === told.generation_chunk_index);
     if (chunk) Object.assign(chunk, { won: told.winner, switched: told.started_event_ids.length > 0 });
-    if (!player.possible(told.mime)) {
-      const won = chunk && chunk.candidates.find((each) => each.candidate === told.winner);
-      if (won && won.strip) { $("still").src = won.strip; $("still").hidden = false; }
-    }
+    const won = chunk?.candidates.find((each) => each.candidate === told.winner);
+    if (won?.strip && !player.possible(told.mime)) Object.assign($("still"), { src: won.strip, hidden: false });
     this.draw();
   },
   draw() {
