@@ -12,17 +12,14 @@ from streamt1_jax.training import appearance, pair_frames, preferences, scene_pa
 from streamt1_jax.training.appearance import Look
 from streamt1_jax.training.corruptions import CORRUPTIONS, NAMES
 from streamt1_jax.training.preferences import LAST_CHUNK, PairConfig
+from tests.compiler import OPTIMISED
 
 _LENGTH = 33
 _TIMES = np.arange(_LENGTH, dtype=np.int32)
 _PAIRS = 6
 _PLAIN = PairConfig(on_frames=False, milder_probability=0.0, soft_probability=0.0)
 
-# One program that draws thousands of frames: without optimisation it takes ten times as long, and no less to compile.
-_draw = jax.jit(
-  lambda clips, times: pair_frames.draw(clips, times, _no_codec),
-  compiler_options={"xla_backend_optimization_level": 2},
-)
+_draw = jax.jit(lambda clips, times: pair_frames.draw(clips, times, _no_codec), compiler_options=OPTIMISED)
 
 
 def _no_codec(frames, noise, key):

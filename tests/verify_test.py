@@ -9,6 +9,7 @@ import pytest
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes, verify, world
+from tests.compiler import OPTIMISED
 
 FRAMES = 25
 SMALL, LARGE = 0, 1
@@ -24,7 +25,7 @@ DESCRIPTION = world.of_attributes(ATTRIBUTES)
 
 @functools.cache
 def _compiled_render():
-  return jax.jit(jax.vmap(shapes.render, in_axes=(0, None)))
+  return jax.jit(jax.vmap(shapes.render, in_axes=(0, None)), compiler_options=OPTIMISED)
 
 
 def _clips(scenes, frame_indices):

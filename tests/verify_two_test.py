@@ -9,6 +9,7 @@ import pytest
 
 from streamt1_jax.data import closeness, verify, verify_timeline, world
 from streamt1_jax.data.world import Description, Thing
+from tests.compiler import OPTIMISED
 from tests.verify_test import _degrade as degrade
 
 LARGE_RED = Thing(1, 0, 0, 1, 0)  # a large red circle moves quickly left
@@ -21,7 +22,7 @@ FRAMES = 49
 
 @functools.cache
 def _draw():
-  return jax.jit(world.draw)
+  return jax.jit(world.draw, compiler_options=OPTIMISED)
 
 
 def drawn(states: world.FrameStates) -> np.ndarray:

@@ -96,7 +96,7 @@ async def watch_twice(values: flags.FlagValues, search: str, address: str, serve
   while not watching.done():
     await asyncio.wait([watching], timeout=1)
     resident.append(resident_megabytes(server))
-  memory = {"resident_begin": resident[len(resident) // 10], "resident_end": resident[-1]}
+  memory = {"resident_begin": round(resident[len(resident) // 10]), "resident_end": round(resident[-1])}
   return {"cold_first_chunk": cold.first} | (await watching).report() | memory
 
 

@@ -200,11 +200,13 @@ def write_png(path: epath.PathLike, image: np.ndarray) -> None:
 
 
 def require_frames(frames: np.ndarray) -> None:
+  """Raises ConfigError unless `frames` are uint8 `[T, H, W, 3]`, T at least 1."""
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
     raise ConfigError(f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}")
 
 
 def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
+  """`[T, H * scale, W * scale, 3]`: pixels as squares. Raises ConfigError unless `scale` is a positive integer."""
   if not isinstance(scale, (int, np.integer)) or scale < 1:
     raise ConfigError(f"scale must be a positive integer, got {scale!r}")
   return frames.repeat(scale, axis=1).repeat(scale, axis=2)
