@@ -82,7 +82,7 @@ def chunk_step(
     beams, winners = step.close(opened, candidates, kept)
     beams = beams._replace(history=take(opened.history))
   assert winners.frames is not None
-  # Chunks have traces of one shape, whether they are judged or not.
+  # The candidates of all chunks have one shape in the trace, whether a chunk is judged or not.
   missing = search.beam_size - candidates.seed.shape[1]
   drawn = CandidateTrace(candidates.seed, *candidates.scores, candidates.flags)
   trace = ChunkTrace(

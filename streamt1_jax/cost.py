@@ -120,19 +120,22 @@ def chunk_cost(
   return total([made, judged, *followed])
 
 
+def rounds_of(search: SearchConfig, rounds: int | None = None) -> int:
+  """Rounds that a chunk draws: `rounds` if that is known, or those that it is given; 1 for a search without."""
+  return rounds or search.round_budget or search.most_rounds
+
+
 def drawn(search: SearchConfig, rounds: int | None = None) -> int:
   """Candidates that a judged chunk finishes: all, or those of its rounds."""
-  given = search.round_budget or search.most_rounds
-  return search.num_candidates if not search.round_size else search.top_k * search.round_size * (rounds or given)
+  return search.top_k * (search.round_size or search.beam_size) * rounds_of(search, rounds)
 
 
 def chunk_depth(
   models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None, rounds: int | None = None
 ) -> int:
   """Forwards of a chunk that follow one another, if all candidates of a round run at once."""
-  one = len(models.generator.sigmas)
-  again = in_chunk(search, chunk_index).round_size and (rounds or search.round_budget or search.most_rounds) - 1
-  return one * (1 + again) + 1 + chunks_ahead(models, search, chunk_index, num_chunks) * (one + 1)
+  one, ahead = len(models.generator.sigmas), chunks_ahead(models, search, chunk_index, num_chunks)
+  return one * rounds_of(in_chunk(search, chunk_index), rounds) + 1 + ahead * (one + 1)
 
 
 def chunks_ahead(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
@@ -198,7 +201,8 @@ def streams_begun(
 ) -> int:
   """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
   ahead = chunks_ahead(models, search, chunk_index, num_chunks)
-  search, first, event = in_chunk(search, chunk_index), chunk_index == 0, inside_event(in_chunk(search, chunk_index))
+  search, first = in_chunk(search, chunk_index), chunk_index == 0
+  event = inside_event(search)
   winners = search.top_k if first else 0
   previews = search.top_k * event.start if first and event is not None else 0
   if not search.judges:

@@ -28,7 +28,7 @@ class Execution:
     decoding: "together" decodes and scores all candidates at once. "in_turn" takes one candidate of a device after the
       other, with the activations of one. "twice" does so too and forgets their decoder states, so that no candidate
       holds one; winners are decoded again.
-    preview_frames: frames of every candidate that traces hold, for whoever watches a search; none by default.
+    preview_frames: frames of every candidate that traces hold, for a viewer of the search; none by default.
   """
 
   mesh: Mesh | None = None

@@ -1,6 +1,6 @@
 """Videos that are finished chunk by chunk, in memory that does not grow with their length.
 
-  traces of K beams ── wait until all beams share a chunk ── final chunk ── whoever keeps it
+  traces of K beams ── wait until all beams share a chunk ── final chunk ── what keeps it
                                                                  └── parts of a minute ── video reward ── score
 
 A chunk is final when all beams descend from it; the last chunks are final when the video has ended and the best beam is

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float32, Int32
 
 from streamt1_jax.typing import IntLike, IntScalar, Latents
 
-# Released seed rule: distinct for up to 10 beams of 100 candidates.
-_SEED_PER_CHUNK = 1000
+SEEDS_PER_CHUNK = 1000
+"""Between the seeds of two chunks, by the released rule: they are distinct for up to 10 beams of 100 candidates."""
 _SEED_PER_BEAM = 100
 
 
@@ -78,7 +78,7 @@ def candidate_seeds(
   beams = jnp.arange(parent_seed.shape[0])[:, None]
   candidates = jnp.arange(beam_size)[None]
   first_chunk = base_seed + beams * beam_size + candidates
-  later = base_seed + _SEED_PER_CHUNK * chunk_index + _SEED_PER_BEAM * beams + candidates
+  later = base_seed + SEEDS_PER_CHUNK * chunk_index + _SEED_PER_BEAM * beams + candidates
   if first_candidate == "reuse":
     later = later.at[:, 0].set(parent_seed)
   return jnp.where(chunk_index == begin, first_chunk, later).astype(jnp.int32)

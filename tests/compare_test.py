@@ -268,7 +268,7 @@ def test_a_video_without_a_verdict_is_left_out(tmp_path):
   assert nothing["pool"][1]["regret"] is None
   assert nothing["methods"]["greedy:4"]["minus_plain"]["simultaneous"] is None
   assert "nan" not in report.markdown_of(compared_rows.PLAN, nothing)
-  assert [path.stem for path in plots.write(epath.Path(tmp_path), nothing)] == ["drift", "cost_split"]
+  assert [path.stem for path in plots.write(epath.Path(tmp_path), nothing).values()] == ["drift", "cost_split"]
 
 
 def test_other_methods_at_no_more_than_the_cost():

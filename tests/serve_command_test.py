@@ -150,8 +150,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path, checkpoint):
 def test_a_save_is_a_result_that_can_be_made_again(tmp_path, checkpoint):
   flags = [f"--checkpoint={checkpoint}", f"--output_dir={tmp_path / 'out'}", "--mesh=data:1"]
   values = command.parse(serve.define_flags, flags)
-  searches = serve.find_searches(small_model())
-  pipeline = serve.load_pipeline(values, searches["1x4"])
+  pipeline, searches = serve.load(values)
 
   async def run():
     async with live(serve.make_studio(pipeline, searches, values), lead=0.3) as server:

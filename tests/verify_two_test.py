@@ -9,6 +9,7 @@ import pytest
 
 from streamt1_jax.data import closeness, verify, verify_timeline, world
 from streamt1_jax.data.world import Description, Thing
+from streamt1_jax.evaluation.metrics import period
 from tests.compiler import OPTIMISED
 from tests.verify_test import _degrade as degrade
 
@@ -193,16 +194,12 @@ def test_closeness_counts_pixels():
   np.testing.assert_allclose(found.outline, 12**2 / (2 * np.pi * 7) / 2, rtol=1e-6)
 
 
-def test_period_errors():
+def test_the_world_repeats():
+  """Every 64 frames, so that a world's video that drifts by whole pixels has a phase error and no other."""
   perfect = clip(times=range(193))
-  assert all(row["period_error"] == row["phase_error"] == 0.0 for row in closeness.period_errors(perfect, every=16))
+  assert [each[1:3] for each in period.measure(perfect, 64)] == [(0.0, 0.0)] * 3
   drifting = np.stack([np.roll(frame, t // 64 * 3, axis=1) for t, frame in enumerate(perfect)])
-  rows = closeness.period_errors(drifting, every=16)
-  assert [row["lag"] for row in rows] == [64, 128, 192]
-  assert [row["phase_error"] for row in rows] == [3.0, 6.0, 9.0]
-  assert all(row["period_error"] == 0.0 for row in rows)
-  fading = np.stack([frame if t < 64 else frame // 2 for t, frame in enumerate(perfect)])
-  assert closeness.period_errors(fading, every=16)[0]["period_error"] > 10
+  assert [each[1:3] for each in period.measure(drifting, 64)] == [(0.0, 3.0), (0.0, 6.0), (0.0, 9.0)]
 
 
 def test_nothing_that_is_trained_or_searches_knows_the_verifiers(pytestconfig):

@@ -16,9 +16,9 @@ from streamt1_jax.data import shapes, world
 from streamt1_jax.io import rows
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.rows import Row
+from streamt1_jax.noise_propagation import SEEDS_PER_CHUNK
 
-# Seeds grow by 1000 a chunk, so that videos of up to 100 chunks have different seeds.
-_SEED_STEP = 100_000
+_SEED_STEP = 100 * SEEDS_PER_CHUNK  # Videos of up to 100 chunks have different seeds.
 
 
 def define(values: flags.FlagValues, count: str, default: int, lower: int = 1) -> None:

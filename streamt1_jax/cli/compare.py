@@ -317,11 +317,10 @@ def _write(
   page = report.markdown_of(folder.plan, numbers, notes)
   atomic.replace_bytes(output / "comparison.md", page.encode())
   print(page)
-  drawn = plots.write(output, numbers) if plots.available() else []
-  titled = {plots.TITLES[path.stem]: path for path in drawn}
-  comparison.write_comparison(output / "comparison.html", report.sections(folder.plan, numbers, notes), titled)
+  drawn = plots.write(output, numbers) if plots.available() else {}
+  comparison.write_comparison(output / "comparison.html", report.sections(folder.plan, numbers, notes), drawn)
   names = ("comparison.json", "comparison.md", "comparison.html")
-  print("\n".join(map(str, [*(output / name for name in names), *drawn])), flush=True)
+  print("\n".join(map(str, [*(output / name for name in names), *drawn.values()])), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from streamt1_jax import drivers
+from streamt1_jax import drivers, noise_propagation
 from streamt1_jax.cli import (
   device_flags,
   host_flags,
@@ -39,7 +39,6 @@ SEED_LIMIT = 2**31
 """Seeds are smaller, and at least the negative of it."""
 SAMPLE_SEEDS = 1_000_000
 """Between the seeds of two samples of up to 1000 chunks, and a multiple of it for longer ones: they share no noise."""
-_SEEDS_PER_CHUNK = 1000
 DEFAULT_SECONDS = 5.0
 
 
@@ -96,11 +95,11 @@ class Plan:
   @property
   def sample_seeds(self) -> int:
     """What the seed of a sample is above that of the one before."""
-    return SAMPLE_SEEDS * -(-self.num_chunks * _SEEDS_PER_CHUNK // SAMPLE_SEEDS)
+    return SAMPLE_SEEDS * -(-self.num_chunks * noise_propagation.SEEDS_PER_CHUNK // SAMPLE_SEEDS)
 
   def require_apart(self, length: int) -> None:
     """Raises ConfigError if samples of so many chunks, given ones included, would share seeds of candidates."""
-    most = self.sample_seeds // _SEEDS_PER_CHUNK
+    most = self.sample_seeds // noise_propagation.SEEDS_PER_CHUNK
     if self.values.samples > 1 and length > most:
       raise ConfigError(
         f"--samples={self.values.samples}: videos of {length} chunks, given ones included, would share seeds; at most "

@@ -93,7 +93,7 @@ class GrowingResult:
     self._latents = self._growing.enter_context(open(self._folder / results.LATENTS, "wb"))
     if self._keeps_pictures:
       self._strips = self._growing.enter_context(StripFile(self._folder / results.PICTURES))
-    # Buffered by lines: whoever looks sees whole ones.
+    # Buffered by lines: a reader sees whole ones.
     self._rows = self._growing.enter_context(open(self._folder / ROWS, "w", buffering=1))
     return self
 

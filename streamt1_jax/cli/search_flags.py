@@ -49,6 +49,10 @@ _CHOICES = {
   "reward_decode": "What the rewards see. streamed: the frames of the video, each decoded once. scratch: every "
   "candidate's chunk and window decoded anew, as the released code does; its frames differ, and it takes more work.",
 }
+_DEFAULTS: dict[str, Callable[[ModelConfig], SearchDefaults]] = {
+  "checkpoint": lambda model: model.search,
+  "released": lambda model: SearchDefaults(),
+}
 _FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec", "accept")
 
 
@@ -70,7 +74,7 @@ def define(values: flags.FlagValues) -> None:
     values,
     "search_defaults",
     "checkpoint",
-    ["checkpoint", "released"],
+    list(_DEFAULTS),
     f"What {', '.join('--' + name for name in vars(SearchDefaults()))} are unless given: the checkpoint's own, if it "
     "has some, or those of the released code.",
   )
@@ -133,8 +137,7 @@ def search_config(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
   """The search that the flags ask for. Raises ConfigError, naming the flag, if it cannot run on `model`."""
   method = METHODS[values.search]
   _require_taken(values, method)
-  if values.search_defaults == "released":
-    model = dataclasses.replace(model, search=SearchDefaults())
+  model = dataclasses.replace(model, search=_DEFAULTS[values.search_defaults](model))
   given = {name: values[name].value for name in ("semantics", *_FIELDS) if values[name].present}
   if values.sink_distance is not None:
     given["sink_distance"] = values.sink_distance

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from absl import flags
+from etils import epath
 
 from streamt1_jax import drivers
 from streamt1_jax.cli import command, device_flags, flag_types, host_flags
@@ -165,7 +166,7 @@ def load(values: flags.FlagValues) -> tuple[Pipeline, dict[str, SearchConfig]]:
   searches = find_searches(model)
   host_flags.require_same_inputs(checkpoint, [])
   hosts.first_decides(lambda: make_folder("output_dir", values.output_dir, writable=True))
-  pipeline = load_pipeline(values, searches[values.search])
+  pipeline = load_pipeline(values, checkpoint, model, searches[values.search])
   for search in searches.values():
     drivers.check_length(pipeline.models, search, None)
   return pipeline, offered(searches, pipeline.models.execution)
@@ -180,11 +181,11 @@ def offered(searches: Mapping[str, SearchConfig], execution: Execution) -> dict[
   return {name: search for name, search in searches.items() if fits(search)}
 
 
-def load_pipeline(values: flags.FlagValues, search: SearchConfig) -> Pipeline:
-  """The model of the flags, whose traces have pictures of all candidates. Raises ConfigError."""
-  checkpoint = find_checkpoint(values.checkpoint)
+def load_pipeline(
+  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, search: SearchConfig
+) -> Pipeline:
+  """The model of a checkpoint, whose traces have pictures of all candidates. Raises ConfigError."""
   device_flags.use_compilation_cache(values)
-  model = load_config(checkpoint)
   mesh = device_flags.make_mesh(values, model, search)
   device_flags.warn_if_slow(model, values.attention)
   pipeline = Pipeline.load(

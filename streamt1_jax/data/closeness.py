@@ -1,7 +1,6 @@
 """How near a video of the shapes world is to a perfect one: numbers where `verify` says yes or no.
 
 frames ── coverage of each object ── where it fits best ── the nearest ideal clip ── PSNR, colours, outlines
-   └───── the same frames 64, 128, ... later: a perfect video repeats ── period and phase error
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from jaxtyping import Float, Int
 from streamt1_jax.data import shapes, sight, world
 from streamt1_jax.data.world import Description, FrameStates
 
-PERIOD = 64
-"""Frames after which the world repeats: speeds are 1 or 2 pixels a frame."""
 _SIZE = shapes.FRAME_SIZE
 _DRAWN = 32  # frames drawn at once
 _BEST_PSNR = 99.0  # dB, of equal clips
@@ -62,35 +59,6 @@ def closeness(frames: np.ndarray, descriptions: Sequence[Description], begins: S
   error = float(np.square(target - pixels).mean())
   psnr = _BEST_PSNR if error == 0 else min(_BEST_PSNR, 10.0 * np.log10(255.0**2 / error))
   return Closeness(float(psnr), *_object_distances(pixels, coverage, ideal), ideal)
-
-
-def period_errors(frames: np.ndarray, every: int = 4) -> list[dict[str, float]]:
-  """How a video of one caption differs from itself multiples of `PERIOD` frames later.
-
-  Args:
-    frames: `[T, 64, 64, 3]` uint8 RGB.
-    every: only every so many frames are compared.
-
-  Returns:
-    By multiple: `lag` in frames; `phase_error`, the mean cyclic shift in pixels; `period_error`, the mean absolute
-    difference of pixels, 0 to 255, once the shift is removed.
-  """
-  pixels = sight.checked(frames)
-  rows = []
-  for lag in range(PERIOD, len(pixels), PERIOD):
-    pairs = [(pixels[t], pixels[t + lag]) for t in range(0, len(pixels) - lag, every)]
-    found = [_shift_and_difference(*pair) for pair in pairs]
-    phase, period = np.mean(found, axis=0)
-    rows.append({"lag": lag, "phase_error": float(phase), "period_error": float(period)})
-  return rows
-
-
-def _shift_and_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-  spectrum = lambda frame: np.fft.rfft2(frame - np.median(frame, axis=(0, 1)), axes=(0, 1))
-  correlation = np.fft.irfft2((spectrum(second) * spectrum(first).conj()).sum(axis=-1), s=(_SIZE, _SIZE))
-  row, column = np.unravel_index(correlation.argmax(), correlation.shape)
-  wrapped = (np.array([row, column]) + _SIZE // 2) % _SIZE - _SIZE // 2
-  return float(np.hypot(*wrapped)), float(np.abs(np.roll(first, (row, column), (0, 1)) - second).mean())
 
 
 def _segments(

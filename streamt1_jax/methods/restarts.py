@@ -197,7 +197,7 @@ def _trial(
     seeds = trace.candidates._replace(seed=np.full_like(trace.candidates.seed, drawn))
     made.append((state, hosts.to_host(trace._replace(candidates=seeds))))
     if chunks > 1:
-      # The state is copied before it is lent: who asks for the video's chunks may keep the states.
+      # The state is copied before it is lent: a caller may keep the states of the video's chunks.
       more = {"num_chunks": chunks, "seed": seed, "state": copied(state)}
       for state, trace in drivers.stream_states(params, condition, models, search, **more):
         made.append((copied(state), hosts.to_host(trace)))

@@ -1,7 +1,7 @@
 """Drawing by weight: pure functions of a key and of log weights, all float32.
 
 A log weight may be -inf, which is the weight 0: what has it is never drawn as long as another one has more. Where all
-have it, all count the same, so that nothing is NaN; whoever calls must then stop by itself.
+have it, all count the same, so that nothing is NaN; the caller must then stop by itself.
 """
 
 import jax

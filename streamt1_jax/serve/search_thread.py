@@ -76,7 +76,7 @@ class SearchThread(threading.Thread):
 
   def is_warm(self, search: str | None) -> bool:
     """Whether the programs of a preset are compiled; None stands for the default."""
-    return self._named(search) in self._warm
+    return self._studio.preset(search) in self._warm
 
   def close(self, *, save: bool = False) -> Control | None:
     """The thread ends before its next chunk; with `save` a session is saved first.
@@ -144,9 +144,6 @@ class SearchThread(threading.Thread):
     else:
       self._warm.add(search)
 
-  def _named(self, search: str | None) -> str | None:
-    return search if search is not None else next(iter(self._studio.presets), None)
-
   def _play(self, control: Control) -> None:
     """One session, from its first chunk to `session.done`."""
     take = Take(self._studio, control, self._tell, self._numbers, **self._options)
@@ -163,6 +160,6 @@ class SearchThread(threading.Thread):
       _LOGGER.warning(f"a session has failed: {type(error).__name__}: {one_line(str(error))}")
       self._tell(Item(protocol.error_event(error, control.request)))
     if take.shown > 1:
-      self._warm.add(self._named(control.start.search))
+      self._warm.add(self._studio.preset(control.start.search))
     told = {"reason": reason, "chunks": take.shown, "seconds": round(take.film.seconds, 4)}
     self._tell(Item(event("session.done", control.request, **told)))

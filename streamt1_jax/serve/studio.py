@@ -129,3 +129,7 @@ class Studio:
   keeper: Callable[[Start], Keeper] = lambda start: KeepsNothing()
   idle: Callable[[], None] = lambda: None
   end: Callable[[], None] = lambda: None
+
+  def preset(self, search: str | None) -> str | None:
+    """The preset that a client asks for: the default if it names none; None where there are no presets."""
+    return search if search is not None else next(iter(self.presets), None)

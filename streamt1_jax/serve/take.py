@@ -132,7 +132,7 @@ class Take:
     config = {
       "fps": self._studio.fps,
       "seed": session.config.seed,
-      "search": self._control.start.search or (self._studio.presets or (None,))[0],
+      "search": self._studio.preset(self._control.start.search),
       "beam_size": search.beam_size,
       "top_k": search.top_k,
       "given_chunks": session.num_given,

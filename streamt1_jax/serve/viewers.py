@@ -15,10 +15,10 @@ from typing import NamedTuple
 from streamt1_jax.serve.numbers import Numbers
 from streamt1_jax.serve.studio import Item
 
-MOST_MEDIA, MOST_PREVIEWS = 6, 4
-"""Chunks and previews that wait for one viewer."""
-MOST_NEWS = 1000
-"""Events that wait for one viewer; one who has more is gone."""
+MOST = {"media": 6, "preview": 4, "news": 1000}
+"""How much of each kind waits for one viewer. One who has more news is gone."""
+_BUSY = 2
+"""Chunks that wait for a viewer who gets no previews."""
 
 
 class Frame(NamedTuple):
@@ -40,38 +40,45 @@ class Viewer:
     self.number, self.lost = number, False
     self._numbers = numbers
     self._queue: collections.deque[Item] = collections.deque()
-    self._media = self._previews = self._skipped = 0
+    self._waiting: collections.Counter[str] = collections.Counter()
+    self._skipped = 0
     self._news = asyncio.Event()
     self._has_init = self._closed = False
 
   @property
   def is_slow(self) -> bool:
     """Whether it holds back a session that it steers."""
-    return self._media >= MOST_MEDIA - 1
+    return self._waiting["media"] >= MOST["media"] - 1
 
   def put(self, item: Item) -> None:
     """Sends something, or leaves it out."""
-    if item.kind == "preview" and (self._media >= 2 or self._previews >= MOST_PREVIEWS):
-      self._numbers.count("previews_dropped_total")
-      return
-    if item.kind == "media" and self._media >= MOST_MEDIA:
-      self._numbers.count("fragments_skipped_total")
-      self._skipped += 1
-      return
-    if len(self._queue) >= MOST_NEWS:
-      self.lost = True
-      self._queue.clear()
-      self.close()
     if self._closed:
       return
-    self._previews += item.kind == "preview"
-    if item.kind == "media":
-      self._media += 1
-      if self._skipped:
-        item = item._replace(event={**item.event, "skipped": self._skipped})
-        self._skipped = 0
+    busy = item.kind == "preview" and self._waiting["media"] >= _BUSY
+    if busy or self._waiting[item.kind] >= MOST[item.kind]:
+      _LEAVE_OUT[item.kind](self)
+      return
+    if item.fragment is not None and self._skipped:
+      item = item._replace(event={**item.event, "skipped": self._skipped})
+      self._skipped = 0
+    self._waiting[item.kind] += 1
     self._queue.append(item)
     self._news.set()
+
+  def leave_out_preview(self) -> None:
+    """A preview is not sent."""
+    self._numbers.count("previews_dropped_total")
+
+  def leave_out_media(self) -> None:
+    """A chunk is not sent; the next one says so."""
+    self._numbers.count("fragments_skipped_total")
+    self._skipped += 1
+
+  def lose(self) -> None:
+    """Without some news the rest makes no sense."""
+    self.lost = True
+    self._queue.clear()
+    self.close()
 
   def close(self) -> None:
     """Nothing more is sent."""
@@ -84,8 +91,7 @@ class Viewer:
       while self._queue and not self.lost:
         item = self._queue.popleft()
         yield self._frame(item)
-        self._media -= item.kind == "media"
-        self._previews -= item.kind == "preview"
+        self._waiting[item.kind] -= 1
       if self._closed:
         return
       self._news.clear()
@@ -101,3 +107,7 @@ class Viewer:
     event = {**item.event, "byte_length": len(binary), "has_init": not self._has_init}
     self._has_init = True
     return Frame(json.dumps(event), binary)
+
+
+_LEAVE_OUT = {"media": Viewer.leave_out_media, "preview": Viewer.leave_out_preview, "news": Viewer.lose}
+"""What there is no room for."""

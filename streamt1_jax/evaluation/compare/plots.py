@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -19,14 +19,14 @@ def available() -> bool:
   return importlib.util.find_spec("matplotlib") is not None
 
 
-def write(folder: epath.Path, summary: Mapping[str, Any]) -> list[epath.Path]:
-  """Draws all plots that the numbers allow; returns their files."""
-  drawn = []
-  for name, draw in _PLOTS.items():
-    figure = _figure(draw, summary)
+def write(folder: epath.Path, summary: Mapping[str, Any]) -> dict[str, epath.Path]:
+  """Draws all plots that the numbers allow; returns their files by title."""
+  drawn = {}
+  for name, plot in _PLOTS.items():
+    figure = _figure(plot.draw, summary)
     if figure is not None:
-      atomic.replace_bytes(folder / f"{name}.svg", figure)
-      drawn.append(folder / f"{name}.svg")
+      drawn[plot.title] = folder / f"{name}.svg"
+      atomic.replace_bytes(drawn[plot.title], figure)
   return drawn
 
 
@@ -144,19 +144,18 @@ def _cost_split(axes: Any, summary: Mapping[str, Any]) -> bool:
   return max(bottom) > 0
 
 
-TITLES = {
-  "score_against_tflop": "Held-out score against TFLOP of a video",
-  "drift": "Along the video",
-  "regret": "What the reward's choice loses",
-  "over_optimisation": "The score that selects, and the held-out score",
-  "cost_split": "What the TFLOP are spent on",
-}
-"""Of each plot, by the name of its file."""
+class _Plot(NamedTuple):
+  """Its title, and what draws it; false if there is nothing to draw."""
+
+  title: str
+  draw: Callable[[Any, Mapping[str, Any]], bool]
+
 
 _PLOTS = {
-  "score_against_tflop": _score_against_tflop,
-  "drift": _drift,
-  "regret": _regret,
-  "over_optimisation": _over_optimisation,
-  "cost_split": _cost_split,
+  "score_against_tflop": _Plot("Held-out score against TFLOP of a video", _score_against_tflop),
+  "drift": _Plot("Along the video", _drift),
+  "regret": _Plot("What the reward's choice loses", _regret),
+  "over_optimisation": _Plot("The score that selects, and the held-out score", _over_optimisation),
+  "cost_split": _Plot("What the TFLOP are spent on", _cost_split),
 }
+"""By the names of their files."""

@@ -10,11 +10,12 @@ from streamt1_jax.data import world
 from streamt1_jax.data.world import Description
 from streamt1_jax.evaluation import room
 from streamt1_jax.io.timeline import ChunkClock, Entry, Timeline
+from streamt1_jax.noise_propagation import SEEDS_PER_CHUNK
 
 SEGMENT_SECONDS = 6.0
 """A timeline has a caption for about so many seconds, and at least two."""
-SEED_STEP = 100_000
-"""Seeds grow by 1000 a chunk, so that videos of up to 100 chunks have different seeds."""
+SEED_STEP = 100 * SEEDS_PER_CHUNK
+"""Between two videos: those of up to 100 chunks have different seeds."""
 
 
 class Scene(NamedTuple):
