@@ -205,6 +205,7 @@ def begin_result(searcher: Searcher, folder: epath.Path) -> GrowingResult:
       pipeline.config,
       plan.search,
       capacity=max(end, plan.steered.horizon or 0),
+      length=plan.steered.horizon,
       given_chunks=searcher.start.num_chunks,
       short_frames=pipeline.rewards.choice.short_frames,
     ),
