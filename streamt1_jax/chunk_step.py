@@ -102,8 +102,7 @@ def chunk_step(
   num_past = step.past_after(beams, winners.frames.shape[1])
   spare = state.spare
   if spare is not None and drawn_rounds is not None:
-    # More than a chunk can draw would never be drawn.
-    spare = jnp.minimum(spare + search.round_budget - drawn_rounds, search.most_rounds)
+    spare = spare + search.round_budget - drawn_rounds
   state = SearchState(state.chunk_index + 1, state.base_seed, state.begin, num_past, beams, choice.carry, spare)
   # The trace is what a host reads: every device has all of it.
   mesh = models.execution.mesh

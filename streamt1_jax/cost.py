@@ -76,6 +76,7 @@ def chunk_cost(
   *,
   short_frames: int | None = None,
   rounds: int | None = None,
+  length: int | None = None,
 ) -> Cost:
   """What one chunk of one video costs.
 
@@ -86,6 +87,7 @@ def chunk_cost(
     num_chunks: chunks of the whole video, or those that the state was made for; None for a video without an end.
     short_frames: frames of a chunk that the image reward sees; all by default.
     rounds: how many a search with rounds drew; by default those that every chunk is given.
+    length: what the search takes for the video's length, as `Condition.num_chunks`; by default `num_chunks`.
   """
   search = in_chunk(search, chunk_index)
   beams, candidates = search.top_k, drawn(search, rounds)
@@ -115,7 +117,7 @@ def chunk_cost(
   )
   followed = (
     _followed(models, search, chunk_index + 1 + ahead, num_chunks, short_frames)
-    for ahead in range(chunks_ahead(models, search, chunk_index, num_chunks))
+    for ahead in range(chunks_ahead(models, search, chunk_index, length or num_chunks))
   )
   return total([made, judged, *followed])
 
@@ -138,13 +140,13 @@ def chunk_depth(
   return one * rounds_of(in_chunk(search, chunk_index), rounds) + 1 + ahead * (one + 1)
 
 
-def chunks_ahead(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> int:
-  """Chunks by which a search carries on the candidates of one chunk, to judge what follows; none behind the last."""
-  ahead = in_chunk(search, chunk_index).look_ahead
-  end = num_chunks
-  if end is None or chunk_index >= end:
-    # A video without an end is longer than its state says.
-    end = models.generator.max_chunks(search)
+def chunks_ahead(models: Models, search: SearchConfig, chunk_index: int, length: int | None) -> int:
+  """Chunks by which a search carries on the candidates of one chunk, to judge what follows; none behind the last.
+
+  The length is what the search takes for it. A video that is longer has no end that the search knows.
+  """
+  ahead, longest = in_chunk(search, chunk_index).look_ahead, models.generator.max_chunks(search)
+  end = longest if length is None or chunk_index >= length else min(length, longest)
   return min(ahead, end - 1 - chunk_index)
 
 
@@ -196,11 +198,11 @@ def streams_begun(
   models: Models,
   search: SearchConfig,
   chunk_index: int,
-  num_chunks: int | None = None,
+  length: int | None = None,
   rounds: int | None = None,
 ) -> int:
   """How many of a chunk's decodes begin a stream: a stream's first latent frame is cheaper than a later one."""
-  ahead = chunks_ahead(models, search, chunk_index, num_chunks)
+  ahead = chunks_ahead(models, search, chunk_index, length)
   search, first = in_chunk(search, chunk_index), chunk_index == 0
   event = inside_event(search)
   winners = search.top_k if first else 0

@@ -14,21 +14,23 @@ from streamt1_jax.typing import IntScalar
 def scores_with(step: Step, beams: Beam, candidates: Candidates) -> Scores:
   """The means of the candidates' scores and of those of the chunks that follow each; fewer do near the video's end.
 
-  What follows is drawn as candidate 0 of the beam would draw it, so that it is the same noise for all candidates of a
-  beam. A candidate that leads to NaN or Inf stays usable, and is worse than any that does not.
+  What follows is drawn as candidate 0 of the beam would draw it: where that draws fresh noise and none is propagated,
+  all candidates of a beam go on with the same. A candidate that leads to NaN or Inf is not usable. If all do, nothing
+  is known of what follows, and their own scores are left to rank them by.
   """
-  own, least = candidates.scores, jnp.finfo(jnp.float32).min
+  own = candidates.scores
   end, longest = step.condition.num_chunks, step.models.generator.max_chunks(step.search)
-  # A video without an end is longer than its condition says.
-  end = jnp.where(step.chunk_index < end, end, longest)
+  # A video without an end is longer than its condition says, which may also say more chunks than the model can make.
+  end = jnp.minimum(jnp.where(step.chunk_index < end, end, longest), longest)
   count = jnp.minimum(step.search.look_ahead, end - 1 - step.chunk_index)
 
   def means() -> Scores:
     ahead = step.models.execution.map_siblings(lambda siblings: _sums(step, beams, siblings, count))(candidates)
     mean = lambda own, sums: (own + sums) / (count + 1).astype(jnp.float32)
-    finite = lambda score: jnp.where(jnp.isfinite(score), score, least)
-    short, long, hybrid = (finite(mean(*each)) for each in zip(own[:3], ahead, strict=True))
-    return Scores(short, long, hybrid, own.usable)
+    short, long, hybrid = (mean(*each) for each in zip(own[:3], ahead, strict=True))
+    usable = own.usable & jnp.isfinite(short) & jnp.isfinite(long) & jnp.isfinite(hybrid)
+    known = usable.any()
+    return Scores(*(jnp.where(known, *each) for each in zip((short, long, hybrid, usable), own, strict=True)))
 
   # As in `judge`: every device ranks all candidates.
   return step.laid_out(jax.lax.cond(count > 0, means, lambda: own))

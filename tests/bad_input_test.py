@@ -136,6 +136,8 @@ def test_numbers_that_do_not_fit_the_model(tmp_path, small_checkpoint, arguments
   [
     ("--search=every_j --judge_every=9", ["judge_every", "1..2", "got 9"]),
     ("--search=look_ahead --look_ahead=2", ["look_ahead", "0..1", "got 2"]),
+    ("--search=look_ahead --look_ahead=2 --plan", ["look_ahead", "0..1", "got 2"]),
+    ("--search=rounds --mesh=candidate:8", ["--mesh=candidate:8", "4 candidates in a round", "allowed: 1, 2, 4"]),
     ("--search=zero_order --policy=rounds:inf", ["rounds", "finite number", "inf"]),
     ("--search=zero_order --video=file", ["--video=file", "--search=zero_order", "first chunk"]),
     ("--search=backtracking --mesh=data:2", ["--mesh", "--search=backtracking", "data must be 1"]),

@@ -95,6 +95,9 @@ def test_an_entry_has_numbers_and_fields_of_its_own():
   assert found[2].search.judge_every == 5
   (paper,) = _read("stream_t1:semantics=paper:fusion_cap=0.25")
   assert paper.search == SearchConfig.paper(fusion_cap=0.25)
+  # Neither fits the 16 candidates that the method has by itself.
+  some, most = _read("rounds:6x1:round_size=3", "rounds:32x1:round_budget=8")
+  assert (some.search.most_rounds, most.search.round_budget) == (2, 8)
 
 
 @pytest.mark.parametrize(

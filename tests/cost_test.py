@@ -21,6 +21,7 @@ from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.generator import Models
 from streamt1_jax.io import manifest
 from streamt1_jax.measuring import search_flop
+from streamt1_jax.measuring.ledger import Ledger
 from streamt1_jax.methods import METHODS
 from streamt1_jax.policies import Reject
 from streamt1_jax.rewards.base import Promptless
@@ -103,7 +104,9 @@ class Counted(NamedTuple):
   beams: drivers.FinalBeams
 
 
-def _count(search: SearchConfig, decoding: Decoding = "together", num_chunks: int = NUM_CHUNKS) -> Counted:
+def _count(
+  search: SearchConfig, decoding: Decoding = "together", num_chunks: int = NUM_CHUNKS, length: int | None = None
+) -> Counted:
   counter = Counter()
   models = Models(
     CountingGenerator(counter=counter),
@@ -114,7 +117,7 @@ def _count(search: SearchConfig, decoding: Decoding = "together", num_chunks: in
     renoise,
     Execution(decoding=decoding),
   )
-  condition = Condition((), (), (), jnp.int32(num_chunks))
+  condition = Condition((), (), (), jnp.int32(length or num_chunks))
   made = drivers.stream(toy.PARAMS, condition, models, search, num_chunks=num_chunks, seed=1)
   traces = [jax.device_get(trace) for trace in made]
   scores = drivers.last_window_scores(search, traces)
@@ -193,6 +196,16 @@ def test_candidates_that_are_carried_on(decoding, again):
   ahead = Cost(0, 2 * 5 * 3, 0, 2 * 5, 0, 2 * 5, 2 * 5 * 4, 2 * 5, 2 * (5 + 9 + 9 + 13 + 13))
   expected = cost.total([Cost(16, 0, 4, 8 + again, 0, 8, 26, 8, 56), ahead])
   assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
+
+
+@pytest.mark.parametrize(("horizon", "follow"), [(2, [1, 0, 2, 2, 2, 2, 1, 0]), (20, [2, 2, 2, 2, 2, 2, 1, 0])])
+def test_candidates_that_are_carried_on_towards_a_horizon(horizon, follow):
+  """The toy makes 8 chunks at most. A horizon is the end as long as it lies ahead."""
+  search = METHODS["look_ahead"].settings(MODEL, beam_size=2, top_k=1, look_ahead=2)
+  models, counted, traces, _ = _count(search, num_chunks=8, length=horizon)
+  ledger = Ledger(models, MODEL, search, capacity=max(8, horizon), length=horizon)
+  assert [ledger.add(each).look_ahead for each in traces] == [2 * 3 * each for each in follow]
+  assert _seen_by_the_models(ledger.cost) == counted
 
 
 def test_rounds_cost_what_was_drawn():

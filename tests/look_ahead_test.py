@@ -14,6 +14,7 @@ from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.parallel.mesh import MESH_AXES
+from streamt1_jax.policies import TopK
 from streamt1_jax.state import Condition
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -39,6 +40,11 @@ def searched():
 
 def _seed(chunk, beam, place):
   return SEED + 3 * beam + place if chunk == 0 else SEED + 1000 * chunk + 100 * beam + place
+
+
+def _spoiled(seed):
+  draws = toy.draw_noise(seed)
+  return draws._replace(fresh=jnp.where(seed == _seed(1, 0, 0), jnp.nan, draws.fresh))
 
 
 def _chunk(last, seed):
@@ -97,21 +103,35 @@ class TestLookAhead:
       np.testing.assert_array_equal(trace.latents, other.latents)
       assert trace.survivor.tolist() == [0]
 
-  def test_what_leads_to_nan_is_last_but_usable(self):
+  def test_what_leads_to_nan_does_not_survive(self):
     """Candidate 0 of beam 0 is bad in chunk 1, and all candidates of beam 0 are carried on with its noise."""
-
-    def spoiled(seed):
-      draws = toy.draw_noise(seed)
-      return draws._replace(fresh=jnp.where(seed == _seed(1, 0, 0), jnp.nan, draws.fresh))
-
-    (_, first), (_, second), *_ = _states(models=dataclasses.replace(toy.MODELS, draw_noise=spoiled))
+    (_, first), (_, second), *_ = _states(models=dataclasses.replace(toy.MODELS, draw_noise=_spoiled))
     assert first.candidates.usable.all()
+    assert np.isnan(first.ahead[0]).all()
+    assert np.isfinite(first.ahead[1]).all()
     assert first.survivor.min() >= 3
     assert not second.candidates.usable[0, 0]
-    everywhere = lambda seed: spoiled(jnp.where(seed >= 1000, _seed(1, 0, 0), seed))
+    everywhere = lambda seed: _spoiled(jnp.where(seed >= 1000, _seed(1, 0, 0), seed))
     models = dataclasses.replace(toy.MODELS, draw_noise=everywhere)
     with pytest.raises(drivers.SearchError, match="chunk 1, seed 3: every candidate is NaN or Inf"):
       _states(models=models)
+
+  @pytest.mark.parametrize("policy", [None, TopK(cumulative=True)])
+  def test_where_all_lead_to_nan_their_own_scores_decide(self, policy):
+    """With one beam all candidates are carried on with the bad noise. Noise 5 is the best of 3, 4 and 5."""
+    models = dataclasses.replace(toy.MODELS, draw_noise=_spoiled)
+    (_, first), (_, second), *_ = _states(dataclasses.replace(SEARCH, top_k=1, policy=policy), models)
+    assert first.survivor.tolist() == [2]
+    np.testing.assert_array_equal(first.ahead, first.candidates.hybrid)
+    # What was not known has no part in later choices.
+    assert second.candidates.usable.tolist() == [[False, True, True]]
+    before = first.score if policy else 0.0
+    np.testing.assert_allclose(second.score, before + second.ahead[0, 1:].max(), rtol=1e-6)
+
+  def test_nothing_is_made_that_the_model_cannot_make(self):
+    """The toy makes 8 chunks, and a horizon may be farther away."""
+    *_, (_, trace) = _states(num_chunks=8, condition=CONDITION._replace(num_chunks=jnp.int32(20)))
+    np.testing.assert_array_equal(trace.ahead, trace.candidates.hybrid)
 
   def test_chunks_that_are_not_judged_do_not_look(self):
     found = [trace.ahead is not None for _, trace in _states(dataclasses.replace(SEARCH, judge_every=2))]

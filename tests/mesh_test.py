@@ -62,6 +62,15 @@ class TestSizes:
     sizes = device_mesh.default_sizes(devices, preset("wan_1_3b"), search, prompts)
     assert tuple(sizes[axis] for axis in device_mesh.AXES) == (*expected, 1)
 
+  def test_candidates_that_are_drawn_in_rounds(self):
+    """Of 16 candidates 4 are drawn at one time: 8 devices would have half a candidate each."""
+    search = SearchConfig(beam_size=16, top_k=1, round_size=4)
+    assert device_mesh.default_sizes(8, small.MODEL, search)["candidate"] == 4
+    assert _mesh("candidate:4", search).shape["sibling"] == 4
+    message = r"candidate:8 does not divide 1 beams of 4 candidates in a round; allowed: 1, 2, 4$"
+    with pytest.raises(ConfigError, match=message):
+      _mesh("candidate:8", search)
+
   def test_one_device_needs_no_mesh(self):
     assert _mesh("data:1,candidate:1") is None
 

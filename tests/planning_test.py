@@ -64,10 +64,14 @@ def test_arithmetic_by_hand():
 
 
 def test_what_is_kept_and_carried_on_by_hand():
-  """A copy of the state is memories, decoder states and the rest of both beams; what is carried on has half of it."""
+  """A copy of the state is memories, decoder states and the rest of both beams; what is carried on has half of it.
+
+  All candidates at once have it twice: `bench_mid` compiled for a CPU takes 323 MB for 1 x 4 candidates that are
+  carried on together. The rest of the chunk is 57 MB of that, and a beam's part of the state 33 MB.
+  """
   state = 5000 + 90 + 2 * 700
   several = dataclasses.replace(SIZES, kept_states=3, looks_ahead=True)
-  for way, carried in (("together", 4), ("in_turn", 2), ("twice", 2)):
+  for way, carried in (("together", 8), ("in_turn", 2), ("twice", 2)):
     one, usual = memory.estimate(several, way), memory.estimate(SIZES, way)
     assert one.argument_bytes - usual.argument_bytes == 3 * state
     assert one.temporary_bytes - usual.temporary_bytes == carried * state // 2

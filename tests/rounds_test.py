@@ -56,7 +56,7 @@ def _by_hand(accept, budget=0):
     limit, rounds = min(3, budget + spare) if budget else 3, 0
     while rounds < limit and (rounds == 0 or max(values[: 2 * rounds]) < accept):
       rounds += 1
-    spare = min(spare + budget - rounds, 3)
+    spare += budget - rounds
     place = int(np.argmax(values[: 2 * rounds]))
     last = values[place]
     found.append((rounds, place, last))
@@ -85,6 +85,15 @@ class TestRounds:
 
   def test_the_case_by_hand_takes_what_is_left(self):
     assert [rounds for rounds, *_ in _by_hand(2.0, 2)] == [2, 2, 2, 2, 1, 3]
+
+  def test_what_is_left_does_not_expire(self):
+    """Four chunks take one round of their two each; four more take all of their eight and of the four that are left."""
+    easy = lambda seed: draw_noise(seed)._replace(fresh=jnp.full(toy.SHAPE, jnp.where(seed < SEED + 4000, 1e2, -1e6)))
+    search = dataclasses.replace(SEARCH, accept=0.0, round_budget=2)
+    options = {"num_chunks": 8, "condition": CONDITION._replace(num_chunks=jnp.int32(8))}
+    states = _states(search, dataclasses.replace(MODELS, draw_noise=easy), **options)
+    assert [int(trace.rounds) for _, trace in states] == [1, 1, 1, 1, 3, 3, 3, 3]
+    assert [int(state.spare) for state, _ in states] == [1, 2, 3, 4, 3, 2, 1, 0]
 
   def test_one_candidate_is_plain_streaming(self):
     plain = dataclasses.replace(SEARCH, beam_size=1, round_size=0, judges=False)

@@ -65,6 +65,7 @@ from streamt1_jax.cli.generate_plan import (
   SEED_LIMIT,
   Plan,
   Searcher,
+  check_begin,
   load,
   make_plan,
   num_chunks,
@@ -72,6 +73,7 @@ from streamt1_jax.cli.generate_plan import (
 )
 from streamt1_jax.cli.growing_result import GrowingResult
 from streamt1_jax.cli.searched_videos import search_videos
+from streamt1_jax.cli.steering_flags import Steered
 from streamt1_jax.cli.stopped_searches import Batch
 from streamt1_jax.cli.telling import say, tell
 from streamt1_jax.config import require_video_model
@@ -205,6 +207,7 @@ def begin_result(searcher: Searcher, folder: epath.Path) -> GrowingResult:
       pipeline.config,
       plan.search,
       capacity=max(end, plan.steered.horizon or 0),
+      length=plan.steered.horizon,
       given_chunks=searcher.start.num_chunks,
       short_frames=pipeline.rewards.choice.short_frames,
     ),
@@ -218,12 +221,14 @@ def begin_result(searcher: Searcher, folder: epath.Path) -> GrowingResult:
   )
 
 
-def describe_memory(values: flags.FlagValues, num_prompts: int) -> list[str]:
+def describe_memory(values: flags.FlagValues, steered: Steered, num_prompts: int) -> list[str]:
   """What --plan prints. No weight is read. Raises ConfigError, naming the flag, also where the search does not fit."""
   checkpoint = find_checkpoint(values.checkpoint)
   model = load_config(checkpoint)
   require_video_model(model, str(checkpoint))
-  chunks = num_chunks(values, model, search_flags.search_config(values, model))
+  search = search_flags.search_config(values, model)
+  chunks = num_chunks(values, model, search)
+  check_begin(values, steered, model, search, chunks)
   asked = search_flags.memory_request(
     values, checkpoint, model, device_flags.use_dtype(values.dtype), max(num_prompts, 1), chunks
   )
@@ -294,7 +299,7 @@ def run(values: flags.FlagValues) -> None:
   steered = steering_flags.read(values)
   prompts = read_prompts(values, steered)
   if values.plan:
-    tell(*describe_memory(values, len(prompts)))
+    tell(*describe_memory(values, steered, len(prompts)))
     return
   plan = make_plan(values, prompts, steered)
   missing = [sample for sample in find_samples(plan, prompts) if not sample.is_finished]

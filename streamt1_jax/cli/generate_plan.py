@@ -190,7 +190,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   require_video_model(model, str(checkpoint))
   search = search_flags.search_config(values, model)
   chunks = num_chunks(values, model, search)
-  _check_begin(values, steered, model, search, chunks)
+  check_begin(values, steered, model, search, chunks)
   monitoring.check_flags(values, chunks)
   choice = search_flags.reward_choice(values, checkpoint, model)
   readers = search_flags.prompt_readers(checkpoint, choice)
@@ -205,7 +205,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   return Plan(values, dtype, checkpoint, model, rewards, search, chunks, sha256, steered, seed)
 
 
-def _check_begin(
+def check_begin(
   values: flags.FlagValues, steered: Steered, model: ModelConfig, search: SearchConfig, chunks: int
 ) -> None:
   """Raises ConfigError, naming the flag, unless the search can make a video that begins like this."""

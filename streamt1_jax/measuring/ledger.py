@@ -30,6 +30,7 @@ class Ledger:
     search: SearchConfig,
     *,
     capacity: int | None,
+    length: int | None = None,
     given_chunks: int = 0,
     short_frames: int | None = None,
   ):
@@ -40,11 +41,13 @@ class Ledger:
       model: sizes.
       search: how the video is searched.
       capacity: chunks that the windows of the state are made for, as in `init_state`.
+      length: what the search takes for the video's length, as `Condition.num_chunks`; `capacity` by default.
       given_chunks: chunks that the video begins with.
       short_frames: frames of a chunk that the image reward sees; all by default.
     """
     self._models, self._model, self._search = models, model, search
-    self._capacity, self._given, self._short_frames = capacity, given_chunks, short_frames
+    self._capacity, self._given, self._length = capacity, given_chunks, length or capacity
+    self._options: dict[str, Any] = {"short_frames": short_frames, "length": self._length}
     # Chunks that have left every beam's memory.
     self._gone = np.full(search.top_k, max(0, given_chunks - search_flop.most_seen(model) - 1))
     # A video may run for days: chunks of one cost are counted together. Beside it, streams that its decodes began.
@@ -68,8 +71,7 @@ class Ledger:
     parents = np.asarray(survivor) // self._search.beam_size
     seen, self._gone = index + 1 - self._gone, self._gone[parents]
     rounds = None if rounds is None else int(rounds)
-    options: dict[str, Any] = {"short_frames": self._short_frames, "rounds": rounds}
-    found = cost.chunk_cost(self._models, self._search, index, self._capacity, **options)
+    found = cost.chunk_cost(self._models, self._search, index, self._capacity, **self._options, rounds=rounds)
     # All beams draw equally many candidates, and a survivor's clean pass sees what its parent saw.
     self._seen += (found.denoise + found.look_ahead) * seen.mean() + found.commit * seen[parents].mean()
     self._chunks[found, self._begun(index, rounds)] += 1
@@ -79,14 +81,14 @@ class Ledger:
     """Counts what a driver tried on the host: chunks that are not in the video, and what judging them took."""
     self.tries.append(tried)
     for index in () if tried.kept else range(tried.begin, tried.begin + tried.chunks):
-      found = cost.chunk_cost(self._models, self._search, index, self._capacity, short_frames=self._short_frames)
+      found = cost.chunk_cost(self._models, self._search, index, self._capacity, **self._options)
       seen = min(index, search_flop.most_seen(self._model)) + 1
       self._tried[found, self._begun(index), seen] += 1
     if tried.judged_frames:
       self._tried[Cost(video_calls=1, video_frames=tried.judged_frames), 0, 1] += 1
 
   def _begun(self, index: int, rounds: int | None = None) -> int:
-    return cost.streams_begun(self._models, self._search, index, self._capacity, rounds)
+    return cost.streams_begun(self._models, self._search, index, self._length, rounds)
 
   @property
   def cost(self) -> Cost:

@@ -78,7 +78,7 @@ def make_mesh(
     sizes: by axis, as `parse_sizes` gives them; an axis that is not there has size 1.
     model: `model` must divide its heads and feed-forward channels, `model * seq` its heads, and `seq` the tokens of a
       latent frame.
-    search: `candidate` must divide its beams and candidates.
+    search: `candidate` must divide its beams and the candidates that they draw at one time.
     devices: all devices of the run by default. If there are more than the sizes ask for, the first ones are used.
 
   Raises:
@@ -102,8 +102,9 @@ def make_mesh(
     )
   if sizes["candidate"] not in _candidate_sizes(search):
     raise ConfigError(
-      f"candidate:{sizes['candidate']} does not divide {search.top_k} beams of {search.beam_size} candidates; "
-      f"allowed: {', '.join(map(str, _candidate_sizes(search)))}"
+      f"candidate:{sizes['candidate']} does not divide {search.top_k} beams of {search.round_size or search.beam_size} "
+      f"candidates{' in a round' if search.round_size else ''}; allowed: "
+      f"{', '.join(map(str, _candidate_sizes(search)))}"
     )
   if count == 1:
     return None
@@ -122,9 +123,12 @@ def _model_shards(model: ModelConfig) -> int:
 
 
 def _candidate_sizes(search: SearchConfig) -> list[int]:
-  """Sizes of `candidate`, in ascending order. Beams take what they can of a size; the rest divides their candidates."""
-  sizes = range(1, search.num_candidates + 1)
-  return [size for size in sizes if search.beam_size % (size // math.gcd(size, search.top_k)) == 0]
+  """Sizes of `candidate`, in ascending order. Beams take what they can of a size; the rest divides their candidates.
+
+  These are the ones that are drawn at one time.
+  """
+  sizes, drawn = range(1, search.num_candidates + 1), search.round_size or search.beam_size
+  return [size for size in sizes if drawn % (size // math.gcd(size, search.top_k)) == 0]
 
 
 def _divisors(number: int) -> list[int]:

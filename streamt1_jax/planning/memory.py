@@ -36,6 +36,10 @@ _WHOLE_ERROR, _DIVIDED_ERROR = 1.9, 5.0
 _GENERATE_ERROR = 0.1
 # Copies of the keys and values of a chunk: computed, gathered and written.
 _CHUNK_COPIES = 3
+# Copies of what candidates are carried on with, all at once: to make room in their memories the compiler copies them.
+# Where they take turns it does not. A small model on a CPU, with one or two beams of one to eight candidates, is the
+# only one that was compiled.
+_CARRIED_COPIES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +168,7 @@ def estimate(sizes: Sizes, decoding: Decoding) -> Estimate:
   temporaries, off_by = max(phases, key=lambda phase: sum(phase[0].values()))
   if sizes.looks_ahead:
     # Scores of the candidates are known by then. Each that is carried on has all that a beam has.
-    carried = sizes.candidates if decoding == "together" else sizes.beams
+    carried = _CARRIED_COPIES * sizes.candidates if decoding == "together" else sizes.beams
     temporaries = {**temporaries, "what candidates are carried on with": whole // sizes.beams * carried}
   return Estimate(decoding, arguments, temporaries, sizes.results, off_by)
 

@@ -136,7 +136,8 @@ def _contender(entry: _Entry, model: ModelConfig, numbers: Mapping[str, float], 
   own_numbers = {name: value for name, value in numbers.items() if name in method.numbers} | entry.numbers
   own_fields = {name: value for name, value in fields.items() if name in method.fields} | entry.fields
   settings = functools.partial(method.settings, model, numbers=own_numbers, **own_fields)
-  base = settings()
+  # Fields may need the size's candidates. Its beams may be more than one batch holds.
+  base = settings(**{name: size for name, size in sizes.items() if name != "top_k"})
   if method.run is None and _is_plain(base, model):
     if entry.fields:
       names = ", ".join(f"--{name}" for name in entry.fields)
