@@ -244,6 +244,11 @@ class Pipeline:
     """Yields every chunk as soon as it is searched; see `drivers.stream`."""
     return drivers.stream(self.params, condition, self.models, search, num_chunks=num_chunks, seed=seed)
 
+  def with_previews(self, count: int) -> "Pipeline":
+    """The same model; traces of its searches hold `count` frames of every candidate (`ChunkTrace.previews`)."""
+    execution = dataclasses.replace(self.models.execution, preview_frames=count)
+    return dataclasses.replace(self, models=dataclasses.replace(self.models, execution=execution))
+
   @property
   def mesh_sizes(self) -> dict[str, int] | None:
     """Axes and sizes of the mesh, or None on one device."""

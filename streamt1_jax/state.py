@@ -13,6 +13,9 @@ from streamt1_jax.policies import search_policy
 from streamt1_jax.reward_pruning import Flags, ScoreHistory
 from streamt1_jax.typing import HostArray, IntLike, IntScalar, Latents, SearchParams
 
+PREVIEW_WIDTH = 160
+"""Pixels of a row of a preview, at most."""
+
 
 class Beam(NamedTuple):
   """One lineage.
@@ -132,8 +135,8 @@ class ChunkTrace(NamedTuple):
     ahead: hybrid scores of the candidates, averaged with those of the chunks that follow them; None unless the search
       looks ahead.
     rounds: how many were drawn; None for a search without. Candidates of others are not usable, and score 0.
-    previews: the frames of all candidates that `Execution.preview_frames` asks for, evenly spaced; None if it asks for
-      none, or if losers are not decoded or not kept.
+    previews: the frames of all candidates that `Execution.preview_frames` asks for, evenly spaced; pictures at most
+      `PREVIEW_WIDTH` pixels wide. None if it asks for none, or if losers are not decoded or not kept.
   """
 
   candidates: CandidateTrace

@@ -31,7 +31,7 @@ from streamt1_jax.policies import (
 from streamt1_jax.rewards import window_codecs
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow, require_score
 from streamt1_jax.rewards.selection import spread
-from streamt1_jax.state import Beam, Condition, InsideTrace, SearchState
+from streamt1_jax.state import PREVIEW_WIDTH, Beam, Condition, InsideTrace, SearchState
 from streamt1_jax.typing import Decoded, FloatScalar, IntLike, IntScalar, Latents, SearchParams
 
 
@@ -147,6 +147,16 @@ def _append_frames(
   joined = jax.lax.dynamic_update_slice_in_dim(joined, chunk, num_past, 0)
   surplus = jnp.maximum(num_past + chunk.shape[0] - past.shape[0], 0)
   return jax.lax.dynamic_slice_in_dim(joined, surplus, past.shape[0])
+
+
+def small_pictures(frames: Decoded) -> Decoded:
+  """Pictures at most `PREVIEW_WIDTH` wide, averaged over squares of whole pixels; latent frames as they are."""
+  if frames.dtype != jnp.uint8 or frames.shape[-2] <= PREVIEW_WIDTH:
+    return frames
+  side = -(-frames.shape[-2] // PREVIEW_WIDTH)
+  rows, columns = frames.shape[-3] // side, frames.shape[-2] // side
+  squares = frames[..., : rows * side, : columns * side, :].reshape(*frames.shape[:-3], rows, side, columns, side, -1)
+  return jnp.round(squares.mean(axis=(-4, -2), dtype=jnp.float32)).astype(jnp.uint8)
 
 
 @contextlib.contextmanager
@@ -339,7 +349,7 @@ class Step:
   def previews(self, candidates: Candidates) -> Decoded | None:
     """The frames of candidates that traces hold, [K, B, P, ...]: see `ChunkTrace.previews`."""
     count, frames = self.models.execution.preview_frames, candidates.frames
-    return None if frames is None or not count else frames[:, :, spread(frames.shape[2], count)]
+    return None if frames is None or not count else small_pictures(frames[:, :, spread(frames.shape[2], count)])
 
   def past_after(self, beams: Beam, num_frames: int) -> IntScalar:
     """Valid past frames of the beams after the chunk, of `num_frames` frames."""

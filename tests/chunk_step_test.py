@@ -20,7 +20,7 @@ from streamt1_jax.nn.rotary import FrameTurns
 from streamt1_jax.noise_propagation import NoiseDraws, gaussian_noise
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.state import Condition, init_state, past_capacity
-from streamt1_jax.step import denoise
+from streamt1_jax.step import denoise, small_pictures
 from tests import small_codec
 from tests import small_search as small
 from tests import toy_generator as toy
@@ -433,6 +433,15 @@ def test_previews_change_nothing_else():
     # Of three frames these are the first and the last: the middles of two halves.
     survivors = seen.previews.reshape(-1, *seen.previews.shape[2:])[seen.survivor]
     np.testing.assert_array_equal(survivors, seen.frames[:, [0, 2]])
+
+
+def test_previews_of_large_pictures_are_means_of_squares():
+  pictures = np.random.default_rng(0).integers(0, 256, (2, 1, 3, 5, 330, 3), dtype=np.uint8)
+  small_ones = np.asarray(small_pictures(jnp.asarray(pictures)))
+  assert small_ones.shape == (2, 1, 3, 1, 110, 3)
+  square = pictures[1, 0, 2, :3, 327:330].reshape(-1, 3)
+  np.testing.assert_allclose(small_ones[1, 0, 2, 0, 109], square.mean(axis=0), atol=0.501)
+  np.testing.assert_array_equal(small_pictures(jnp.asarray(pictures[..., :160, :])), pictures[..., :160, :])
 
 
 def test_nothing_is_previewed_where_losers_are_not_kept():

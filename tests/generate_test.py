@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -84,6 +85,14 @@ def test_every_file_is_there_and_nothing_else(finished):
     assert {path.name for path in folder.iterdir()} == names
   with Image.open(folders[0] / "contact_sheet.png") as sheet:
     assert sheet.width > 4 * 256
+
+
+def test_three_frames_of_every_candidate_are_kept(finished):
+  with zipfile.ZipFile(pathlib.Path(finished.outputs[0]) / "pictures.zip") as archive:
+    kept = set(archive.namelist())
+  chunks = finished.read("trace.json")["chunks"]
+  assert kept == {f"{chunk['chunk']}/{each['candidate']}.jpg" for chunk in chunks for each in chunk["candidates"]}
+  assert len(kept) > sum(len(set(chunk["survivors"])) for chunk in chunks)
 
 
 def test_video_has_the_length_and_size_it_should(finished):

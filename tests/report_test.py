@@ -133,14 +133,23 @@ def test_kinds_are_those_of_lineage_and_survivors(results, page):
       assert node["class"] == f"node {kind}"
 
 
-def test_survivors_show_their_own_frames_and_losers_say_that_none_were_kept(results, page):
+def test_every_candidate_shows_its_own_frames(results, page):
   for chunk in _trace(results)["chunks"]:
+    for number in range(4):
+      article = page.one("article", id=f"r0-c{chunk['chunk']}-{number}")
+      assert _bar(page.one("img", article)["src"]) == number
+
+
+def test_where_losers_have_no_frames_survivors_show_theirs(tmp_path):
+  folder = Searched(chunks=2, losers=False).write(tmp_path / "survivors")
+  page = _page(folder)
+  for chunk in _trace(folder)["chunks"]:
     for number in range(4):
       article = page.one("article", id=f"r0-c{chunk['chunk']}-{number}")
       if number in chunk["survivors"]:
         assert _bar(page.one("img", article)["src"]) == number
       else:
-        assert "No frames of it were kept: a search keeps those of survivors." in article["text"]
+        assert "No frames of it were kept." in article["text"]
 
 
 def test_frames_of_the_video_serve_where_no_pictures_were_kept(tmp_path):

@@ -45,6 +45,7 @@ class Searched:
     unusable: chunk and candidate that are NaN.
     fails: whether the search ends without a video.
     pictures: whether small frames are kept.
+    losers: whether traces have frames of those that did not survive.
   """
 
   chunks: int = 6
@@ -56,6 +57,7 @@ class Searched:
   unusable: Sequence[tuple[int, int]] = ()
   fails: bool = False
   pictures: bool = True
+  losers: bool = True
 
   def write(self, folder: pathlib.Path) -> pathlib.Path:
     """Makes the folder and fills it as `streamt1 generate` does."""
@@ -127,7 +129,12 @@ class Searched:
       latents=np.zeros((self.search.top_k, CHUNK_FRAMES, 1, 1, 1), np.float32),
       frames=np.stack([self.frames_of(chunk, int(each)) for each in survivor]),
       steps=None,
+      previews=self._previews(chunk) if self.losers else None,
     )
+
+  def _previews(self, chunk: int) -> np.ndarray:
+    frames = np.stack([self.frames_of(chunk, number)[:3] for number in range(self.search.num_candidates)])
+    return frames.reshape(self.search.top_k, self.search.beam_size, *frames.shape[1:])
 
   def frames_of(self, chunk: int, number: int) -> np.ndarray:
     """Of a candidate, uint8 `[Q, H, W, 3]`: a bar that fills one part of the width for each number, from 1."""

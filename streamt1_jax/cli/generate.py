@@ -9,7 +9,7 @@ Every prompt gets a folder in `output_dir`, which appears whole or not at all:
 
   video.mp4           H.264, small videos enlarged by whole pixels
   report.html         the search as a page to click through, unless --report=false
-  pictures.zip        three small frames of every survivor, for the report
+  pictures.zip        three small frames of every candidate, for the report
   latents.safetensors the video before it was decoded: --continue_from=FOLDER goes on from it
   contact_sheet.png   eight frames, with their times
   trace.json          every candidate: seed, parent, scores, route, fate; what each chunk cost; the winner's lineage

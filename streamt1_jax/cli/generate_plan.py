@@ -31,6 +31,7 @@ from streamt1_jax.methods import METHODS
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES
 from streamt1_jax.pipeline import Pipeline
+from streamt1_jax.report.pictures import FRAMES_PER_STRIP
 from streamt1_jax.steering import NOTHING, Start
 from streamt1_jax.text.prompts import load_prompts
 from streamt1_jax.text.tokenizer import clean
@@ -241,6 +242,8 @@ def load(plan: Plan, num_prompts: int) -> Searcher:
     raise ConfigError(f"--mesh: {alone}: data must be 1")
   with timer.phase("load"):
     pipeline = search_flags.load_pipeline(plan.values, plan.checkpoint, plan.dtype, num_prompts)
+  if plan.values.report and plan.search.num_candidates > 1:
+    pipeline = pipeline.with_previews(FRAMES_PER_STRIP)
   notes: list[str] = []
   with timer.phase("load"):
     start = steering_flags.make_start(plan.steered, pipeline, notes.append)

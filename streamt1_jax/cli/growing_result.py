@@ -4,7 +4,7 @@
   latents.safetensors   its length is known before the first chunk
   trace.rows            a JSON line per chunk that was made; trace.json at the end
   contact_sheet.png     at the end
-  pictures.zip          three small frames of every survivor, if the report is wanted
+  pictures.zip          three small frames of every candidate, if the report is wanted
 
 A search that goes on after a stop makes them anew, from the chunks that were saved.
 """
@@ -30,7 +30,7 @@ from streamt1_jax.io import manifest, part_files, paths, video
 from streamt1_jax.io.growing_video import GrowingVideo
 from streamt1_jax.measuring.ledger import Ledger
 from streamt1_jax.pipeline import display_scale
-from streamt1_jax.report.pictures import StripFile
+from streamt1_jax.report.pictures import StripFile, strips_of
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.trace import describe_chunk, describe_scores, describe_step
 
@@ -66,7 +66,7 @@ class GrowingResult:
       num_latent_frames: of the whole video.
       given_chunks: chunks that it begins with and that are not made.
       model_sha256: identifies the model that makes the latents.
-      pictures: whether small frames of survivors are kept, for the report.
+      pictures: whether small frames of candidates are kept, for the report.
     """
     self._target, self._search, self._fps, self._scale = folder, search, fps, display_scale(height)
     self.ledger = ledger
@@ -105,7 +105,7 @@ class GrowingResult:
     row = describe_chunk(self._given_chunks + self._made, trace, self._search, self.ledger.add(trace))
     self._rows.write(manifest.to_json_line(row) + "\n")
     if self._strips is not None:
-      self._strips.add(row["chunk"], row["survivors"], trace.frames)
+      self._strips.add(row["chunk"], strips_of(trace, row))
     self._made += 1
 
   def add(self, chunk: FinalChunk) -> None:

@@ -124,7 +124,7 @@ class LiveResult:
     with StripFile(folder / results.PICTURES) as strips, open(grown / "strips", "rb") as lines:
       for line in lines:
         chunk, kept = json.loads(line)
-        strips.add_encoded(chunk, {int(number): base64.b64decode(strip) for number, strip in kept.items()})
+        strips.add(chunk, {int(number): base64.b64decode(strip) for number, strip in kept.items()})
     if self._picture is not None:
       video.write_png(folder / START, self._picture)
     session.timeline.until(clock.seconds(self._chunks)).save(folder / TIMELINE)

@@ -47,6 +47,7 @@ from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES
 from streamt1_jax.pipeline import Pipeline, display_scale
+from streamt1_jax.report.pictures import FRAMES_PER_STRIP
 from streamt1_jax.serve import processes
 from streamt1_jax.serve.presets import FLAGS, PRESETS
 from streamt1_jax.state import ChunkTrace
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
   from streamt1_jax.serve.studio import Studio
   from streamt1_jax.session import Session
 
-PREVIEW_FRAMES = 3
-"""Of every candidate: what a strip shows."""
 _WARM_UP = ("a red circle moves left over a dark blue background", "a blue square moves up over a gray background")
 
 
@@ -195,8 +194,7 @@ def load_pipeline(
     decoding=values.decoding,
     attention=values.attention,
   )
-  execution = dataclasses.replace(pipeline.models.execution, preview_frames=PREVIEW_FRAMES)
-  return dataclasses.replace(pipeline, models=dataclasses.replace(pipeline.models, execution=execution))
+  return pipeline.with_previews(FRAMES_PER_STRIP)
 
 
 def make_studio(pipeline: Pipeline, searches: Mapping[str, SearchConfig], values: flags.FlagValues) -> Studio:

@@ -1,8 +1,9 @@
-"""Strips: three small frames of a candidate side by side, one JPEG each. A search keeps those of its survivors.
+"""Strips: three small frames of a candidate side by side, one JPEG each.
 
   pictures.zip    CHUNK/CANDIDATE.jpg, stored without compression; it grows with the search
 
-What is in the video needs no strip of its own: its frames are read from there.
+A search whose report is wanted keeps one of every candidate, or of survivors alone where losers are not decoded for
+good. What is in the video needs no strip of its own: its frames are read from there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import io
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,9 @@ from PIL import Image
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files, result_files, video
+from streamt1_jax.state import PREVIEW_WIDTH, ChunkTrace
 
 FRAMES_PER_STRIP = 3
-_WIDTH = 160
-"""Pixels of a frame in a strip, at most."""
 _QUALITY = 88
 _MEMBER = re.compile(r"(\d{1,7})/(\d{1,4})\.jpg")
 _MOST_BYTES, _MOST_ROWS = 1 << 20, 1 << 12
@@ -34,7 +34,7 @@ Strips = Mapping[tuple[int, int], bytes]
 
 
 class StripFile:
-  """Takes survivors' frames while they come. Use it as a context."""
+  """Takes strips while they come. Use it as a context."""
 
   def __init__(self, path: epath.PathLike):
     """Writes `path`, a file of this machine."""
@@ -46,24 +46,38 @@ class StripFile:
   def __exit__(self, *exception) -> None:
     self._zip.close()
 
-  def add(self, chunk: int, numbers: Sequence[int], frames: Any) -> None:
-    """Keeps candidates of a chunk: `frames`, uint8 `[N, Q, H, W, 3]`, are those of candidates `numbers`."""
-    for place, number in enumerate(numbers):
-      # A candidate may survive in several beams.
-      if number not in numbers[:place]:
-        self.add_encoded(chunk, {number: strip_of(np.asarray(frames[place]))})
-
-  def add_encoded(self, chunk: int, strips: Mapping[int, bytes]) -> None:
-    """Keeps what `strip_of` made of candidates of a chunk, by number."""
+  def add(self, chunk: int, strips: Mapping[int, bytes]) -> None:
+    """Keeps the strips of candidates of a chunk, by number."""
     for number, strip in strips.items():
       # Without a date: equal searches give equal files.
       self._zip.writestr(zipfile.ZipInfo(f"{chunk}/{number}.jpg"), strip)
 
 
+def strips_of(
+  trace: ChunkTrace, row: Mapping[str, Any], to_pixels: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> dict[int, bytes]:
+  """Strips of the candidates of a chunk by number: of all where the trace has previews, else of survivors.
+
+  Args:
+    trace: the chunk; its candidates have numbers parent * B + i.
+    row: what `trace.describe_chunk` says of it.
+    to_pixels: from frames as the trace has them to uint8 `[Q, H, W, 3]`.
+  """
+  if trace.previews is None:
+    frames = dict(zip(row["survivors"], np.asarray(trace.frames), strict=True))
+  else:
+    flat = np.asarray(trace.previews).reshape(-1, *trace.previews.shape[2:])
+    frames = {entry["candidate"]: flat[entry["candidate"]] for entry in row["candidates"]}
+  return {number: strip_of(to_pixels(each)) for number, each in frames.items()}
+
+
 def strip_of(frames: np.ndarray) -> bytes:
-  """JPEG of the first, middle and last of some frames, uint8 `[Q, H, W, 3]`, side by side."""
-  picked = frames[np.linspace(0, len(frames) - 1, FRAMES_PER_STRIP).round().astype(int)]
-  return _jpeg(Image.fromarray(np.concatenate([_small(frame) for frame in picked], axis=1)))
+  """JPEG of three of some frames, uint8 `[Q, H, W, 3]`, side by side: the middles of three equal parts."""
+  return _jpeg(Image.fromarray(np.concatenate([_small(frame) for frame in frames[_picked(len(frames))]], axis=1)))
+
+
+def _picked(count: int) -> np.ndarray:
+  return ((np.arange(FRAMES_PER_STRIP) + 0.5) * count / FRAMES_PER_STRIP).astype(int)
 
 
 def middle_of(strip: bytes) -> bytes:
@@ -81,8 +95,10 @@ def size_of(strip: bytes) -> tuple[int, int]:
 
 def _small(frame: np.ndarray) -> np.ndarray:
   image = Image.fromarray(frame)
-  if image.width > _WIDTH:
-    image = image.resize((_WIDTH, max(1, round(image.height * _WIDTH / image.width))), Image.Resampling.BOX)
+  if image.width > PREVIEW_WIDTH:
+    image = image.resize(
+      (PREVIEW_WIDTH, max(1, round(image.height * PREVIEW_WIDTH / image.width))), Image.Resampling.BOX
+    )
   return np.asarray(image)
 
 
@@ -121,7 +137,7 @@ def _check(strip: bytes, where: str) -> None:
   """Raises ConfigError, which begins with `where`, unless `strip` is a whole JPEG of the size that strips have."""
   try:
     with Image.open(io.BytesIO(strip), formats=("JPEG",)) as image:
-      if image.width > FRAMES_PER_STRIP * _WIDTH or image.height > _MOST_ROWS:
+      if image.width > FRAMES_PER_STRIP * PREVIEW_WIDTH or image.height > _MOST_ROWS:
         raise ConfigError(f"{where} has {image.width}x{image.height} pixels")
       image.load()
   except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -137,9 +153,7 @@ def from_video(path: epath.Path, spans: Mapping[int, tuple[int, int]]) -> dict[i
   num_frames = video.probe_video(path).num_frames
   if not spans or max(end for _, end in spans.values()) > num_frames:
     return {}
-  places = {
-    chunk: np.linspace(begin, end - 1, FRAMES_PER_STRIP).round().astype(int) for chunk, (begin, end) in spans.items()
-  }
+  places = {chunk: begin + _picked(end - begin) for chunk, (begin, end) in spans.items()}
   needed = np.unique(np.concatenate(list(places.values())))
   frames = video.read_frames(path, needed, num_frames)
   return {chunk: strip_of(frames[np.searchsorted(needed, picked)]) for chunk, picked in places.items()}

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from streamt1_jax.io import manifest
 from streamt1_jax.messages import one_line
 from streamt1_jax.report import pictures
@@ -151,7 +149,7 @@ class Take:
     self._made += 1
     # Strict JSON: a score that is NaN is null, also for a browser.
     row = json.loads(manifest.to_json_line(describe_chunk(index, trace, search)))
-    strips = _strips(trace, row, self._studio)
+    strips = pictures.strips_of(trace, row, self._studio.pictures)
     self._rows[index] = row, strips
     names = ("candidate", "parent", "seed", "short", "long", "hybrid", "fate", "rank", "route", "flags")
     candidates = [
@@ -231,13 +229,3 @@ class Take:
 def _route(row: dict[str, Any], survivor: int | None) -> str | None:
   """What became of the chunk that left the memory before this one was made."""
   return next((entry["route"] for entry in row["candidates"] if entry["candidate"] == survivor), None)
-
-
-def _strips(trace: ChunkTrace, row: dict[str, Any], studio: Studio) -> dict[int, bytes]:
-  """Small pictures of candidates by number: of all where the trace has previews, else of survivors."""
-  if trace.previews is None:
-    frames = dict(zip(row["survivors"], np.asarray(trace.frames), strict=True))
-  else:
-    flat = np.asarray(trace.previews).reshape(-1, *trace.previews.shape[2:])
-    frames = {entry["candidate"]: flat[entry["candidate"]] for entry in row["candidates"]}
-  return {number: pictures.strip_of(studio.pictures(each)) for number, each in frames.items()}
