@@ -179,6 +179,9 @@ class Server:
     """What a client says, until it is gone."""
     rate, refusals = Rate(*self._rate), 0
     async for message in socket:
+      if message.type is WSMsgType.ERROR:
+        # The connection is closed: a frame was no frame or too large, or no answer to a ping has come.
+        return
       try:
         if not rate.take():
           raise Refused("rate", f"at most {self._rate[1]:g} messages a second")
