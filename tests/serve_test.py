@@ -275,16 +275,22 @@ def test_previews_that_wait_have_a_bound_although_no_chunk_is_settled():
   assert asyncio.run(run()) == [0, 1, 2, 3]
 
 
+async def joined(server, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+  """A websocket without a client that answers by itself; `limit` bytes are read before anybody asks for them."""
+  reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port, limit=limit)
+  key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+  writer.write(f"GET /v1/realtime/video HTTP/1.1\r\nHost: localhost\r\n{key}{'A' * 22}==\r\n\r\n".encode())
+  while await server.metric("viewers") != 1:
+    await asyncio.sleep(0.01)
+  return reader, writer
+
+
 def test_who_takes_nothing_is_cut_off(monkeypatch):
   monkeypatch.setattr(app, "_MOST_SENDING", 0.2)
 
   async def run():
     async with live() as server:
-      reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port, limit=1)
-      key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-      writer.write(f"GET /v1/realtime/video HTTP/1.1\r\nHost: localhost\r\n{key}{'A' * 22}==\r\n\r\n".encode())
-      while await server.metric("viewers") != 1:
-        await asyncio.sleep(0.01)
+      _, writer = await joined(server, 1)
       # More than all buffers between the two hold.
       server.server.hub.tell(Item({"type": "video.chunk_metadata"}, "media", Fragment(b"", bytes(1 << 26), 0, 1)))
       while await server.metric("viewers") != 0:
@@ -292,6 +298,23 @@ def test_who_takes_nothing_is_cut_off(monkeypatch):
       writer.close()
 
   asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def test_a_ping_may_be_answered_as_late_as_a_frame_may_be_taken(monkeypatch):
+  # Twenty times as fast as they are.
+  for name in ("_MOST_SENDING", "_HEARTBEAT"):
+    monkeypatch.setattr(app, name, getattr(app, name) / 20)
+
+  async def run():
+    async with live() as server:
+      reader, writer = await joined(server, 1 << 16)
+      await reader.readuntil(b"\x89\x00")
+      asked = time.monotonic()
+      await reader.read()
+      writer.close()
+      return time.monotonic() - asked
+
+  assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) >= 0.95 * app._MOST_SENDING
 
 
 class Broken(KeepsNothing):

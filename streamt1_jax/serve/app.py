@@ -36,10 +36,10 @@ _BURST, _PER_SECOND = 20, 10.0
 """Messages of a client: at once, and in the long run."""
 _MOST_REFUSED = 200
 """Refused messages of a connection; one that sends more is closed."""
-_HEARTBEAT = 15.0
-"""Seconds after which a client that says nothing is asked whether it is there."""
 _MOST_SENDING = 30.0
-"""Seconds that a client may take for one frame."""
+"""Seconds that a client may take for one frame, or for the answer to a ping: the ping may wait behind that frame."""
+_HEARTBEAT = 2 * _MOST_SENDING
+"""Seconds after which a client that says nothing is sent a ping. For the answer aiohttp waits half as long."""
 
 
 class Rate:
