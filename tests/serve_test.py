@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import time
+import types
 
 import av
 import numpy as np
@@ -382,6 +383,37 @@ def test_what_beams_shared_last_is_not_poured_on_a_slow_viewer():
   shown = [kind for kind in seen if kind in ("look", "media")]
   assert shown.count("media") == seen.count("judged") >= 3
   assert ["media", "media"] not in [shown[at : at + 2] for at in range(len(shown))]
+
+
+def test_the_time_to_make_a_chunk_has_all_of_it_but_no_wait(monkeypatch):
+  """Every part takes a known time of a clock that nothing else moves."""
+  now, told, numbers = [0.0], [], Numbers()
+  monkeypatch.setattr("streamt1_jax.serve.take.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+  def passing(seconds, work=lambda *_: None):
+    def done(*arguments):
+      now[0] += seconds
+      return work(*arguments)
+
+    return done
+
+  keeper = KeepsNothing()
+  keeper.add = passing(0.25)
+  usual = studio(num_chunks=2)
+
+  def open_session(start, on_trace):
+    session = usual.open(start, on_trace)
+    session._step = passing(1.0, session._step)
+    return session
+
+  chosen = dataclasses.replace(usual, open=open_session, keeper=lambda start: keeper)
+  control = Control("session-1", Start("a"))
+  made = Take(chosen, control, told.append, numbers, most_seconds=60, lead=1e9, hold=lambda: False)
+  made.film.add = passing(0.5, made.film.add)
+  made.run()
+  chunks = [item.event for item in told if item.kind == "media"]
+  assert [chunk["making_seconds"] for chunk in chunks] == [1.75, 1.75]
+  assert numbers["making_seconds_total"] == numbers.quantiles("chunk_seconds").total == 3.5
 
 
 def test_searches_are_compiled_before_anybody_asks_the_default_first():

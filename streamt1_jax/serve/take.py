@@ -166,8 +166,10 @@ class Take:
   def _show(self, chunk: Chunk) -> None:
     """Sends a chunk of the video."""
     row, strips = self._rows.pop(chunk.index, (None, {}))
+    begun = time.monotonic()
     fragment = self.film.add(self._studio.pictures(chunk.frames))
     self._keeper.add(Shown(chunk, fragment, row, strips))
+    self._making += time.monotonic() - begun
     now = self._control.clock()
     on_time = self._pace.add(fragment.num_frames / self.film.fps)
     seconds = self._count(fragment, now, on_time)
@@ -195,7 +197,7 @@ class Take:
     self._tell_item(Item(told, "media", fragment))
 
   def _count(self, fragment: Fragment, now: float, on_time: bool) -> float:
-    """Returns the seconds that were spent on making video since the chunk before was sent."""
+    """Returns the seconds that it took to make, encode and keep video since the chunk before was sent."""
     numbers, (seconds, self._making) = self._numbers, (self._making, 0.0)
     numbers.count("chunks_total")
     numbers.count("chunks_on_time_total", float(on_time))
