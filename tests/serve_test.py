@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import io
 import json
+import threading
 import time
 import types
 
@@ -319,18 +320,25 @@ def test_a_ping_may_be_answered_as_late_as_a_frame_may_be_taken(monkeypatch):
 
 
 class Broken(KeepsNothing):
-  """A disk that is full."""
+  """A disk that is full when a save is prepared, or when it is written."""
 
-  def save(self, session):
+  def __init__(self, early: bool):
+    self.early = early
+
+  def prepare_save(self, session):
+    return self.fail() if self.early else self.fail
+
+  def fail(self):
     raise RuntimeError("no space\nleft")
 
   def close(self):
     raise OSError("no space left")
 
 
-def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_server():
+@pytest.mark.parametrize("early", [True, False])
+def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_server(early):
   async def run():
-    async with live(studio(num_chunks=40, keeper=lambda start: Broken()), lead=0.3) as server:
+    async with live(studio(num_chunks=40, keeper=lambda start: Broken(early)), lead=0.3) as server:
       client = await server.client()
       await client.say("session.start", prompt="a")
       await client.hear_until("video.chunk_metadata")
@@ -346,6 +354,80 @@ def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_serv
   error = asyncio.run(run())
   assert error["code"] == "not_saved"
   assert error["message"] == r"it cannot be saved: no space\nleft"
+
+
+class Slow(KeepsNothing):
+  """A disk that takes its time: it writes when it is told to. Of every save it notes what was shown when it began."""
+
+  def __init__(self):
+    self.go, self.shown, self.saves, self.closed = threading.Semaphore(0), 0, [], False
+
+  def add(self, shown):
+    self.shown += 1
+
+  def prepare_save(self, session):
+    self.saves.append(self.shown)
+    name = f"save {len(self.saves)}"
+
+    def write():
+      assert self.go.acquire(timeout=PATIENCE)
+      assert not self.closed
+      return name
+
+    return write
+
+  def close(self):
+    self.closed = True
+
+
+def test_the_video_goes_on_while_a_save_is_written():
+  async def run():
+    disk = Slow()
+    async with live(studio(keeper=lambda start: disk), lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.save")
+      while not disk.saves:
+        await client.hear_until("video.chunk_metadata")
+      # The second waits for the first.
+      await client.say("session.save")
+      for _ in range(4):
+        await client.hear_until("video.chunk_metadata")
+      assert len(disk.saves) == 1
+      disk.go.release()
+      first = await client.hear_until("session.saved")
+      while len(disk.saves) == 1:
+        await client.hear_until("video.chunk_metadata")
+      # A session that is stopped is over when its save is written.
+      await client.say("session.stop")
+      with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.hear_until("session.done"), 2)
+      disk.go.release()
+      await client.hear_of("session.done")
+      return disk, first, client.of("session.saved")[1]
+
+  disk, first, second = asyncio.run(run())
+  assert (first["folder"], first["chunks"]) == ("save 1", disk.saves[0])
+  assert (second["folder"], second["chunks"]) == ("save 2", disk.saves[1])
+  assert disk.saves[1] >= disk.saves[0] + 4
+  assert disk.closed
+
+
+def test_a_server_that_ends_writes_its_saves_first():
+  disk = Slow()
+  disk.go.release(2)
+
+  async def run():
+    async with live(studio(keeper=lambda start: disk), lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      return await server.server.close(save=True)
+
+  assert asyncio.run(run()) == f"save {len(disk.saves)}"
+  assert disk.saves[-1] == disk.shown
+  assert disk.closed
 
 
 def test_scores_that_are_no_numbers_are_null():

@@ -192,8 +192,8 @@ class Shared:
   def timeline(self) -> Timeline:
     return self._session.timeline
 
-  def save(self, folder: Any) -> None:
-    self._session.save(folder)
+  def prepare_save(self) -> Callable[[Any], None]:
+    return self._session.prepare_save()
 
 
 def follow(open_session: Open) -> None:
