@@ -382,8 +382,9 @@ class Slow(KeepsNothing):
 
 def test_the_video_goes_on_while_a_save_is_written():
   async def run():
-    disk = Slow()
-    async with live(studio(keeper=lambda start: disk), lead=0.3) as server:
+    disk, idle = Slow(), []
+    chosen = studio(keeper=lambda start: disk, idle=lambda: idle.append(len(disk.saves)))
+    async with live(chosen, lead=0.3) as server:
       client = await server.client()
       await client.say("session.start", prompt="a")
       await client.hear_until("video.chunk_metadata")
@@ -403,6 +404,10 @@ def test_the_video_goes_on_while_a_save_is_written():
       await client.say("session.stop")
       with pytest.raises(TimeoutError):
         await asyncio.wait_for(client.hear_until("session.done"), 2)
+      # Other processes hear from this one meanwhile.
+      before = len(idle)
+      while len(idle) == before:
+        await asyncio.sleep(0.01)
       disk.go.release()
       await client.hear_of("session.done")
       return disk, first, client.of("session.saved")[1]
