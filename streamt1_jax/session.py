@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float32, Shaped
@@ -143,21 +144,38 @@ class Session:
         processes.
     """
     with self._exclusively():
-      self._begin()
-      if self._state is None:
-        raise ConfigError(f"cannot save {folder}: the session has failed")
-      progress = saved_session.Progress(
-        config=self.config,
-        identity=self._identity,
-        segments=self.segments,
-        script=self._steering.script,
-        num_given=self._steering.start.num_chunks,
-        unshown_given=self._unshown_given,
-        waiting=[(made.index, made.segment, made.trace) for made in self._waiting],
-        follow=self._steering.follow,
-        queued=[receipt.prompt for receipt in self.queued],
-      )
-      saved_session.save(folder, self._state, progress, self._steering.start, self._steering.given)
+      state, progress = self._to_save(folder)
+      saved_session.save(folder, state, progress, self._steering.start, self._steering.given)
+
+  def prepare_save(self) -> Callable[[epath.PathLike], None]:
+    """Copies to the host what a save is of. What it returns writes that, as `save`, while chunks are made.
+
+    What it returns may be called in any thread, and raises as `save`.
+
+    Raises:
+      ConfigError: the session has failed.
+    """
+    with self._exclusively():
+      state, progress = self._to_save("the session")
+      # A copy even where the device is the host: the next chunk takes the memory of this state.
+      kept, given = jax.tree.map(np.array, state), self._steering.given
+      return lambda folder: saved_session.save(folder, kept, progress, self._steering.start, given)
+
+  def _to_save(self, what: epath.PathLike) -> tuple[SearchState, saved_session.Progress]:
+    self._begin()
+    if self._state is None:
+      raise ConfigError(f"cannot save {what}: the session has failed")
+    return self._state, saved_session.Progress(
+      config=self.config,
+      identity=self._identity,
+      segments=self.segments,
+      script=self._steering.script,
+      num_given=self._steering.start.num_chunks,
+      unshown_given=self._unshown_given,
+      waiting=[(made.index, made.segment, made.trace) for made in self._waiting],
+      follow=self._steering.follow,
+      queued=[receipt.prompt for receipt in self.queued],
+    )
 
   @property
   def prompt(self) -> str:

@@ -116,3 +116,16 @@ def test_a_browser_that_cannot_play_shows_pictures(browser):
     page.wait_for_function("() => document.getElementById('still').naturalWidth > 0")
     assert "MediaSource" in page.inner_text("#notice")
     assert faults == []
+
+
+def test_a_picture_that_is_too_large_is_not_sent(browser):
+  with serving() as address, visit(browser, address) as (page, faults):
+    too_large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(5 << 20)}
+    page.set_input_files("#image", too_large)
+    ask(page, "a")
+    page.wait_for_function("() => document.getElementById('notice').textContent.startsWith('A picture may have 4 MB')")
+    assert page.inner_text("#state") == "idle"
+    page.set_input_files("#image", [])
+    ask(page, "a")
+    page.wait_for_function("() => document.getElementById('state').textContent == 'running'")
+    assert faults == []

@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 import socket
+import threading
 import time
 import urllib.parse
 
 import aiohttp
+import numpy as np
 import pytest
 
 from streamt1_jax.cli import command, results, serve
@@ -82,6 +85,34 @@ def test_only_searches_are_offered_that_the_devices_divide():
   assert list(serve.offered(searches, in_turn)) == divided != list(searches)
 
 
+class Late:
+  """Keeps what `keeper` keeps, and writes a save when so many chunks more were shown."""
+
+  CHUNKS = 2
+
+  def __init__(self, keeper):
+    self.keeper, self.later, self.asked, self.go = keeper, [], False, threading.Event()
+
+  def add(self, shown):
+    self.keeper.add(shown)
+    if self.asked and len(self.later) < self.CHUNKS:
+      self.later.append(shown.chunk.latents)
+    if len(self.later) == self.CHUNKS:
+      self.go.set()
+
+  def prepare_save(self, session):
+    write, self.asked = self.keeper.prepare_save(session), True
+
+    def write_late():
+      assert self.go.wait(PATIENCE)
+      return write()
+
+    return write_late
+
+  def close(self):
+    self.keeper.close()
+
+
 @contextlib.contextmanager
 def started(folder, checkpoint, *arguments):
   """A server in a process of its own, and its address."""
@@ -151,16 +182,20 @@ def test_a_save_is_a_result_that_can_be_made_again(tmp_path, checkpoint):
   flags = [f"--checkpoint={checkpoint}", f"--output_dir={tmp_path / 'out'}", "--mesh=data:1"]
   values = command.parse(serve.define_flags, flags)
   pipeline, searches = serve.load(values)
+  studio, keepers = serve.make_studio(pipeline, searches, values), []
+
+  def keep(start):
+    keepers.append(Late(studio.keeper(start)))
+    return keepers[-1]
 
   async def run():
-    async with live(serve.make_studio(pipeline, searches, values), lead=0.3) as server:
+    async with live(dataclasses.replace(studio, keeper=keep), lead=0.3) as server:
       client = await server.client()
       await client.say("session.start", prompt=RED, seed=3)
       await client.hear_until("video.chunk_metadata")
       await client.switch(BLUE)
       await client.hear_until("session.interaction.applied")
       await client.hear_until("video.chunk_metadata")
-      await client.say("session.pause")
       await client.say("session.save")
       saved = await client.hear_of("session.saved", "error")
       assert saved["type"] == "session.saved", saved
@@ -185,4 +220,7 @@ def test_a_save_is_a_result_that_can_be_made_again(tmp_path, checkpoint):
   assert json.loads((again / "manifest.json").read_text())["sha256"] == manifest["sha256"]
   # And the session goes on from there.
   resumed = pipeline.resume(folder / "session")
-  assert next(resumed).index == chunks
+  again = [next(resumed) for _ in range(Late.CHUNKS)]
+  assert [chunk.index for chunk in again] == [chunks + number for number in range(Late.CHUNKS)]
+  for chunk, latents in zip(again, keepers[0].later, strict=True):
+    np.testing.assert_array_equal(chunk.latents, latents)

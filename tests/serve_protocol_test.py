@@ -63,6 +63,36 @@ def test_refused(text, code, words):
   assert len(told["message"]) <= 500
 
 
+def picture_of(size: int) -> str:
+  """A message with a picture of so many bytes."""
+  return json.dumps({"type": "session.start", "prompt": "a", "image": base64.b64encode(bytes(size)).decode()})
+
+
+@pytest.mark.parametrize("extra", [1, 2, 3])
+def test_a_picture_has_at_most_4_mb(extra):
+  for size in (protocol.MOST_IMAGE_BYTES, protocol.MOST_IMAGE_BYTES - extra):
+    assert len(parse(picture_of(size)).image) == size
+  with pytest.raises(Refused, match=rf"4194304 bytes \(4 MB\), got {protocol.MOST_IMAGE_BYTES + extra}$") as refused:
+    parse(picture_of(protocol.MOST_IMAGE_BYTES + extra))
+  assert refused.value.code == "too_long"
+
+
+def test_a_client_whose_picture_is_too_large_is_told_so_and_stays():
+  async def run():
+    async with live() as server:
+      client = await server.client()
+      assert (await client.hear())["most_image_bytes"] == protocol.MOST_IMAGE_BYTES
+      await client.socket.send_str(picture_of(10_000_000))
+      error = await client.hear_until("error")
+      await client.say("session.ping")
+      await client.hear_until("session.pong")
+      return error
+
+  error = asyncio.run(run())
+  assert error["code"] == "too_long"
+  assert "4 MB" in error["message"]
+
+
 def test_a_refused_prompt_is_told_by_its_id():
   with pytest.raises(Refused) as refused:
     parse('{"type": "session.interaction", "interaction": {"event_id": "7", "event": {"prompt": 5}}}')

@@ -4,7 +4,9 @@ import asyncio
 import dataclasses
 import io
 import json
+import threading
 import time
+import types
 
 import av
 import numpy as np
@@ -275,16 +277,22 @@ def test_previews_that_wait_have_a_bound_although_no_chunk_is_settled():
   assert asyncio.run(run()) == [0, 1, 2, 3]
 
 
+async def joined(server, limit: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+  """A websocket without a client that answers by itself; `limit` bytes are read before anybody asks for them."""
+  reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port, limit=limit)
+  key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+  writer.write(f"GET /v1/realtime/video HTTP/1.1\r\nHost: localhost\r\n{key}{'A' * 22}==\r\n\r\n".encode())
+  while await server.metric("viewers") != 1:
+    await asyncio.sleep(0.01)
+  return reader, writer
+
+
 def test_who_takes_nothing_is_cut_off(monkeypatch):
   monkeypatch.setattr(app, "_MOST_SENDING", 0.2)
 
   async def run():
     async with live() as server:
-      reader, writer = await asyncio.open_connection("127.0.0.1", server.http.port, limit=1)
-      key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
-      writer.write(f"GET /v1/realtime/video HTTP/1.1\r\nHost: localhost\r\n{key}{'A' * 22}==\r\n\r\n".encode())
-      while await server.metric("viewers") != 1:
-        await asyncio.sleep(0.01)
+      _, writer = await joined(server, 1)
       # More than all buffers between the two hold.
       server.server.hub.tell(Item({"type": "video.chunk_metadata"}, "media", Fragment(b"", bytes(1 << 26), 0, 1)))
       while await server.metric("viewers") != 0:
@@ -294,19 +302,43 @@ def test_who_takes_nothing_is_cut_off(monkeypatch):
   asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
 
-class Broken(KeepsNothing):
-  """A disk that is full."""
+def test_a_ping_may_be_answered_as_late_as_a_frame_may_be_taken(monkeypatch):
+  # Twenty times as fast as they are.
+  for name in ("_MOST_SENDING", "_HEARTBEAT"):
+    monkeypatch.setattr(app, name, getattr(app, name) / 20)
 
-  def save(self, session):
+  async def run():
+    async with live() as server:
+      reader, writer = await joined(server, 1 << 16)
+      await reader.readuntil(b"\x89\x00")
+      asked = time.monotonic()
+      await reader.read()
+      writer.close()
+      return time.monotonic() - asked
+
+  assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) >= 0.95 * app._MOST_SENDING
+
+
+class Broken(KeepsNothing):
+  """A disk that is full when a save is prepared, or when it is written."""
+
+  def __init__(self, early: bool):
+    self.early = early
+
+  def prepare_save(self, session):
+    return self.fail() if self.early else self.fail
+
+  def fail(self):
     raise RuntimeError("no space\nleft")
 
   def close(self):
     raise OSError("no space left")
 
 
-def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_server():
+@pytest.mark.parametrize("early", [True, False])
+def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_server(early):
   async def run():
-    async with live(studio(num_chunks=40, keeper=lambda start: Broken()), lead=0.3) as server:
+    async with live(studio(num_chunks=40, keeper=lambda start: Broken(early)), lead=0.3) as server:
       client = await server.client()
       await client.say("session.start", prompt="a")
       await client.hear_until("video.chunk_metadata")
@@ -322,6 +354,85 @@ def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_serv
   error = asyncio.run(run())
   assert error["code"] == "not_saved"
   assert error["message"] == r"it cannot be saved: no space\nleft"
+
+
+class Slow(KeepsNothing):
+  """A disk that takes its time: it writes when it is told to. Of every save it notes what was shown when it began."""
+
+  def __init__(self):
+    self.go, self.shown, self.saves, self.closed = threading.Semaphore(0), 0, [], False
+
+  def add(self, shown):
+    self.shown += 1
+
+  def prepare_save(self, session):
+    self.saves.append(self.shown)
+    name = f"save {len(self.saves)}"
+
+    def write():
+      assert self.go.acquire(timeout=PATIENCE)
+      assert not self.closed
+      return name
+
+    return write
+
+  def close(self):
+    self.closed = True
+
+
+def test_the_video_goes_on_while_a_save_is_written():
+  async def run():
+    disk, idle = Slow(), []
+    chosen = studio(keeper=lambda start: disk, idle=lambda: idle.append(len(disk.saves)))
+    async with live(chosen, lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      await client.say("session.save")
+      while not disk.saves:
+        await client.hear_until("video.chunk_metadata")
+      # The second waits for the first.
+      await client.say("session.save")
+      for _ in range(4):
+        await client.hear_until("video.chunk_metadata")
+      assert len(disk.saves) == 1
+      disk.go.release()
+      first = await client.hear_until("session.saved")
+      while len(disk.saves) == 1:
+        await client.hear_until("video.chunk_metadata")
+      # A session that is stopped is over when its save is written.
+      await client.say("session.stop")
+      with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.hear_until("session.done"), 2)
+      # Other processes hear from this one meanwhile.
+      before = len(idle)
+      while len(idle) == before:
+        await asyncio.sleep(0.01)
+      disk.go.release()
+      await client.hear_of("session.done")
+      return disk, first, client.of("session.saved")[1]
+
+  disk, first, second = asyncio.run(run())
+  assert (first["folder"], first["chunks"]) == ("save 1", disk.saves[0])
+  assert (second["folder"], second["chunks"]) == ("save 2", disk.saves[1])
+  assert disk.saves[1] >= disk.saves[0] + 4
+  assert disk.closed
+
+
+def test_a_server_that_ends_writes_its_saves_first():
+  disk = Slow()
+  disk.go.release(2)
+
+  async def run():
+    async with live(studio(keeper=lambda start: disk), lead=0.3) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      return await server.server.close(save=True)
+
+  assert asyncio.run(run()) == f"save {len(disk.saves)}"
+  assert disk.saves[-1] == disk.shown
+  assert disk.closed
 
 
 def test_scores_that_are_no_numbers_are_null():
@@ -359,6 +470,37 @@ def test_what_beams_shared_last_is_not_poured_on_a_slow_viewer():
   shown = [kind for kind in seen if kind in ("look", "media")]
   assert shown.count("media") == seen.count("judged") >= 3
   assert ["media", "media"] not in [shown[at : at + 2] for at in range(len(shown))]
+
+
+def test_the_time_to_make_a_chunk_has_all_of_it_but_no_wait(monkeypatch):
+  """Every part takes a known time of a clock that nothing else moves."""
+  now, told, numbers = [0.0], [], Numbers()
+  monkeypatch.setattr("streamt1_jax.serve.take.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+
+  def passing(seconds, work=lambda *_: None):
+    def done(*arguments):
+      now[0] += seconds
+      return work(*arguments)
+
+    return done
+
+  keeper = KeepsNothing()
+  keeper.add = passing(0.25)
+  usual = studio(num_chunks=2)
+
+  def open_session(start, on_trace):
+    session = usual.open(start, on_trace)
+    session._step = passing(1.0, session._step)
+    return session
+
+  chosen = dataclasses.replace(usual, open=open_session, keeper=lambda start: keeper)
+  control = Control("session-1", Start("a"))
+  made = Take(chosen, control, told.append, numbers, most_seconds=60, lead=1e9, hold=lambda: False)
+  made.film.add = passing(0.5, made.film.add)
+  made.run()
+  chunks = [item.event for item in told if item.kind == "media"]
+  assert [chunk["making_seconds"] for chunk in chunks] == [1.75, 1.75]
+  assert numbers["making_seconds_total"] == numbers.quantiles("chunk_seconds").total == 3.5
 
 
 def test_searches_are_compiled_before_anybody_asks_the_default_first():

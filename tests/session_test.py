@@ -263,6 +263,15 @@ class TestAgain:
     assert [chunk.prompt for chunk in rest] == [chunk.prompt for chunk in chunks[after:]]
     assert resumed.timeline == whole.timeline
 
+  def test_a_save_may_be_written_while_chunks_are_made(self, tmp_path, switched):
+    chunks, _, whole = switched
+    session = sessions.session(whole.timeline)
+    shown = [next(session) for _ in range(3)]
+    write = session.prepare_save()
+    _same(shown + list(session), chunks)
+    write(tmp_path / "saved")
+    _same(shown + list(_resumed(tmp_path / "saved")), chunks)
+
   def test_what_waits_in_the_queue_is_saved(self, tmp_path, switched):
     """A prompt that a newer one replaces, the newer one, and later a stop: they come back in order."""
     chunks, _, _ = switched

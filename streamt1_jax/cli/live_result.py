@@ -5,7 +5,8 @@
   start.png                      the picture that the video began with, if it did
   session/                       `Pipeline.resume` goes on from it; not where several processes make one session
 
-Nothing is kept in memory: a session may run for as long as there is room on the disk.
+Nothing is kept in memory: a session may run for as long as there is room on the disk. A save is of what had grown when
+it was asked for, and more is added while it is written.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from __future__ import annotations
 import array
 import base64
 import contextlib
+import dataclasses
 import hashlib
+import io
 import json
 import logging
+import os
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,8 +32,9 @@ import numpy as np
 from etils import epath
 
 from streamt1_jax.cli import growing_result, results
-from streamt1_jax.config import ConfigError
+from streamt1_jax.config import ConfigError, SessionConfig
 from streamt1_jax.io import config_json, growing_video, manifest, part_files, video
+from streamt1_jax.io.timeline import Timeline
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.report import write
 from streamt1_jax.report.pictures import StripFile
@@ -38,6 +43,54 @@ from streamt1_jax.trace import describe_step, describe_video
 
 TIMELINE, REPLAY, START, SESSION = "timeline.json", "replay.flags", "start.png", "session"
 _LOGGER = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noted:
+  """What a save is of.
+
+  Attributes:
+    chunks: that were shown.
+    frames: in them.
+    latent_shape: of one chunk.
+    sizes: bytes of each file that grows.
+    sha256: of latents and of frames.
+    steps: beam, candidate and seed of every chunk that was made.
+    config: of the session.
+    num_given: chunks that it began with.
+    segments: first chunk and prompt of each.
+    timeline: what happened.
+    write_session: writes what the session goes on from; None where several processes make it.
+  """
+
+  chunks: int
+  frames: int
+  latent_shape: tuple[int, ...]
+  sizes: Mapping[str, int]
+  sha256: Mapping[str, str]
+  steps: array.array[int]
+  config: SessionConfig
+  num_given: int
+  segments: list[tuple[int, str]]
+  timeline: Timeline
+  write_session: Callable[[epath.PathLike], None] | None
+
+
+class _Beginning(io.FileIO):
+  """The first bytes of a file that grows, read as if there were no others."""
+
+  def __init__(self, path: pathlib.Path, size: int):
+    super().__init__(path)
+    self._size = size
+
+  def readinto(self, buffer: Any) -> int | None:
+    return super().readinto(memoryview(buffer)[: max(0, self._size - self.tell())])
+
+  def readall(self) -> bytes:
+    return self.read(max(0, self._size - self.tell())) or b""
+
+  def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+    return super().seek(self._size + offset) if whence == os.SEEK_END else super().seek(offset, whence)
 
 
 class LiveResult:
@@ -100,14 +153,33 @@ class LiveResult:
     seeds = {entry["candidate"]: entry["seed"] for entry in shown.row["candidates"]}
     self._steps.extend((chunk.beam, candidate, seeds[candidate]))
 
-  def save(self, session: LiveSession) -> str:
-    """Writes the result folder, in the place of an earlier one of this session. Returns its path."""
+  def prepare_save(self, session: LiveSession) -> Callable[[], str]:
+    """Notes what there is. What it returns writes the result folder, in the place of an earlier one of this session.
+
+    It returns the path of the folder, and raises as `results.staged_folder`. Raises ConfigError before the first chunk.
+    """
     if not self._chunks:
       raise ConfigError("no chunk was shown yet")
     for file in self._files.values():
       file.flush()
+    noted = _Noted(
+      chunks=self._chunks,
+      frames=self._frames,
+      latent_shape=self._latent_shape,
+      sizes={name: file.tell() for name, file in self._files.items()},
+      sha256={name: digest.hexdigest() for name, digest in self._sha256.items()},
+      steps=self._steps[:],
+      config=session.config,
+      num_given=session.num_given,
+      segments=[(begin, prompt) for begin, prompt in session.segments if begin < self._chunks],
+      timeline=session.timeline.until(self._pipeline.clock.seconds(self._chunks)),
+      write_session=session.prepare_save() if jax.process_count() == 1 else None,
+    )
+    return lambda: self._save(noted)
+
+  def _save(self, noted: _Noted) -> str:
     with results.staged_folder(self._target, keep_on=lambda error: False) as folder:
-      self._write(folder, session)
+      self._write(folder, noted)
     return str(self._target)
 
   def close(self) -> None:
@@ -115,37 +187,40 @@ class LiveResult:
     # A file that cannot be closed, on a disk that is full, does not keep the others.
     self._stack.close()
 
-  def _write(self, folder: epath.Path, session: LiveSession) -> None:
-    grown, clock = self._grown, self._pipeline.clock
-    growing_video.join(grown / "video", pathlib.Path(folder / results.VIDEO))
-    segments = [(begin, prompt) for begin, prompt in session.segments if begin < self._chunks]
-    self._write_latents(folder / results.LATENTS)
-    self._write_trace(folder / results.TRACE, session, segments)
-    with StripFile(folder / results.PICTURES) as strips, open(grown / "strips", "rb") as lines:
+  def _grown_file(self, noted: _Noted, name: str) -> io.BufferedReader:
+    return io.BufferedReader(_Beginning(self._grown / name, noted.sizes[name]))
+
+  def _write(self, folder: epath.Path, noted: _Noted) -> None:
+    clock = self._pipeline.clock
+    with self._grown_file(noted, "video") as fragments:
+      growing_video.join(fragments, pathlib.Path(folder / results.VIDEO))
+    self._write_latents(folder / results.LATENTS, noted)
+    self._write_trace(folder / results.TRACE, noted)
+    with StripFile(folder / results.PICTURES) as strips, self._grown_file(noted, "strips") as lines:
       for line in lines:
         chunk, kept = json.loads(line)
         strips.add(chunk, {int(number): base64.b64decode(strip) for number, strip in kept.items()})
     if self._picture is not None:
       video.write_png(folder / START, self._picture)
-    session.timeline.until(clock.seconds(self._chunks)).save(folder / TIMELINE)
-    (folder / REPLAY).write_text("".join(f"{flag}\n" for flag in self._replay(session)))
-    if jax.process_count() == 1:
-      session.save(folder / SESSION)
+    noted.timeline.save(folder / TIMELINE)
+    (folder / REPLAY).write_text("".join(f"{flag}\n" for flag in self._replay(noted)))
+    if noted.write_session is not None:
+      noted.write_session(folder / SESSION)
     document = {
-      "settings": self._settings(session),
+      "settings": self._settings(noted),
       "method": self._method,
       "environment": manifest.environment(),
       "length": {
-        "chunks": self._chunks,
-        "latent_frames": self._chunks * self._latent_shape[0],
-        "frames": self._frames,
+        "chunks": noted.chunks,
+        "latent_frames": noted.chunks * noted.latent_shape[0],
+        "frames": noted.frames,
         "fps": clock.fps,
-        "seconds": self._frames / clock.fps,
+        "seconds": noted.frames / clock.fps,
       },
-      "sha256": {name: digest.hexdigest() for name, digest in self._sha256.items()},
-      "seeds": {"base": session.config.seed, "winner": list(self._steps[2::3])},
-      "segments": results.describe_segments(segments, self._frames, clock),
-      "given_chunks": session.num_given,
+      "sha256": dict(noted.sha256),
+      "seeds": {"base": noted.config.seed, "winner": list(noted.steps[2::3])},
+      "segments": results.describe_segments(noted.segments, noted.frames, clock),
+      "given_chunks": noted.num_given,
       "files": part_files.describe_files(folder),
     }
     manifest.write_json(folder / results.MANIFEST, document)
@@ -155,40 +230,42 @@ class LiveResult:
       # As of `streamt1 generate`: what was made is not lost over its page.
       _LOGGER.warning(f"there is no {results.REPORT}: {part_files.first_line(error)}")
 
-  def _write_latents(self, path: epath.Path) -> None:
-    shape = [self._chunks * self._latent_shape[0], *self._latent_shape[1:]]
-    with open(path, "wb") as target, open(self._grown / "latents", "rb") as source:
+  def _write_latents(self, path: epath.Path, noted: _Noted) -> None:
+    shape = [noted.chunks * noted.latent_shape[0], *noted.latent_shape[1:]]
+    with open(path, "wb") as target, self._grown_file(noted, "latents") as source:
       target.write(results.latents_header(shape, self._pipeline.model_sha256))
       shutil.copyfileobj(source, target)
 
-  def _write_trace(self, path: epath.Path, session: LiveSession, segments: list[tuple[int, str]]) -> None:
-    head = describe_video(session.config.search, session.num_given, segments, self._method)
+  def _write_trace(self, path: epath.Path, noted: _Noted) -> None:
+    search = noted.config.search
+    head = describe_video(search, noted.num_given, noted.segments, self._method)
     # Nothing has judged the whole video.
-    final = {"scores": [None] * session.config.search.top_k, "best": self._steps[-3] if self._steps else 0}
-    steps = zip(self._steps[0::3], self._steps[1::3], strict=True)
-    lineage = (describe_step(index, *step) for index, step in enumerate(steps, session.num_given))
-    with open(self._grown / "rows") as rows, open(path, "w") as file:
-      file.writelines(growing_result.trace_document(head, (row.rstrip("\n") for row in rows), final, lineage))
+    final = {"scores": [None] * search.top_k, "best": noted.steps[-3] if noted.steps else 0}
+    steps = zip(noted.steps[0::3], noted.steps[1::3], strict=True)
+    lineage = (describe_step(index, *step) for index, step in enumerate(steps, noted.num_given))
+    with self._grown_file(noted, "rows") as rows, open(path, "w") as file:
+      lines = (row.decode().rstrip("\n") for row in rows)
+      file.writelines(growing_result.trace_document(head, lines, final, lineage))
 
-  def _settings(self, session: LiveSession) -> dict[str, Any]:
-    search = session.config.search
+  def _settings(self, noted: _Noted) -> dict[str, Any]:
+    search = noted.config.search
     return {
-      "prompt": session.segments[0][1],
-      "seed": session.config.seed,
-      "num_latent_frames": (self._chunks - session.num_given) * self._latent_shape[0],
+      "prompt": noted.segments[0][1],
+      "seed": noted.config.seed,
+      "num_latent_frames": (noted.chunks - noted.num_given) * noted.latent_shape[0],
       "checkpoint_sha256": self._pipeline.sha256,
       **{name: value for name, value in config_json.to_json_value(search).items() if name != "policy"},
       "sink_distance": search.sink_distance,
-      "horizon": session.config.horizon,
+      "horizon": noted.config.horizon,
     }
 
-  def _replay(self, session: LiveSession) -> Iterator[str]:
+  def _replay(self, noted: _Noted) -> Iterator[str]:
     """Flags of `streamt1 generate` that make the video again."""
     yield from self._flags
     yield f"--timeline={self._target / TIMELINE}"
-    yield f"--num_latent_frames={(self._chunks - session.num_given) * self._latent_shape[0]}"
-    yield f"--horizon={session.config.horizon}"
-    yield f"--sink_distance={session.config.search.sink_distance}"
+    yield f"--num_latent_frames={(noted.chunks - noted.num_given) * noted.latent_shape[0]}"
+    yield f"--horizon={noted.config.horizon}"
+    yield f"--sink_distance={noted.config.search.sink_distance}"
     if self._picture is not None:
       yield f"--image={self._target / START}"
     yield f"--output_dir={self._target / 'replay'}"

@@ -11,8 +11,8 @@ machines.
 
 Several processes serve as one: process 0 is spoken to, and a session runs on the devices of all.
 
-Exit codes: 2 for bad input, such as a port in use or a checkpoint that cannot stream; 130 when interrupted, 143 by
-SIGTERM: in both cases a session that runs is saved in --output_dir first.
+Exit codes: 2 for bad input, such as a port in use or a checkpoint that cannot stream; 3 if several processes cannot go
+on together; 130 when interrupted, 143 by SIGTERM: in both cases a session that runs is saved in --output_dir first.
 """
 
 from __future__ import annotations
@@ -90,43 +90,54 @@ def run(values: flags.FlagValues) -> None:
     if not hosts.is_first():
       # Ctrl-C is passed on too.
       signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
-      processes.follow(studio.open)
+      try:
+        processes.follow(studio.open)
+      except processes.OutOfStep as error:
+        raise command.RunFailed(str(error)) from error
       raise command.Terminated("terminated")
     came = Came()
+    shared = processes.share(studio, lambda: came.put(signal.SIGTERM), came.put)
     server = app.Server(
-      processes.share(studio, lambda: came.put(signal.SIGTERM)) if jax.process_count() > 1 else studio,
+      shared if jax.process_count() > 1 else studio,
       token=token,
       most_seconds=60 * values.max_minutes,
       warm_up=_WARM_UP if values.warm_up else (),
     )
     device_flags.tell_devices(device_flags.use_dtype(values.dtype), pipeline.models.execution.mesh)
     address = address_of(values.host, listening[0].getsockname()[1], token)
-    number, saved = asyncio.run(serve(server, listening[0], address, came))
+    reason, saved = asyncio.run(serve(server, listening[0], address, came))
   if saved is not None:
     print(f"the session is saved in {saved}", file=sys.stderr, flush=True)
-  if number == signal.SIGINT:
+  if isinstance(reason, processes.OutOfStep):
+    raise command.RunFailed(str(reason)) from reason
+  if reason == signal.SIGINT:
     raise KeyboardInterrupt
   raise command.Terminated("terminated")
 
 
 class Came:
-  """The first signal that comes, to this process or to another; `put` may be called from any thread."""
+  """Why the server ends: the first signal that comes, to this process or to another, or an error of all processes.
+
+  `put` may be called from any thread.
+  """
 
   def __init__(self):
-    self._first: concurrent.futures.Future[int] = concurrent.futures.Future()
+    self._first: concurrent.futures.Future[int | processes.OutOfStep] = concurrent.futures.Future()
 
-  def put(self, number: int) -> None:
-    """A signal has come. All but the first change nothing."""
+  def put(self, reason: int | processes.OutOfStep) -> None:
+    """The server is to end. All but the first reason change nothing."""
     with contextlib.suppress(concurrent.futures.InvalidStateError):
-      self._first.set_result(number)
+      self._first.set_result(reason)
 
-  async def get(self) -> int:
+  async def get(self) -> int | processes.OutOfStep:
     """Waits for it."""
     return await asyncio.wrap_future(self._first)
 
 
-async def serve(server: Server, listening: socket.socket, address: str, came: Came) -> tuple[int, str | None]:
-  """Serves until SIGINT or SIGTERM comes. Returns which, and the folder of the session that was saved, or None.
+async def serve(
+  server: Server, listening: socket.socket, address: str, came: Came
+) -> tuple[int | processes.OutOfStep, str | None]:
+  """Serves until there is a reason to end. Returns it, and the folder of the session that was saved, or None.
 
   It prints its address as soon as it can be used, and a signal would end it properly.
   """
@@ -140,13 +151,14 @@ async def serve(server: Server, listening: socket.socket, address: str, came: Ca
     for number in (signal.SIGINT, signal.SIGTERM):
       loop.add_signal_handler(number, came.put, number)
     print(address, flush=True)
-    number = await came.get()
+    reason = await came.get()
     # A second signal to this process does not wait: it ends the process as if nothing handled it.
     for each in (signal.SIGINT, signal.SIGTERM):
       loop.remove_signal_handler(each)
       signal.signal(each, signal.SIG_DFL)
-    print("ending after the chunk that is made; once more ends at once", file=sys.stderr, flush=True)
-    return number, await server.close(save=True)
+    if isinstance(reason, int):
+      print("ending after the chunk that is made; once more ends at once", file=sys.stderr, flush=True)
+    return reason, await server.close(save=True)
   finally:
     await runner.cleanup()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -86,9 +86,9 @@ class GrowingVideo:
     video.encode(self._container, self._stream, frames)
 
 
-def join(fragments: pathlib.Path, whole: pathlib.Path) -> None:
+def join(fragments: pathlib.Path | BinaryIO, whole: pathlib.Path) -> None:
   """Writes the video of a file of fragments in one piece: nothing is encoded again."""
-  with av.open(os.fspath(fragments)) as source, av.open(os.fspath(whole), mode="w", format="mp4") as target:
+  with av.open(fragments, mode="r") as source, av.open(os.fspath(whole), mode="w", format="mp4") as target:
     stream = target.add_stream_from_template(source.streams.video[0])
     for packet in source.demux(source.streams.video[0]):
       # The last packet of a stream is empty.

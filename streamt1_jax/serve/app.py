@@ -36,10 +36,10 @@ _BURST, _PER_SECOND = 20, 10.0
 """Messages of a client: at once, and in the long run."""
 _MOST_REFUSED = 200
 """Refused messages of a connection; one that sends more is closed."""
-_HEARTBEAT = 15.0
-"""Seconds after which a client that says nothing is asked whether it is there."""
 _MOST_SENDING = 30.0
-"""Seconds that a client may take for one frame."""
+"""Seconds that a client may take for one frame, or for the answer to a ping: the ping may wait behind that frame."""
+_HEARTBEAT = 2 * _MOST_SENDING
+"""Seconds after which a client that says nothing is sent a ping. For the answer aiohttp waits half as long."""
 
 
 class Rate:
@@ -179,6 +179,9 @@ class Server:
     """What a client says, until it is gone."""
     rate, refusals = Rate(*self._rate), 0
     async for message in socket:
+      if message.type is WSMsgType.ERROR:
+        # The connection is closed: a frame was no frame or too large, or no answer to a ping has come.
+        return
       try:
         if not rate.take():
           raise Refused("rate", f"at most {self._rate[1]:g} messages a second")

@@ -69,7 +69,8 @@ class Hub:
     self._viewers.append(viewer)
     self._numbers.set("viewers", len(self._viewers))
     running = None if self._control is None else self._control.request
-    known = {"presets": list(self._presets), "viewers": len(self._viewers), "ready": self._ready}
+    limits = {"most_image_bytes": protocol.MOST_IMAGE_BYTES}
+    known = {"presets": list(self._presets), "viewers": len(self._viewers), "ready": self._ready, **limits}
     viewer.put(Item(event("session.hello", running, **known)))
     if self._begin is not None:
       viewer.put(self._begin)

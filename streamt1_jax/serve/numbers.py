@@ -15,7 +15,7 @@ _QUANTILES = (0.5, 0.95, 0.99)
 
 _SERIES = {
   "first_chunk_seconds": "From the start of a session to its first chunk, in seconds.",
-  "chunk_seconds": "To make a chunk, in seconds.",
+  "chunk_seconds": "To make, encode and keep a chunk, in seconds.",
   "chunk_gap_seconds": "Between two chunks that were sent, in seconds.",
   "switch_seconds": "From the arrival of a prompt to the first chunk made under it, in seconds.",
 }
@@ -24,7 +24,7 @@ _COUNTERS = {
   "chunks_total": "Chunks that were sent.",
   "chunks_on_time_total": "Those of them that came before the video had to stand still.",
   "media_seconds_total": "Seconds of video in them.",
-  "making_seconds_total": "Seconds it took to make them.",
+  "making_seconds_total": "Seconds it took to make, encode and keep them.",
   "switches_total": "Prompts that took effect.",
   "refused_total": "Messages that were refused.",
   "previews_dropped_total": "Previews that slow viewers did not get.",

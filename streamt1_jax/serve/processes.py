@@ -6,17 +6,24 @@
 Before process 0 uses the devices it says what it is about to do, with the prompts that take effect there, so that all
 apply the same events before the same chunk. While it has nothing to do it says so once a second: what connects the
 processes does not wait for long.
+
+Errors of a prompt or of a search come to all processes alike, and end a session. After any other error nobody knows
+whether all are at the same chunk, and what they compute together would never end: the processes end instead.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import itertools
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
 
 from streamt1_jax.config import ConfigError, SessionConfig
 from streamt1_jax.drivers import SearchError
@@ -31,51 +38,86 @@ from streamt1_jax.session import Chunk
 from streamt1_jax.state import ChunkTrace
 
 Open = Callable[[Start, Callable[[ChunkTrace], None]], LiveSession]
+_OF_ALL = (ConfigError, SearchError)
+"""Errors that all processes have at the same place."""
 _LOGGER = logging.getLogger(__name__)
 
 
-def share(studio: Studio, terminated: Callable[[], object]) -> Studio:
+class OutOfStep(RuntimeError):
+  """Not all processes are known to be at the same chunk. The message is the line that a process ends with."""
+
+
+def share(studio: Studio, terminated: Callable[[], object], failed: Callable[[OutOfStep], object]) -> Studio:
   """A studio of process 0 whose sessions all processes make; the others `follow`.
 
-  `terminated` is called when SIGTERM has come to one of them, in the search thread, and maybe more than once: the
-  server is to save its session and to end.
+  Args:
+    studio: of process 0 alone.
+    terminated: called when SIGTERM has come to one of the others, in the search thread, and maybe more than once: the
+      server is to save its session and to end.
+    failed: called in the search thread, once, when the processes can do nothing together any more: the server is to
+      end. Sessions that are opened after that fail.
   """
-  leader = Leader(studio.open, terminated)
+  leader = Leader(studio.open, terminated, failed)
   return dataclasses.replace(studio, open=leader.open, idle=leader.idle, end=leader.end)
 
 
 class Leader:
   """What process 0 says to the others, from its search thread alone."""
 
-  def __init__(self, open_session: Open, terminated: Callable[[], object]):
-    self._open, self._terminated = open_session, terminated
+  def __init__(self, open_session: Open, terminated: Callable[[], object], failed: Callable[[OutOfStep], object]):
+    self._open, self._terminated, self._failed = open_session, terminated, failed
+    self._lost: OutOfStep | None = None
 
   def open(self, start: Start, on_trace: Callable[[ChunkTrace], None]) -> LiveSession:
     """A session of all processes."""
     image = None if start.image is None else base64.b64encode(start.image).decode()
     self.say({"do": "open", "start": dataclasses.asdict(start) | {"image": image}})
-    return Shared(self._open(start, on_trace), self.say)
+    with self.together():
+      return Shared(self._open(start, on_trace), self)
 
   def idle(self) -> None:
     """Nothing is to be done yet."""
-    self.say({"do": "nothing"})
+    with contextlib.suppress(OutOfStep):
+      self.say({"do": "nothing"})
 
   def end(self) -> None:
     """The others end too."""
-    self.say({"do": "end"})
+    with contextlib.suppress(OutOfStep):
+      self.say({"do": "end"})
 
   def say(self, command: Mapping[str, Any]) -> None:
-    """Says what is done next, and hears whether a machine of another process is being taken away."""
-    _, *others = hosts.everyone(dict(command))
+    """Says what is done next, and hears whether a machine of another process is being taken away.
+
+    Raises OutOfStep if nobody listens at this place.
+    """
+    if self._lost is not None:
+      raise self._lost
+    with self.together():
+      _, *others = hosts.everyone(dict(command))
     if any(others):
       self._terminated()
+
+  @contextlib.contextmanager
+  def together(self) -> Iterator[None]:
+    """The body does what all processes do at the same place. An error that the others may not have ends the server.
+
+    Raises OutOfStep in its place.
+    """
+    try:
+      yield
+    except _OF_ALL:
+      raise
+    except Exception as error:
+      self._lost = _out_of_step(error)
+      self._failed(self._lost)
+      raise self._lost from error
 
 
 class Shared:
   """A session that all processes make. A prompt is read between two chunks, by all of them at the same time."""
 
-  def __init__(self, session: LiveSession, say: Callable[[Mapping[str, Any]], None]):
-    self._session, self._say = session, say
+  def __init__(self, session: LiveSession, leader: Leader):
+    self._session, self._leader = session, leader
     self._lock, self._numbers = threading.Lock(), itertools.count()
     self._asked: list[Receipt] = []
     self._unanswered: list[tuple[Receipt, Receipt]] = []
@@ -101,15 +143,19 @@ class Shared:
     with self._lock:
       asked, self._asked = self._asked, []
     command = {"do": "next", "prompts": [receipt.prompt for receipt in asked], "stop": self._stopped}
-    self._say(command)
-    self._unanswered += zip(asked, _tell(self._session, command), strict=True)
+    self._leader.say(command)
+    chunk = None
     try:
-      return next(self._session)
-    except BaseException:
-      self._end()
-      raise
+      with self._leader.together():
+        self._unanswered += zip(asked, _tell(self._session, command), strict=True)
+        chunk = next(self._session, None)
     finally:
+      if chunk is None:
+        self._end()
       self._answer()
+    if chunk is None:
+      raise StopIteration
+    return chunk
 
   def _end(self) -> None:
     """No chunk comes any more: nothing else would answer what is asked from now on."""
@@ -146,14 +192,16 @@ class Shared:
   def timeline(self) -> Timeline:
     return self._session.timeline
 
-  def save(self, folder: Any) -> None:
-    self._session.save(folder)
+  def prepare_save(self) -> Callable[[Any], None]:
+    return self._session.prepare_save()
 
 
 def follow(open_session: Open) -> None:
   """Does with the devices what process 0 does with them, until that ends. For all other processes.
 
   SIGTERM is passed on to process 0, which saves and ends all; a second one ends this process.
+
+  Raises OutOfStep after an error that process 0 may not have.
   """
   session: LiveSession | None = None
   with signals.termination_deferred():
@@ -168,9 +216,18 @@ def follow(open_session: Open) -> None:
         elif command["do"] == "next" and session is not None:
           _tell(session, command)
           next(session, None)
-      except (ConfigError, SearchError) as error:
+      except _OF_ALL as error:
         # Process 0 has the same error, and tells the client.
         _LOGGER.info(one_line(str(error)))
+      except Exception as error:
+        raise _out_of_step(error) from error
+
+
+def _out_of_step(error: Exception) -> OutOfStep:
+  """Of an error whose traceback is printed: it may be a fault of the program."""
+  traceback.print_exception(error)
+  reason = one_line(f"{type(error).__name__}: {error}", 300)
+  return OutOfStep(f"process {jax.process_index()} cannot go on with the others: {reason}")
 
 
 def _start_of(fields: Mapping[str, Any]) -> Start:

@@ -16,9 +16,9 @@ from typing import Any
 from streamt1_jax.config import ConfigError
 from streamt1_jax.messages import one_line, shortened
 
-MOST_BYTES = 6 << 20
-"""Of a message."""
 MOST_IMAGE_BYTES = 4 << 20
+MOST_BYTES = 16 << 20
+"""Of a message. A larger one ends the connection unread, so a picture that is too large must fit: it gets an answer."""
 MOST_PROMPT, MOST_ID = 2000, 128
 """Characters."""
 _SEED_LIMIT = 2**31
@@ -177,13 +177,15 @@ def _image(value: Any) -> bytes | None:
     return None
   if not isinstance(value, str):
     raise Refused("invalid", f"image must be a picture in base64, got {shortened(value)}")
+  # Four characters are three bytes: what is too large is not decoded.
+  size = len(value) * 3 // 4 - value[-2:].count("=")
+  if not 0 < size <= MOST_IMAGE_BYTES:
+    most = f"{MOST_IMAGE_BYTES} bytes ({MOST_IMAGE_BYTES >> 20} MB)"
+    raise Refused("too_long", f"image must have 1 to {most}, got {size}")
   try:
-    content = base64.b64decode(value, validate=True)
+    return base64.b64decode(value, validate=True)
   except (binascii.Error, ValueError) as error:
     raise Refused("invalid", f"image must be a picture in base64: {type(error).__name__}") from error
-  if not 0 < len(content) <= MOST_IMAGE_BYTES:
-    raise Refused("too_long", f"image must have 1 to {MOST_IMAGE_BYTES} bytes, got {len(content)}")
-  return content
 
 
 def event(kind: str, request: str | None = None, /, **fields: Any) -> dict[str, Any]:

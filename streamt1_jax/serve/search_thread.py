@@ -1,7 +1,7 @@
 """The one thread that uses the devices. It makes one session after the other and tells what happens.
 
   order() ── session ── chunk by chunk, on media time ── tell(Item) ── hub, in another thread
-  Control ── switch, pause, resume, stop, save ── between two chunks
+  Control ── switch, pause, resume, stop, save ── between two chunks; a save is written by a thread of its own
 
 It knows no network: what it tells are events and fragments of video. While nobody asks for a session it compiles the
 searches that somebody may ask for.
@@ -50,7 +50,7 @@ class SearchThread(threading.Thread):
 
     Args:
       studio: what sessions are made with.
-      tell: called in this thread with everything that happens.
+      tell: called with everything that happens, in this thread; of a save, in the thread that writes it.
       numbers: counts.
       most_seconds: of a session, on the clock of the wall.
       lead: seconds of video that are made before a viewer needs them.

@@ -70,7 +70,7 @@ class LiveSession(Protocol):
 
   def stop(self) -> object: ...
 
-  def save(self, folder: Any) -> None: ...
+  def prepare_save(self) -> Callable[[Any], None]: ...
 
   def __iter__(self) -> Iterator[Chunk]: ...
 
@@ -84,8 +84,12 @@ class Keeper(Protocol):
     """The next chunk."""
     ...
 
-  def save(self, session: LiveSession) -> str:
-    """Writes it to a folder, whose path it returns. If it raises, the session goes on."""
+  def prepare_save(self, session: LiveSession) -> Callable[[], str]:
+    """Notes what is kept so far, and of the session what cannot wait. If it raises, the session goes on.
+
+    What it returns writes that to a folder, whose path it returns. It is called once, in another thread, while more is
+    added; `close` comes after it.
+    """
     ...
 
   def close(self) -> None:
@@ -99,7 +103,7 @@ class KeepsNothing:
   def add(self, shown: Shown) -> None:
     pass
 
-  def save(self, session: LiveSession) -> str:
+  def prepare_save(self, session: LiveSession) -> Callable[[], str]:
     raise ConfigError("this server saves nothing")
 
   def close(self) -> None:

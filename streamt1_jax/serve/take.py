@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,7 @@ class Take:
     self._applied: list[Asked] = []
     self._made, self._making = 0, 0.0
     self._sent_at: float | None = None
+    self._writer: threading.Thread | None = None
 
   def run(self) -> None:
     """Until it is stopped or over."""
@@ -83,13 +85,16 @@ class Take:
         self._studio.idle()
         time.sleep(_TICK)
       self._show(chunk)
+    self._wait_for_save()
     self._save_if_asked(session)
+    self._wait_for_save()
 
   def close(self) -> None:
     """Lets go of the session and of what was kept of it."""
     self._control.attach(None)
     # Prompts that came after the last chunk, or before one that failed.
     self._answer()
+    self._wait_for_save()
     self._keeper.close()
 
   def _wait(self, session: LiveSession, deadline: float) -> bool:
@@ -110,17 +115,38 @@ class Take:
       control.wait(min(left, wait, IDLE))
 
   def _save_if_asked(self, session: LiveSession) -> None:
-    control = self._control
-    if not control.take_save():
+    """Begins a save, which is written while the search goes on. One that is asked for meanwhile waits for it."""
+    if self._writer is not None and self._writer.is_alive():
+      return
+    if not self._control.take_save():
       return
     try:
-      control.saved = self._keeper.save(session)
+      write = self._keeper.prepare_save(session)
     except Exception as error:
-      # A disk that is full, or anything else: the video is not lost over its save.
-      _LOGGER.warning(f"a session cannot be saved: {type(error).__name__}: {one_line(str(error))}")
-      self._tell("error", code="not_saved", message=one_line(f"it cannot be saved: {error}"))
+      self._say_not_saved(error)
+      return
+    self._writer = threading.Thread(target=self._write, args=[write, self.shown], name="save", daemon=True)
+    self._writer.start()
+
+  def _write(self, write: Callable[[], str], chunks: int) -> None:
+    """The work of a thread of its own."""
+    try:
+      folder = self._control.saved = write()
+    except Exception as error:
+      self._say_not_saved(error)
     else:
-      self._tell("session.saved", folder=control.saved, chunks=self.shown)
+      self._tell("session.saved", folder=folder, chunks=chunks)
+
+  def _say_not_saved(self, error: Exception) -> None:
+    # A disk that is full, or anything else: the video is not lost over its save.
+    _LOGGER.warning(f"a session cannot be saved: {type(error).__name__}: {one_line(str(error))}")
+    self._tell("error", code="not_saved", message=one_line(f"it cannot be saved: {error}"))
+
+  def _wait_for_save(self) -> None:
+    """Until nothing is being written."""
+    while self._writer is not None and self._writer.is_alive():
+      self._studio.idle()
+      self._writer.join(IDLE)
 
   def _tell(self, kind: str, **fields: Any) -> None:
     self._tell_item(Item(event(kind, self._control.request, **fields)))
@@ -164,8 +190,10 @@ class Take:
   def _show(self, chunk: Chunk) -> None:
     """Sends a chunk of the video."""
     row, strips = self._rows.pop(chunk.index, (None, {}))
+    begun = time.monotonic()
     fragment = self.film.add(self._studio.pictures(chunk.frames))
     self._keeper.add(Shown(chunk, fragment, row, strips))
+    self._making += time.monotonic() - begun
     now = self._control.clock()
     on_time = self._pace.add(fragment.num_frames / self.film.fps)
     seconds = self._count(fragment, now, on_time)
@@ -193,7 +221,7 @@ class Take:
     self._tell_item(Item(told, "media", fragment))
 
   def _count(self, fragment: Fragment, now: float, on_time: bool) -> float:
-    """Returns the seconds that were spent on making video since the chunk before was sent."""
+    """Returns the seconds that it took to make, encode and keep video since the chunk before was sent."""
     numbers, (seconds, self._making) = self._numbers, (self._making, 0.0)
     numbers.count("chunks_total")
     numbers.count("chunks_on_time_total", float(on_time))

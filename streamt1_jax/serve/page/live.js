@@ -5,7 +5,7 @@ const KEEP_BEHIND = 20, MOST_AHEAD = 5, MOST_COLUMNS = 32, MOST_HISTORY = 50, MO
 const $ = (id) => document.getElementById(id);
 const video = $("video");
 let socket = null, expects = null, mine = null, waits = false, running = null, paused = false, ready = true, warm = true;
-let fps = 16, nextId = 1, retry = 1;
+let fps = 16, nextId = 1, retry = 1, mostImage = Infinity;
 const page = Math.random().toString(36).slice(2); // Pages of others number their prompts too.
 
 const make = (tag, className = "", textContent = "") => Object.assign(document.createElement(tag), { className, textContent });
@@ -184,7 +184,7 @@ function show() {
 const takes = {
   "session.hello"(told) {
     $("search").replaceChildren(...told.presets.map((name) => make("option", "", name)));
-    [ready, retry] = [told.ready, 1];
+    [ready, retry, mostImage] = [told.ready, 1, told.most_image_bytes];
     notice("");
   },
   "server.ready"() { ready = true; },
@@ -278,6 +278,7 @@ $("form").addEventListener("submit", async (event) => {
     say("session.interaction", { interaction: { event_id, event: { prompt } } });
   } else {
     const file = $("image").files[0], fields = { prompt, search: $("search").value, seed: Number($("seed").value) || 0 };
+    if (file && file.size > mostImage) return notice(`A picture may have ${mostImage / 2 ** 20} MB. This one has ${(file.size / 2 ** 20).toFixed(1)}.`);
     if (file) fields.image = await base64(file);
     say("session.start", fields);
   }
