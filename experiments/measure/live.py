@@ -27,7 +27,7 @@ from streamt1_jax.serve.presets import PRESETS
 PROMPTS = (
   "a red circle moves left over a dark blue background",
   "a blue square moves up over a gray background",
-  "a green star stays over a white background",
+  "a small green triangle moves quickly right over a black background",
 )
 ROWS = {
   "chunks": "chunks",
