@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.data import closeness, verify, verify_timeline, world
+from streamt1_jax.data import closeness, shapes, sight, verify, verify_timeline, world
 from streamt1_jax.data.world import Description, Thing
 from streamt1_jax.evaluation.metrics import period
 from tests.compiler import OPTIMISED
@@ -102,6 +102,19 @@ def in_front(index):
   states = world.play([BOTH], [0], STARTS, np.arange(FRAMES))
   pick = lambda field: field[:, order]
   return drawn(world.FrameStates(*(pick(f) if f.ndim > 1 else f for f in states)))
+
+
+def test_the_color_of_what_is_mostly_hidden_does_not_count():
+  """A codec mixes what is left of the square with the circle in front of it."""
+  frames = clip(times=range(8, 33))
+  seen = sight.look(frames, BOTH).objects[1]
+  mixed = np.mean([shapes.COLORS["red"], shapes.COLORS["blue"]], axis=0).astype(np.uint8)
+  hidden = (seen.visible_area > 20) & (seen.visible_area < 0.6 * seen.nominal)
+  assert 0.1 < hidden.mean() < 0.5
+  painted = (seen.coverage > 0.5) & hidden[:, None, None]
+  assert "color" not in failed(np.where(painted[..., None], mixed, frames), 1)
+  shown = (seen.coverage > 0.5) & ~hidden[:, None, None]
+  assert "color" in failed(np.where(shown[..., None], mixed, frames), 1)
 
 
 def test_what_must_be_hidden_is_judged():

@@ -35,6 +35,7 @@ _VELOCITY_TOLERANCE = 0.25  # pixels per frame, on each axis; speeds are 1 apart
 _TRACK_TOLERANCE = 3.0  # pixels, root mean square distance from a straight line
 _AREA_BOUNDS = (0.75, 1.3)  # of the nominal area; small and large differ by 2.47
 _HIDDEN_TOLERANCE = 0.3  # of the nominal area, from what the front object leaves to be seen
+_LEGIBLE_SHARE = 0.6  # of the nominal area: what must be seen of an object that another hides, for its colour to count
 _STRAY_SHARE = 0.1  # foreground pixels away from the object, of the object's area
 _OVERLAP = 40  # pixels in which two objects overlap; with fewer, nobody sees which is in front
 # Right shapes reach 0.97 at 30 dB. The best of the three decides, and this bound rejects all other shapes.
@@ -112,8 +113,10 @@ def _background_is_right(clip: Sight, expected: int) -> bool:
 def _color_is_right(seen: ObjectSight, expected: int) -> bool:
   # A frame in which too little of the object is seen has the colour NaN, which no comparison accepts.
   judged = seen.shows | _may_be_hidden(seen)
+  # What is left of an object behind another is mostly rim, where blur mixes the two.
+  legible = seen.shows & (seen.visible_area >= _LEGIBLE_SHARE * seen.nominal)
   right = _near(seen.color, shapes.COLORS, expected, _COLOR_TOLERANCE)
-  return bool(seen.shows.any() and (right[seen.shows].mean() >= _MOST_FRAMES) and judged.mean() >= _MOST_FRAMES)
+  return bool(legible.any() and (right[legible].mean() >= _MOST_FRAMES) and judged.mean() >= _MOST_FRAMES)
 
 
 def _near(colors: np.ndarray, table: Mapping[str, tuple[int, int, int]], expected: int, tolerance: float) -> np.ndarray:
