@@ -42,7 +42,8 @@ def _template(kind: type, names: Collection[str], prefix: str = "") -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union) and type(None) in typing.get_args(hint):
       if not any(name == path or name.startswith(f"{path}/") for name in names):
         return None
-      (hint,) = (option for option in typing.get_args(hint) if option is not type(None))
+      # A hint of arrays may name several types of them.
+      hint = next(option for option in typing.get_args(hint) if option is not type(None))
     return _template(hint, names, f"{path}/") if hasattr(hint, "_fields") else 0
 
   return kind(**{field: value(field, hint) for field, hint in typing.get_type_hints(kind).items()})
