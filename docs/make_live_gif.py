@@ -60,7 +60,8 @@ def main(target: str) -> None:
       page.goto(address)
       page.wait_for_selector("#search option", state="attached")
       _ask(page, _PROMPTS[0])
-      page.wait_for_function("document.getElementById('video').currentTime > 1.5")
+      while page.evaluate("document.getElementById('video').currentTime") < 1.5:
+        page.wait_for_timeout(100)
       pictures = _watch(page)
       browser.close()
     finally:

@@ -90,13 +90,13 @@ def test_sigterm_to_another_ends_process_0_once(monkeypatch):
   monkeypatch.setattr(hosts, "everyone", lambda value: [value, True])
 
   async def first_of(*before):
-    came = serve.Came()
+    ending = serve.Ending()
     for number in before:
-      came.put(number)
-    shared = processes.share(studio(), lambda: came.put(signal.SIGTERM), pytest.fail)
+      ending.put(number)
+    shared = processes.share(studio(), lambda: ending.put(signal.SIGTERM), pytest.fail)
     shared.idle()
     shared.end()
-    return await came.get()
+    return await ending.get()
 
   # Nothing but the one that waits hears of it: a signal to this process would end it at the second time.
   monkeypatch.setattr(os, "kill", pytest.fail)
@@ -268,13 +268,13 @@ def _apart(index):
       return 3
     return 0
   here = dataclasses.replace(studio(), open=lambda *start: _session(*start, jax.devices()))
-  came = serve.Came()
-  reason = asyncio.run(_client_of_a_broken(processes.share(here, pytest.fail, came.put), came))
+  ending = serve.Ending()
+  reason = asyncio.run(_client_of_a_broken(processes.share(here, pytest.fail, ending.put), ending))
   print(f"error: {reason}", file=sys.stderr)
   return 3
 
 
-async def _client_of_a_broken(shared, came):
+async def _client_of_a_broken(shared, ending):
   server = Server(shared, lead=0.5)
   async with TestClient(TestServer(server.app)) as http:
     client = Client(await http.ws_connect("/v1/realtime/video"))
@@ -282,7 +282,7 @@ async def _client_of_a_broken(shared, came):
     error = await client.hear_until("error")
     done = await client.hear_until("session.done")
     pathlib.Path("told.json").write_text(json.dumps([error, done]))
-    reason = await came.get()
+    reason = await ending.get()
     await server.close(save=True)
     return reason
 

@@ -13,12 +13,10 @@ from etils import epath
 from streamt1_jax.cli import command, files, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, require_video_model
 from streamt1_jax.data import shapes, world
+from streamt1_jax.evaluation.compare.scenes import SEED_STEP
 from streamt1_jax.io import rows
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.io.rows import Row
-from streamt1_jax.noise_propagation import SEEDS_PER_CHUNK
-
-_SEED_STEP = 100 * SEEDS_PER_CHUNK  # Videos of up to 100 chunks have different seeds.
 
 
 def define(values: flags.FlagValues, count: str, default: int, lower: int = 1) -> None:
@@ -45,7 +43,7 @@ def require_shapes_world(values: flags.FlagValues) -> tuple[epath.Path, ModelCon
 def captions_and_seeds(values: flags.FlagValues, count: int) -> tuple[list[str], list[int]]:
   """`count` held-out captions, and the seed of each one's video."""
   captions = world.held_out_captions(values.split, count, values.seed, values.objects)
-  return captions, [values.seed + _SEED_STEP * index for index in range(count)]
+  return captions, [values.seed + SEED_STEP * index for index in range(count)]
 
 
 def rows_of(

@@ -95,8 +95,8 @@ def run(values: flags.FlagValues) -> None:
       except processes.OutOfStep as error:
         raise command.RunFailed(str(error)) from error
       raise command.Terminated("terminated")
-    came = Came()
-    shared = processes.share(studio, lambda: came.put(signal.SIGTERM), came.put)
+    ending = Ending()
+    shared = processes.share(studio, lambda: ending.put(signal.SIGTERM), ending.put)
     server = app.Server(
       shared if jax.process_count() > 1 else studio,
       token=token,
@@ -105,7 +105,7 @@ def run(values: flags.FlagValues) -> None:
     )
     device_flags.tell_devices(device_flags.use_dtype(values.dtype), pipeline.models.execution.mesh)
     address = address_of(values.host, listening[0].getsockname()[1], token)
-    reason, saved = asyncio.run(serve(server, listening[0], address, came))
+    reason, saved = asyncio.run(serve(server, listening[0], address, ending))
   if saved is not None:
     print(f"the session is saved in {saved}", file=sys.stderr, flush=True)
   if isinstance(reason, processes.OutOfStep):
@@ -115,7 +115,7 @@ def run(values: flags.FlagValues) -> None:
   raise command.Terminated("terminated")
 
 
-class Came:
+class Ending:
   """Why the server ends: the first signal that comes, to this process or to another, or an error of all processes.
 
   `put` may be called from any thread.
@@ -135,7 +135,7 @@ class Came:
 
 
 async def serve(
-  server: Server, listening: socket.socket, address: str, came: Came
+  server: Server, listening: socket.socket, address: str, ending: Ending
 ) -> tuple[int | processes.OutOfStep, str | None]:
   """Serves until there is a reason to end. Returns it, and the folder of the session that was saved, or None.
 
@@ -149,9 +149,9 @@ async def serve(
   try:
     await web.SockSite(runner, listening).start()
     for number in (signal.SIGINT, signal.SIGTERM):
-      loop.add_signal_handler(number, came.put, number)
+      loop.add_signal_handler(number, ending.put, number)
     print(address, flush=True)
-    reason = await came.get()
+    reason = await ending.get()
     # A second signal to this process does not wait: it ends the process as if nothing handled it.
     for each in (signal.SIGINT, signal.SIGTERM):
       loop.remove_signal_handler(each)

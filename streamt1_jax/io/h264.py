@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import io
-import pathlib
 
 import av
 import numpy as np
 from jaxtyping import UInt8
 
-_PROCESSOR = pathlib.Path("/proc/cpuinfo")
-
-
-@functools.cache
-def _options() -> dict[str, str]:
-  """What x264 is told: not to use its code for AVX-512, which gives another file now and then for the same frames.
-
-  Its code for AVX2 gives the file that the other one gives most of the time. Where there is no such list of what a
-  processor can do, x264 chooses.
-  """
-  has_avx512 = _PROCESSOR.is_file() and "avx512" in _PROCESSOR.read_text()
-  return {"x264-params": "asm=avx2"} if has_avx512 else {}
+from streamt1_jax.io import video
 
 
 def encode(frames: UInt8[np.ndarray, "T height width 3"], fps: int, bit_rate: int) -> bytes:
@@ -37,7 +24,7 @@ def encode(frames: UInt8[np.ndarray, "T height width 3"], fps: int, bit_rate: in
   """
   buffer = io.BytesIO()
   with av.open(buffer, mode="w", format="mp4") as container:
-    stream = container.add_stream("libx264", rate=fps, options=_options())
+    stream = container.add_stream("libx264", rate=fps, options=video.x264_options())
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt, stream.bit_rate = "yuv420p", bit_rate
     stream.codec_context.thread_count = 1
