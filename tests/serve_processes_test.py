@@ -137,6 +137,9 @@ def test_another_goes_on_after_an_error_of_all(monkeypatch):
   for error in (ConfigError("no such prompt"), SearchError("every candidate is NaN")):
     monkeypatch.setattr(hosts, "everyone", commands("open", "next", "nothing", "end"))
     processes.follow(failing(error))
+    # It has heard everything, up to the end.
+    with pytest.raises(StopIteration):
+      hosts.everyone(None)
 
 
 def test_another_ends_after_an_error_of_its_own(monkeypatch):
