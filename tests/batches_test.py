@@ -17,6 +17,8 @@ SIGMAS = jnp.array([1.0, 0.9375, 0.8333, 0.625])
 SCENES, STARTS = 5, 4
 CONFIG = BatchConfig(
   clips=6,
+  second_clips=12,
+  second_copies=3,
   first_scenes=8,
   first_copies=16,
   step_weights=(0.25, 0.25, 0.25, 0.25),
@@ -169,11 +171,20 @@ class TestClips:
     switch, late, place, _ = seen()
     first = np.where(switch > 0, switch, np.where(late, 3, 1))
     assert (place.min(axis=1) == first).all()
-    assert (place.max(axis=1) == batches.CHUNKS - 1).all()
-    # All chunks that are learned come equally often, or one time more.
-    for row in place:
-      counts = np.bincount(row)[row.min() :]
+    assert place.max() == batches.CHUNKS - 1
+    # All chunks that are learned come equally often, or one time more; and half of the rows are the first new one.
+    for row, begin in zip(place, switch, strict=True):
+      if begin:
+        np.testing.assert_array_equal(row[: batches.ROWS // 2], begin)
+      rest = row[batches.ROWS // 2 :] if begin else row
+      counts = np.bincount(rest - row.min(), minlength=batches.CHUNKS - row.min())
       assert counts.max() - counts.min() <= 1
+
+  def test_a_second_chunk_never_comes_much_later(self):
+    _, _, place, found = seen()
+    noisy = found.distance[:, batches.CHUNKS :]
+    assert (place == 1).any()
+    np.testing.assert_array_equal(noisy[place == 1], MODEL.chunk_frames)
 
   def test_a_chunk_sees_sink_window_and_older_chunks_once_each(self):
     switch, _, place, found = seen(extra_context_probability=0.5)
@@ -263,3 +274,34 @@ class TestClips:
     frames, source, moved, valid = frames[keep], source[keep], moved[keep], valid[keep]
     place = (frames[np.arange(len(frames))[:, None, None], source] + moved) // MODEL.chunk_frames
     return frames // MODEL.chunk_frames, place, valid, source
+
+
+@pytest.fixture(scope="module")
+def seconds(data):
+  draw = jax.jit(lambda key: batches.draw_second_chunks(key, data, MODEL, CONFIG, SIGMAS))
+  return jax.tree.map(np.asarray, draw(jax.random.key(6)))
+
+
+class TestSecondChunks:
+  def test_input_and_target_belong_to_the_second_chunk_of_the_clip_in_the_context(self, seconds):
+    sigma = np.asarray(SIGMAS)[seconds.step][..., None, None, None, None]
+    clean = (seconds.noisy - sigma * seconds.target)[..., 0, 0, 0, 0]
+    context = np.rint(seconds.clean.mean(axis=(2, 3, 4, 5)))
+    np.testing.assert_allclose(clean, np.broadcast_to(context + 1, clean.shape), atol=0.01)
+    np.testing.assert_array_equal(context % 10, 0)
+    assert 0 < np.abs(seconds.clean - context[..., None, None, None, None]).max() < 6 * CONFIG.context_noise
+
+  def test_both_chunks_are_under_the_caption(self, seconds):
+    clip = np.rint(seconds.clean.mean(axis=(1, 2, 3, 4, 5)) / 10).astype(int)
+    switch = np.where(LATE & (SWITCH > 0), 4, SWITCH)[clip]
+    assert not LATE[clip].any()
+    assert not (switch == 1).any()
+    caption = seconds.tokens[:, 0, 0]
+    np.testing.assert_array_equal(caption < 0, switch > 0)
+    np.testing.assert_array_equal((np.abs(caption) - 1) // 48, clip)
+
+  def test_it_sees_the_first_chunk_right_before_it(self, seconds):
+    assert seconds.seen.chunks.max() == 0
+    np.testing.assert_array_equal(seconds.seen.valid[..., 0], np.broadcast_to([False, True, True, True], (12, 4)))
+    np.testing.assert_array_equal(seconds.seen.distance[:, 1:], MODEL.chunk_frames)
+    assert seconds.seen.prompt.max() == 0

@@ -7,7 +7,7 @@ timesteps.
 
 The first line gives XLA huge pages; without it page faults make a step take 1.3 times as long.
 
-Every batch has whole clips and many first chunks (`streamt1_jax.training.batches`), each with the velocity loss
+Every batch has whole clips, many second and many first chunks (`streamt1_jax.training.batches`), each with the velocity loss
 |v - (x - x0) / sigma|^2 of flow matching. Captions leave out size and speed now and then. Linear readers of the
 captions' embeddings, which are thrown away in the end, must name the colours of object and background
 (`streamt1_jax.training.caption_readers`). Muon trains the backbone's blocks and Adam the rest; what is kept is the
@@ -66,6 +66,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def _define_batches(values: flags.FlagValues) -> None:
   integer, number = flag_types.define_integer, flag_types.define_float
   integer(values, "clips", 4, "Whole clips in a batch.", 1)
+  integer(values, "second_clips", 8, "Clips of a batch whose second chunks are drawn.", 1)
+  integer(values, "second_copies", 2, "Noisy copies of each of them.", 1)
   integer(values, "first_scenes", 8, "Scenes of a batch whose first chunks are drawn.", 1)
   integer(values, "first_copies", 8, "First chunks of each of them.", 1)
   number(values, "context_noise", 0.1, "Largest noise added to clean context, in standard deviations.", 0.0)
@@ -131,7 +133,7 @@ def run(values: flags.FlagValues) -> None:
   trained = loop.run_steps(trainer.begin(params, optimizer), update, training.steps, this)
   for name in graphdefs:
     save_params(this.folder / "params" / name, trained.average[name])
-  names = ["later", "naming", *(f"first_{step}" for step in range(len(values.step_weights)))]
+  names = ["later", "second", "naming", *(f"first_{step}" for step in range(len(values.step_weights)))]
   loop.plot_curve(this, names, "tiny causal DiT", ylabel="velocity error", yscale="log")
 
 

@@ -1,11 +1,13 @@
 """Batches for training the tiny causal DiT on encoded clips of the shapes world.
 
-A batch has two parts:
+A batch has three parts:
 
   whole clips    chunks, each noisy at one of the four timesteps, with the clean chunks it will see when streaming
                  (first sink, window, now and then an older chunk), and with the distances of the longest videos. Where
                  the caption changes, the past is what the recache of a search makes of it. A search adds sinks, which
                  may be long past: chunks of the clip that are moved to older frames stand for them
+  second chunks  of many clips. Only one chunk of the past says how objects move, so they are learned later than those
+                 that have a full window
   first chunks   the hard part: nothing in the context says what to draw. At the first two timesteps the noisy input
                  chooses the clip (`noise_coupling`); several noisy copies of a scene share its caption's keys
 
@@ -47,6 +49,8 @@ class BatchConfig:
 
   Attributes:
     clips: whole clips, each of another scene.
+    second_clips: clips whose second chunks are drawn.
+    second_copies: noisy copies of each of them.
     first_scenes: scenes whose first chunks are drawn.
     first_copies: first chunks of each of them.
     step_weights: how often first chunks train at each of the timesteps.
@@ -59,6 +63,8 @@ class BatchConfig:
   """
 
   clips: int
+  second_clips: int
+  second_copies: int
   first_scenes: int
   first_copies: int
   step_weights: tuple[float, ...]
@@ -70,7 +76,7 @@ class BatchConfig:
 
 
 class ClipBatch(NamedTuple):
-  """Whole clips; G clips of N chunks, R noisy ones.
+  """Clips; G clips of N chunks, R noisy ones, with P captions each.
 
   Attributes:
     clean: chunks as context, slightly noisy.
@@ -79,7 +85,7 @@ class ClipBatch(NamedTuple):
     step: index of each noisy chunk's timestep.
     place: which chunk of the clip each noisy one is.
     seen: what every chunk sees, clean ones first, then noisy ones.
-    tokens: captions: of the clip, and of its first chunk.
+    tokens: captions, as `seen.prompt` counts them. Those of a whole clip are of its end and of its first chunk.
   """
 
   clean: Float32[Array, "G N F C H W"]
@@ -88,7 +94,7 @@ class ClipBatch(NamedTuple):
   step: Int32[Array, "G R"]
   place: Int32[Array, "G R"]
   seen: Seen
-  tokens: Int32[Array, "G 2 X"]
+  tokens: Int32[Array, "G P X"]
 
 
 class FirstChunkBatch(NamedTuple):
@@ -124,8 +130,7 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   step = jax.random.randint(next(keys), place.shape, 0, sigmas.shape[0])
   chosen = jax.vmap(lambda clip, place: clip[place])(clean, place)
   noise = jax.random.normal(next(keys), chosen.shape)
-  level = jax.random.uniform(next(keys), (config.clips, 1, 1, 1, 1, 1), maxval=config.context_noise)
-  in_context = clean + level * jax.random.normal(next(keys), clean.shape)
+  in_context = _blurred(next(keys), next(keys), clean, config)
   draw = lambda key, switch, late, place: draw_seen(key, switch, late, place, model, config)
   return ClipBatch(
     clean=in_context,
@@ -135,6 +140,45 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
     place=place,
     seen=for_every_clip(draw, next(keys), switch, late, place),
     tokens=jnp.stack([tokens, data.sink_tokens[clip]], axis=1),
+  )
+
+
+def draw_second_chunks(
+  key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array
+) -> ClipBatch:
+  """Second chunks, of clips in which first and second chunk are under one caption and follow each other.
+
+  Args:
+    key: random key.
+    data: the encoded clips.
+    model: sizes.
+    config: how many.
+    sigmas: [S] noise levels of the timesteps.
+  """
+  keys = iter(jax.random.split(key, 6))
+  follows = ~data.late & (data.switch != 1)
+  shape = (config.second_clips, config.second_copies)
+  clip = jax.random.choice(next(keys), len(follows), shape[:1], p=follows / follows.sum())
+  clean, second = (data.clips[clip, index : index + 1].astype(jnp.float32) for index in (0, 1))
+  last, _ = _draw_captions(next(keys), data.tokens[clip], config.omit_probability)
+  tokens = jnp.where((data.switch[clip] > 0)[:, None], data.sink_tokens[clip], last)
+  step = jax.random.randint(next(keys), shape, 0, sigmas.shape[0])
+  noise = jax.random.normal(next(keys), (*shape, *second.shape[2:]))
+  rows = jnp.zeros((config.second_clips, 1 + config.second_copies), jnp.int32)
+  is_noisy = jnp.arange(rows.shape[1]) > 0
+  return ClipBatch(
+    clean=_blurred(next(keys), next(keys), clean, config),
+    noisy=_mix(second, noise, sigmas[step]),
+    target=noise - second,
+    step=step,
+    place=jnp.ones(shape, jnp.int32),
+    seen=Seen(
+      chunks=rows[..., None],
+      valid=jnp.broadcast_to(is_noisy[:, None], (*rows.shape, 1)),
+      distance=jnp.broadcast_to(jnp.where(is_noisy, model.chunk_frames, 0)[:, None], (*rows.shape, 1)),
+      prompt=rows,
+    ),
+    tokens=tokens[:, None],
   )
 
 
@@ -166,14 +210,17 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
 
 
 def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array:
-  """[R] which chunks are noisy: those from the change of caption on, in turn, or all that have a past.
+  """[R] which chunks are noisy: all that have a past, or those from the change of caption on.
 
-  Where the first chunk is from long ago, the first ones after it have not enough of a past.
+  Half of the latter are the first one, which alone must draw what changes. Where the first chunk is from long ago, the
+  first ones after it have not enough of a past.
   """
   first = jnp.maximum(switch, jnp.where(late, WINDOW + 1, 1))
   # Which ones come more often is drawn.
   turn = jax.random.randint(key, (), 0, CHUNKS)
-  return first + (jnp.arange(ROWS) + jnp.where(first > 1, turn, 0)) % (CHUNKS - first)
+  row = jnp.arange(ROWS)
+  places = first + (row + jnp.where(first > 1, turn, 0)) % (CHUNKS - first)
+  return jnp.where((switch > 0) & (row < ROWS // 2), switch, places)
 
 
 def draw_seen(
@@ -197,6 +244,9 @@ def draw_seen(
   chunks, valid, moved = (jnp.concatenate([c, x[place]]) for c, x in zip(clean, (chunks, valid, moved), strict=True))
   own = jnp.concatenate([first_frame, first_frame[place]])
   distance = own[:, None] - first_frame[chunks] - moved
+  # A second chunk that came much later could not know where its objects are.
+  is_second = jnp.concatenate([jnp.zeros(CHUNKS, bool), place == 1])
+  distance = jnp.where(is_second[:, None], model.chunk_frames, distance)
   # The sink from long ago was made under its own caption.
   prompt = jnp.zeros(len(own), jnp.int32).at[0].set(late.astype(jnp.int32))
   return Seen(chunks, valid, distance, prompt)
@@ -288,6 +338,12 @@ def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tup
   omit = jax.random.bernoulli(key, probability, (tokens.shape[0], 4))
   which = (omit[:, None] == jnp.asarray(OMISSIONS)[None]).all(axis=2).argmax(axis=1)
   return jax.vmap(lambda t, i: t[i])(tokens, which), omit
+
+
+def _blurred(level_key: jax.Array, key: jax.Array, clean: jax.Array, config: BatchConfig) -> jax.Array:
+  """Chunks [G, N, F, C, H, W] as context, with noise of a level drawn for every clip."""
+  level = jax.random.uniform(level_key, (clean.shape[0], 1, 1, 1, 1, 1), maxval=config.context_noise)
+  return clean + level * jax.random.normal(key, clean.shape)
 
 
 def _mix(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:

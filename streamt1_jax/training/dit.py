@@ -1,6 +1,7 @@
 """The training of the tiny causal DiT and its text encoder: losses, optimiser, one step.
 
   batches ──┬─ whole clips ─── velocities of later chunks ──────────────── later
+            ├─ second chunks ─ velocities ──────────────────────────────── second
             └─ first chunks ─┬ velocities, by timestep ─────────────────── first
                              └ embeddings of the captions ── readers ───── naming
 
@@ -21,7 +22,7 @@ from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.text.umt5 import UMT5Encoder
 from streamt1_jax.training import batches, caption_readers, trainer
-from streamt1_jax.training.batches import BatchConfig
+from streamt1_jax.training.batches import BatchConfig, ClipBatch
 from streamt1_jax.training.dataset import Dataset
 from streamt1_jax.training.teacher_forcing import chunk_velocity, clip_velocity
 from streamt1_jax.training.trainer import Trainer
@@ -37,7 +38,7 @@ class DiTTraining:
 
   Attributes:
     steps: optimiser steps.
-    first_weight: weight of the first chunks' loss beside the clips' loss.
+    first_weight: weight of the first chunks' loss beside the losses of second and later chunks.
     naming_weight: weight of the readers' loss.
     muon_learning_rate: peak learning rate of the blocks' matrices.
     adam_learning_rate: peak learning rate of everything else.
@@ -91,22 +92,24 @@ def loss_terms(
   """Losses of one batch, float32 scalars by name.
 
   Returns:
-    `later` and `first`, mean squared velocity errors of later chunks and of first chunks; `naming`, the readers' loss;
+    `later`, `second` and `first`, mean squared velocity errors of those chunks; `naming`, the readers' loss;
     `first_0` to `first_3`, as `first` at each timestep, NaN where the batch has none of that timestep.
   """
   schedule = denoising_schedule(model.schedule, model.backbone.freq_dim)
   sigmas, features = jnp.asarray(schedule.sigmas, jnp.float32), jnp.asarray(schedule.features)
-  clip_key, first_key = jax.random.split(key)
+  clip_key, second_key, first_key = jax.random.split(key, 3)
 
   encode = jax.vmap(lambda ids: text(ids, ids > 0) * (ids > 0)[:, None])
   text_memory = jax.vmap(backbone.text_memory)
 
-  batch = batches.draw_clips(clip_key, data, model, config, sigmas)
-  inputs = batch.noisy, batch.clean, features[batch.step], jnp.asarray(schedule.context_features)
-  prompts = text_memory(encode(batch.tokens.reshape(-1, batch.tokens.shape[-1])))
-  by_clip = jax.tree.map(lambda x: x.reshape(-1, batch.tokens.shape[1], *x.shape[1:]), prompts)
-  flow = clip_velocity(backbone, *inputs, by_clip, batch.seen)
-  later = jnp.square(flow - batch.target).mean()
+  def clip_error(batch: ClipBatch) -> jax.Array:
+    inputs = batch.noisy, batch.clean, features[batch.step], jnp.asarray(schedule.context_features)
+    prompts = text_memory(encode(batch.tokens.reshape(-1, batch.tokens.shape[-1])))
+    by_clip = jax.tree.map(lambda x: x.reshape(-1, batch.tokens.shape[1], *x.shape[1:]), prompts)
+    return jnp.square(clip_velocity(backbone, *inputs, by_clip, batch.seen) - batch.target).mean()
+
+  later = clip_error(batches.draw_clips(clip_key, data, model, config, sigmas))
+  second = clip_error(batches.draw_second_chunks(second_key, data, model, config, sigmas))
 
   batch = batches.draw_first_chunks(first_key, data, config, sigmas)
   embeddings = encode(batch.tokens)
@@ -115,7 +118,7 @@ def loss_terms(
   by_step = {f"first_{s}": error.mean(where=batch.valid & (batch.step == s)) for s in range(len(sigmas))}
   first = error.mean(where=batch.valid)
   naming = caption_readers.naming_loss(readers, tokens_read, embeddings, batch.tokens, batch.colors, batch.background)
-  return {"later": later, "first": first, "naming": naming, **by_step}
+  return {"later": later, "second": second, "first": first, "naming": naming, **by_step}
 
 
 def make_optimizer(training: DiTTraining) -> optax.GradientTransformation:
@@ -161,7 +164,8 @@ def make_update(
   def loss(params, data, key):
     backbone, text = (nnx.merge(graphdefs[name], params[name]) for name in PARTS)
     terms = loss_terms(backbone, text, params["readers"], data, key, model, config, tokens_read)
-    return terms["later"] + training.first_weight * terms["first"] + training.naming_weight * terms["naming"], terms
+    chunks = terms["later"] + terms["second"] + training.first_weight * terms["first"]
+    return chunks + training.naming_weight * terms["naming"], terms
 
   @functools.partial(jax.jit, donate_argnums=(0,))
   def train_step(state: Trainer, step: jax.Array, data: Dataset):
