@@ -7,8 +7,8 @@ timesteps.
 
 The first line gives XLA huge pages; without it page faults make a step take 1.3 times as long.
 
-Every batch has whole clips, many second and many first chunks (`streamt1_jax.training.batches`), each with the velocity loss
-|v - (x - x0) / sigma|^2 of flow matching. Captions leave out size and speed now and then. Linear readers of the
+Every batch has whole clips, many second and many first chunks (`streamt1_jax.training.batches`), each with the velocity
+loss |v - (x - x0) / sigma|^2 of flow matching. Captions leave out size and speed now and then. Linear readers of the
 captions' embeddings, which are thrown away in the end, must name the colours of object and background
 (`streamt1_jax.training.caption_readers`). Muon trains the backbone's blocks and Adam the rest; what is kept is the
 exponential moving average.
