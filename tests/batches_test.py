@@ -14,7 +14,7 @@ from streamt1_jax.training.dataset import Dataset
 
 MODEL = preset("tiny")
 SIGMAS = jnp.array([1.0, 0.9375, 0.8333, 0.625])
-SCENES, STARTS = 5, 4
+SCENES, STARTS, ROLLOUTS = 5, 4, 3
 CONFIG = BatchConfig(
   clips=6,
   second_clips=12,
@@ -27,6 +27,7 @@ CONFIG = BatchConfig(
   ambiguous_weight=1.0,
   extra_context_probability=0.5,
   added_sinks_probability=0.0,
+  rollout_probability=0.0,
 )
 
 
@@ -57,6 +58,7 @@ def data() -> Dataset:
     colors=of_both(6),
     background=of_both(4)[:, 0],
     ambiguous=jnp.asarray([True] + [False] * (SCENES - 1)),
+    made=1000.0 + fill(index(ROLLOUTS, batches.CHUNKS) @ np.array([10.0, 1.0])),
   )
 
 
@@ -144,7 +146,8 @@ def seen(number=300, **changes):
   keys = jax.random.split(jax.random.key(5), number)
   switch, late = (jnp.asarray(np.resize(x, number)) for x in (np.where(LATE & (SWITCH > 0), 4, SWITCH), LATE))
   place = jax.jit(jax.vmap(batches.draw_places))(keys, switch, late)
-  draw = lambda key, switch, late, place: batches.draw_seen(key, switch, late, place, MODEL, config)
+  odds = config.extra_context_probability, config.added_sinks_probability
+  draw = lambda key, switch, late, place: batches.draw_seen(key, switch, late, place, MODEL, *odds)
   found = jax.jit(jax.vmap(draw))(keys, switch, late, place)
   return [jax.tree.map(np.asarray, x) for x in (switch, late, place, found)]
 
@@ -166,6 +169,21 @@ class TestClips:
     level = noise.std(axis=(1, 2, 3, 4, 5))
     assert level.min() > 0.0
     assert level.max() < 1.1 * CONFIG.context_noise
+
+  def test_the_past_may_be_what_the_model_made(self, data):
+    config = dataclasses.replace(CONFIG, clips=200, rollout_probability=0.5)
+    draw = jax.jit(lambda key: batches.draw_clips(key, data, MODEL, config, SIGMAS))
+    drawn = jax.tree.map(np.asarray, draw(jax.random.key(8)))
+    clip = (drawn.tokens[:, 0, 0] - 1) // 48
+    past = np.rint(drawn.clean.mean(axis=(3, 4, 5)).mean(axis=2)) - 10 * clip[:, None] - np.arange(batches.CHUNKS)
+    np.testing.assert_array_equal(past, np.where(past[:, :1] > 0, 1000, 0) * np.ones(batches.CHUNKS))
+    assert 80 < (past[:, 0] == 1000).sum() < 120
+    assert clip[past[:, 0] == 1000].max() == ROLLOUTS - 1
+    assert clip.max() > ROLLOUTS
+    # What is learned is true.
+    sigma = np.asarray(SIGMAS)[drawn.step][..., None, None, None, None]
+    clean = (drawn.noisy - sigma * drawn.target)[..., 0, 0, 0, 0]
+    np.testing.assert_allclose(clean, 10 * clip[:, None] + drawn.place, atol=0.01)
 
   def test_what_comes_before_a_change_is_not_learned(self):
     switch, late, place, _ = seen()

@@ -56,7 +56,7 @@ class TestMemory:
 
   def test_candidates_add_activations_alone(self):
     """Not their beam's memory, and no keys and values of their own chunk, which the clean pass makes for winners."""
-    temporaries, sizes = [], (1, 4, 8)
+    temporaries, sizes = [], (1, 8)
     for beam_size in sizes:
       run, arguments = self._abstract(beam_size)
       analysis = jax.jit(run, donate_argnums=1).lower(*arguments).compile().memory_analysis()
@@ -425,10 +425,10 @@ def test_noise_draws_are_used_once_each():
 def test_previews_change_nothing_else():
   models = small.models()
   watched = dataclasses.replace(models, execution=dataclasses.replace(models.execution, preview_frames=2))
-  search = dataclasses.replace(small.SEARCH, beam_size=3, top_k=2)
-  for plain, seen in zip(_stream(models, search, 3), _stream(watched, search, 3), strict=True):
+  beams, candidates = small.SEARCH.top_k, small.SEARCH.beam_size
+  for plain, seen in zip(_stream(models, small.SEARCH, 3), _stream(watched, small.SEARCH, 3), strict=True):
     assert plain.previews is None
-    assert seen.previews.shape == (2, 3, 2, *small.FRAME)
+    assert seen.previews.shape == (beams, candidates, 2, *small.FRAME)
     chex.assert_trees_all_equal(plain, seen._replace(previews=None))
     # Of three frames these are the first and the last: the middles of two halves.
     survivors = seen.previews.reshape(-1, *seen.previews.shape[2:])[seen.survivor]
@@ -445,6 +445,11 @@ def test_previews_of_large_pictures_are_means_of_squares():
 
 
 def test_nothing_is_previewed_where_losers_are_not_kept():
-  models = small.models()
-  execution = dataclasses.replace(models.execution, preview_frames=2, decoding="twice")
-  assert _stream(dataclasses.replace(models, execution=execution), small.SEARCH, 1)[0].previews is None
+  params, search = small.params(), dataclasses.replace(small.SEARCH, beam_size=3)
+  for decoding, has_previews in (("together", True), ("twice", False)):
+    execution = dataclasses.replace(small.models().execution, preview_frames=2, decoding=decoding)
+    models = dataclasses.replace(small.models(), execution=execution)
+    state = jax.eval_shape(lambda models=models: init_state(params, models, search, 0))
+    run = functools.partial(chunk_step, models=models, search=search, first=True)
+    previews = jax.eval_shape(run, params, state, small.condition(1))[1].previews
+    assert (previews and previews.shape) == ((2, 3, 2, *small.FRAME) if has_previews else None)

@@ -14,7 +14,8 @@ captions' embeddings, which are thrown away in the end, must name the colours of
 exponential moving average.
 
 Written to `run_dir`: `checkpoints/` (to resume), `params/{backbone,text}` (final averages), `loss.jsonl` (the flags,
-then a row every few steps), `loss.png`, `latents.npz` (the encoded clips, made once).
+then a row every few steps), `loss.png`, `latents.npz` (the encoded clips, made once), `rollouts.npy` (those that the
+model made).
 """
 
 import sys
@@ -27,10 +28,10 @@ from etils import epath
 
 from streamt1_jax import shipped
 from streamt1_jax.cli import command, flag_types, training_flags
-from streamt1_jax.config import ConfigError, ModelConfig
+from streamt1_jax.config import ConfigError, ModelConfig, require
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_params, save_params
 from streamt1_jax.text.tokenizer import Tokenizer
-from streamt1_jax.training import caption_readers, dataset, dit, loop, trainer
+from streamt1_jax.training import caption_readers, dataset, dit, loop, rollouts, trainer
 from streamt1_jax.training.batches import BatchConfig
 from streamt1_jax.training.codec import load_codec
 from streamt1_jax.training.dataset import DatasetSize
@@ -78,6 +79,8 @@ def _define_batches(values: flags.FlagValues) -> None:
   number(values, "extra_context_probability", 0.3, older, 0.0, 1.0)
   added = "How often a chunk sees sinks as a search adds them, from a long past."
   number(values, "added_sinks_probability", 0.0, added, 0.0, 1.0)
+  rolled = "How often the past of a whole clip is one of --rollouts."
+  number(values, "rollout_probability", 0.0, rolled, 0.0, 1.0)
   often = "How often first chunks train at each of the four timesteps."
   flags.DEFINE_multi_float("step_weights", [0.35, 0.35, 0.2, 0.1], often, flag_values=values)
 
@@ -85,6 +88,8 @@ def _define_batches(values: flags.FlagValues) -> None:
 def _define_dataset(values: flags.FlagValues) -> None:
   integer, number = flag_types.define_integer, flag_types.define_float
   integer(values, "whole_clips", 1500, "Encoded whole clips, each of another scene.", 1)
+  rolled = "Whole clips with which the weights of --init_from go on, before the first step."
+  integer(values, "rollouts", 0, rolled, 0)
   integer(values, "scenes", 1500, "Scenes of which first chunks are encoded.", 1)
   integer(values, "starts", 4, "Start positions of each of them.", 2, 16)
   number(values, "two_objects", 0.65, "How often a clip has two objects.", 0.0, 1.0)
@@ -110,6 +115,9 @@ def run(values: flags.FlagValues) -> None:
   batch = batch_config(values, model)
   training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
   shares = ClipShares(**training_flags.fields_of(values, ClipShares))
+  require((batch.rollout_probability > 0) == (values.rollouts > 0), "--rollouts and --rollout_probability go together")
+  require(values.rollouts <= values.whole_clips, f"--rollouts={values.rollouts}: there are {values.whole_clips} clips")
+  require(values.rollouts == 0 or values.init_from is not None, "--rollouts needs weights: give --init_from")
   sizes: dict[str, Any] = {name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")}
   size = DatasetSize(shares=shares, **sizes)
   tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.required_text.max_len)
@@ -126,6 +134,9 @@ def run(values: flags.FlagValues) -> None:
   print({name: trainer.count_parameters(part) for name, part in params.items()}, flush=True)
   cache = this.folder / "latents.npz"
   data = dataset.read_or_encode(encode, model, tokenizer, size, cache)
+  if values.rollouts:
+    make = lambda: rollouts.make_rollouts(graphdefs, params, data, model, values.rollouts, training.seed)
+    data = data._replace(made=jnp.asarray(rollouts.read_or_make(make, this.folder / "rollouts.npy")))
   optimizer = dit.make_optimizer(training)
   params["readers"] = caption_readers.init_readers(model.required_text.dim)
   read = caption_readers.tokens_read(tokenizer)

@@ -60,6 +60,7 @@ class BatchConfig:
       blue circle ... dark green"), where any other scene counts 1. Which is which is said by the order of words alone.
     extra_context_probability: how often a chunk sees an older chunk besides sink and window.
     added_sinks_probability: how often a chunk whose window is full sees 1 to 4 sinks from anywhere in a long past.
+    rollout_probability: how often the past of a whole clip is one that the model made.
   """
 
   clips: int
@@ -73,6 +74,7 @@ class BatchConfig:
   ambiguous_weight: float
   extra_context_probability: float
   added_sinks_probability: float
+  rollout_probability: float
 
 
 class ClipBatch(NamedTuple):
@@ -121,8 +123,11 @@ class FirstChunkBatch(NamedTuple):
 
 def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array) -> ClipBatch:
   """Whole clips; `sigmas` [S] are the noise levels of the timesteps."""
-  keys = iter(jax.random.split(key, 9))
+  keys = iter(jax.random.split(key, 10))
   clip = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[0])
+  rolled = jax.random.bernoulli(next(keys), config.rollout_probability, clip.shape)
+  if config.rollout_probability > 0:
+    clip = jnp.where(rolled, clip % data.made.shape[0], clip)
   clean, switch, late = data.clips[clip].astype(jnp.float32), data.switch[clip], data.late[clip]
   tokens, _ = _draw_captions(next(keys), data.tokens[clip], config.omit_probability)
   for_every_clip = lambda draw, key, *rest: jax.vmap(draw)(jax.random.split(key, config.clips), *rest)
@@ -130,8 +135,13 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   step = jax.random.randint(next(keys), place.shape, 0, sigmas.shape[0])
   chosen = jax.vmap(lambda clip, place: clip[place])(clean, place)
   noise = jax.random.normal(next(keys), chosen.shape)
-  in_context = _blurred(next(keys), next(keys), clean, config)
-  draw = lambda key, switch, late, place: draw_seen(key, switch, late, place, model, config)
+  past = clean
+  if config.rollout_probability > 0:
+    made = data.made[clip % data.made.shape[0]].astype(jnp.float32)
+    past = jnp.where(rolled.reshape(-1, 1, 1, 1, 1, 1), made, clean)
+  in_context = _blurred(next(keys), next(keys), past, config)
+  odds = config.extra_context_probability, config.added_sinks_probability
+  draw = lambda key, switch, late, place: draw_seen(key, switch, late, place, model, *odds)
   return ClipBatch(
     clean=in_context,
     noisy=_mix(chosen, noise, sigmas[step]),
@@ -209,13 +219,21 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   return FirstChunkBatch(noisy, target, step, valid, tokens, data.colors[scene], data.background[scene])
 
 
+def first_learned(switch: jax.Array, late: jax.Array) -> jax.Array:
+  """The first chunk of a clip that is learned, int32.
+
+  It is the one with which the caption changes. Where the first chunk is from long ago, those after it have not enough
+  of a past.
+  """
+  return jnp.maximum(switch, jnp.where(late, WINDOW + 1, 1))
+
+
 def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array:
   """[R] which chunks are noisy: all that have a past, or those from the change of caption on.
 
-  Half of the latter are the first one, which alone must draw what changes. Where the first chunk is from long ago, the
-  first ones after it have not enough of a past.
+  Half of the latter are the first one, which alone must draw what changes.
   """
-  first = jnp.maximum(switch, jnp.where(late, WINDOW + 1, 1))
+  first = first_learned(switch, late)
   # Which ones come more often is drawn.
   turn = jax.random.randint(key, (), 0, CHUNKS)
   row = jnp.arange(ROWS)
@@ -224,15 +242,21 @@ def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array
 
 
 def draw_seen(
-  key: jax.Array, switch: jax.Array, late: jax.Array, place: jax.Array, model: ModelConfig, config: BatchConfig
+  key: jax.Array,
+  switch: jax.Array,
+  late: jax.Array,
+  place: jax.Array,
+  model: ModelConfig,
+  extra_context_probability: float,
+  added_sinks_probability: float,
 ) -> Seen:
   """What the chunks of a clip see, [N + R, V] clean ones and then noisy ones."""
   frame_key, visible_key, added_key = jax.random.split(key, 3)
   first_frame = draw_first_frames(frame_key, switch, late, model)
-  chunks, valid = draw_visible(visible_key, config.extra_context_probability)
+  chunks, valid = draw_visible(visible_key, extra_context_probability)
   moved = jnp.zeros_like(chunks)
-  if config.added_sinks_probability > 0:
-    added = draw_added_sinks(added_key, first_frame, model, config.added_sinks_probability)
+  if added_sinks_probability > 0:
+    added = draw_added_sinks(added_key, first_frame, model, added_sinks_probability)
     chunks, moved, valid = (jnp.concatenate(pair, axis=1) for pair in zip((chunks, moved, valid), added, strict=True))
   together, together_valid = recached(switch, late, chunks.shape[1])
   is_recached = together_valid.any(axis=1, keepdims=True)

@@ -62,6 +62,7 @@ class Dataset(NamedTuple):
     colors: colours of both objects; of a second one that is not there 0.
     background: backgrounds.
     ambiguous: whether both an object and the background have colours that either may have.
+    made: the first R of the clips, with the chunks that are learned as a model made them (`rollouts`).
   """
 
   clips: Float[Array, "N 7 F C H W"]
@@ -76,6 +77,7 @@ class Dataset(NamedTuple):
   colors: Int32[Array, "M 2"]
   background: Int32[Array, " M"]
   ambiguous: Bool[Array, " M"]
+  made: Float[Array, "R 7 F C H W"]
 
 
 def encode_states(encode_clip: EncodeClip, clips: Iterator[world.FrameStates], count: int, frames: int) -> np.ndarray:
@@ -180,5 +182,6 @@ def read_or_encode(
 
 
 def make_dataset(fields: Mapping[str, np.ndarray]) -> Dataset:
-  """The dataset of what `encode_dataset` made."""
-  return Dataset(**{name: jnp.asarray(fields[name]) for name in Dataset._fields})
+  """The dataset of what `encode_dataset` made, without clips that a model made."""
+  read = {name: jnp.asarray(fields[name]) for name in Dataset._fields if name != "made"}
+  return Dataset(**read, made=read["clips"][:0])
