@@ -250,10 +250,6 @@ def stream_states(
       state, condition = begun
     kind = {"first": index == 0, "judged": index % search.judge_every == 0}
     state, trace = jitted_chunk_step(params, state, condition, models, search, **kind, record=record)
-    if index == 0 < last - 1:
-      # While devices make the first chunk, the host traces and compiles the program of those that follow.
-      kind = {"first": False, "judged": search.judge_every == 1}
-      jitted_chunk_step.lower(params, state, condition, models, search, **kind, record=record).compile()
     check_usable(trace, index, seed)
     yield state, trace
 

@@ -189,14 +189,15 @@ class TestClips:
     switch, late, place, _ = seen()
     first = np.where(switch > 0, switch, np.where(late, 3, 1))
     assert (place.min(axis=1) == first).all()
-    assert place.max() == batches.CHUNKS - 1
-    # All chunks that are learned come equally often, or one time more; and half of the rows are the first new one.
+    # Half of the rows are the first new chunk. The others come equally often, or one time more.
     for row, begin in zip(place, switch, strict=True):
-      if begin:
-        np.testing.assert_array_equal(row[: batches.ROWS // 2], begin)
-      rest = row[batches.ROWS // 2 :] if begin else row
-      counts = np.bincount(rest - row.min(), minlength=batches.CHUNKS - row.min())
+      rest, lowest = (row[batches.ROWS // 2 :], begin + 1) if begin else (row, row.min())
+      np.testing.assert_array_equal(row[: len(row) - len(rest)], begin)
+      counts = np.bincount(rest - lowest, minlength=batches.CHUNKS - lowest)
       assert counts.max() - counts.min() <= 1
+    # Over many clips each of them comes.
+    for begin in range(1, 5):
+      assert set(place[switch == begin].flat) == set(range(begin, batches.CHUNKS))
 
   def test_a_second_chunk_never_comes_much_later(self):
     _, _, place, found = seen()

@@ -1,5 +1,7 @@
 """Clips that the model goes on with in a training are those that it streams."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,28 +13,27 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.training import rollouts
-from streamt1_jax.training.dataset import CHUNKS
+from streamt1_jax.training.dataset import CHUNKS, Dataset
 from tests import small_search as small
 
 SEARCH = SearchConfig(max_sink_frames=6)
 KEY = jax.random.key(5)
 
 
-def _clips(count):
-  return jnp.asarray(np.random.default_rng(1).standard_normal((count, CHUNKS, *small.MODEL.latent_shape)), jnp.float32)
+CLIPS = jnp.asarray(np.random.default_rng(1).standard_normal((4, CHUNKS, *small.MODEL.latent_shape)), jnp.float32)
 
 
-def _made(clips, switch, late):
+@functools.partial(jax.jit, static_argnums=0)
+def _roll(graphdef, weights, *arguments):
+  return rollouts.roll_out(nnx.merge(graphdef, weights), small.MODEL, *arguments)
+
+
+def _made(switch, late, earlier=2.0):
   graphdef, weights = small.backbone()
   text = small.condition(CHUNKS).text
-  # The caption of the first chunk is another one. A sink from long ago has it, everything else has the newer one.
-  prompts = jax.tree.map(lambda x: jnp.broadcast_to(jnp.stack([x, 2 * x]), (len(clips), 2, *x.shape)), text)
-
-  @jax.jit
-  def roll(weights, *arguments):
-    return rollouts.roll_out(nnx.merge(graphdef, weights), small.MODEL, *arguments)
-
-  return np.asarray(roll(weights, clips, prompts, jnp.asarray(switch), jnp.asarray(late), KEY))
+  # The caption of the first chunk is another one.
+  prompts = jax.tree.map(lambda x: jnp.broadcast_to(jnp.stack([x, earlier * x]), (len(CLIPS), 2, *x.shape)), text)
+  return np.asarray(_roll(graphdef, weights, CLIPS, prompts, jnp.asarray(switch), jnp.asarray(late), KEY))
 
 
 @jax.jit
@@ -56,25 +57,62 @@ def _stream(params, text, first, noise):
 
 
 def test_made_chunks_are_streamed():
-  """The caption changes with the second chunk, so that all of them are near each other."""
-  clips = _clips(1)
-  made = _made(clips, [1], [False])
+  """The caption changes with the second chunk: such clips never come much later than their first chunk."""
+  made = _made([1, 1, 1, 1], [False, False, False, False])
   steps = len(small.models().generator.schedule.sigmas)
   noise_key = jax.random.split(KEY)[1]
-  draw = lambda chunk, step: jax.random.normal(jax.random.fold_in(noise_key, chunk * steps + step), clips[:, 0].shape)
-  noise = jnp.stack([jnp.stack([draw(chunk, step)[0] for step in range(steps)]) for chunk in range(1, CHUNKS)])
+  draw = lambda chunk, step: jax.random.normal(jax.random.fold_in(noise_key, chunk * steps + step), CLIPS[:, 0].shape)
+  noise = jnp.stack([jnp.stack([draw(chunk, step)[2] for step in range(steps)]) for chunk in range(1, CHUNKS)])
   params, text = small.params()["backbone"], small.condition(CHUNKS).text
-  streamed = np.asarray(_stream(params, text, clips[0, 0], noise))
-  np.testing.assert_allclose(made[0], streamed, rtol=0, atol=2e-4)
-  assert np.abs(streamed - clips[0])[1:].min(axis=0).max() > 1.0
+  streamed = np.asarray(_stream(params, text, CLIPS[2, 0], noise))
+  np.testing.assert_allclose(made[2], streamed, rtol=0, atol=2e-4)
+  assert np.abs(streamed - CLIPS[2])[1:].min(axis=0).max() > 1.0
 
 
 def test_what_is_not_learned_stays_true():
-  clips = _clips(4)
-  made = _made(clips, [0, 3, 0, 4], [False, False, True, True])
-  is_true = (made == clips).all(axis=(2, 3, 4, 5))
+  made = _made([0, 3, 0, 4], [False, False, True, True])
+  is_true = (made == CLIPS).all(axis=(2, 3, 4, 5))
   np.testing.assert_array_equal(is_true.sum(axis=1), [1, 3, 3, 4])
   np.testing.assert_array_equal(np.sort(is_true, axis=1)[:, ::-1], is_true)
+
+
+def test_only_a_sink_from_long_ago_has_the_caption_of_the_first_chunk():
+  kinds = ([0, 3, 0, 4], [False, False, True, True])
+  differs = np.abs(_made(*kinds) - _made(*kinds, earlier=-1.0)).max(axis=(2, 3, 4, 5))
+  assert (differs[:2] == 0).all()
+  np.testing.assert_array_equal(differs[2:] > 1e-3, np.arange(CHUNKS) >= np.array([[3], [4]]))
+
+
+class _Text(nnx.Module):
+  def __call__(self, ids, valid):
+    return ids[:, None] * valid[:, None]
+
+
+class _Backbone(nnx.Module):
+  def text_memory(self, embeddings):
+    return embeddings
+
+
+def test_every_clip_goes_on_under_its_own_captions(monkeypatch):
+  """Eight go on together; the last ones are filled up, and what fills them is dropped."""
+  told = lambda backbone, model, clips, text, switch, late, key: (
+    clips + (100 * text[:, 0, 0, 0] + text[:, 1, 0, 0] + switch + late).reshape(-1, 1, 1, 1, 1, 1)
+  )
+  monkeypatch.setattr(rollouts, "roll_out", told)
+  number, shape = jnp.arange(11), (11, CHUNKS, *small.MODEL.latent_shape)
+  data = Dataset(
+    clips=jnp.zeros(shape, jnp.float16),
+    tokens=jnp.broadcast_to(1 + number[:, None, None], (11, 16, 3)),
+    sink_tokens=jnp.broadcast_to(20 + number[:, None], (11, 3)),
+    switch=number % 5,
+    late=number % 2 == 1,
+    **dict.fromkeys(Dataset._fields[5:]),
+  )
+  graphdefs = {"backbone": nnx.graphdef(_Backbone()), "text": nnx.graphdef(_Text())}
+  made = rollouts.make_rollouts(graphdefs, {"backbone": {}, "text": {}}, data, small.MODEL, 9, seed=0)
+  assert made.dtype == np.float16
+  expected = 100 * (1 + np.arange(9)) + 20 + np.arange(9) + np.arange(9) % 5 + np.arange(9) % 2
+  np.testing.assert_array_equal(made, np.broadcast_to(expected.reshape(-1, 1, 1, 1, 1, 1), (9, *shape[1:])))
 
 
 def test_they_are_made_once(tmp_path):

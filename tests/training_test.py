@@ -114,6 +114,7 @@ def test_tokenizer(tmp_path, capsys):
 
 
 _DIT = ["--run_dir=run", "--codec_dir=."]
+_ROLLED = ["--rollouts=9", "--rollout_probability=0.5"]
 _CODEC = shipped.checkpoint() / "codec"
 
 
@@ -131,6 +132,10 @@ _CODEC = shipped.checkpoint() / "codec"
     (dit, ["--run_dir=run", "--codec_dir=missing"], ["--codec_dir=missing is not a folder"]),
     (dit, [*_DIT, "--init_from=file"], ["--init_from=file is not a folder"]),
     (dit, [*_DIT, "--step_weights=1"], ["--step_weights must be 4", "(1.0,)"]),
+    (dit, [*_DIT, "--rollouts=9"], ["--rollouts=9 and --rollout_probability=0.0: give both"]),
+    (dit, [*_DIT, *_ROLLED, "--whole_clips=3"], ["--rollouts=9 must be at most --whole_clips=3"]),
+    (dit, [*_DIT, *_ROLLED], ["--rollouts=9 needs a model", "--init_from"]),
+    (dit, [*_DIT, *_ROLLED, "--init_from=.", "--init_parts=text"], ["--rollouts=9 needs a model", "--init_parts"]),
     (dit, [*_DIT, "--ema_decay=1.5"], ["--ema_decay=1.5", "[0.0, 1.0]"]),
     (reward, ["--reward=clip", "--run_dir=run"], ["--reward=clip", "hpsv3|videoalign"]),
     (reward, ["--reward=hpsv3", "--run_dir=run", "--init_from=missing"], ["missing", "folder of a reward model"]),

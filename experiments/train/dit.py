@@ -31,7 +31,7 @@ from streamt1_jax.cli import command, flag_types, training_flags
 from streamt1_jax.config import ConfigError, ModelConfig, require
 from streamt1_jax.io.checkpoint import TOKENIZER_FILE, load_params, save_params
 from streamt1_jax.text.tokenizer import Tokenizer
-from streamt1_jax.training import caption_readers, dataset, dit, loop, rollouts, trainer
+from streamt1_jax.training import batches, caption_readers, dataset, dit, loop, rollouts, trainer
 from streamt1_jax.training.batches import BatchConfig
 from streamt1_jax.training.codec import load_codec
 from streamt1_jax.training.dataset import DatasetSize
@@ -51,7 +51,7 @@ def define_flags(values: flags.FlagValues) -> None:
   _define_dataset(values)
   integer, number = flag_types.define_integer, flag_types.define_float
   integer(values, "steps", 6000, "Optimiser steps.", 1)
-  number(values, "first_weight", 1.0, "Weight of the first chunks' loss beside the clips' loss.", 0.0)
+  number(values, "first_weight", 1.0, "Weight of the first chunks' loss beside the other chunks' losses.", 0.0)
   number(values, "naming_weight", 0.0, "Weight of the readers' loss.", 0.0)
   neighbours = "How much the text encoder's heads begin with looking at the next words."
   number(values, "neighbour_bias", 0.0, neighbours)
@@ -88,7 +88,7 @@ def _define_batches(values: flags.FlagValues) -> None:
 def _define_dataset(values: flags.FlagValues) -> None:
   integer, number = flag_types.define_integer, flag_types.define_float
   integer(values, "whole_clips", 1500, "Encoded whole clips, each of another scene.", 1)
-  rolled = "Whole clips with which the weights of --init_from go on, before the first step."
+  rolled = "Whole clips that the model of --init_from continues by itself, before the first step."
   integer(values, "rollouts", 0, rolled, 0)
   integer(values, "scenes", 1500, "Scenes of which first chunks are encoded.", 1)
   integer(values, "starts", 4, "Start positions of each of them.", 2, 16)
@@ -109,15 +109,23 @@ def batch_config(values: flags.FlagValues, model: ModelConfig) -> BatchConfig:
   return BatchConfig(**given)
 
 
+def _require_rollouts_possible(values: flags.FlagValues) -> None:
+  rollouts, probability, clips = values.rollouts, values.rollout_probability, values.whole_clips
+  require(
+    (rollouts > 0) == (probability > 0), f"--rollouts={rollouts} and --rollout_probability={probability}: give both"
+  )
+  require(rollouts <= clips, f"--rollouts={rollouts} must be at most --whole_clips={clips}")
+  is_whole = values.init_from is not None and set(values.init_parts) == set(PARTS)
+  require(rollouts == 0 or is_whole, f"--rollouts={rollouts} needs a model: give --init_from, and all of --init_parts")
+
+
 def run(values: flags.FlagValues) -> None:
   """Trains and stores the averages."""
   model = training_flags.trainable_preset(values.preset)
   batch = batch_config(values, model)
   training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
   shares = ClipShares(**training_flags.fields_of(values, ClipShares))
-  require((batch.rollout_probability > 0) == (values.rollouts > 0), "--rollouts and --rollout_probability go together")
-  require(values.rollouts <= values.whole_clips, f"--rollouts={values.rollouts}: there are {values.whole_clips} clips")
-  require(values.rollouts == 0 or values.init_from is not None, "--rollouts needs weights: give --init_from")
+  _require_rollouts_possible(values)
   sizes: dict[str, Any] = {name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")}
   size = DatasetSize(shares=shares, **sizes)
   tokenizer = Tokenizer(values.tokenizer or shipped.checkpoint() / TOKENIZER_FILE, model.required_text.max_len)
@@ -134,6 +142,10 @@ def run(values: flags.FlagValues) -> None:
   print({name: trainer.count_parameters(part) for name, part in params.items()}, flush=True)
   cache = this.folder / "latents.npz"
   data = dataset.read_or_encode(encode, model, tokenizer, size, cache)
+  follows = batches.second_follows(data)
+  require(
+    bool(follows.any()), f"--late={shares.late}, --early={shares.early}: no clip has a second chunk to be learned"
+  )
   if values.rollouts:
     make = lambda: rollouts.make_rollouts(graphdefs, params, data, model, values.rollouts, training.seed)
     data = data._replace(made=jnp.asarray(rollouts.read_or_make(make, this.folder / "rollouts.npy")))

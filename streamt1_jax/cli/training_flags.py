@@ -50,5 +50,6 @@ def start_run(values: flags.FlagValues) -> Run:
   settings = {name: value for name, value in command.flag_settings(values).items() if name not in _MAY_CHANGE}
   files.make_folder("run_dir", values.run_dir)
   run = Run(epath.Path(values.run_dir), settings, values.checkpoint_every, values.log_every)
-  run.curve()
+  # From now on the folder belongs to these flags, whatever is put into it before the first step.
+  run.curve_writer(run.curve())
   return run

@@ -6,8 +6,8 @@ A batch has three parts:
                  (first sink, window, now and then an older chunk), and with the distances of the longest videos. Where
                  the caption changes, the past is what the recache of a search makes of it. A search adds sinks, which
                  may be long past: chunks of the clip that are moved to older frames stand for them
-  second chunks  of many clips. Only one chunk of the past says how objects move, so they are learned later than those
-                 that have a full window
+  second chunks  of many clips. They see a single past chunk, which is all that shows motion: the model takes longer to
+                 learn them
   first chunks   the hard part: nothing in the context says what to draw. At the first two timesteps the noisy input
                  chooses the clip (`noise_coupling`); several noisy copies of a scene share its caption's keys
 
@@ -125,9 +125,9 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   """Whole clips; `sigmas` [S] are the noise levels of the timesteps."""
   keys = iter(jax.random.split(key, 10))
   clip = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[0])
-  rolled = jax.random.bernoulli(next(keys), config.rollout_probability, clip.shape)
+  is_made = jax.random.bernoulli(next(keys), config.rollout_probability, clip.shape)
   if config.rollout_probability > 0:
-    clip = jnp.where(rolled, clip % data.made.shape[0], clip)
+    clip = jnp.where(is_made, clip % data.made.shape[0], clip)
   clean, switch, late = data.clips[clip].astype(jnp.float32), data.switch[clip], data.late[clip]
   tokens, _ = _draw_captions(next(keys), data.tokens[clip], config.omit_probability)
   for_every_clip = lambda draw, key, *rest: jax.vmap(draw)(jax.random.split(key, config.clips), *rest)
@@ -138,8 +138,8 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   past = clean
   if config.rollout_probability > 0:
     made = data.made[clip % data.made.shape[0]].astype(jnp.float32)
-    past = jnp.where(rolled.reshape(-1, 1, 1, 1, 1, 1), made, clean)
-  in_context = _blurred(next(keys), next(keys), past, config)
+    past = jnp.where(is_made.reshape(-1, 1, 1, 1, 1, 1), made, clean)
+  in_context = _noisy_context(next(keys), next(keys), past, config)
   odds = config.extra_context_probability, config.added_sinks_probability
   draw = lambda key, switch, late, place: draw_seen(key, switch, late, place, model, *odds)
   return ClipBatch(
@@ -153,10 +153,15 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   )
 
 
+def second_follows(data: Dataset) -> jax.Array:
+  """[N] bool: clips in which the second chunk follows the first one, under the same caption."""
+  return ~data.late & (data.switch != 1)
+
+
 def draw_second_chunks(
   key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array
 ) -> ClipBatch:
-  """Second chunks, of clips in which first and second chunk are under one caption and follow each other.
+  """Second chunks, each with the first chunk of its clip; of clips in which they follow each other.
 
   Args:
     key: random key.
@@ -166,7 +171,7 @@ def draw_second_chunks(
     sigmas: [S] noise levels of the timesteps.
   """
   keys = iter(jax.random.split(key, 6))
-  follows = ~data.late & (data.switch != 1)
+  follows = second_follows(data)
   shape = (config.second_clips, config.second_copies)
   clip = jax.random.choice(next(keys), len(follows), shape[:1], p=follows / follows.sum())
   clean, second = (data.clips[clip, index : index + 1].astype(jnp.float32) for index in (0, 1))
@@ -177,7 +182,7 @@ def draw_second_chunks(
   rows = jnp.zeros((config.second_clips, 1 + config.second_copies), jnp.int32)
   is_noisy = jnp.arange(rows.shape[1]) > 0
   return ClipBatch(
-    clean=_blurred(next(keys), next(keys), clean, config),
+    clean=_noisy_context(next(keys), next(keys), clean, config),
     noisy=_mix(second, noise, sigmas[step]),
     target=noise - second,
     step=step,
@@ -229,16 +234,16 @@ def first_learned(switch: jax.Array, late: jax.Array) -> jax.Array:
 
 
 def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array:
-  """[R] which chunks are noisy: all that have a past, or those from the change of caption on.
+  """[R] which chunks are noisy: all that have a past; or, where the caption changes, those from the change on.
 
-  Half of the latter are the first one, which alone must draw what changes.
+  Then half of them are the first one, which alone must draw what changes.
   """
-  first = first_learned(switch, late)
-  # Which ones come more often is drawn.
+  first, row = first_learned(switch, late), jnp.arange(ROWS)
   turn = jax.random.randint(key, (), 0, CHUNKS)
-  row = jnp.arange(ROWS)
-  places = first + (row + jnp.where(first > 1, turn, 0)) % (CHUNKS - first)
-  return jnp.where((switch > 0) & (row < ROWS // 2), switch, places)
+  # Where there are fewer chunks than rows, some come again; which ones is drawn.
+  all_in_turn = first + (row + jnp.where(first > 1, turn, 0)) % (CHUNKS - first)
+  after = switch + 1 + (row + turn) % (CHUNKS - 1 - switch)
+  return jnp.where(switch > 0, jnp.where(row < ROWS // 2, switch, after), all_in_turn)
 
 
 def draw_seen(
@@ -364,7 +369,7 @@ def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tup
   return jax.vmap(lambda t, i: t[i])(tokens, which), omit
 
 
-def _blurred(level_key: jax.Array, key: jax.Array, clean: jax.Array, config: BatchConfig) -> jax.Array:
+def _noisy_context(level_key: jax.Array, key: jax.Array, clean: jax.Array, config: BatchConfig) -> jax.Array:
   """Chunks [G, N, F, C, H, W] as context, with noise of a level drawn for every clip."""
   level = jax.random.uniform(level_key, (clean.shape[0], 1, 1, 1, 1, 1), maxval=config.context_noise)
   return clean + level * jax.random.normal(key, clean.shape)

@@ -60,6 +60,7 @@ def roll_out(
   for chunk in range(1, CHUNKS):
     rows = np.array([*range(chunk), CHUNKS + chunk - 1])
     now = jax.tree.map(lambda x, rows=rows: x[:, rows], seen)
+    # For a clip that is not learned yet, some of what it sees is still to come: what is made of that is thrown away.
     past, x0 = jnp.stack(chunks, axis=1), jnp.zeros_like(clips[:, 0])
     for step, sigma in enumerate(schedule.sigmas):
       noise = jax.random.normal(jax.random.fold_in(noise_key, chunk * len(schedule.sigmas) + step), x0.shape)
@@ -86,7 +87,8 @@ def make_rollouts(
     return roll_out(backbone, model, clips, by_clip, switch, late, key)
 
   weights = {name: params[name] for name in ("backbone", "text")}
-  made, key = [], jax.random.key(seed)
+  # No step of the training that follows has this key.
+  made, key = [], jax.random.fold_in(jax.random.key(seed), np.iinfo(np.uint32).max)
   for begin in range(0, count, _TOGETHER):
     # The last ones are filled up, so that one program makes all.
     which = np.minimum(np.arange(begin, begin + _TOGETHER), count - 1)
@@ -98,7 +100,7 @@ def make_rollouts(
 
 
 def read_or_make(make: Callable[[], np.ndarray], cache: epath.Path) -> np.ndarray:
-  """The clips of the file `cache`, which is made if it is missing: a run that goes on has other weights by then."""
+  """The clips of the file `cache`, which is made if it is missing; a run that goes on need not make them again."""
   if not cache.exists():
     content = io.BytesIO()
     np.save(content, make(), allow_pickle=False)
