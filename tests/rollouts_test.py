@@ -13,6 +13,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.training import rollouts
+from streamt1_jax.training.batches import ClipKind
 from streamt1_jax.training.dataset import CHUNKS, Dataset
 from tests import small_search as small
 
@@ -28,12 +29,12 @@ def _roll(graphdef, weights, *arguments):
   return rollouts.roll_out(nnx.merge(graphdef, weights), small.MODEL, *arguments)
 
 
-def _made(switch, late, earlier=2.0):
+def _made(switch, late, gap=(0, 0, 0, 0), earlier=2.0):
   graphdef, weights = small.backbone()
   text = small.condition(CHUNKS).text
   # The caption of the first chunk is another one.
   prompts = jax.tree.map(lambda x: jnp.broadcast_to(jnp.stack([x, earlier * x]), (len(CLIPS), 2, *x.shape)), text)
-  return np.asarray(_roll(graphdef, weights, CLIPS, prompts, jnp.asarray(switch), jnp.asarray(late), KEY))
+  return np.asarray(_roll(graphdef, weights, CLIPS, prompts, ClipKind(*map(jnp.asarray, (switch, late, gap))), KEY))
 
 
 @jax.jit
@@ -70,7 +71,7 @@ def test_made_chunks_are_streamed():
 
 
 def test_what_is_not_learned_stays_true():
-  made = _made([0, 3, 0, 4], [False, False, True, True])
+  made = _made([0, 3, 0, 4], [False, False, False, True], gap=[0, 0, 7, 0])
   is_true = (made == CLIPS).all(axis=(2, 3, 4, 5))
   np.testing.assert_array_equal(is_true.sum(axis=1), [1, 3, 3, 4])
   np.testing.assert_array_equal(np.sort(is_true, axis=1)[:, ::-1], is_true)
@@ -95,8 +96,8 @@ class _Backbone(nnx.Module):
 
 def test_every_clip_goes_on_under_its_own_captions(monkeypatch):
   """Eight go on together; the last ones are filled up, and what fills them is dropped."""
-  told = lambda backbone, model, clips, text, switch, late, key: (
-    clips + (100 * text[:, 0, 0, 0] + text[:, 1, 0, 0] + switch + late).reshape(-1, 1, 1, 1, 1, 1)
+  told = lambda backbone, model, clips, text, kind, key: (
+    clips + (100 * text[:, 0, 0, 0] + text[:, 1, 0, 0] + sum(kind)).reshape(-1, 1, 1, 1, 1, 1)
   )
   monkeypatch.setattr(rollouts, "roll_out", told)
   number, shape = jnp.arange(11), (11, CHUNKS, *small.MODEL.latent_shape)
@@ -106,12 +107,13 @@ def test_every_clip_goes_on_under_its_own_captions(monkeypatch):
     sink_tokens=jnp.broadcast_to(20 + number[:, None], (11, 3)),
     switch=number % 5,
     late=number % 2 == 1,
-    **dict.fromkeys(Dataset._fields[5:]),
+    gap=3 * number,
+    **dict.fromkeys(Dataset._fields[6:]),
   )
   graphdefs = {"backbone": nnx.graphdef(_Backbone()), "text": nnx.graphdef(_Text())}
   made = rollouts.make_rollouts(graphdefs, {"backbone": {}, "text": {}}, data, small.MODEL, 9, seed=0)
   assert made.dtype == np.float16
-  expected = 100 * (1 + np.arange(9)) + 20 + np.arange(9) + np.arange(9) % 5 + np.arange(9) % 2
+  expected = 100 * (1 + np.arange(9)) + 20 + np.arange(9) + np.arange(9) % 5 + np.arange(9) % 2 + 3 * np.arange(9)
   np.testing.assert_array_equal(made, np.broadcast_to(expected.reshape(-1, 1, 1, 1, 1, 1), (9, *shape[1:])))
 
 

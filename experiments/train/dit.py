@@ -96,6 +96,7 @@ def _define_dataset(values: flags.FlagValues) -> None:
   number(values, "early", 0.25, "How often the caption of a whole clip changes early.", 0.0, 1.0)
   number(values, "late", 0.25, "How often the first chunk of a whole clip is of an older caption.", 0.0, 1.0)
   number(values, "still", 0.2, "How often a whole clip that does not change begins with a still picture.", 0.0, 1.0)
+  number(values, "far", 0.3, "How often the first chunk of another such clip is from long ago.", 0.0, 1.0)
   number(values, "anywhere", 0.5, "How often the objects of a whole clip start off the coarse grid.", 0.0, 1.0)
 
 
@@ -143,9 +144,7 @@ def run(values: flags.FlagValues) -> None:
   cache = this.folder / "latents.npz"
   data = dataset.read_or_encode(encode, model, tokenizer, size, cache)
   follows = batches.second_follows(data)
-  require(
-    bool(follows.any()), f"--late={shares.late}, --early={shares.early}: no clip has a second chunk to be learned"
-  )
+  require(bool(follows.any()), f"--late={shares.late}, --far={shares.far}: no clip has a second chunk to be learned")
   if values.rollouts:
     make = lambda: rollouts.make_rollouts(graphdefs, params, data, model, values.rollouts, training.seed)
     data = data._replace(made=jnp.asarray(rollouts.read_or_make(make, this.folder / "rollouts.npy")))

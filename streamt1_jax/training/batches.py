@@ -37,10 +37,10 @@ LONGEST_VIDEO = 120
 """Latent frames of a video of 30 seconds; clips are trained at all distances in it."""
 LONGEST_DISTANCE = 1000
 """Latent frames; and now and then at distances up to it, as in a video of four minutes."""
+PERIODS_LATER = (0.6, 0.15, 0.1, 0.15)
+"""How often a clip goes on in the same period of the world, one later, two later, or any number."""
 ADDED_SINKS = 4
 """Most sinks that a search adds to the first: 15 latent frames of `SearchConfig.max_sink_frames` are five chunks."""
-PERIOD = 16
-"""Chunks after which the world repeats: it does after 64 frames, 16 latent frames, so after 16 chunks of any size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,20 @@ class BatchConfig:
   extra_context_probability: float
   added_sinks_probability: float
   rollout_probability: float
+
+
+class ClipKind(NamedTuple):
+  """What a clip shows of its past; fields of `TrainingClip`, each with the axes of the clips.
+
+  Attributes:
+    switch: chunk with which the caption changes, or 0.
+    late: whether the first chunk is of an older caption.
+    gap: chunks left out behind the first one.
+  """
+
+  switch: Int32[Array, "*G"]
+  late: Bool[Array, "*G"]
+  gap: Int32[Array, "*G"]
 
 
 class ClipBatch(NamedTuple):
@@ -128,10 +142,10 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   is_made = jax.random.bernoulli(next(keys), config.rollout_probability, clip.shape)
   if config.rollout_probability > 0:
     clip = jnp.where(is_made, clip % data.made.shape[0], clip)
-  clean, switch, late = data.clips[clip].astype(jnp.float32), data.switch[clip], data.late[clip]
+  clean, kind = data.clips[clip].astype(jnp.float32), ClipKind(data.switch[clip], data.late[clip], data.gap[clip])
   tokens, _ = _draw_captions(next(keys), data.tokens[clip], config.omit_probability)
   for_every_clip = lambda draw, key, *rest: jax.vmap(draw)(jax.random.split(key, config.clips), *rest)
-  place = for_every_clip(draw_places, next(keys), switch, late)
+  place = for_every_clip(draw_places, next(keys), kind)
   step = jax.random.randint(next(keys), place.shape, 0, sigmas.shape[0])
   chosen = jax.vmap(lambda clip, place: clip[place])(clean, place)
   noise = jax.random.normal(next(keys), chosen.shape)
@@ -141,21 +155,21 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
     past = jnp.where(is_made.reshape(-1, 1, 1, 1, 1, 1), made, clean)
   in_context = _noisy_context(next(keys), next(keys), past, config)
   odds = config.extra_context_probability, config.added_sinks_probability
-  draw = lambda key, switch, late, place: draw_seen(key, switch, late, place, model, *odds)
+  draw = lambda key, kind, place: draw_seen(key, kind, place, model, *odds)
   return ClipBatch(
     clean=in_context,
     noisy=_mix(chosen, noise, sigmas[step]),
     target=noise - chosen,
     step=step,
     place=place,
-    seen=for_every_clip(draw, next(keys), switch, late, place),
+    seen=for_every_clip(draw, next(keys), kind, place),
     tokens=jnp.stack([tokens, data.sink_tokens[clip]], axis=1),
   )
 
 
 def second_follows(data: Dataset) -> jax.Array:
   """[N] bool: clips in which the second chunk follows the first one, under the same caption."""
-  return ~data.late & (data.switch != 1)
+  return ~data.late & (data.switch != 1) & (data.gap == 0)
 
 
 def draw_second_chunks(
@@ -224,21 +238,21 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   return FirstChunkBatch(noisy, target, step, valid, tokens, data.colors[scene], data.background[scene])
 
 
-def first_learned(switch: jax.Array, late: jax.Array) -> jax.Array:
+def first_learned(kind: ClipKind) -> jax.Array:
   """The first chunk of a clip that is learned, int32.
 
   It is the one with which the caption changes. Where the first chunk is from long ago, those after it have not enough
   of a past.
   """
-  return jnp.maximum(switch, jnp.where(late, WINDOW + 1, 1))
+  return jnp.maximum(kind.switch, jnp.where(kind.late | (kind.gap > 0), WINDOW + 1, 1))
 
 
-def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array:
+def draw_places(key: jax.Array, kind: ClipKind) -> jax.Array:
   """[R] which chunks are noisy: all that have a past; or, where the caption changes, those from the change on.
 
   Then half of them are the first one, which alone must draw what changes.
   """
-  first, row = first_learned(switch, late), jnp.arange(ROWS)
+  first, row, switch = first_learned(kind), jnp.arange(ROWS), kind.switch
   turn = jax.random.randint(key, (), 0, CHUNKS)
   # Where there are fewer chunks than rows, some come again; which ones is drawn.
   all_in_turn = first + (row + jnp.where(first > 1, turn, 0)) % (CHUNKS - first)
@@ -248,8 +262,7 @@ def draw_places(key: jax.Array, switch: jax.Array, late: jax.Array) -> jax.Array
 
 def draw_seen(
   key: jax.Array,
-  switch: jax.Array,
-  late: jax.Array,
+  kind: ClipKind,
   place: jax.Array,
   model: ModelConfig,
   extra_context_probability: float,
@@ -257,13 +270,13 @@ def draw_seen(
 ) -> Seen:
   """What the chunks of a clip see, [N + R, V] clean ones and then noisy ones."""
   frame_key, visible_key, added_key = jax.random.split(key, 3)
-  first_frame = draw_first_frames(frame_key, switch, late, model)
+  first_frame = draw_first_frames(frame_key, kind, model)
   chunks, valid = draw_visible(visible_key, extra_context_probability)
   moved = jnp.zeros_like(chunks)
   if added_sinks_probability > 0:
     added = draw_added_sinks(added_key, first_frame, model, added_sinks_probability)
     chunks, moved, valid = (jnp.concatenate(pair, axis=1) for pair in zip((chunks, moved, valid), added, strict=True))
-  together, together_valid = recached(switch, late, chunks.shape[1])
+  together, together_valid = recached(kind.switch, kind.late, chunks.shape[1])
   is_recached = together_valid.any(axis=1, keepdims=True)
   clean = (
     jnp.where(is_recached, together, chunks),
@@ -273,11 +286,8 @@ def draw_seen(
   chunks, valid, moved = (jnp.concatenate([c, x[place]]) for c, x in zip(clean, (chunks, valid, moved), strict=True))
   own = jnp.concatenate([first_frame, first_frame[place]])
   distance = own[:, None] - first_frame[chunks] - moved
-  # A second chunk that came much later could not know where its objects are.
-  is_second = jnp.concatenate([jnp.zeros(CHUNKS, bool), place == 1])
-  distance = jnp.where(is_second[:, None], model.chunk_frames, distance)
   # The sink from long ago was made under its own caption.
-  prompt = jnp.zeros(len(own), jnp.int32).at[0].set(late.astype(jnp.int32))
+  prompt = jnp.zeros(len(own), jnp.int32).at[0].set(kind.late.astype(jnp.int32))
   return Seen(chunks, valid, distance, prompt)
 
 
@@ -297,20 +307,22 @@ def recached(switch: jax.Array, late: jax.Array, width: int) -> tuple[jax.Array,
   return jnp.pad(jnp.broadcast_to(other, valid.shape), pad), jnp.pad(valid, pad)
 
 
-def draw_first_frames(key: jax.Array, switch: jax.Array, late: jax.Array, model: ModelConfig) -> jax.Array:
-  """[7] first latent frame of every chunk. Half of the plain clips continue much later than their first chunk.
+def draw_first_frames(key: jax.Array, kind: ClipKind, model: ModelConfig) -> jax.Array:
+  """[7] first latent frame of every chunk. Most clips continue much later than their first chunk.
 
-  A delay of one or two periods is the true continuation; other delays teach the model not to rely on the sink for
-  motion. Before a change of caption that comes early, nothing has left the window.
+  Under one caption it is later by the gap and some periods, so that the sink tells where objects must be: that is how a
+  video finds an object again that it has lost. A sink of an older caption tells it no more, and may be any time away.
+  Before a change of caption that comes early, nothing has left the window.
   """
   kind_key, delay_key = jax.random.split(key)
-  period = PERIOD * model.chunk_frames
-  below = lambda frames: jax.random.randint(delay_key, (), 0, frames // model.chunk_frames - CHUNKS + 1)
-  anywhere, far = (below(frames) * model.chunk_frames for frames in (LONGEST_VIDEO, LONGEST_DISTANCE))
-  delays = jnp.stack([jnp.int32(0), jnp.int32(period), jnp.int32(2 * period), anywhere, far])
-  shares = jnp.where(late, jnp.array([0.0, 0.0, 0.0, 0.7, 0.3]), jnp.array([0.5, 0.12, 0.08, 0.2, 0.1]))
-  delay = delays[jax.random.choice(kind_key, 5, p=shares)]
-  delay = jnp.where((switch > 0) & ~late, 0, delay)
+  period = world_clips.PERIOD * model.chunk_frames
+  below = lambda limit: jax.random.randint(delay_key, (), 0, limit)
+  anywhere = lambda frames: below(frames // model.chunk_frames - CHUNKS + 1) * model.chunk_frames
+  older = jnp.stack([anywhere(LONGEST_VIDEO), anywhere(LONGEST_DISTANCE)])
+  older = older[jax.random.choice(kind_key, 2, p=jnp.array([0.7, 0.3]))]
+  periods = jnp.stack([0, 1, 2, below(LONGEST_DISTANCE // period - 1)])
+  same = kind.gap * model.chunk_frames + period * jax.random.choice(kind_key, periods, p=jnp.array(PERIODS_LATER))
+  delay = jnp.where(kind.late, older, jnp.where(kind.switch > 0, 0, same))
   chunk = jnp.arange(CHUNKS)
   return chunk * model.chunk_frames + jnp.where(chunk > 0, delay, 0)
 
@@ -356,7 +368,7 @@ def draw_added_sinks(
   number = jnp.where(jax.random.bernoulli(use_key, probability, (CHUNKS,)), jnp.minimum(number, possible), 0)
   earlier = jax.random.randint(other_key, place.shape, 1, jnp.maximum(chunk, 2)[:, None])
   # Where the chunk itself is, less a number of periods, is what the clip has at `same`.
-  same = (place - possible[:, None] - WINDOW - 1 + chunk[:, None]) % PERIOD
+  same = (place - possible[:, None] - WINDOW - 1 + chunk[:, None]) % world_clips.PERIOD
   source = jnp.where((same > 0) & (same < chunk[:, None]), same, earlier)
   valid = (jnp.arange(ADDED_SINKS)[None] < number[:, None]) & (chunk > WINDOW)[:, None]
   return source, place * model.chunk_frames - first_frame[source], valid

@@ -55,6 +55,7 @@ class Dataset(NamedTuple):
     sink_tokens: the caption of its first chunk, complete.
     switch: as in `TrainingClip`.
     late: as in `TrainingClip`.
+    gap: as in `TrainingClip`.
     first: latents of first chunks.
     first_start: rows of `shapes.START_POSITIONS`.
     first_tokens: captions, with all `OMISSIONS`.
@@ -70,6 +71,7 @@ class Dataset(NamedTuple):
   sink_tokens: Int32[Array, "N X"]
   switch: Int32[Array, " N"]
   late: Bool[Array, " N"]
+  gap: Int32[Array, " N"]
   first: Float[Array, "M S F C H W"]
   first_start: Int32[Array, "M S"]
   first_tokens: Int32[Array, "M 16 X"]
@@ -130,6 +132,7 @@ def encode_dataset(
     "sink_tokens": np.stack([captions(tokenizer, clip.sink)[0] for clip in drawn]),
     "switch": np.array([clip.switch for clip in drawn], np.int32),
     "late": np.array([clip.late for clip in drawn]),
+    "gap": np.array([clip.gap for clip in drawn], np.int32),
     "first": firsts.reshape(*starts.shape, *shape),
     "first_start": starts.astype(np.int32),
     "first_tokens": np.stack([captions(tokenizer, scene) for scene in scenes]),

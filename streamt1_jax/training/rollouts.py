@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
+from jaxtyping import Array, Float, Float32, PRNGKeyArray
 
 from streamt1_jax.backbone.dit import CausalWanDiT, TextMemory
 from streamt1_jax.backbone.schedule import denoising_schedule
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.io import atomic
 from streamt1_jax.training import batches
+from streamt1_jax.training.batches import ClipKind
 from streamt1_jax.training.dataset import CHUNKS, Dataset
 from streamt1_jax.training.teacher_forcing import clip_velocity
 from streamt1_jax.typing import Params
@@ -35,8 +36,7 @@ def roll_out(
   model: ModelConfig,
   clips: Float32[Array, "G 7 F C H W"],
   text: TextMemory,
-  switch: Int32[Array, " G"],
-  late: Bool[Array, " G"],
+  kind: ClipKind,
   key: PRNGKeyArray,
 ) -> Float32[Array, "G 7 F C H W"]:
   """The clips, with the chunks that are learned as the model makes them one after the other.
@@ -46,15 +46,14 @@ def roll_out(
     model: sizes.
     clips: true chunks.
     text: keys and values of the prompts of every clip, [G, 2, L, A, X, D] each.
-    switch: as in `Dataset`.
-    late: as in `Dataset`.
+    kind: of every clip.
     key: draws distances and noise.
   """
   seen_key, noise_key = jax.random.split(key)
   places = jnp.arange(1, CHUNKS)
-  seen_alone = lambda key, switch, late: batches.draw_seen(key, switch, late, places, model, 0.0, 0.0)
-  seen = jax.vmap(seen_alone)(jax.random.split(seen_key, len(clips)), switch, late)
-  begin = batches.first_learned(switch, late)
+  seen_alone = lambda key, kind: batches.draw_seen(key, kind, places, model, 0.0, 0.0)
+  seen = jax.vmap(seen_alone)(jax.random.split(seen_key, len(clips)), kind)
+  begin = batches.first_learned(kind)
   schedule = denoising_schedule(model.schedule, model.backbone.freq_dim)
   chunks = [clips[:, 0]]
   for chunk in range(1, CHUNKS):
@@ -79,12 +78,12 @@ def make_rollouts(
   """The first `count` clips of `data` as the model goes on with them, float16."""
 
   @jax.jit
-  def roll(params, clips, tokens, switch, late, key):
+  def roll(params, clips, tokens, kind, key):
     backbone, text = (nnx.merge(graphdefs[name], params[name]) for name in ("backbone", "text"))
     encode: Callable = jax.vmap(lambda ids: text(ids, ids > 0) * (ids > 0)[:, None])
     prompts = jax.vmap(backbone.text_memory)(encode(tokens.reshape(-1, tokens.shape[-1])))
     by_clip = jax.tree.map(lambda x: x.reshape(*tokens.shape[:2], *x.shape[1:]), prompts)
-    return roll_out(backbone, model, clips, by_clip, switch, late, key)
+    return roll_out(backbone, model, clips, by_clip, kind, key)
 
   weights = {name: params[name] for name in ("backbone", "text")}
   # No step of the training that follows has this key.
@@ -94,7 +93,8 @@ def make_rollouts(
     which = np.minimum(np.arange(begin, begin + _TOGETHER), count - 1)
     tokens = jnp.stack([data.tokens[which, 0], data.sink_tokens[which]], axis=1)
     clips = data.clips[which].astype(jnp.float32)
-    rolled = roll(weights, clips, tokens, data.switch[which], data.late[which], jax.random.fold_in(key, begin))
+    kind = ClipKind(data.switch[which], data.late[which], data.gap[which])
+    rolled = roll(weights, clips, tokens, kind, jax.random.fold_in(key, begin))
     made.append(np.asarray(rolled, np.float16)[: count - begin])
   return np.concatenate(made)
 

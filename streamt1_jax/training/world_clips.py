@@ -3,6 +3,7 @@
 What a chunk sees of its past decides which clips the training of the DiT needs:
 
   plain   one caption all the time; some begin with a still picture, as a video that goes on from a picture
+  far     one caption, but the first chunk, the sink, is from long ago: it says where objects must be by now
   early   the caption changes before anything has left the window
   late    the first chunk, the sink, is from long ago, when the caption was another; it changes again, or not
 """
@@ -22,6 +23,8 @@ LATENT_FRAME = 4
 """Frames of a latent frame; what happens, happens between two of them."""
 KEPT_CHUNKS = 3
 """Past chunks that are in the memory between two chunks, besides the sink."""
+PERIOD = 16
+"""Chunks after which the world repeats: it does after 64 frames, 16 latent frames, so after 16 chunks of any size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ClipShares:
     early: how often its caption changes early.
     late: how often its sink is of another caption.
     still: how often a plain clip begins with a still picture.
+    far: how often the sink of another plain clip is from long ago.
     anywhere: how often objects start anywhere and not on the coarse grid.
   """
 
@@ -40,6 +44,7 @@ class ClipShares:
   early: float
   late: float
   still: float
+  far: float
   anywhere: float
 
 
@@ -52,7 +57,8 @@ class TrainingClip:
     description: of the last caption.
     sink: what the first chunk's caption says.
     switch: chunk with which the last caption begins; 0 if it did not change while a training could see it.
-    late: whether the first chunk is from long ago.
+    late: whether the first chunk is from long ago, of an older caption.
+    gap: chunks that are left out behind the first one, less than `PERIOD`; the world went on in the meantime.
   """
 
   states: FrameStates
@@ -60,6 +66,7 @@ class TrainingClip:
   sink: Description
   switch: int
   late: bool
+  gap: int
 
 
 def short_clips(rng: np.random.Generator, count: int, frames: int, split: str) -> FrameStates:
@@ -97,12 +104,16 @@ def training_clip(
   if switch:
     description = world.draw_event(rng, description, split)
     descriptions, begins = [*descriptions, description], [*begins, begin(switch)]
-  times = np.arange(begin(chunks))
+  times, gap = np.arange(begin(chunks)), 0
   if not (early or late) and rng.random() < shares.still:
     times = np.maximum(times - (first - 1), 0)
+  elif not (early or late) and shares.far and rng.random() < shares.far:
+    gap = int(rng.integers(1, PERIOD))
+    times[first:] += later * gap
   grid = world.starts_of(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
   starts = _anywhere(rng) if rng.random() < shares.anywhere else grid
-  return TrainingClip(world.play(descriptions, begins, starts, times), description, descriptions[0], switch, late)
+  states = world.play(descriptions, begins, starts, times)
+  return TrainingClip(states, description, descriptions[0], switch, late, gap)
 
 
 def _drawn(rng: np.random.Generator, split: str, two_objects: float) -> Description:
