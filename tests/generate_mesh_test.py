@@ -52,20 +52,13 @@ def on_one_device(run):
   return made
 
 
+# That meshes change no winner is tested without the command, in `mesh_test`.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("latent_frames", "arguments", "mesh"),
   [
-    (3, ["--mesh=data:2,candidate:2,seq:2"], {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2}),
-    # Slow: a second chunk is two programs more.
-    pytest.param(
-      6,
-      ["--mesh=data:2,candidate:2,seq:2"],
-      {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2},
-      marks=pytest.mark.slow,
-    ),
-    pytest.param(
-      6, ["--decoding=twice"], {"data": 1, "beam": 2, "sibling": 2, "model": 2, "seq": 1}, marks=pytest.mark.slow
-    ),
+    (6, ["--mesh=data:2,candidate:2,seq:2"], {"data": 2, "beam": 2, "sibling": 1, "model": 1, "seq": 2}),
+    (6, ["--decoding=twice"], {"data": 1, "beam": 2, "sibling": 2, "model": 2, "seq": 1}),
   ],
 )
 def test_same_videos(run, on_one_device, latent_frames, arguments, mesh):

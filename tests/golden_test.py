@@ -58,8 +58,8 @@ def pytest_generate_tests(metafunc):
   if "run" in metafunc.fixturenames:
     runs = [case(file, kind, (file, kind), name=f"{file.stem}-{kind}") for file in cases for kind in golden.DEVICES]
     if option is None:
-      # A model of another folder may not divide so.
-      runs.append(pytest.param((_HERE / "case_A.npz", _TOKENS), id="case_A-tokens"))
+      # A model of another folder may not divide so. Slow: `search_rewards_test` divides tokens, too.
+      runs.append(pytest.param((_HERE / "case_A.npz", _TOKENS), id="case_A-tokens", marks=pytest.mark.slow))
     metafunc.parametrize("run", runs, indirect=True, scope="module")
   if "case_file" in metafunc.fixturenames:
     check = getattr(metafunc.function, "check", None)

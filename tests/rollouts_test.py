@@ -37,23 +37,38 @@ def _made(switch, late, gap=(0, 0, 0, 0), earlier=2.0):
   return np.asarray(_roll(graphdef, weights, CLIPS, prompts, ClipKind(*map(jnp.asarray, (switch, late, gap))), KEY))
 
 
+def _open(memory, chunk):
+  generator = small.models().generator
+  memory, _ = generator.open(memory, SEARCH)
+  return generator, memory, generator.view(memory, chunk, SEARCH)
+
+
 @jax.jit
+def _denoised(params, memory, chunk, text, x, step):
+  generator, _, view = _open(memory, chunk)
+  return generator.denoise(params, x, step, text, view, Execution())
+
+
+@jax.jit
+def _committed(params, memory, chunk, text, latents):
+  generator, memory, view = _open(memory, chunk)
+  never = Flags(ema=jnp.bool(False), append=jnp.bool(False))
+  finished = generator.clean_pass(params, latents, text, view, Execution())
+  return generator.commit(memory, finished, never, chunk)
+
+
 def _stream(params, text, first, noise):
   """Seven chunks, the first of which is given; noise of every chunk and timestep."""
-  generator = small.models().generator
   memory = memory_sinking.empty_memory(small.MODEL, SEARCH, jnp.float32)
-  chunks, never = [first], Flags(ema=jnp.bool(False), append=jnp.bool(False))
+  sigmas, chunks = small.models().generator.schedule.sigmas, [first]
   for chunk in range(CHUNKS):
-    memory, _ = generator.open(memory, SEARCH)
-    view = generator.view(memory, jnp.int32(chunk), SEARCH)
     if chunk > 0:
       x0 = jnp.zeros_like(first)
-      for step, sigma in enumerate(generator.schedule.sigmas):
-        x = (1.0 - sigma) * x0 + sigma * noise[chunk - 1, step]
-        x0 = generator.denoise(params, x, jnp.int32(step), text, view, Execution())
+      for step, sigma in enumerate(sigmas):
+        x = jnp.float32(1.0 - sigma) * x0 + jnp.float32(sigma) * noise[chunk - 1, step]
+        x0 = _denoised(params, memory, jnp.int32(chunk), text, x, jnp.int32(step))
       chunks.append(x0)
-    finished = generator.clean_pass(params, chunks[-1], text, view, Execution())
-    memory = generator.commit(memory, finished, never, jnp.int32(chunk))
+    memory = _committed(params, memory, jnp.int32(chunk), text, chunks[-1])
   return jnp.stack(chunks)
 
 

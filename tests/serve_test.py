@@ -403,7 +403,7 @@ def test_the_video_goes_on_while_a_save_is_written():
       # A session that is stopped is over when its save is written.
       await client.say("session.stop")
       with pytest.raises(TimeoutError):
-        await asyncio.wait_for(client.hear_until("session.done"), 2)
+        await asyncio.wait_for(client.hear_until("session.done"), 0.5)
       # Other processes hear from this one meanwhile.
       before = len(idle)
       while len(idle) == before:
