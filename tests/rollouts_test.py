@@ -19,8 +19,6 @@ from tests import small_search as small
 
 SEARCH = SearchConfig(max_sink_frames=6)
 KEY = jax.random.key(5)
-
-
 CLIPS = jnp.asarray(np.random.default_rng(1).standard_normal((4, CHUNKS, *small.MODEL.latent_shape)), jnp.float32)
 
 
@@ -81,8 +79,9 @@ def test_made_chunks_are_streamed():
   noise = jnp.stack([jnp.stack([draw(chunk, step)[2] for step in range(steps)]) for chunk in range(1, CHUNKS)])
   params, text = small.params()["backbone"], small.condition(CHUNKS).text
   streamed = np.asarray(_stream(params, text, CLIPS[2, 0], noise))
-  np.testing.assert_allclose(made[2], streamed, rtol=0, atol=2e-4)
-  assert np.abs(streamed - CLIPS[2])[1:].min(axis=0).max() > 1.0
+  np.testing.assert_allclose(made[2], streamed, rtol=0, atol=2e-5)
+  # Every made chunk is another one than the true one.
+  assert np.abs(streamed - CLIPS[2])[1:].mean(axis=(1, 2, 3, 4)).min() > 0.1
 
 
 def test_what_is_not_learned_stays_true():

@@ -19,6 +19,7 @@ from streamt1_jax.config import ConfigError, preset
 from streamt1_jax.training import loop
 from streamt1_jax.training import tokenizer as tokenizer_training
 from streamt1_jax.training import vae as vae_training
+from streamt1_jax.training.dataset import Dataset
 from streamt1_jax.training.loop import Run
 
 
@@ -167,3 +168,13 @@ def test_bad_input(tmp_path, monkeypatch, capsys, program, arguments, fragments)
   for fragment in fragments:
     assert fragment in line
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_clips_without_second_chunks_are_refused(tmp_path, monkeypatch, capsys):
+  """Whether there are any is drawn, so it is found when the clips are there."""
+  no, fields = jnp.zeros(3, jnp.int32), dict.fromkeys(Dataset._fields)
+  only_late = Dataset(**fields | {"late": jnp.ones(3, bool), "switch": no, "gap": no})
+  monkeypatch.setattr(dit.dataset, "read_or_encode", lambda *_: only_late)
+  monkeypatch.setattr(dit.dit, "init_modules", lambda *_: ({}, {}))
+  assert dit.main([f"--run_dir={tmp_path / 'run'}", f"--codec_dir={_CODEC}", "--late=1"]) == 2
+  assert "error: --late=1.0, --far=0.3: no clip has a second chunk to be learned" in capsys.readouterr().err

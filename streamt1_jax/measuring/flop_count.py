@@ -19,21 +19,45 @@ def count(jaxpr: Any) -> float:
 
 
 def _equation(equation: Any) -> float:
-  name, parameters = equation.primitive.name, equation.params
-  if name == "dot_general":
-    (contracted, _), _ = parameters["dimension_numbers"]
-    shape = equation.invars[0].aval.shape
-    return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
-  if name == "conv_general_dilated":
-    kernel = equation.invars[1].aval
-    outputs = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
-  if name == "pallas_call":
-    return float(parameters["cost_estimate"].flops)
-  nested = [count(inner) for inner in _nested(parameters)]
-  if name == "cond":
-    return max(nested)
-  return sum(nested) * (parameters["length"] if name == "scan" else 1)
+  return _COUNTS.get(equation.primitive.name, _inner)(equation)
+
+
+def _product(equation: Any) -> float:
+  (contracted, _), _ = equation.params["dimension_numbers"]
+  shape = equation.invars[0].aval.shape
+  return 2.0 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> float:
+  kernel = equation.invars[1].aval
+  outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+  return 2.0 * equation.outvars[0].aval.size * kernel.size / outputs
+
+
+def _kernel(equation: Any) -> float:
+  return float(equation.params["cost_estimate"].flops)
+
+
+def _longest_branch(equation: Any) -> float:
+  return max(map(count, _nested(equation.params)))
+
+
+def _loop(equation: Any) -> float:
+  return _inner(equation) * equation.params["length"]
+
+
+def _inner(equation: Any) -> float:
+  return sum(map(count, _nested(equation.params)))
+
+
+_COUNTS = {
+  "dot_general": _product,
+  "conv_general_dilated": _convolution,
+  "pallas_call": _kernel,
+  "cond": _longest_branch,
+  "scan": _loop,
+}
+"""By primitive; any other one counts what is in it."""
 
 
 def _nested(parameters: dict[str, Any]) -> Iterator[Any]:

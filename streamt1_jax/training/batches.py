@@ -139,9 +139,7 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   """Whole clips; `sigmas` [S] are the noise levels of the timesteps."""
   keys = iter(jax.random.split(key, 10))
   clip = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[0])
-  is_made = jax.random.bernoulli(next(keys), config.rollout_probability, clip.shape)
-  if config.rollout_probability > 0:
-    clip = jnp.where(is_made, clip % data.made.shape[0], clip)
+  clip, past = _draw_pasts(next(keys), data, clip, config.rollout_probability)
   clean, kind = data.clips[clip].astype(jnp.float32), ClipKind(data.switch[clip], data.late[clip], data.gap[clip])
   tokens, _ = _draw_captions(next(keys), data.tokens[clip], config.omit_probability)
   for_every_clip = lambda draw, key, *rest: jax.vmap(draw)(jax.random.split(key, config.clips), *rest)
@@ -149,10 +147,6 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   step = jax.random.randint(next(keys), place.shape, 0, sigmas.shape[0])
   chosen = jax.vmap(lambda clip, place: clip[place])(clean, place)
   noise = jax.random.normal(next(keys), chosen.shape)
-  past = clean
-  if config.rollout_probability > 0:
-    made = data.made[clip % data.made.shape[0]].astype(jnp.float32)
-    past = jnp.where(is_made.reshape(-1, 1, 1, 1, 1, 1), made, clean)
   in_context = _noisy_context(next(keys), next(keys), past, config)
   odds = config.extra_context_probability, config.added_sinks_probability
   draw = lambda key, kind, place: draw_seen(key, kind, place, model, *odds)
@@ -276,7 +270,7 @@ def draw_seen(
   if added_sinks_probability > 0:
     added = draw_added_sinks(added_key, first_frame, model, added_sinks_probability)
     chunks, moved, valid = (jnp.concatenate(pair, axis=1) for pair in zip((chunks, moved, valid), added, strict=True))
-  together, together_valid = recached(kind.switch, kind.late, chunks.shape[1])
+  together, together_valid = recached(kind, chunks.shape[1])
   is_recached = together_valid.any(axis=1, keepdims=True)
   clean = (
     jnp.where(is_recached, together, chunks),
@@ -291,7 +285,7 @@ def draw_seen(
   return Seen(chunks, valid, distance, prompt)
 
 
-def recached(switch: jax.Array, late: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+def recached(kind: ClipKind, width: int) -> tuple[jax.Array, jax.Array]:
   """What the chunks before a change of caption see when all of them are computed anew: all others.
 
   A sink from long ago is kept: it is not computed anew, and all others see it.
@@ -301,8 +295,8 @@ def recached(switch: jax.Array, late: jax.Array, width: int) -> tuple[jax.Array,
   """
   chunk = jnp.arange(CHUNKS)
   other = jnp.arange(world_clips.KEPT_CHUNKS + 1)
-  before = (chunk < switch) & ((chunk > 0) | ~late)
-  valid = before[:, None] & (other < switch)[None] & (other[None] != chunk[:, None])
+  before = (chunk < kind.switch) & ((chunk > 0) | ~kind.late)
+  valid = before[:, None] & (other < kind.switch)[None] & (other[None] != chunk[:, None])
   pad = ((0, 0), (0, width - len(other)))
   return jnp.pad(jnp.broadcast_to(other, valid.shape), pad), jnp.pad(valid, pad)
 
@@ -379,6 +373,17 @@ def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tup
   omit = jax.random.bernoulli(key, probability, (tokens.shape[0], 4))
   which = (omit[:, None] == jnp.asarray(OMISSIONS)[None]).all(axis=2).argmax(axis=1)
   return jax.vmap(lambda t, i: t[i])(tokens, which), omit
+
+
+def _draw_pasts(key: jax.Array, data: Dataset, clip: jax.Array, probability: float) -> tuple[jax.Array, jax.Array]:
+  """Some of the clips [G] exchanged for ones that the model made; and their chunks as context [G, N, F, C, H, W]."""
+  if probability == 0:
+    return clip, data.clips[clip].astype(jnp.float32)
+  is_made = jax.random.bernoulli(key, probability, clip.shape)
+  made = clip % data.made.shape[0]
+  clip = jnp.where(is_made, made, clip)
+  past = jnp.where(is_made.reshape(-1, 1, 1, 1, 1, 1), data.made[made], data.clips[clip])
+  return clip, past.astype(jnp.float32)
 
 
 def _noisy_context(level_key: jax.Array, key: jax.Array, clean: jax.Array, config: BatchConfig) -> jax.Array:

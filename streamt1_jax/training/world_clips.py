@@ -104,10 +104,10 @@ def training_clip(
   if switch:
     description = world.draw_event(rng, description, split)
     descriptions, begins = [*descriptions, description], [*begins, begin(switch)]
-  times, gap = np.arange(begin(chunks)), 0
-  if not (early or late) and rng.random() < shares.still:
+  times, gap, is_plain = np.arange(begin(chunks)), 0, not (early or late)
+  if is_plain and rng.random() < shares.still:
     times = np.maximum(times - (first - 1), 0)
-  elif not (early or late) and shares.far and rng.random() < shares.far:
+  elif is_plain and rng.random() < shares.far:
     gap = int(rng.integers(1, PERIOD))
     times[first:] += later * gap
   grid = world.starts_of(shapes.START_POSITIONS[rng.integers(len(shapes.START_POSITIONS))])
