@@ -9,7 +9,7 @@ from streamt1_jax.training import world_clips
 from streamt1_jax.training.world_clips import ClipShares
 
 CHUNKS, FIRST, LATER = 7, 9, 12
-PLAIN = ClipShares(two_objects=0.5, early=0.0, late=0.0, still=0.0, far=0.0, anywhere=0.5)
+PLAIN = ClipShares(two_objects=0.5, early=0.0, late=0.0, still=0.0, far=0.0, anywhere=0.5, crossing=0.0)
 
 
 def _drawn(shares, count=40):
@@ -39,6 +39,16 @@ def test_behind_a_far_sink_the_world_has_gone_on():
     step = _moved(clip, 0, 1)
     np.testing.assert_array_equal(_moved(clip, FIRST - 1, FIRST), step * (1 + LATER * clip.gap) % shapes.FRAME_SIZE)
     np.testing.assert_array_equal(_moved(clip, FIRST, FIRST + 1), step)
+
+
+def test_clips_in_which_an_object_hides_the_other():
+  """Drawn: after the first chunk, fewer pixels have the second object's colour than if it were alone."""
+  for clip in _drawn(dataclasses.replace(PLAIN, crossing=1.0), 8):
+    states = clip.states
+    alone = states._replace(present=states.present & np.array([False, True]))
+    color = shapes.palette(shapes.COLORS)[states.color[:, 1]][:, None, None]
+    shown, all_of_it = ((np.abs(world.draw(s) - color).max(-1) < 0.02).sum((1, 2)) for s in (states, alone))
+    assert (all_of_it - shown)[FIRST:].max() >= 10
 
 
 def test_the_world_repeats_after_the_period():

@@ -97,6 +97,8 @@ def _define_dataset(values: flags.FlagValues) -> None:
   number(values, "late", 0.25, "How often the first chunk of a whole clip is of an older caption.", 0.0, 1.0)
   number(values, "still", 0.2, "How often a whole clip that does not change begins with a still picture.", 0.0, 1.0)
   number(values, "far", 0.3, "How often the first chunk of another such clip is from long ago.", 0.0, 1.0)
+  crossing = "How often a whole clip is one in which an object passes in front of the other."
+  number(values, "crossing", 0.0, crossing, 0.0, 1.0)
   number(values, "anywhere", 0.5, "How often the objects of a whole clip start off the coarse grid.", 0.0, 1.0)
 
 
@@ -126,6 +128,7 @@ def run(values: flags.FlagValues) -> None:
   batch = batch_config(values, model)
   training = DiTTraining(**training_flags.fields_of(values, DiTTraining))
   shares = ClipShares(**training_flags.fields_of(values, ClipShares))
+  require(shares.crossing == 0 or shares.two_objects > 0, f"--crossing={shares.crossing} needs --two_objects above 0")
   _require_rollouts_possible(values)
   sizes: dict[str, Any] = {name: values[name].value for name in ("whole_clips", "scenes", "starts", "seed")}
   size = DatasetSize(shares=shares, **sizes)

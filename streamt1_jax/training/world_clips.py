@@ -25,6 +25,7 @@ KEPT_CHUNKS = 3
 """Past chunks that are in the memory between two chunks, besides the sink."""
 PERIOD = 16
 """Chunks after which the world repeats: it does after 64 frames, 16 latent frames, so after 16 chunks of any size."""
+_HIDDEN = 4  # pixels by which two objects must overlap, were they circles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class ClipShares:
     still: how often a plain clip begins with a still picture.
     far: how often the sink of another plain clip is from long ago.
     anywhere: how often objects start anywhere and not on the coarse grid.
+    crossing: how often a clip is drawn until one object hides some of the other, after the first chunk.
   """
 
   two_objects: float
@@ -46,6 +48,7 @@ class ClipShares:
   still: float
   far: float
   anywhere: float
+  crossing: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,24 @@ def training_clip(
   rng: np.random.Generator, shares: ClipShares, chunks: int, first: int, later: int, split: str
 ) -> TrainingClip:
   """A clip of `chunks` chunks, of `first` frames and then of `later` frames each."""
+  crossing = shares.crossing > 0 and rng.random() < shares.crossing
+  while True:
+    clip = _any_clip(rng, shares, chunks, first, later, split)
+    if not crossing or _hides_some(clip.states)[first:].any():
+      return clip
+
+
+def _hides_some(states: FrameStates) -> np.ndarray:
+  """[T] whether the first object hides a good part of the second."""
+  half = shapes.FRAME_SIZE // 2
+  apart = (states.center[:, 0] - states.center[:, 1] + half) % shapes.FRAME_SIZE - half
+  reach = np.array(list(shapes.SIZES.values()))[states.size].sum(axis=1) - _HIDDEN
+  return states.present.all(axis=1) & (np.linalg.norm(apart, axis=1) < reach)
+
+
+def _any_clip(
+  rng: np.random.Generator, shares: ClipShares, chunks: int, first: int, later: int, split: str
+) -> TrainingClip:
   begin = lambda chunk: 0 if chunk == 0 else first + (chunk - 1) * later
   description = _drawn(rng, split, shares.two_objects)
   descriptions, begins, switch = [description], [0], 0
