@@ -14,6 +14,7 @@ from streamt1_jax import drivers, memory_sinking, recache
 from streamt1_jax.between_chunks import commit_given, switch_prompt
 from streamt1_jax.config import ConfigError, SearchConfig, SwitchConfig
 from streamt1_jax.execution import Execution
+from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.sharding import tree_shardings
 from tests import small_search as small
@@ -229,11 +230,12 @@ def test_the_video_reward_may_forget_what_was_before():
 
 
 def test_every_switch_is_one_program():
-  chex.clear_trace_counter()
-  counted = chex.assert_max_traces(switch_prompt.__wrapped__, n=1)
-  switch = jax.jit(counted, static_argnames=("models", "search", "switch"))
-  for chunks in (1, JUST_FULL, ROLLED):
-    switch(small.params(), _state(chunks), _condition(NEW), small.models(), SEARCH, SwitchConfig())
+  states = [_state(chunks) for chunks in (1, JUST_FULL, ROLLED)]
+  _switched(_state(1))
+  with CompileCounter() as compiles:
+    for state in states:
+      _switched(state)
+  assert compiles.count == 0
 
 
 @pytest.mark.parametrize("text", ["candidate:2,model:2", pytest.param("candidate:4", marks=pytest.mark.slow)])
@@ -301,11 +303,11 @@ class TestGivenChunks:
   def test_the_first_frame_may_be_given(self):
     image = jnp.asarray(np.random.default_rng(1).standard_normal(small.MODEL.latent_shape[1:]), jnp.float32)
     condition = _condition(OLD)._replace(image=image)
-    traces = drivers.stream(small.params(), condition, small.models(), SEARCH, num_chunks=2, seed=3)
-    first, second = (jax.device_get(trace) for trace in traces)
+    # Later chunks are those of any video, as the recorded one with an image shows.
+    traces = drivers.stream(small.params(), condition, small.models(), SEARCH, num_chunks=NUM_CHUNKS, seed=3)
+    first = jax.device_get(next(traces))
     np.testing.assert_array_equal(first.latents[:, 0], np.stack([image] * 2))
     assert (np.abs(first.latents[:, 1:] - np.asarray(image)) > 1e-3).any()
-    assert np.isfinite(second.latents).all()
 
 
 class TestEndless:

@@ -157,13 +157,12 @@ def _ancestors(traces, beam_size, chunk, beam):
 
 
 class TestWindow:
-  """The video reward is a checksum of the window's frames and their places."""
+  """What the video reward sees."""
 
-  @pytest.mark.parametrize("window", [1, 3])
-  def test_window_is_the_lineage(self, window):
-    num_chunks, models = 12, small.models()
-    search = dataclasses.replace(small.SEARCH, sliding_window=window)
-    traces = _stream(models, search, num_chunks)
+  def test_window_is_the_lineage(self):
+    """The reward is a checksum of the window's frames and their places."""
+    models, search = small.models(), small.SEARCH
+    traces = _stream(models, search, 12)
     moved = False
     for chunk, trace in enumerate(traces):
       longs = small.per_candidate(trace.candidates.long)
@@ -171,9 +170,18 @@ class TestWindow:
         path = _ancestors(traces, search.beam_size, chunk, beam)
         moved |= path != [beam] * len(path)
         frames = np.concatenate([traces[i].frames[position] for i, position in enumerate(path)])
-        expected = models.video_reward.by_numpy(frames[-3 * window :])
+        expected = models.video_reward.by_numpy(frames[-3 * search.sliding_window :])
         np.testing.assert_allclose(longs[survivor], expected, rtol=0, atol=2e-5)
-    assert window == 1 or moved, "no beam ever changed its parent: too easy"
+    assert moved, "no beam ever changed its parent: too easy"
+
+  def test_window_of_one_is_the_chunk(self):
+    """The reward is the sum of the window."""
+    search = dataclasses.replace(small.SEARCH, sliding_window=1)
+    condition = Condition((), (), (), jnp.int32(6))
+    for trace in drivers.stream(toy.PARAMS, condition, toy.MODELS, search, num_chunks=6, seed=0):
+      longs = small.per_candidate(trace.candidates.long)[trace.survivor]
+      np.testing.assert_allclose(longs, trace.frames.sum(axis=(1, 2, 3, 4)), rtol=1e-6)
+      assert longs.all()
 
   def test_image_reward_sees_the_chunk(self):
     for trace in _stream(small.models(), small.SEARCH, 3):
@@ -191,20 +199,19 @@ class TestWindow:
       np.testing.assert_array_equal(trace.survivor, np.argsort(-hybrid, kind="stable")[: small.SEARCH.top_k])
 
 
-def _poisoned(**seeds):
-  """Gaussian noise, except that the draws named by each keyword hold one NaN for the seeds given."""
-  clean = gaussian_noise(small.MODEL.latent_shape, 2)
+def _marked_noise(seed):
+  """Gaussian noise of the seed's last seven digits. The bits of those before it say what candidates of chunk 2 are bad.
 
-  def draw(seed):
-    draws = clean(seed)
-    for part, bad in seeds.items():
-      array = getattr(draws, part)
-      first = (0,) * array.ndim
-      spoiled = array.at[first].set(jnp.where(jnp.isin(seed, jnp.array(bad)), jnp.nan, array[first]))
-      draws = draws._replace(**{part: spoiled})
-    return draws
-
-  return draw
+  A bad one has a NaN: between the steps if the base seed is 0, at the start if it is 50. What is bad is thus no part of
+  the program, and one program serves all searches.
+  """
+  mark, own = seed // 10**7, seed % 10**7
+  # The seed of candidate i of beam k is base + 1000 * chunk + 100 * k + i.
+  n = own // 100 % 10 * small.SEARCH.beam_size + own % 50
+  bad, at_start = (own // 1000 == 2) & ((mark >> n) % 2 == 1), own % 100 >= 50
+  draws = gaussian_noise(small.MODEL.latent_shape, 2)(own)
+  spoiled = lambda array, bad: array.at[(0,) * array.ndim].set(jnp.where(bad, jnp.nan, array[(0,) * array.ndim]))
+  return NoiseDraws(spoiled(draws.fresh, bad & at_start), spoiled(draws.renoise, bad & ~at_start))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +228,7 @@ class TestBadCandidates:
   CHUNK = 2
 
   def _doctored(self, chunk, candidate, value, seed=0):
-    models = dataclasses.replace(small.models(), image_reward=_DoctoredScore())
+    models = dataclasses.replace(small.models(), image_reward=_DoctoredScore(), draw_noise=_marked_noise)
     reward = {"chunk": jnp.int32(chunk), "candidate": jnp.int32(candidate), "value": jnp.float32(value)}
     return _stream(models, self.SEARCH, 5, seed, params=small.params() | {"image_reward": reward})
 
@@ -252,12 +259,10 @@ class TestBadCandidates:
 
   def test_nan_in_the_noise(self):
     """From seed 0, the best candidate's between the steps; from seed 50, all but one candidate's at the start."""
-    clean = {seed: self._clean(seed)[self.CHUNK] for seed in (0, 50)}
-    banned = {0: [int(clean[0].survivor[0])], 50: [0, 1, 3]}
-    seeds = {seed: small.per_candidate(clean[seed].candidates.seed)[banned[seed]] for seed in clean}
-    models = dataclasses.replace(small.models(), draw_noise=_poisoned(renoise=seeds[0], fresh=seeds[50]))
-    for seed in clean:
-      self._check(_stream(models, self.SEARCH, 5, seed), banned[seed], seed)
+    best = int(self._clean()[self.CHUNK].survivor[0])
+    for seed, banned in ((0, [best]), (50, [0, 1, 3])):
+      mark = sum(1 << n for n in banned)
+      self._check(self._clean(seed + 10**7 * mark), banned, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,6 +338,16 @@ def _decode(decoder, params, latents):
   return decoder.decode(params, latents, decoder.init_state(params), first=True)[0]
 
 
+class _HalfOfTheLast(toy.ToyGenerator):
+  """Latents of a size that a decoder takes, from Gaussian noise and half of the last chunk's."""
+
+  def init_memory(self, params, search):
+    return jnp.zeros(self.latent_shape)
+
+  def denoise(self, params, x, step, text, view, execution, image=None):
+    return 0.5 * view + x
+
+
 class TestRewardDecode:
   """With a real decoder. Windows of 2 chunks over 4 chunks: the window leaves the start of the video."""
 
@@ -341,13 +356,15 @@ class TestRewardDecode:
   def _traces(self, reward_decode, decoding="together", **overrides):
     decoder, codec_params = small_codec.decoder()
     reward, execution = small_codec.Brightness(), Execution(decoding=decoding)
+    generator = _HalfOfTheLast(small.MODEL.latent_shape)
     models = dataclasses.replace(
-      small.models(), codec=decoder, image_reward=reward, video_reward=reward, execution=execution
+      small.models(), generator=generator, codec=decoder, image_reward=reward, video_reward=reward, execution=execution
     )
     search = SearchConfig(
       max_sink_frames=6, sliding_window=self.WINDOW, reward_decode=reward_decode, first_candidate="fresh", **overrides
     )
-    return _stream(models, search, 4, params=small.params() | {"codec": codec_params})
+    condition, params = Condition((), (), (), jnp.int32(4)), toy.PARAMS | {"codec": codec_params}
+    return [jax.device_get(x) for x in drivers.stream(params, condition, models, search, num_chunks=4, seed=0)]
 
   def _decode_alone(self, latents):
     """One call of the decoder on latents that begin a video."""

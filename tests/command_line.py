@@ -4,15 +4,19 @@ A call is what most tests need: exit code, both streams and files are the same, 
 of its own is for kills, signals, a full disk and several hosts.
 """
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import multiprocessing
 import os
 import pathlib
 import resource
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,12 +53,31 @@ def small_model() -> ModelConfig:
   )
 
 
-def save_model(folder: pathlib.Path, backbone_scale: float = 0.1) -> pathlib.Path:
+_USUAL_SCALE = 0.1
+
+
+def save_model(folder: pathlib.Path, backbone_scale: float = _USUAL_SCALE) -> pathlib.Path:
   """A checkpoint of random weights; a huge, finite `backbone_scale` makes every latent NaN or Inf."""
-  random_model.save(
-    folder, small_model(), REPOSITORY / "checkpoints/tiny/tokenizer.model", backbone_scale=backbone_scale
-  )
+  if backbone_scale == _USUAL_SCALE:
+    shutil.copytree(_usual_model(), folder, dirs_exist_ok=True)
+  else:
+    _write_model(folder, backbone_scale)
   return folder
+
+
+@functools.cache
+def _usual_model() -> pathlib.Path:
+  """The one that nearly all tests copy, which takes a hundredth of the time to write it."""
+  temporary = tempfile.TemporaryDirectory(prefix="streamt1_jax_model_")
+  atexit.register(temporary.cleanup)
+  folder = pathlib.Path(temporary.name) / "model"
+  _write_model(folder, _USUAL_SCALE)
+  return folder
+
+
+def _write_model(folder: pathlib.Path, backbone_scale: float) -> None:
+  tokenizer = REPOSITORY / "checkpoints/tiny/tokenizer.model"
+  random_model.save(folder, small_model(), tokenizer, backbone_scale=backbone_scale)
 
 
 def quick_compilation(cache: pathlib.Path) -> dict[str, Any]:

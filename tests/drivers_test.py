@@ -20,28 +20,32 @@ from tests import toy_generator as toy
 NUM_CHUNKS = 9
 
 
-def _stream(num_chunks, search=small.SEARCH, *, seed=0, prompt=0, models=None, **options):
-  condition = small.condition(num_chunks, prompt)
-  models = small.models() if models is None else models
-  return drivers.stream(small.params(), condition, models, search, num_chunks=num_chunks, seed=seed, **options)
+def _stream(num_chunks, search=small.SEARCH, *, seed=0, prompt=0, **options):
+  inputs = small.params(), small.condition(num_chunks, prompt), small.models(), search
+  return drivers.stream(*inputs, num_chunks=num_chunks, seed=seed, **options)
 
 
-def _rollout(num_chunks, search=small.SEARCH, *, seed=0, models=None, **options):
-  models = small.models() if models is None else models
-  return drivers.rollout(
-    small.params(), small.condition(num_chunks), models, search, num_chunks=num_chunks, seed=seed, **options
-  )
+def _rollout(num_chunks, search=small.SEARCH, **options):
+  inputs = small.params(), small.condition(num_chunks), small.models(), search
+  return drivers.rollout(*inputs, num_chunks=num_chunks, seed=0, **options)
 
 
-def _toy(num_chunks, *, run=drivers.stream, seed=0, models=toy.MODELS, **changes):
+def _toy_condition(num_chunks):
+  return Condition((), (), (), jnp.int32(num_chunks))
+
+
+def _toy(num_chunks, search=small.SEARCH, *, run=drivers.stream, seed=0, models=toy.MODELS, **changes):
   """A search of one number per chunk, where what a driver does shows as well and programs compile in no time."""
-  search = dataclasses.replace(small.SEARCH, first_candidate="fresh", **changes)
-  condition = Condition((), (), (), jnp.int32(num_chunks))
-  return run(toy.PARAMS, condition, models, search, num_chunks=num_chunks, seed=seed)
+  search = dataclasses.replace(search, first_candidate="fresh", **changes)
+  return run(toy.PARAMS, _toy_condition(num_chunks), models, search, num_chunks=num_chunks, seed=seed)
 
 
 def _final(traces, search=small.SEARCH):
   return drivers.final_beams(small.params(), small.condition(len(traces)), small.models(), search, traces)
+
+
+def _toy_final(traces, search=small.SEARCH, *, models=toy.MODELS, **options):
+  return drivers.final_beams(toy.PARAMS, _toy_condition(len(traces)), models, search, traces, **options)
 
 
 def _assert_same_search(traces, others):
@@ -71,15 +75,15 @@ class TestTwoDrivers:
       np.testing.assert_allclose(trace.steps["noise"], other.steps["noise"], rtol=0, atol=1e-6)
 
   def test_steps_are_recorded_on_demand_only(self):
-    assert next(_stream(2)).steps is None
+    assert next(_stream(3)).steps is None
 
   def test_single_chunk_video(self):
     """No later chunk, no past, and no 0 / 0 in the weight of the short-term score."""
-    (streamed,), (rolled,) = list(_stream(1)), _rollout(1)
+    (streamed,), (rolled,) = list(_toy(1)), _toy(1, run=drivers.rollout)
     _assert_same_search([streamed], [rolled])
     np.testing.assert_array_equal(streamed.candidates.hybrid, streamed.candidates.long)
-    final = _final([streamed])
-    assert final.latents.shape == (2, *small.MODEL.latent_shape)
+    final = _toy_final([streamed])
+    assert final.latents.shape == (2, *toy.SHAPE)
     assert final.frames.shape == final.latents.shape
 
   def test_one_beam_one_candidate(self):
@@ -120,19 +124,23 @@ class TestTwoDrivers:
       def __call__(self, params, condition, frames, info):
         raise AssertionError("a reward was called")
 
-    models = dataclasses.replace(small.models(), image_reward=Refuse(), video_reward=Refuse())
-    assert len(list(_stream(2, SearchConfig.streaming(small.MODEL), models=models))) == 2
+    models = dataclasses.replace(toy.MODELS, image_reward=Refuse(), video_reward=Refuse())
+    assert len(list(_toy(2, SearchConfig.streaming(small.MODEL), models=models))) == 2
+    with pytest.raises(AssertionError, match="a reward was called"):
+      next(_toy(2, models=models))
 
   def test_plain_streaming_does_not_depend_on_scores(self):
     """Every chunk worth remembering, or none: the sink stays the first chunk, unlike under a search's decay."""
 
-    def latents(**changes):
-      search = dataclasses.replace(SearchConfig.streaming(small.MODEL), **changes)
-      return np.stack([trace.latents for trace in _stream(7, search)])
+    def latents(remembered, **changes):
+      traces = list(_stream(7, dataclasses.replace(SearchConfig.streaming(small.MODEL), **changes)))
+      assert [bool(trace.candidates.flags.ema.any()) for trace in traces] == [False] + [remembered] * 6
+      return np.stack([trace.latents for trace in traces])
 
-    always, never = {"short_threshold": -1e6}, {"short_threshold": 1e6}
-    np.testing.assert_array_equal(latents(**always), latents(**never))
-    assert np.abs(latents(**always, sink_ema_decay=0.5) - latents(**never)).max() > 1e-3
+    # By default no score of 0 is above the threshold of 0.
+    never, always = latents(False), {"short_threshold": -1e6}
+    np.testing.assert_array_equal(latents(True, **always), never)
+    assert np.abs(latents(True, **always, sink_ema_decay=0.5) - never).max() > 1e-3
 
   def test_one_beam_of_three_candidates(self):
     changes = {"top_k": 1, "beam_size": 3}
@@ -140,8 +148,7 @@ class TestTwoDrivers:
     for trace in traces:
       assert trace.survivor.tolist() == [int(np.argmax(trace.candidates.hybrid[0]))]
     assert len({int(trace.survivor[0]) for trace in traces}) > 1
-    search = dataclasses.replace(small.SEARCH, **changes)
-    final = drivers.final_beams(toy.PARAMS, Condition((), (), (), jnp.int32(4)), toy.MODELS, search, traces)
+    final = _toy_final(traces, dataclasses.replace(small.SEARCH, **changes))
     np.testing.assert_array_equal(final.latents[0], np.concatenate([trace.latents[0] for trace in traces]))
 
 
@@ -293,8 +300,7 @@ class TestFinalBeams:
     trace = jax.device_get(next(_toy(1, top_k=3)))
     latents = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1, 1)
     trace = trace._replace(latents=latents, frames=latents)
-    models = dataclasses.replace(toy.MODELS, video_reward=_Mapped(table))
-    return drivers.final_beams(toy.PARAMS, Condition((), (), (), jnp.int32(1)), models, search, [trace])
+    return _toy_final([trace], search, models=dataclasses.replace(toy.MODELS, video_reward=_Mapped(table)))
 
   def test_best_whole_video(self):
     final = self._best((1.0, 3.0, 2.0))
@@ -310,11 +316,10 @@ class TestFinalBeams:
   def test_scores_that_are_known(self):
     """A window of three chunks is a whole video of three: the last long-term scores judge what the final ones judge."""
     for num_chunks in (1, 2, 3):
-      traces = list(_stream(num_chunks))
+      traces = list(_toy(num_chunks))
       known = drivers.last_window_scores(small.SEARCH, traces)
-      np.testing.assert_allclose(known, _final(traces).scores, rtol=0, atol=1e-5)
-      arguments = small.params(), small.condition(num_chunks), small.models(), small.SEARCH, traces
-      final = drivers.final_beams(*arguments, scores=known)
+      np.testing.assert_allclose(known, _toy_final(traces).scores, rtol=0, atol=1e-5)
+      final = _toy_final(traces, scores=known)
       assert final.best == int(np.argmax(known))
       assert final.scores is known
 
@@ -322,7 +327,8 @@ class TestFinalBeams:
   def test_scores_that_are_not_known(self, changes):
     """Four chunks do not fit into a window of three; and a window decoded from scratch is not the video's frames."""
     search = dataclasses.replace(small.SEARCH, **changes)
-    assert drivers.last_window_scores(search, list(_stream(4, search))) is None
+    # Known or not is said without a look at the scores, so those of the usual search will do.
+    assert drivers.last_window_scores(search, list(_stream(4))) is None
     assert drivers.last_window_scores(SearchConfig.streaming(small.MODEL), []) is None
 
   def test_scores_judge_all_frames(self):

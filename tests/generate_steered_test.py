@@ -13,7 +13,7 @@ import streamt1_jax as st1
 from streamt1_jax import shipped
 from streamt1_jax.cli import results, stopped_searches
 from streamt1_jax.config import SearchConfig
-from streamt1_jax.io import pictures, timeline, video
+from streamt1_jax.io import pictures, video
 from streamt1_jax.io.timeline import Entry, Timeline
 from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.rewards.base import CandidateInfo
@@ -22,11 +22,24 @@ from tests.command_line import generate, save_model
 RED, BLUE = "a red circle moves left over a dark blue background", "a blue square moves up over a gray background"
 STARTS_AT = 1 + 4 * (2 * 3 - 1)  # frames before chunk 2
 SEARCH = ["--beam_size=2", "--top_k=1", "--sliding_window=3", "--max_sink_frames=6"]
+SAME_SEARCH = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
+TIMELINE = Timeline((Entry(0.0, RED), Entry(STARTS_AT / 16, BLUE)), seed=7)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> pathlib.Path:
   return save_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipeline(checkpoint) -> st1.Pipeline:
+  return st1.Pipeline.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def whole(pipeline) -> st1.Video:
+  """The video of the timeline, from Python."""
+  return pipeline.generate(TIMELINE, search=SAME_SEARCH, num_latent_frames=12)
 
 
 class Runs:
@@ -89,12 +102,10 @@ def test_result_has_segments(steered):
   assert len(trace["chunks"]) == 4
 
 
-def test_a_session_makes_the_same_video(steered, tmp_path):
+def test_a_session_makes_the_same_video(steered, pipeline, whole, tmp_path):
   """Switched by hand from Python, and told again by the command line: the same bits, and the same seeds."""
   runs, folder = steered
-  pipeline = st1.Pipeline.load(runs.checkpoint)
-  search = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
-  session = pipeline.session(RED, search=search, seed=7, num_chunks=4)
+  session = pipeline.session(RED, search=SAME_SEARCH, seed=7, num_chunks=4)
   chunks = [next(session), next(session)]
   for prompt, message in (("&nbsp;", "the prompt is empty"), ("half \ud800", "the prompt holds half a character")):
     with pytest.raises(st1.ConfigError, match=message):
@@ -106,8 +117,7 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
   resumed.switch(BLUE)
   chunks += list(resumed)
   np.testing.assert_array_equal(np.concatenate([chunk.latents for chunk in chunks]), _latents(folder))
-  assert resumed.timeline == Timeline((Entry(0.0, RED), Entry(STARTS_AT / 16, BLUE)), seed=7)
-  whole = pipeline.generate(resumed.timeline, search=search, num_latent_frames=12)
+  assert resumed.timeline == TIMELINE
   np.testing.assert_array_equal(whole.latents, _latents(folder))
   assert whole.score == pytest.approx(_json(folder)["score"], abs=1e-6)
   for options, told in (
@@ -117,26 +127,22 @@ def test_a_session_makes_the_same_video(steered, tmp_path):
     with pytest.raises(st1.ConfigError, match=f"was made with {told}"):
       st1.Pipeline.load(runs.checkpoint, **options).resume(tmp_path / "saved")
   # A session is one video, also where devices could make several.
-  mesh = device_mesh.make_mesh({"data": 2}, pipeline.config, search)
+  mesh = device_mesh.make_mesh({"data": 2}, pipeline.config, SAME_SEARCH)
   divided = st1.Pipeline.load(runs.checkpoint, mesh=mesh)
-  divided.session(RED, search=search, num_chunks=4).save(tmp_path / "divided")
+  divided.session(RED, search=SAME_SEARCH, num_chunks=4).save(tmp_path / "divided")
   assert divided.resume(tmp_path / "divided").segments == [(0, RED)]
 
 
-def test_whole_video_score_is_the_mean_over_segments(steered):
-  runs, folder = steered
-  pipeline = st1.Pipeline.load(runs.checkpoint)
-  search = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
-  made = pipeline.generate(timeline.load(runs.folder / "timeline.json"), search=search, num_latent_frames=12)
+def test_whole_video_score_is_the_mean_over_segments(pipeline, whole):
   alone, judge = [], jax.jit(pipeline.models.video_reward)
-  for begin, end, prompt in ((0, STARTS_AT, RED), (STARTS_AT, len(made.frames), BLUE)):
-    window = st1.FrameWindow(made.frames[begin : end - 12], end - 12 - begin, made.frames[end - 12 : end])
+  for begin, end, prompt in ((0, STARTS_AT, RED), (STARTS_AT, len(whole.frames), BLUE)):
+    window = st1.FrameWindow(whole.frames[begin : end - 12], end - 12 - begin, whole.frames[end - 12 : end])
     condition = pipeline.condition(prompt, 4)
     info = CandidateInfo(np.int32(0), np.int32(0))
     score = judge(pipeline.params["video_reward"], condition.video_reward, window, info)
     alone.append((float(score), end - begin))
   expected = sum(score * frames for score, frames in alone) / sum(frames for _, frames in alone)
-  assert made.score == pytest.approx(expected, rel=1e-5)
+  assert whole.score == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -188,7 +194,7 @@ def test_continue_from_a_result(steered, tmp_path):
   assert [candidate["seed"] for candidate in trace["chunks"][0]["candidates"]] == [0, 1]
 
 
-def test_begin_with_a_picture(tmp_path, checkpoint):
+def test_begin_with_a_picture(tmp_path, checkpoint, pipeline):
   """Nine equal frames, scaled and cut, are the first chunk; --sink_distance needs no search."""
   runs = Runs(tmp_path, checkpoint)
   pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
@@ -199,7 +205,6 @@ def test_begin_with_a_picture(tmp_path, checkpoint):
   assert "picture picture.png: 80x40 is scaled and cut at the edges to 32x32" in runs.told
   latents = _latents(folder)
   assert len(latents) == 6
-  pipeline = st1.Pipeline.load(checkpoint)
   cut = Image.fromarray(pixels[:, 20:60]).resize((32, 32), Image.Resampling.LANCZOS)
   fitted = pictures.fitted(pixels[None], 32, 32)[0]
   # At the edges the filter sees a little of what is cut.
@@ -215,19 +220,17 @@ def test_begin_with_a_picture(tmp_path, checkpoint):
   assert start.latents.shape == (1, 3, *latents.shape[1:])
   np.testing.assert_array_equal(latents[:3], start.latents[0])
   # All at once is what chunk by chunk gives.
-  encoder = pipeline.encoder
-  whole = encoder.chunks(np.concatenate([still, still[:1].repeat(12, axis=0)]))
-  assert whole.shape[0] == 2
-  np.testing.assert_array_equal(whole[0], start.latents[0])
+  both = pipeline.encoder.chunks(np.concatenate([still, still[:1].repeat(12, axis=0)]))
+  assert both.shape[0] == 2
+  np.testing.assert_array_equal(both[0], start.latents[0])
 
 
-def test_begin_with_a_video(tmp_path, checkpoint):
+def test_begin_with_a_video(tmp_path, pipeline):
   """30 frames of 32 per second are 15 of 16: the last 9 of these are used."""
   frames = np.repeat(np.arange(30, dtype=np.uint8)[:, None, None, None] * 8, 32, axis=1)
   frames = np.broadcast_to(frames, (30, 32, 32, 3))
   video.write_video(tmp_path / "clip.mp4", frames, 32, constant_rate_factor=0)
   told = []
-  pipeline = st1.Pipeline.load(checkpoint)
   start = pipeline.start(video=tmp_path / "clip.mp4", say=told.append)
   assert told == [
     f"video {tmp_path / 'clip.mp4'}: 32 frames per second become 16, the nearest in time are taken",

@@ -25,13 +25,18 @@ from tests import golden_support as golden
 _TOLERANCE = 5e-5
 
 
+def _files(folder, *, sinks):
+  """Recorded videos, or else the recordings that begin with a memory of several sinks."""
+  return sorted(path for path in folder.glob("*.npz") if path.stem.startswith("sinks") == sinks)
+
+
 def pytest_generate_tests(metafunc):
   folder = pathlib.Path(
     metafunc.config.getoption("golden_interactive_dir") or pathlib.Path(__file__).parent / "golden/interactive"
   )
   for name in ("recording", "sinks_file"):
     if name in metafunc.fixturenames:
-      files = sorted(path for path in folder.glob("*.npz") if path.stem.startswith("sinks") == (name == "sinks_file"))
+      files = _files(folder, sinks=name == "sinks_file")
       mark = lambda path: [pytest.mark.slow] if path.stem.endswith("_long") else []
       metafunc.parametrize(name, [pytest.param(path, id=path.stem, marks=mark(path)) for path in files])
 
@@ -56,15 +61,47 @@ def _unpadded(row):
   return row[row >= 0]
 
 
-def _recorded_noise(z, index, prefix):
-  """Draws of plain streaming: the seeds of its chunks are those of a search with base seed 0."""
+def _recorded_models(model, videos):
+  """Models that draw the noise of recorded videos: the base seed of a video is its place among them.
+
+  Noise is a constant of the compiled programs, which all the videos share in this way.
+
+  Args:
+    model: its sizes.
+    videos: the arrays of each, the row of its noise for every made chunk, and how many chunks are given before these.
+  """
+  longest = max(prefix + len(index) for _, index, prefix in videos)
+  rows, first = [], 0
+  for z, index, prefix in videos:
+    made = np.maximum(np.arange(longest) - prefix, 0)
+    rows.append(first + index[np.minimum(made, len(index) - 1)])
+    first += len(z["noise"])
+  rows = np.stack(rows)
+  noise, renoise = (np.concatenate([z[name] for z, _, _ in videos]) for name in ("noise", "renoise"))
 
   def draw(seed):
-    # Chunk c has seed 1000 c, and the first made chunk the base seed.
-    row = jnp.asarray(index)[jnp.maximum(seed // 1000 - prefix, 0)]
-    return NoiseDraws(jnp.asarray(z["noise"])[row], jnp.asarray(z["renoise"])[row])
+    # Chunk c has seed 1000 c + base, and the first made chunk the base seed.
+    row = jnp.asarray(rows)[seed % 1000, seed // 1000]
+    return NoiseDraws(jnp.asarray(noise)[row], jnp.asarray(renoise)[row])
 
-  return draw
+  return make_models(model, _Nothing(), _Nothing(), draw_noise=draw)
+
+
+@functools.cache
+def _models_of(folder, model):
+  """Models for all of a folder's videos that were recorded with one model, and the names of these videos."""
+  videos = {path.stem: golden.load(path) for path in _files(folder, sinks=False)}
+  videos = {name: z for name, z in videos.items() if _model_of(golden.read_config(z)) == model}
+  prefix = lambda z: golden.read_config(z)["case"]["prefix_chunks"]
+  return _recorded_models(model, [(z, z["noise_index"], prefix(z)) for z in videos.values()]), list(videos)
+
+
+def _model_of(config):
+  """The recorded model, with room for the whole video."""
+  case, model = config["case"], golden.model_config(config)
+  longest = 3 * (case["prefix_chunks"] + case["num_chunks"] + 1)
+  backbone = dataclasses.replace(model.backbone, max_frames=max(longest, model.backbone.max_frames))
+  return dataclasses.replace(model, backbone=backbone)
 
 
 class _Recording:
@@ -74,10 +111,7 @@ class _Recording:
     self.z = golden.load(path)
     self.config = golden.read_config(self.z)
     case = self.config["case"]
-    longest = 3 * (case["prefix_chunks"] + case["num_chunks"] + 1)
-    model = golden.model_config(self.config)
-    backbone = dataclasses.replace(model.backbone, max_frames=max(longest, model.backbone.max_frames))
-    self.model = dataclasses.replace(model, backbone=backbone)
+    self.model = _model_of(self.config)
     self.graphdef, self.backbone = golden.load_backbone(path.parent.parent, self.model)
     nearest = self.model.local_attention_frames - self.model.chunk_frames
     distance = {"absolute": None, "relative": nearest}[case["positions"]]
@@ -86,8 +120,8 @@ class _Recording:
     sinks = "keep" if case["global_sink"] or case["recache"] == "none" else "move"
     self.switch = SwitchConfig(recache=case["recache"], sinks=sinks)
     self.prefix = case["prefix_chunks"]
-    noise = _recorded_noise(self.z, self.z["noise_index"], self.prefix)
-    self.models = make_models(self.model, _Nothing(), _Nothing(), draw_noise=noise)
+    self.models, names = _models_of(path.parent, self.model)
+    self.place = names.index(path.stem)
     self.params = {"backbone": self.backbone, "codec": {}, "image_reward": {}, "video_reward": {}}
     image = jnp.asarray(self.z["image"][0]) if "image" in self.z else None
     self.conditions = [
@@ -135,6 +169,12 @@ def _on_device(memory):
   return jax.tree.map(jnp.asarray, memory)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "search"))
+def _evicted(memories, model, search):
+  """The memories of all beams after they made room for a chunk."""
+  return jax.vmap(lambda memory: memory_sinking.evict(memory, model, search)[0])(memories)
+
+
 @functools.partial(jax.jit, static_argnames=("models", "search", "switch"))
 def _recached(models, backbone, memory, first_frame, text, search, switch):
   """The memory of one beam under a new prompt, and the velocities that it was computed with."""
@@ -147,7 +187,7 @@ def _replay(recording, check_chunk, check_switch):
   """Streams the recorded video; the checks see every chunk and every switch."""
   z, r = recording.z, recording
   inputs = r.models, r.search
-  state = drivers.jitted_init_state(r.params, np.int32(0), *inputs)
+  state = drivers.jitted_init_state(r.params, np.int32(r.place), *inputs)
   for index in range(r.prefix):
     given = jnp.asarray(z["given"][index])
     state, frames = commit_given(r.params, state, r.conditions[0], given, *inputs, first=index == 0)
@@ -169,7 +209,6 @@ def _replay(recording, check_chunk, check_switch):
 def test_replay(recording):
   r = _Recording(recording)
   z, frames = r.z, r.model.chunk_frames
-  evict = jax.jit(jax.vmap(lambda memory: memory_sinking.evict(memory, r.model, r.search)[0]))
   recorded = {int(chunk): row for row, chunk in enumerate(z["recorded_chunk"])} if "recorded_chunk" in z else None
   layouts = {int(c): z["kv_layout"][i] for i, c in enumerate(z.get("kv_chunk", ()))}
 
@@ -185,7 +224,7 @@ def test_replay(recording):
       return
     before, trace = made
     index = chunk - r.prefix
-    r.check_view(jax.tree.map(lambda x: np.array(x[0]), evict(before)), index, chunk * frames)
+    r.check_view(jax.tree.map(lambda x: np.array(x[0]), _evicted(before, r.model, r.search)), index, chunk * frames)
     if recorded is not None:
       if chunk in recorded:
         _close(trace.latents[0], z["latents"][recorded[chunk]])
@@ -220,6 +259,16 @@ def test_replay(recording):
   _replay(r, check_chunk, check_switch)
 
 
+@functools.cache
+def _sinks_models(path):
+  """Models for a recording of sinks: both ways to compute its window anew go on with the same programs."""
+  z = golden.load(path)
+  config = golden.read_config(z)
+  model = golden.model_config(config)
+  first_chunk = config["first_frame"] // model.chunk_frames
+  return _recorded_models(model, [(z, np.arange(len(z["noise"])), first_chunk)])
+
+
 @pytest.mark.parametrize("way", ["released", "causal"])
 def test_sinks(sinks_file, way):
   """A memory with three sinks, one of them an average, whose window is computed anew; then two chunks with flags."""
@@ -233,9 +282,7 @@ def test_sinks(sinks_file, way):
     sink_ema_decay=config["ema_alpha"],
   )
   first_chunk = config["first_frame"] // model.chunk_frames
-  models = make_models(
-    model, _Nothing(), _Nothing(), draw_noise=_recorded_noise(z, np.arange(len(z["noise"])), first_chunk)
-  )
+  models = _sinks_models(sinks_file)
   params = {"backbone": backbone, "codec": {}, "image_reward": {}, "video_reward": {}}
   text = golden.text_memory(graphdef, backbone, z["prompt_embeds"][0])
   condition = Condition(text, (), (), jnp.int32(first_chunk + 2))

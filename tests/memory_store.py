@@ -89,13 +89,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     bucket, _, rest = url.path.partition("/b/")[2].partition("/o")
     if not rest:
       prefix = f"{bucket}/{query.get('prefix', '')}"
-      names = sorted(name for name in objects() if name.startswith(prefix))
+      names = sorted(name for name in list(MemoryBucket.store) if name.startswith(prefix))
       items = [_describe(name) for name in names]
       return self._reply(200, json.dumps({"kind": "storage#objects", "items": items}).encode())
-    content = objects().get(f"{bucket}/{urllib.parse.unquote(rest[1:])}")
-    if content is None:
+    found = MemoryBucket.store.get(f"{bucket}/{urllib.parse.unquote(rest[1:])}")
+    if found is None:
       return self._reply(404, b"{}")
-    status, headers = 200, {"x-goog-generation": "1"}
+    content, status, headers = found.getvalue(), 200, {"x-goog-generation": "1"}
     if "Range" in self.headers:
       low, _, high = self.headers["Range"].removeprefix("bytes=").partition("-")
       if low:
@@ -130,7 +130,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 def _describe(name: str) -> dict:
   bucket, _, path = name.partition("/")
-  size, now = len(objects()[name]), datetime.datetime.now(datetime.UTC).isoformat()
+  size, now = len(MemoryBucket.store[name].getvalue()), datetime.datetime.now(datetime.UTC).isoformat()
   return {
     "kind": "storage#object", "bucket": bucket, "name": path, "size": str(size), "generation": "1",
     "metageneration": "1", "updated": now, "timeCreated": now,

@@ -27,9 +27,14 @@ HEAVY = (
 NOT_COPIED = (".git", "tests", "docs", "outputs", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 PROGRAM = """
 import json, sys
-import streamt1_jax
+import jax.numpy as jnp
+import streamt1_jax, streamt1_jax.data.shapes, streamt1_jax.data.verify
+from streamt1_jax import reward_pruning
 from streamt1_jax.cli import convert, generate, score
+# One axis too many: the types that it has in the tests would refuse it.
+_, best = reward_pruning.prune(jnp.zeros((2, 2)), jnp.ones((2, 2), bool), 2)
 print(json.dumps({
+  "axes": best.ndim,
   "modules": sorted(sys.modules),
   "missing": [name for name in streamt1_jax.__all__ if not hasattr(streamt1_jax, name)],
   "names": streamt1_jax.__all__,
@@ -39,7 +44,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def imported():
-  """What a fresh interpreter has loaded after importing the package and its commands."""
+  """What a fresh interpreter has loaded after importing the package, its commands and the world of shapes."""
   result = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
   return json.loads(result.stdout.splitlines()[-1])
 
@@ -48,6 +53,12 @@ def imported():
 def test_import_stays_light(imported, module):
   loaded = [name for name in imported["modules"] if name == module or name.startswith(f"{module}.")]
   assert loaded == []
+
+
+def test_outside_the_tests_no_types_are_checked(imported):
+  """The call runs that `typing_test` sees refused, and beartype is not loaded."""
+  assert imported["axes"] > 1
+  assert "beartype" not in imported["modules"]
 
 
 def test_front_door(imported):

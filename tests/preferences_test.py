@@ -27,14 +27,16 @@ def _no_codec(frames, noise, key):
 
 
 @functools.cache
-def _pairs(kind: str, late_probability: float = 0.5):
-  config = dataclasses.replace(_PLAIN, late_probability=late_probability)
+def _pairs(kind: str):
+  # No pair of a motion is late, but its event would be near the end, where the verifiers see little of it.
+  early = CORRUPTIONS[kind].family == "motion"
+  config = dataclasses.replace(_PLAIN, late_probability=0.0) if early else _PLAIN
   return preferences.draw_pairs(np.random.default_rng(3), config, _PAIRS, _LENGTH, kind)
 
 
 @functools.cache
-def _frames(kind: str, late_probability: float = 0.5):
-  clips = pair_frames.pair_clips(_pairs(kind, late_probability), _TIMES, 0)
+def _frames(kind: str):
+  clips = pair_frames.pair_clips(_pairs(kind), _TIMES, 0)
   return jax.device_get(_draw(clips, _TIMES))
 
 
@@ -103,7 +105,7 @@ def test_attributes_differ_in_one_thing(kind, wrong):
 @pytest.mark.parametrize("kind", ["freeze", "turn", "jump", "vanish", "resize", "morph"])
 def test_motion_pairs_are_noticed(kind):
   """Some events are too small or too late for the verifiers' tolerances; most are not."""
-  pairs, (better, worse) = _pairs(kind, 0.0), _frames(kind, 0.0)
+  pairs, (better, worse) = _pairs(kind), _frames(kind)
   wrong = [not _right(pair.better, frames) for pair, frames in zip(pairs, worse, strict=True)]
   assert np.mean(wrong) >= 0.5
   assert np.any(worse != better, axis=(1, 2, 3, 4)).all()

@@ -30,7 +30,8 @@ _INFO = CandidateInfo(jnp.int32(0), jnp.int32(0))
 
 
 def pytest_generate_tests(metafunc):
-  folder = pathlib.Path(metafunc.config.getoption("--golden_rewards_dir") or _HERE).absolute()
+  option = metafunc.config.getoption("--golden_rewards_dir")
+  folder = pathlib.Path(option or _HERE).absolute()
   if "folder" in metafunc.fixturenames:
     metafunc.parametrize("folder", [folder], ids=[folder.name])
   if "case" not in metafunc.fixturenames:
@@ -40,8 +41,13 @@ def pytest_generate_tests(metafunc):
   for model in golden.MEDIA:
     recording = golden.recording(folder, model)
     recorded = {tuple(name.split("/")[:2]) for name in recording.trace}
-    cases += [(recording, batch, mode) for batch, mode in sorted(recorded) if mode in modes]
-  metafunc.parametrize("case", cases, ids=[f"{case[0].model}-{case[1]}-{case[2]}" for case in cases])
+    for batch, mode in sorted(recorded):
+      if mode in modes:
+        # Its only row is the first of the batch `mixed`: the same text and video, and in float32 the same results.
+        slow = option is None and batch == "single"
+        marks = [pytest.mark.slow] * slow
+        cases.append(pytest.param((recording, batch, mode), marks=marks, id=f"{model}-{batch}-{mode}"))
+  metafunc.parametrize("case", cases)
 
 
 @functools.cache

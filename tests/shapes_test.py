@@ -1,7 +1,6 @@
 """The shapes world: drawing, captions, splits, stored data sets and prompt files."""
 
 import itertools
-import subprocess
 import sys
 
 import chex
@@ -157,16 +156,6 @@ def test_held_out_captions():
   assert len(captions) == 70
   assert set(captions[:54]) == {shapes.caption(*attributes) for attributes in shapes.scenes_in("test")}
   assert shapes.held_out_captions("test", 0, seed=1) == []
-
-
-def test_import_needs_no_tensorflow_nor_tfds():
-  """In a fresh interpreter, because other tests may have imported anything."""
-  program = (
-    "import sys, streamt1_jax, streamt1_jax.data.shapes, streamt1_jax.data.verify; "
-    "print([name for name in ('tensorflow', 'tensorflow_datasets', 'torch') if name in sys.modules])"
-  )
-  finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-  assert finished.stdout.strip() == "[]"
 
 
 @pytest.fixture(scope="module")
