@@ -257,15 +257,20 @@ class TestLoss:
     terms = _telling_terms(readers, reading, tokens)
     np.testing.assert_allclose(terms["words"], (np.log(np.exp(3.0) + 4) - 3.0 + np.log(5)) / 2, rtol=1e-6)
 
-  def test_every_colour_has_readers_of_its_own(self):
-    """A reader that calls the red object small and all others large is right about both objects."""
-    readers = preference_loss.init_readers(REWARDS["hpsv3"], 8, 5)
-    labels, red = _labels(["color"], [False]), list(shapes.COLORS).index("red")
-    small = list(shapes.SIZES).index("small")
-    odds = np.where(np.arange(2)[None] == small, 20.0, 0.0) * np.where(np.arange(6) == red, 1.0, -1.0)[:, None]
-    readers["name_size"] = jnp.zeros((8, 12)).at[0].set(odds.reshape(-1))
-    terms = _seeing_terms(readers, jnp.ones((1, 16, 8)), labels)
-    np.testing.assert_allclose(terms["naming"], np.mean([np.log(2), 0.0, np.log(3), np.log(4)]), atol=1e-6)
+  def test_an_object_is_read_where_its_colour_is(self):
+    """Two tokens: the first is red and says small, the second blue and says large. One reader is right about both."""
+    readers = preference_loss.init_readers(REWARDS["hpsv3"], 3, 5)
+    labels = _labels(["color"], [False])
+    size = lambda name: list(shapes.SIZES).index(name)
+    color = lambda name: list(shapes.COLORS).index(name)
+    media = jnp.array([[[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]]])
+    found = labels.named[0, :, FIELDS.index("size")]
+    assert (found[color("red")], found[color("blue")]) == (size("small"), size("large"))
+    readers["name_there"] = readers["name_there"].at[0, color("red")].set(40.0).at[1, color("blue")].set(40.0)
+    readers["name_size"] = readers["name_size"].at[2, size("small")].set(20.0).at[2, size("large")].set(-20.0)
+    right = _seeing_terms(readers, media, labels)["naming"]
+    wrong = _seeing_terms(readers, media.at[..., 2].multiply(-1.0), labels)["naming"]
+    assert wrong > right + 5.0
 
   def test_what_is_true_and_what_is_so(self):
     """By hand: the first feature says yes or no, the second one which colour."""

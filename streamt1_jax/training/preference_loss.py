@@ -184,10 +184,8 @@ def seen_fields(reward: RewardSpec) -> tuple[str, ...]:
 def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> Readers:
   """Weights of the readers of `seeing_terms`, `telling_terms` and `comparing_terms`, all zero."""
   values = {field: len(shapes.attribute_names()[field]) for field in seen_fields(reward)}
-  colors = len(shapes.COLORS)
-  of_colors = {field: colors * number for field, number in values.items() if field not in ("color", "background")}
-  sizes = {f"name_{field}": number for field, number in of_colors.items()}
-  sizes |= {"name_background": values["background"], "name_there": colors}
+  sizes = {f"name_{field}": number for field, number in values.items() if field != "color"}
+  sizes |= {"name_there": len(shapes.COLORS)}
   sizes |= {f"correct_{field}": number for field, number in values.items()}
   sizes |= {"truth": len(FIELDS), "words": vocab_size}
   return {name: jnp.zeros((dim, number)) for name, number in sizes.items()}
@@ -196,17 +194,22 @@ def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> Readers:
 def seeing_terms(readers: Readers, media: jax.Array, labels: Labels) -> dict[str, jax.Array]:
   """Losses of what the media tokens [B, T, dim] of the better clips name.
 
-  Which colours have an object, the attributes of the object of every colour, and the background.
+  Which colours have an object, the attributes of the object of every colour, and the background. The attributes are
+  read where the colour is: tokens need not say in the mean over a picture what belongs together, and one reader serves
+  all colours.
   """
-  pooled = media.mean(axis=1)
-  there = pooled @ readers["name_there"]
+  colors = media @ readers["name_there"]
+  there = colors.mean(axis=1)
+  objects = jnp.einsum("btc,btd->bcd", jax.nn.softmax(colors, axis=1), media)
   known = labels.there != UNKNOWN
   losses = [mean_where(optax.sigmoid_binary_cross_entropy(there, jnp.maximum(labels.there, 0)), known)]
   right = [mean_where((there > 0) == (labels.there > 0), known)]
   for name in (name for name in readers if name.startswith("name_") and name != "name_there"):
     field = name.removeprefix("name_")
-    label = labels.background if field == "background" else labels.named[..., FIELDS.index(field)]
-    logits = (pooled @ readers[name]).reshape(*label.shape, -1)
+    if field == "background":
+      label, logits = labels.background, media.mean(axis=1) @ readers[name]
+    else:
+      label, logits = labels.named[..., FIELDS.index(field)], objects @ readers[name]
     known = label != UNKNOWN
     losses.append(mean_where(_cross_entropy(logits, jnp.maximum(label, 0)), known))
     right.append(mean_where(logits.argmax(axis=-1) == label, known))
