@@ -134,6 +134,7 @@ _CODEC = shipped.checkpoint() / "codec"
     (dit, [*_DIT, "--init_from=file"], ["--init_from=file is not a folder"]),
     (dit, [*_DIT, "--step_weights=1"], ["--step_weights must be 4", "(1.0,)"]),
     (dit, [*_DIT, "--rollouts=9"], ["--rollouts=9 and --rollout_probability=0.0: give both"]),
+    (dit, [*_DIT, "--crossing=0.5", "--two_objects=0"], ["--crossing=0.5 needs --two_objects above 0"]),
     (dit, [*_DIT, *_ROLLED, "--whole_clips=3"], ["--rollouts=9 must be at most --whole_clips=3"]),
     (dit, [*_DIT, *_ROLLED], ["--rollouts=9 needs a model", "--init_from"]),
     (dit, [*_DIT, *_ROLLED, "--init_from=.", "--init_parts=text"], ["--rollouts=9 needs a model", "--init_parts"]),
