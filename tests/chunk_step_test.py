@@ -232,12 +232,12 @@ class TestBadCandidates:
     reward = {"chunk": jnp.int32(chunk), "candidate": jnp.int32(candidate), "value": jnp.float32(value)}
     return _stream(models, self.SEARCH, 5, seed, params=small.params() | {"image_reward": reward})
 
-  def _clean(self, seed=0):
+  def _usual_scores(self, seed=0):
     return self._doctored(chunk=-1, candidate=0, value=0.0, seed=seed)
 
   def _check(self, traces, banned, seed=0):
     """Up to the bad chunk nothing differs; there the best others survive; after it all is finite."""
-    clean = self._clean(seed)
+    clean = self._usual_scores(seed)
     for chunk in range(self.CHUNK):
       np.testing.assert_array_equal(traces[chunk].survivor, clean[chunk].survivor)
     trace, usual = traces[self.CHUNK], clean[self.CHUNK]
@@ -254,15 +254,15 @@ class TestBadCandidates:
 
   @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
   def test_bad_score_of_the_best_candidate(self, value):
-    best = int(self._clean()[self.CHUNK].survivor[0])
+    best = int(self._usual_scores()[self.CHUNK].survivor[0])
     self._check(self._doctored(self.CHUNK, best, value), [best])
 
   def test_nan_in_the_noise(self):
     """From seed 0, the best candidate's between the steps; from seed 50, all but one candidate's at the start."""
-    best = int(self._clean()[self.CHUNK].survivor[0])
+    best = int(self._usual_scores()[self.CHUNK].survivor[0])
     for seed, banned in ((0, [best]), (50, [0, 1, 3])):
       mark = sum(1 << n for n in banned)
-      self._check(self._clean(seed + 10**7 * mark), banned, seed)
+      self._check(self._usual_scores(seed + 10**7 * mark), banned, seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,7 @@ def save_model(folder: pathlib.Path, backbone_scale: float = _USUAL_SCALE) -> pa
 
 @functools.cache
 def _usual_model() -> pathlib.Path:
-  """The one that nearly all tests copy, which takes a hundredth of the time to write it."""
+  """The one that nearly all tests copy: a copy takes a hundredth of the time of writing it."""
   temporary = tempfile.TemporaryDirectory(prefix="streamt1_jax_model_")
   atexit.register(temporary.cleanup)
   folder = pathlib.Path(temporary.name) / "model"

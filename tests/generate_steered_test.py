@@ -23,6 +23,7 @@ RED, BLUE = "a red circle moves left over a dark blue background", "a blue squar
 STARTS_AT = 1 + 4 * (2 * 3 - 1)  # frames before chunk 2
 SEARCH = ["--beam_size=2", "--top_k=1", "--sliding_window=3", "--max_sink_frames=6"]
 SAME_SEARCH = SearchConfig(beam_size=2, top_k=1, sliding_window=3, max_sink_frames=6)
+"""What the flags of `SEARCH` say."""
 TIMELINE = Timeline((Entry(0.0, RED), Entry(STARTS_AT / 16, BLUE)), seed=7)
 
 

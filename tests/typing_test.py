@@ -46,7 +46,7 @@ class TestChecked:
 
 
 def test_the_package_does_not_name_beartype():
-  """That it does without it in a process of its own is tested with what travels in the package."""
+  """`package_test` sees that a process of its own does without it."""
   imported = {
     name.partition(".")[0]
     for path in PACKAGE.rglob("*.py")

@@ -204,13 +204,11 @@ def seeing_terms(readers: Readers, media: jax.Array, labels: Labels) -> dict[str
   known = labels.there != UNKNOWN
   losses = [mean_where(optax.sigmoid_binary_cross_entropy(there, jnp.maximum(labels.there, 0)), known)]
   right = [mean_where((there > 0) == (labels.there > 0), known)]
-  for name in (name for name in readers if name.startswith("name_") and name != "name_there"):
-    field = name.removeprefix("name_")
-    if field == "background":
-      label, logits = labels.background, media.mean(axis=1) @ readers[name]
-    else:
-      label, logits = labels.named[..., FIELDS.index(field)], objects @ readers[name]
-    known = label != UNKNOWN
+  read = {field: (labels.named[..., column], objects) for column, field in enumerate(FIELDS)}
+  read["background"] = labels.background, media.mean(axis=1)
+  for field in (field for field in read if f"name_{field}" in readers):
+    label, seen = read[field]
+    logits, known = seen @ readers[f"name_{field}"], label != UNKNOWN
     losses.append(mean_where(_cross_entropy(logits, jnp.maximum(label, 0)), known))
     right.append(mean_where(logits.argmax(axis=-1) == label, known))
   mean = lambda values: functools.reduce(operator.add, values) / len(values)

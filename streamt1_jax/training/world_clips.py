@@ -25,7 +25,7 @@ KEPT_CHUNKS = 3
 """Past chunks that are in the memory between two chunks, besides the sink."""
 PERIOD = 16
 """Chunks after which the world repeats: it does after 64 frames, 16 latent frames, so after 16 chunks of any size."""
-_HIDDEN = 4  # pixels by which two objects must overlap, were they circles
+_HIDDEN = 4  # pixels by which two objects must overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ def training_clip(
 
 
 def _hides_some(states: FrameStates) -> np.ndarray:
-  """[T] whether the first object hides a good part of the second."""
+  """[T] whether the first object hides a good part of the second, taking both for circles."""
   half = shapes.FRAME_SIZE // 2
   apart = (states.center[:, 0] - states.center[:, 1] + half) % shapes.FRAME_SIZE - half
   reach = np.array(list(shapes.SIZES.values()))[states.size].sum(axis=1) - _HIDDEN
@@ -109,6 +109,7 @@ def _hides_some(states: FrameStates) -> np.ndarray:
 def _any_clip(
   rng: np.random.Generator, shares: ClipShares, chunks: int, first: int, later: int, split: str
 ) -> TrainingClip:
+  """A clip of any kind, whether objects cross in it or not."""
   begin = lambda chunk: 0 if chunk == 0 else first + (chunk - 1) * later
   description = _drawn(rng, split, shares.two_objects)
   descriptions, begins, switch = [description], [0], 0
