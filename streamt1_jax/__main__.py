@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   if name not in COMMANDS:
     print(f"error: {name!r} is no command of streamt1; there are: {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
-  return importlib.import_module(COMMANDS[name].module).main(arguments)
+  command = importlib.import_module(COMMANDS[name].module)
+  if argv is not None:
+    return command.main(arguments)
+  # The command is the whole process, and does what it does only then.
+  sys.argv[:] = [f"{sys.argv[0]} {name}", *arguments]
+  return command.main()
 
 
 def _table() -> list[str]:

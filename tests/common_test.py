@@ -282,6 +282,15 @@ class TestSubCommands:
     assert groups[0] == f"streamt1_jax.cli.{name}"
     assert groups[-1] == "streamt1_jax.cli.command"
 
+  @pytest.mark.parametrize("argv, whole_process", [(["score", "--help"], False), (None, True)])
+  def test_a_command_knows_whether_it_is_the_whole_process(self, capsys, monkeypatch, argv, whole_process):
+    frozen = []
+    monkeypatch.setattr(command.gc, "freeze", lambda: frozen.append(True))
+    monkeypatch.setattr(sys, "argv", ["streamt1", "score", "--help"])
+    assert streamt1.main(argv) == 0
+    assert "streamt1 score --" in capsys.readouterr().out
+    assert frozen == [True] * whole_process
+
   def test_as_a_module(self, tmp_path):
     done = subprocess.run(
       [sys.executable, "-m", "streamt1_jax", "score", "--videos=none"], cwd=pathlib.Path(__file__).parents[1],
