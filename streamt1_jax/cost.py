@@ -161,7 +161,7 @@ def _followed(
 
 
 def in_chunk(search: SearchConfig, chunk_index: int) -> SearchConfig:
-  """What a search does in one chunk: some judge only every so many."""
+  """The search's settings in this chunk: `search`, or `search.unjudged()` in a chunk that `judge_every` skips."""
   return search if chunk_index % search.judge_every == 0 else search.unjudged()
 
 
@@ -221,7 +221,7 @@ def streams_begun(
 
 
 def _judged(models: Models, search: SearchConfig, chunk_index: int, num_chunks: int | None) -> tuple[int, int, int]:
-  """Of one candidate: frames of its chunk, frames of its window, and latent frames that are decoded for both."""
+  """For one candidate: frames of its chunk, frames of its window, and latent frames that are decoded for both."""
   frames, count = models.generator.latent_shape[0], models.codec.num_frames
   if search.reward_decode == "scratch":
     # The whole array of the window is decoded, also where it is not full yet.

@@ -157,7 +157,7 @@ class _Judge:
     self._frames.append(frames)
 
   def scores(self, videos: int) -> Float32[np.ndarray, " K"]:
-    """Of the whole videos."""
+    """The scores of the whole videos."""
     self._close()
     return drivers.mean_score([np.broadcast_to(score, videos) for score in self._scores], self._lengths)
 

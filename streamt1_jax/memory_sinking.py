@@ -62,8 +62,8 @@ class Memory(NamedTuple):
     is_sink: whether the slot is a sink.
     flags: bool [R] each, how the chunk in the slot will be routed when it leaves the window.
     count: valid slots.
-    latents: the chunks of the slots, of which keys and values can be made anew. A sink that others were averaged into
-      keeps the latents it began with.
+    latents: the latent chunk in every slot; keys and values can be computed from it again. A sink that others were
+      averaged into keeps the latents it began with.
     departed: the chunk that left the window last, discarded or not, and its first frame; -1 if none did.
     accumulator: the last sink in float32, or None if the memory's own dtype serves.
   """

@@ -221,7 +221,7 @@ def _none(inputs: _Inputs, count: int) -> Recached:
 
 
 def _released(inputs: _Inputs, count: int) -> Recached:
-  """One forward of all chunks, each of which sees all others, later ones too, and the sinks that are kept."""
+  """One forward of all chunks: each sees all others, later ones too, and the sinks that are kept."""
   memory, frames = inputs.memory, inputs.model.chunk_frames
   slots, exists = inputs.oldest(count)
   # As the newest chunk has seen them.

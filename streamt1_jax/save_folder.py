@@ -68,7 +68,7 @@ def read_description(
   if found is not None:
     return found
   for chunks in saves(folder):
-    # One copy is as good as another, but for the newest stops.
+    # Copies differ only in the newest entries of `resumed_at` and of `tries`.
     with contextlib.suppress(part_files.Damaged):
       if copy := _read(save_path(folder, chunks)):
         warn(f"{damage or f'{folder / SEARCH_FILE} is missing'}; the copy in the save after chunk {chunks} is taken")
@@ -79,7 +79,7 @@ def read_description(
 
 
 def _read(place: epath.Path) -> Description | None:
-  """A description, or None if there is none. Raises Damaged if it is not what was written."""
+  """The description in `place`, or None without one. Raises Damaged if it is not what was written."""
   path = place / SEARCH_FILE
   with stored_part.readable(place):
     if not paths.exists(path):
@@ -104,7 +104,7 @@ def _read(place: epath.Path) -> Description | None:
 
 
 def read_tries(folder: epath.Path, chunks: int) -> tuple[Sequence[Sequence[Any]], str | None]:
-  """The tries before the save after so many chunks; and a warning if they are not known."""
+  """The tries before the save after `chunks` chunks; and a warning if they are not known."""
   try:
     found = _read(save_path(folder, chunks))
   except part_files.Damaged as error:
@@ -114,7 +114,7 @@ def read_tries(folder: epath.Path, chunks: int) -> tuple[Sequence[Sequence[Any]]
 
 
 def save_path(folder: epath.Path, chunks: int) -> epath.Path:
-  """The folder of the save after so many chunks."""
+  """The folder of the save after `chunks` chunks."""
   return folder / _chunk_name(chunks)
 
 
@@ -134,7 +134,7 @@ def saves_with_state(folder: epath.Path) -> list[int]:
 
 
 def named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, np.ndarray]:
-  """What a save stores of every video's chunks, the first of which is `first`: arrays by chunk, video and field."""
+  """What a save stores of every video's chunks, which begin with chunk `first`: arrays by chunk, video and field."""
   return {
     f"{_chunk_name(chunk)}/{video}/{name}": np.asarray(leaf)
     for video, chunks in enumerate(traces)

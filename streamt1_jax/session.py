@@ -121,7 +121,7 @@ class Session:
   def switch(self, prompt: str) -> Receipt:
     """Asks for another prompt, from the next chunk that is begun.
 
-    The prompt is read at once, in the caller's thread, while a chunk may be made. Of several prompts that wait the
+    The prompt is read at once, in the caller's thread, while a chunk may be made. If several prompts wait, the
     newest is taken. A prompt that says the same as the one in force changes nothing. If what the memory holds would
     become NaN or Inf, the video goes on under the old prompt, and the receipt says so.
 
@@ -194,7 +194,7 @@ class Session:
 
   @property
   def condition(self) -> Condition:
-    """Of the prompt in force."""
+    """The condition of the prompt in force."""
     return self._steering.condition
 
   @property
@@ -204,7 +204,7 @@ class Session:
 
   @property
   def given(self) -> Given | None:
-    """The chunks that the video began with; None before the first chunk is asked for, or if there are none."""
+    """The chunks that the video began with; None before the first chunk is asked for, or without such chunks."""
     return self._steering.given
 
   @property
@@ -312,7 +312,7 @@ class Session:
       self._waiting.append(newest._replace(trace=self._committed(newest.trace)))
 
   def _committed(self, trace: ChunkTrace) -> ChunkTrace:
-    """The trace of the newest chunk, of which all beams go on from the best."""
+    """The trace of the newest chunk, from whose best beam all beams go on."""
     best = int(np.argmax(trace.score))
     # With one beam there is nothing to follow.
     self._steering.follow = best if len(trace.score) > 1 else None

@@ -314,7 +314,7 @@ class Step:
     short, long, frames, codec = self._score(beams, latents)
     finite = jnp.isfinite(latents).all(axis=(2, 3, 4, 5))
     # Every device ranks all candidates. Left to itself the partitioner gathers their scores and slices them once more,
-    # and the compiler for TPUs (libtpu 0.0.42.1) dies of that where beams and siblings are divided and nothing else is.
+    # and the compiler for TPUs (libtpu 0.0.42.1) crashes on that where nothing but beams and siblings is divided.
     short, long, finite, history = self.laid_out((short, long, finite, beams.history))
     weight = reward_pruning.fusion_weight(self.chunk_index, self.condition.num_chunks, self.search.fusion_cap)
     hybrid = reward_pruning.hybrid_score(short, long, weight)

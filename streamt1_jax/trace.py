@@ -76,7 +76,7 @@ def describe_trace(
 def describe_video(
   search: SearchConfig, given_chunks: int, segments: Sequence[tuple[int, str]], method: str | None = None
 ) -> dict[str, Any]:
-  """What `describe_trace` says of a video as a whole."""
+  """What a trace says of a video as a whole."""
   return {
     "method": method,
     "beam_size": search.beam_size,
@@ -87,17 +87,17 @@ def describe_video(
 
 
 def describe_scores(scores: np.ndarray, best: int) -> dict[str, Any]:
-  """What it says of the finished videos, but for their lineage."""
+  """What a trace says of the finished videos, but for their lineage."""
   return {"scores": np.asarray(scores).tolist(), "best": best}
 
 
 def describe_step(chunk: int, beam: int, candidate: int) -> dict[str, Any]:
-  """What it says of one chunk of the lineage."""
+  """What a trace says of one chunk of the lineage."""
   return {"chunk": chunk, "beam": beam, "candidate": candidate}
 
 
 def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Cost | None = None) -> dict[str, Any]:
-  """What it says of chunk `index` of the video, which took `cost`."""
+  """What a trace says of chunk `index` of the video, which took `cost`."""
   trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None, previews=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
   survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)
@@ -209,7 +209,7 @@ def _describe_candidate(
 
 
 def _fate(usable: bool, copies: int) -> str:
-  """What became of a candidate that goes on in so many beams."""
+  """What became of a candidate that goes on in `copies` beams."""
   if not copies:
     return "pruned" if usable else "unusable"
   return "survived" if copies == 1 else "duplicated"

@@ -48,13 +48,13 @@ SearchParams: TypeAlias = dict[str, Params]
 """The weights of a search: "backbone" (of the generator), "codec", "image_reward" and "video_reward"."""
 
 Latents: TypeAlias = Float32[Array, "F C H W"]
-"""Of a chunk, in the normalised latent space."""
+"""A chunk, in the normalised latent space."""
 Frames: TypeAlias = UInt8[HostArray, "Q height width 3"]
 """Pixels in RGB."""
 Decoded: TypeAlias = Shaped[HostArray, "Q ..."]
 """Frames as a codec returns them: pixels, or something else that its rewards can read."""
 Queries: TypeAlias = Float[Array, "T A D"]
-"""Of a chunk, rotated."""
+"""Queries of a chunk, rotated."""
 Tokens: TypeAlias = Float[Array, "F frame_tokens M"]
 """Hidden states of a chunk; a frame has T / F tokens."""
 TimeFeatures: TypeAlias = Float32[Array, "F freq_dim"]
@@ -68,4 +68,4 @@ IntLike: TypeAlias = int | np.integer | IntScalar
 """A number that may be known while tracing."""
 
 Implementation: TypeAlias = Literal["fold", "flash", "triton"]
-"""Of attention over memory slots."""
+"""How attention over memory slots is computed."""

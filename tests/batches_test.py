@@ -33,7 +33,7 @@ CONFIG = BatchConfig(
 
 CLIPS = 40
 LATE, SWITCH = np.arange(CLIPS) % 2 == 1, np.tile([0, 0, 1, 4, 2, 0, 3, 4, 4, 4], 4).astype(np.int32)
-"""Of every clip: whether its first chunk is of an older caption, and with which chunk the caption changes."""
+"""For every clip: whether its first chunk is of an older caption, and with which chunk the caption changes."""
 KINDS = ClipKind(
   switch=np.where(LATE & (SWITCH > 0), 4, SWITCH),
   late=LATE,

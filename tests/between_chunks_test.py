@@ -19,7 +19,7 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.parallel.sharding import tree_shardings
 from tests import small_search as small
 
-# Every chunk is worth remembering. Of these, 3, 6 and 9 are averaged into the first sink, and 12 becomes the second.
+# Every chunk is worth remembering. Chunks 3, 6 and 9 are averaged into the first sink, and 12 becomes the second.
 SEARCH = dataclasses.replace(small.SEARCH, short_threshold=-10.0)
 PLAIN = SearchConfig.streaming(small.MODEL)
 OLD, NEW = 0, 1

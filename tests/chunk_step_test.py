@@ -296,7 +296,7 @@ def test_bad_video_score_of_the_best_candidate(chunk, candidate, others, value):
 
 
 class _TwoNumbers(toy.ToyGenerator):
-  """Latents of two equal numbers, the second of which is NaN where a first chunk ends with 1.5."""
+  """Latents of two equal numbers; the second is NaN where a first chunk ends with 1.5."""
 
   def init_memory(self, params, search):
     return jnp.zeros(self.latent_shape)
@@ -447,7 +447,7 @@ def test_previews_change_nothing_else():
     assert plain.previews is None
     assert seen.previews.shape == (beams, candidates, 2, *small.FRAME)
     chex.assert_trees_all_equal(plain, seen._replace(previews=None))
-    # Of three frames these are the first and the last: the middles of two halves.
+    # These are the first and the last of three frames: the middles of two halves.
     survivors = seen.previews.reshape(-1, *seen.previews.shape[2:])[seen.survivor]
     np.testing.assert_array_equal(survivors, seen.frames[:, [0, 2]])
 

@@ -39,7 +39,7 @@ def _score(past: jnp.ndarray, num_past: int, chunk: jnp.ndarray) -> float:
   [
     # Too short for a motion. The first half is frame 0, and the end frames 1 and 2. One change in two steps.
     ([], [0, 1, 1], 1 - DRIFT - FLICKER * (1 / 2) ** 0.5),
-    # Of an even number the end is more than half: two of its three frames are the first half's colour.
+    # If the number is even, the end is more than half: two of its three frames are the first half's colour.
     ([], [0, 0, 0, 1], 1 - DRIFT / 3 - FLICKER * (1 / 3) ** 0.5),
     # Motion ends in frames 4 to 6. The end is the last four frames, and one of them has the old colour.
     ([], [0, 0, 0, 0, 1, 1, 1], 1 - SURPRISE - DRIFT * 0.75 - FLICKER * (1 / 6) ** 0.5),

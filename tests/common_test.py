@@ -282,7 +282,7 @@ class TestSubCommands:
     assert groups[0] == f"streamt1_jax.cli.{name}"
     assert groups[-1] == "streamt1_jax.cli.command"
 
-  @pytest.mark.parametrize("argv, whole_process", [(["score", "--help"], False), (None, True)])
+  @pytest.mark.parametrize(("argv", "whole_process"), [(["score", "--help"], False), (None, True)])
   def test_a_command_knows_whether_it_is_the_whole_process(self, capsys, monkeypatch, argv, whole_process):
     frozen = []
     monkeypatch.setattr(command.gc, "freeze", lambda: frozen.append(True))

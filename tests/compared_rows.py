@@ -19,7 +19,7 @@ PLAN = {"fixed": {"split": "test"}, "methods": {each.label: {"videos_before": 0}
 
 
 def signature(value: int = 0) -> str:
-  """Of a video whose pixels have one value."""
+  """The signature of a video whose pixels have one value."""
   return base64.b64encode(bytes([value]) * held_out.SIGNATURE_BYTES).decode()
 
 

@@ -127,7 +127,7 @@ def _count(
 
 
 def _seen_by_the_models(expected: Cost) -> Cost:
-  """They do not know what for they are asked. Of three forwards that look ahead two are denoising steps."""
+  """They do not know what they are asked for. Two of three forwards that look ahead are denoising steps."""
   ahead = expected.look_ahead // 3
   return expected._replace(
     denoise=expected.denoise + 2 * ahead,
@@ -162,7 +162,7 @@ def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
 @pytest.mark.parametrize(
   ("sizes", "expected"),
   [
-    # Of one video: 4 chunks in 2 steps and a clean pass; 1 + 4 + 4 + 4 frames; windows of 1, 5, 9 and 13 frames.
+    # One video: 4 chunks in 2 steps and a clean pass; 1 + 4 + 4 + 4 frames; windows of 1, 5, 9 and 13 frames.
     ({"beam_size": 1, "top_k": 1}, Cost(8, 0, 4, 4, 0, 4, 13, 4, 28)),
     ({"beam_size": 2, "top_k": 1}, Cost(16, 0, 4, 8, 0, 8, 26, 8, 56)),
     ({"beam_size": 2, "top_k": 2}, Cost(32, 0, 8, 16, 0, 16, 52, 16, 112)),
@@ -175,7 +175,7 @@ def test_a_beam_by_hand(sizes, expected):
 
 
 def test_chunks_that_are_not_judged():
-  """Of four chunks the first and the third are; at the end both videos are judged, since the last chunk was not."""
+  """The first and the third of four chunks are judged; at the end both videos are, since the last chunk was not."""
   search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=2)
   search = dataclasses.replace(search, judge_every=2)
   models, counted, traces, beams = _count(search)

@@ -41,7 +41,7 @@ def _read(folder, prompt, name):
 
 @pytest.fixture(scope="module")
 def on_one_device(run):
-  """The folder of a run of so many latent frames."""
+  """The folder of a run, by its latent frames."""
 
   @functools.cache
   def made(latent_frames):

@@ -44,7 +44,7 @@ def _round_trip(frames: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _coherence(frames, last):
-  """Of the window whose newest chunk has `last` frames."""
+  """The coherence of the window whose newest chunk has `last` frames."""
   past = frames[:-last]
   return COHERENCE.make(None, 16.0)({}, (), FrameWindow(past, len(past), frames[-last:]), _INFO)
 

@@ -231,7 +231,7 @@ def test_replay(recording):
     elif "latents" in z:
       _close(trace.latents[0], z["latents"][index])
     if "x0" in z:
-      # Of a frame that is given, the recording has what the model said before it was overwritten.
+      # For a frame that is given, the recording has what the model said before it was overwritten.
       made_frames = slice(1 if "image" in z and chunk == 0 else 0, None)
       _close(trace.steps["x0"][0, 0][:, made_frames], z["x0"][index][:, made_frames])
 

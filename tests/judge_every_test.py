@@ -156,7 +156,7 @@ class TestStory:
 
   @pytest.mark.parametrize(("num_chunks", "judged_again"), [(1, False), (2, True), (3, True), (4, True)])
   def test_whole_videos(self, num_chunks, judged_again):
-    """Of a window of three chunks: one chunk is judged, two and three end unjudged, four do not fit."""
+    """With a window of three chunks: one chunk is judged, two and three end unjudged, four do not fit."""
     assert drivers.scores_whole_videos(dataclasses.replace(SEARCH, judge_every=3), num_chunks) == judged_again
 
 

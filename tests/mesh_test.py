@@ -63,7 +63,7 @@ class TestSizes:
     assert tuple(sizes[axis] for axis in device_mesh.AXES) == (*expected, 1)
 
   def test_candidates_that_are_drawn_in_rounds(self):
-    """Of 16 candidates 4 are drawn at one time: 8 devices would have half a candidate each."""
+    """4 of 16 candidates are drawn at one time: 8 devices would have half a candidate each."""
     search = SearchConfig(beam_size=16, top_k=1, round_size=4)
     assert device_mesh.default_sizes(8, small.MODEL, search)["candidate"] == 4
     assert _mesh("candidate:4", search).shape["sibling"] == 4

@@ -119,7 +119,7 @@ def test_what_a_method_refuses(name, fields, message):
 
 
 def test_copies_of_the_state_that_searches_from_the_host_keep():
-  """Of zero-order search the beginning, and two tries; of backtracking three tries, with where each chunk begins."""
+  """Zero-order search keeps the beginning, and two tries; backtracking three tries, with where each chunk begins."""
   zero, back = find("zero_order"), find("backtracking")
   assert [zero.states_kept(numbers) for numbers in ({}, {"chunks": 3.0}, {"rounds": 0.0})] == [3, 7, 0]
   assert [back.states_kept(numbers) for numbers in ({}, {"back": 2.0}, {"attempts": 0.0})] == [5, 11, 1]

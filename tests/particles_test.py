@@ -159,7 +159,7 @@ class TestSelect:
 
 
 def test_the_drawn_video_is_shown():
-  """Of equal weights any video may be drawn, the best or not; a video that is finished chunk by chunk is the same."""
+  """With equal weights any video may be drawn, the best or not; a video that is finished chunk by chunk is the same."""
   condition, search = Condition((), (), (), jnp.int32(NUM_CHUNKS)), _search(Particles(INF, returns="draw"), top_k=4)
   others = 0
   for seed in (0, 1, 2):

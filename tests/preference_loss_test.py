@@ -148,7 +148,7 @@ class TestLabels:
     found = _labels(["extra", "color", "blur"], [True, False, False])
     np.testing.assert_array_equal(found.is_text, [True, True, False])
     np.testing.assert_array_equal(found.shows_other, [False, True, False])
-    # Of worse clips nothing is known unless they show the other caption all the time.
+    # Nothing is known of worse clips unless they show the other caption all the time.
     known = (found.is_true != UNKNOWN).any(axis=(3, 4))
     np.testing.assert_array_equal(known, [[[True] * 3, [False, True, False]]] * 2)
     red, blue = (list(shapes.COLORS).index(name) for name in ("red", "blue"))
@@ -270,7 +270,7 @@ class TestLoss:
     readers["name_size"] = readers["name_size"].at[2, size("small")].set(20.0).at[2, size("large")].set(-20.0)
     right = _seeing_terms(readers, media, labels)["naming"]
     wrong = _seeing_terms(readers, media.at[..., 2].multiply(-1.0), labels)["naming"]
-    # Of four losses, that of the size is 20 - -20 where the odds are the wrong way round.
+    # One of four losses, that of the size, is 20 - -20 where the odds are the wrong way round.
     np.testing.assert_allclose(wrong - right, 40.0 / 4, rtol=1e-5)
 
   def test_what_is_true_and_what_is_so(self):

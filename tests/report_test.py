@@ -228,7 +228,7 @@ def _chunk(parents, survivors, usable=True):
 
 def test_where_lines_end_by_hand():
   chunks = [_chunk([0, 0, 1, 1], [3, 0]), _chunk([0, 0, 1, 1], [2, 3]), _chunk([0, 0, 1, 1], [1, 1])]
-  # Of the last chunk candidate 1 survives twice; it goes on from beam 0, candidate 2, of beam 1, candidate 0.
+  # Candidate 1 of the last chunk survives twice; it goes on from beam 0, candidate 2, of beam 1, candidate 0.
   assert story.ancestry(chunks) == [0, 2, 1]
   assert [list(each.values()) for each in story.last_descendants(chunks)] == [
     [2, -1, -1, 0],

@@ -145,7 +145,7 @@ def test_a_search_that_goes_on_makes_the_same_video(back):
 
 
 def test_a_chunk_that_is_not_finite_is_made_anew():
-  """Of the seed that the fourth chunk would be drawn from, and of the first that is tried in its place."""
+  """Both the seed that the fourth chunk would be drawn from and the first that is tried in its place give NaN."""
   bad = [_SEED + 3000, rewind.seed_of_attempt(_SEED, 3, 1) + 3000]
 
   def draw(seed):

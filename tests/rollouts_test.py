@@ -56,7 +56,7 @@ def _committed(params, memory, chunk, text, latents):
 
 
 def _stream(params, text, first, noise):
-  """Seven chunks, the first of which is given; noise of every chunk and timestep."""
+  """Seven chunks, and the first one is given; noise of every chunk and timestep."""
   memory = memory_sinking.empty_memory(small.MODEL, SEARCH, jnp.float32)
   sigmas, chunks = small.models().generator.schedule.sigmas, [first]
   for chunk in range(CHUNKS):

@@ -24,7 +24,7 @@ NUM_CHUNKS, SEED = 6, 3
 SEARCH = SearchConfig(
   beam_size=6, top_k=1, noise_sigma=0.0, first_candidate="fresh", sliding_window=1, fusion_cap=0.0, round_size=2
 )
-"""Of one beam, whose candidates score what they are."""
+"""One beam, whose candidates score what they are."""
 ADAPTIVE = dataclasses.replace(SEARCH, top_k=2, accept=1.0, round_budget=2)
 
 

@@ -137,7 +137,7 @@ class Searched:
     return frames.reshape(self.search.top_k, self.search.beam_size, *frames.shape[1:])
 
   def frames_of(self, chunk: int, number: int) -> np.ndarray:
-    """Of a candidate, uint8 `[Q, H, W, 3]`: a bar that fills one part of the width for each number, from 1."""
+    """Frames of a candidate, uint8 `[Q, H, W, 3]`: a bar that fills one part of the width for each number, from 1."""
     rows, columns = self.size
     frames = np.zeros((FIRST if chunk == 0 else LATER, rows, columns, 3), np.uint8)
     frames[:, :, : (number + 1) * columns // (self.search.num_candidates + 1)] = 255

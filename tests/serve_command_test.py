@@ -86,7 +86,7 @@ def test_only_searches_are_offered_that_the_devices_divide():
 
 
 class Late:
-  """Keeps what `keeper` keeps, and writes a save when so many chunks more were shown."""
+  """Keeps what `keeper` keeps, and writes a save when `CHUNKS` more chunks were shown."""
 
   CHUNKS = 2
 

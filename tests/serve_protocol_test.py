@@ -64,7 +64,7 @@ def test_refused(text, code, words):
 
 
 def picture_of(size: int) -> str:
-  """A message with a picture of so many bytes."""
+  """A message with a picture of `size` bytes."""
   return json.dumps({"type": "session.start", "prompt": "a", "image": base64.b64encode(bytes(size)).decode()})
 
 
@@ -159,7 +159,7 @@ def test_parsing_refuses_and_does_nothing_else():
 
 def test_no_client_disturbs_the_server_or_the_session_of_another():
   async def storm(server, chance: random.Random, count: int) -> int:
-    """Sends so many messages, over as many connections as it takes. Returns how many of these the server closed."""
+    """Sends `count` messages, over as many connections as it takes. Returns how many of these the server closed."""
     closed = sent = 0
     while sent < count:
       socket = await server.http.ws_connect("/v1/realtime/video", max_msg_size=0)
@@ -199,7 +199,7 @@ def test_no_client_disturbs_the_server_or_the_session_of_another():
       await client.say("session.stop")
       await asyncio.wait_for(listening, PATIENCE)
       assert (await server.http.get("/healthz")).status == 200
-      # And whoever asks next gets a session.
+      # And the next client that asks gets a session.
       late = await server.client()
       await late.say("session.start", prompt="b")
       while (await late.hear_until("video.start"))["prompt"] != "b":

@@ -105,7 +105,7 @@ def test_pause_stops_the_video_and_resume_goes_on():
       await client.hear_until("video.chunk_metadata")
       await client.say("session.pause")
       await client.hear_until("session.paused")
-      # Whoever comes now is told so too.
+      # A client that comes now is told so too.
       await (await server.client()).hear_until("session.paused")
       # A chunk that had been begun still comes.
       await asyncio.sleep(0.5)
@@ -132,7 +132,7 @@ def test_one_session_at_a_time_and_others_see_their_place():
       assert (await two.hear_until("session.queued"))["place"] == 1
       await three.say("session.start", prompt="c")
       assert (await three.hear_until("session.queued"))["place"] == 2
-      # Whoever waits or looks cannot steer.
+      # A client that waits or looks cannot steer.
       for other in (two, looks):
         await other.switch("mine")
         assert (await other.hear_until("error"))["code"] == "not_yours"
@@ -363,7 +363,7 @@ def test_a_save_that_fails_ends_no_session_and_a_full_disk_does_not_end_the_serv
 
 
 class Slow(KeepsNothing):
-  """A disk that takes its time: it writes when it is told to. Of every save it notes what was shown when it began."""
+  """A disk that takes its time: it writes when it is told to. It notes what was shown when each save began."""
 
   def __init__(self):
     self.go, self.shown, self.saves, self.closed = threading.Semaphore(0), 0, [], False
@@ -613,7 +613,7 @@ def test_pace():
   now = 0.25
   assert pace.ahead == 0.25
   assert pace.add(2.0)
-  # Two seconds and a quarter are ready, of which one may be.
+  # Two seconds and a quarter are ready, and one may be.
   assert pace.wait == 1.25
   # All was played a second ago.
   now = 2.5 + 1.0

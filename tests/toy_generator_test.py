@@ -61,7 +61,7 @@ def test_two_chunks_by_hand(run):
   # The window holds both chunks, and the weight of the short-term score is 1/2 at the end.
   np.testing.assert_array_equal(second.candidates.long, [[6.75, 3.75], [3.0, 3.5]])
   np.testing.assert_array_equal(second.candidates.hybrid, [[6.0, 3.0], [2.5, 3.0]])
-  # Of two equals, candidates 1 and 3, the earlier one survives.
+  # Candidates 1 and 3 are equal, and the earlier one survives.
   np.testing.assert_array_equal(second.survivor, [0, 1])
   np.testing.assert_array_equal(second.latents.ravel(), [5.25, 2.25])
   np.testing.assert_array_equal(second.score, [6.0, 3.0])

@@ -190,7 +190,7 @@ def test_nearest_ideal_of_a_timeline():
 
 
 def test_closeness_counts_pixels():
-  """Of a clip that is 10 of 255 too dark, and of one in which the blue square is missing."""
+  """In a clip that is 10 of 255 too dark, and in one where the blue square is missing."""
   starts = np.array([(40, 20), (20, 60)])
   frames = clip(starts=starts, times=range(2)).astype(int)
   dimmed = np.clip(frames - 10, 0, 255).astype(np.uint8)

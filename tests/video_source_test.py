@@ -177,7 +177,7 @@ def test_frames_that_change_their_size(tmp_path):
 
 
 def test_frames_larger_than_the_file_says(tmp_path, monkeypatch):
-  """Whoever reads them has made room for what the file says."""
+  """Their reader has made room for what the file says."""
   path = tmp_path / "clip.avi"
   path.write_bytes(videos.pictures([(64, 96)] * 3))
   stream = video_source._video_stream

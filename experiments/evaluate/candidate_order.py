@@ -5,7 +5,7 @@
 From one beam several candidates of every chunk are drawn and judged; the video goes on with the first, as in plain
 streaming. Prints a Markdown table and in the last line JSON: of all pairs of candidates whose PSNR against the nearest
 ideal clip differs enough, the share that each score has in the same order, with a 95 % bootstrap interval over
-captions; and the same of those pairs of which one fails a verdict and the other does not.
+captions; and the same of those pairs in which one fails a verdict and the other does not.
 
 Every caption is one line of `--output`. A run that was interrupted goes on behind the last one.
 """

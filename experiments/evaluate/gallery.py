@@ -2,7 +2,7 @@
 
   python -m experiments.evaluate.gallery --split=test --objects=2 --output=docs/side_by_side.gif
 
-Nothing is selected: the captions are the first of the split. Of every pair the plain video is above, and both have one
+Nothing is selected: the captions are the first of the split. The plain video of every pair is above, and both have one
 seed. Prints a Markdown table, and in the last line its rows as JSON.
 """
 
@@ -25,7 +25,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """The captions, the picture and the flags of a search."""
   caption_flags.define(values, "num_captions", 12)
   flag_types.define_integer(values, "columns", 6, "Pairs side by side.", 1, 20)
-  flag_types.define_integer(values, "every", 2, "Shows every so many frames.", 1, 16)
+  flag_types.define_integer(values, "every", 2, "Frames from one that is shown to the next.", 1, 16)
   flag_types.define_path(values, "output", None, "The moving picture, a GIF.", required=True)
   search_flags.define(values)
 

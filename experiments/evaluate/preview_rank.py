@@ -2,7 +2,7 @@
 
   python -m experiments.evaluate.preview_rank --split=tune --num_captions=12 --candidates=8
 
-One beam with `--candidates` independent candidates per chunk, of which the best goes on. Prints a Markdown table and,
+One beam with `--candidates` independent candidates per chunk; the best one goes on. Prints a Markdown table and,
 in the last line, JSON: `spread`, the standard deviation of the candidates' scores where everything is drawn anew, where
 they share the noise they start from, and where they share the noise between the steps; and for every preview and step,
 Spearman's correlation with the final hybrid score, how often the best candidate is not among the half or the quarter

@@ -50,7 +50,7 @@ ROWS = {
 def define_flags(values: flags.FlagValues) -> None:
   """The sessions that are watched."""
   flag_types.define_checkpoint(values)
-  flag_types.define_list(values, "searches", ["1x4", "2x2"], f"Of {', '.join(PRESETS)}.")
+  flag_types.define_list(values, "searches", ["1x4", "2x2"], f"Any of {', '.join(PRESETS)}.")
   flag_types.define_float(values, "seconds", 60.0, "How long each is watched.", 1.0, 24 * 3600.0)
   flag_types.define_float(values, "switch_every", 7.0, "Seconds between two prompts.", 0.5, 3600.0)
   flag_types.define_path(values, "output", None, "JSON file for the table, as the documentation reads it.", url=False)

@@ -4,7 +4,7 @@
   python -m experiments.measure.mutation --output=runs/mutation.jsonl --modules=sampling,backbone/schedule --again
 
 A fault is a comparison, an operator, a number, an order of arguments or a statement that is another one or not there
-(`streamt1_jax/measuring/faults.py` has the list). Of every module `--faults` are drawn. Each one is written into a copy
+(`streamt1_jax/measuring/faults.py` has the list). Every module gets `--faults` of them. Each one is written into a copy
 of the repository, and the module's tests run there until the first of them fails or the time is over: that is noticed.
 The repository itself is never touched. A fault takes 5 to 60 s of one core, so this is a program for the night.
 

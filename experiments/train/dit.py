@@ -90,7 +90,7 @@ def _define_dataset(values: flags.FlagValues) -> None:
   integer(values, "whole_clips", 1500, "Encoded whole clips, each of another scene.", 1)
   rolled = "Whole clips that the model of --init_from continues by itself, before the first step."
   integer(values, "rollouts", 0, rolled, 0)
-  integer(values, "scenes", 1500, "Scenes of which first chunks are encoded.", 1)
+  integer(values, "scenes", 1500, "Scenes whose first chunks are encoded.", 1)
   integer(values, "starts", 4, "Start positions of each of them.", 2, 16)
   number(values, "two_objects", 0.65, "How often a clip has two objects.", 0.0, 1.0)
   number(values, "early", 0.25, "How often the caption of a whole clip changes early.", 0.0, 1.0)
@@ -103,7 +103,7 @@ def _define_dataset(values: flags.FlagValues) -> None:
 
 
 def batch_config(values: flags.FlagValues, model: ModelConfig) -> BatchConfig:
-  """The batches of the flags. Raises ConfigError for weights that are no odds."""
+  """The batches of the flags. Raises ConfigError unless the weights are finite, not negative, and not all 0."""
   given = training_flags.fields_of(values, BatchConfig)
   weights, timesteps = tuple(values.step_weights), len(model.schedule.denoising_steps)
   if len(weights) != timesteps or min(weights) < 0 or not 0 < sum(weights) < float("inf"):

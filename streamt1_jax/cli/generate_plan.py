@@ -90,7 +90,7 @@ class Plan:
     }
 
   def folder(self, prompt: str) -> epath.Path:
-    """Of the result."""
+    """The folder of the result for `prompt`."""
     return results.result_folder(self.values.output_dir, prompt, self.steered.name, self.sample)
 
   @property
@@ -99,7 +99,7 @@ class Plan:
     return SAMPLE_SEEDS * -(-self.num_chunks * noise_propagation.SEEDS_PER_CHUNK // SAMPLE_SEEDS)
 
   def require_apart(self, length: int) -> None:
-    """Raises ConfigError if samples of so many chunks, given ones included, would share seeds of candidates."""
+    """Raises ConfigError if samples of `length` chunks, given ones included, would share seeds of candidates."""
     most = self.sample_seeds // noise_propagation.SEEDS_PER_CHUNK
     if self.values.samples > 1 and length > most:
       raise ConfigError(

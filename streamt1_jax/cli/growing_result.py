@@ -81,7 +81,7 @@ class GrowingResult:
     self._latents_sha256, self._frames_sha256 = hashlib.sha256(), hashlib.sha256()
     self._picked, self._pictures = video.sheet_indices(num_frames), []
     self._seen_frames = self._made = 0
-    # Of every chunk that was made and is final: beam, candidate and seed. A video may run for days.
+    # Beam, candidate and seed of every chunk that was made and is final. A video may run for days.
     self._steps = array.array("q")
 
   def __enter__(self) -> GrowingResult:
@@ -186,7 +186,7 @@ def trace_document(
   Args:
     head: fields that come first.
     chunks: a JSON line for every chunk that was made.
-    final: fields of the finished videos; None if there are none.
+    final: fields of the finished videos; None without finished videos.
     lineage: of the video that is shown.
   """
   yield "{\n"

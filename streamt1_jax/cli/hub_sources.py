@@ -23,7 +23,7 @@ def define(values: flags.FlagValues) -> None:
     values,
     "from_hub",
     False,
-    "Download the published files of what --output still lacks, where no flag gives them. Of a reward model only with "
+    "Download the published files of what --output still lacks, where no flag gives them. Files of a reward model need "
     "the flag of its text.",
   )
 

@@ -32,7 +32,7 @@ from streamt1_jax.messages import one_line
 
 _MOST_BYTES = 8 << 30
 _VERSION = 1
-"""Of the definitions: rows of another one are not mixed with these."""
+"""The version of the definitions: rows of another version are not mixed with these."""
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -4,7 +4,7 @@
   streamt1 report outputs/one outputs/two --output=both.html
 
 The page shows the video, the tree of all candidates with their scores, what the memory kept, and where the time went.
-It is one HTML file that needs no network. Of several results it has an index, and results of one prompt stand side by
+It is one HTML file that needs no network. It has an index for several results, and results of one prompt stand side by
 side. `streamt1 generate` writes the page of every video by itself, as report.html beside it.
 
 Exit codes: 0; 2 for bad input, such as a folder without a trace; 3 when the disk is full.

@@ -37,7 +37,7 @@ class Task:
 
   Attributes:
     video: the file.
-    prompt: what it should show; None if nothing says it. Of a video whose prompt changes, all of them.
+    prompt: what it should show; None if nothing says it; all prompts of a video whose prompt changes.
     fault: why there is no prompt, where a file should have said it.
     segments: where the prompt changes; empty for a video of one prompt.
   """

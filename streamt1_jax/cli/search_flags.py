@@ -33,7 +33,7 @@ _INTEGERS = {
   "beam_size": "Candidates per beam and chunk.",
   "top_k": "Beams kept after every chunk.",
   "sliding_window": "Chunks the video reward sees.",
-  "judge_every": "Judges the first chunk and every so many chunks after it.",
+  "judge_every": "Chunks from one that is judged to the next; the first is judged.",
   "look_ahead": "Chunks by which every candidate is carried on, to be judged by what follows.",
   "round_size": "Candidates of a beam drawn at a time; 0 draws all at once.",
   "round_budget": "Rounds given to every chunk; a chunk that draws fewer leaves them to later ones.",

@@ -156,7 +156,7 @@ def discard_finished(folders: Iterable[epath.Path], finished: Collection[str]) -
 
 
 def _read(folder: epath.Path) -> dict[str, Any] | None:
-  """The settings of the search that is saved in `folder`, or None if there is none; "prompts" is a list of texts.
+  """The settings of the search that is saved in `folder`, or None if no search is; "prompts" is a list of texts.
 
   Raises ConfigError if that cannot be told.
   """

@@ -11,7 +11,7 @@ from streamt1_jax.config.base import LATER, require, require_choices
 from streamt1_jax.config.model import ModelConfig
 
 _MOST_CHUNKS = 2_000_000
-"""Of a video without a longest length: seeds and frames are 32 bits wide."""
+"""The most chunks of a video without a longest length: seeds and frames are 32 bits wide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,14 @@ class SearchConfig:
       `rewards.window_codecs.REWARD_CODECS`: "none"; "h264" as in the released code, which writes and reads mp4 files.
     policy: who survives a chunk, a `policies.Policy`; None is `policies.TopK`, what the paper does.
     judges: whether rewards judge the candidates. Without them all scores are 0, so a beam draws one candidate.
-    judge_every: judges the first chunk and every so many chunks after it. In a chunk between, every beam goes on with
-      one candidate that is not judged: its lineage's history of scores stays, and the chunk is not worth remembering.
+    judge_every: chunks from one that is judged to the next; the first is judged. In a chunk between, every beam goes on
+      with one candidate that is not judged: its lineage's history of scores stays, and the chunk is not worth
+      remembering.
     look_ahead: chunks by which every candidate of a judged chunk is carried on before survivors are chosen; they are
       judged and thrown away. A candidate is ranked by the mean of its own scores and theirs. Nothing is made behind the
       video's last chunk.
     round_size: candidates of a beam that are drawn at one time, so that a chunk has beam_size / round_size rounds; 0
-      draws all at once. Of a round nothing large is kept: winners are decoded again.
+      draws all at once. Nothing large of a round is kept: winners are decoded again.
     accept: hybrid score that is good enough: no further round is drawn once `top_k` candidates have it. None never is.
     round_budget: rounds that a chunk is given. Those that it does not draw are given to later chunks, which have at
       most beam_size / round_size. 0 gives every chunk that many.

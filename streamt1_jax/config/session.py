@@ -10,7 +10,7 @@ from streamt1_jax.config.search import SearchConfig
 from streamt1_jax.config.switch import SwitchConfig
 
 SINK_DISTANCE = 90
-"""Of a video without an end: below the first distance at which LongLive falls back to its sink, 132 latent frames."""
+"""Latent frames, in a video without an end: below 132, the first distance at which LongLive falls back to its sink."""
 
 
 MAX_HORIZON = 2**20

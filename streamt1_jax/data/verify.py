@@ -35,7 +35,7 @@ _VELOCITY_TOLERANCE = 0.25  # pixels per frame, on each axis; speeds are 1 apart
 _TRACK_TOLERANCE = 3.0  # pixels, root mean square distance from a straight line
 _AREA_BOUNDS = (0.75, 1.3)  # of the nominal area; small and large differ by 2.47
 _HIDDEN_TOLERANCE = 0.3  # of the nominal area, from what the front object leaves to be seen
-_LEGIBLE_SHARE = 0.6  # of the nominal area: what must be seen of an object that another hides, for its colour to count
+_LEGIBLE_SHARE = 0.6  # of the nominal area; the colour of a partly hidden object is judged only if this much is visible
 _STRAY_SHARE = 0.1  # foreground pixels away from the object, of the object's area
 _OVERLAP = 40  # pixels in which two objects overlap; with fewer, nobody sees which is in front
 # Right shapes reach 0.97 at 30 dB. The best of the three decides, and this bound rejects all other shapes.

@@ -53,7 +53,7 @@ class Description(NamedTuple):
 
 
 class FrameStates(NamedTuple):
-  """What every one of T frames shows. Of two objects, the first is in front; the second may be absent.
+  """What every one of T frames shows. The first of two objects is in front; the second may be absent.
 
   Attributes:
     center: (x, y) in pixels, any integer: the world is a torus.
@@ -238,7 +238,7 @@ def play(
   Args:
     descriptions: complete ones.
     begins: the frame with which each begins; the first is 0, and they increase.
-    starts: (x, y) of the objects in frame 0; the second is not used where there is none.
+    starts: (x, y) of the objects in frame 0; the second is not used for one object.
     times: int32 [T], frames in any order, at least 0.
   """
   size, color, shape = (np.zeros((len(times), 2), np.int32) for _ in range(3))

@@ -36,7 +36,7 @@ _SEEN_CHUNKS = 3
 
 
 def candidates_search(model: Any, candidates: int) -> SearchConfig:
-  """Judges `candidates` beams of one candidate each, all of which go on."""
+  """Judges `candidates` beams of one candidate each; all of them go on."""
   plain = SearchConfig.streaming(model)
   return dataclasses.replace(plain, top_k=candidates, judges=True, policy=KeepBeams())
 
@@ -97,7 +97,8 @@ def is_row(row: Mapping[str, Any]) -> bool:
 
 
 def pairs(chunk: Mapping[str, Any], score: str, gap: float) -> list[tuple[bool, frozenset[str]]]:
-  """Of the pairs of candidates that differ by `gap` dB: is the score in that order; which verdicts only one fails."""
+  """For every pair whose PSNR differs by at least `gap` dB: whether the score ranks it as PSNR does, and the verdicts
+  that exactly one of both fails."""
   found = []
   for a, b in itertools.combinations(range(len(chunk["psnr"])), 2):
     difference = chunk["psnr"][a] - chunk["psnr"][b]

@@ -18,7 +18,7 @@ from streamt1_jax.io.timeline import Entry, Timeline
 from streamt1_jax.pipeline import Pipeline
 
 PICKED = (4, 16)
-"""Videos of which a perfect judge picks the best."""
+"""How many videos a perfect judge picks the best from."""
 
 
 class Prompt(NamedTuple):
@@ -83,7 +83,7 @@ def pool(pipeline: Pipeline, prompt: Prompt, chunks: int, seeds: Sequence[int]) 
 
 
 def oracle(passed: int, videos: int, picked: int) -> float:
-  """Probability that one passes of `picked` videos, drawn from `videos` of which `passed` pass."""
+  """Probability that a draw of `picked` videos has one that passes, where `passed` of all `videos` pass."""
   return 1.0 - math.comb(videos - passed, picked) / math.comb(videos, picked)
 
 

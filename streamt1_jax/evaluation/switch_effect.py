@@ -78,7 +78,7 @@ def _go_on(
 
 
 def _frames(trace: Any) -> np.ndarray:
-  """Of the best beam."""
+  """The frames of the best beam."""
   return np.asarray(trace.frames[0])
 
 

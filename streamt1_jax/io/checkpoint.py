@@ -43,7 +43,7 @@ _COMMIT_MARKER = "commit_success.txt"
 
 
 def tokenizer_file(folder: epath.PathLike) -> epath.Path:
-  """The tokenizer of a checkpoint; where there is none, the place of `tokenizer.model`.
+  """The tokenizer of a checkpoint; without one, the place of `tokenizer.model`.
 
   Raises ConfigError if there are two, which might differ.
   """

@@ -50,7 +50,10 @@ def require_numbers(numbers: Any, where: str) -> tuple[int, ...]:
 
 
 def count_numbers(shape: Any, where: str) -> int:
-  """How many numbers an array of `shape` has. Raises ConfigError if `shape` is none, or of more than 2^59 numbers."""
+  """How many numbers an array of `shape` has.
+
+  Raises ConfigError if `shape` is not a list of sizes, or has more than 2^59 numbers.
+  """
   count = 1
   for size in require_numbers(shape, where):
     # Zeros are left out: numpy refuses an empty array whose other dimensions are too large.

@@ -32,8 +32,10 @@ def rebuilt(kind: type[Tree], leaves: Mapping[str, Any]) -> Tree:
 
 
 def _template(kind: type, names: Collection[str], prefix: str = "") -> Any:
-  """A named tuple with 0 for every array. Fields of any type, such as recorded steps, are None, and so are optional
-  fields of which there is no name."""
+  """A named tuple with 0 for every array.
+
+  Fields typed `Any` are None. An optional field is None if no name begins with it.
+  """
 
   def value(field: str, hint: Any) -> Any:
     path = f"{prefix}{field}"

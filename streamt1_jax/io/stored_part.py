@@ -43,7 +43,7 @@ class StoredPart:
   Attributes:
     source: its folder.
     stores: per weight, the values converted to the dtype asked for.
-    not_finite: names of the weights of which a NaN or Inf was read.
+    not_finite: names of the weights in which a NaN or Inf was read.
   """
 
   source: epath.Path

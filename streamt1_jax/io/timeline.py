@@ -20,7 +20,7 @@ from streamt1_jax.messages import shortened
 
 VERSION = 1
 MAX_START = 1e9
-"""A prompt begins within so many seconds, 31 years."""
+"""The latest second at which a prompt begins, after 31 years."""
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')
 
 
@@ -114,7 +114,7 @@ class Timeline:
     return [f"the prompt of {start} s begins at {at} s, with a chunk" for start, at in moved if start != at]
 
   def until(self, seconds: float) -> Timeline:
-    """The same for a video that ends so many seconds after its beginning; more than 0."""
+    """The same for a video that ends `seconds`, more than 0, after its beginning."""
     return Timeline(tuple(entry for entry in self.entries if entry.start < seconds), self.seed)
 
   def save(self, path: epath.PathLike) -> None:

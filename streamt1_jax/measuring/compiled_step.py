@@ -170,7 +170,7 @@ def count_flop(program: Program) -> float:
   if program.switch is None:
     return flop_count.count(jax.make_jaxpr(dataclasses.replace(program, models=models).run)(*program.arguments))
   generator, search, switch = models.generator, program.search, program.switch
-  # Of one beam: JAX cannot trace this kernel where beams are mapped around the choice of what is recached.
+  # One beam alone: JAX cannot trace this kernel where beams are mapped around the choice of what is recached.
   memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), program.state.beams.memory)
   one = lambda params, memory, chunk, text: generator.recache(
     params, memory, chunk, text, search, switch, models.execution

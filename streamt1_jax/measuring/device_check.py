@@ -178,7 +178,7 @@ def read_outcome(name: str, seconds: float, code: int, output: str, errors: str)
 
 
 def commit() -> str:
-  """The commit of the current folder's checkout; zeros where there is none."""
+  """The commit of the current folder's checkout; zeros without a checkout."""
   done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
   return done.stdout.strip() if done.returncode == 0 else "0000000"
 

@@ -54,7 +54,7 @@ class Ledger:
     self._chunks: collections.Counter[tuple[Cost, int]] = collections.Counter()
     # Chunks that all forwards saw, their own included.
     self._seen = 0.0
-    # Of work that is not in the video: cost, streams begun, and chunks that a forward saw.
+    # Work that is not in the video: its cost, streams begun, and chunks that a forward saw.
     self._tried: collections.Counter[tuple[Cost, int, int]] = collections.Counter()
     self.tries: list[Try] = []
 
@@ -92,11 +92,11 @@ class Ledger:
 
   @property
   def cost(self) -> Cost:
-    """Of all chunks and tries so far."""
+    """The cost of all chunks and tries so far."""
     return cost.total([*(found for found, _ in self._chunks.elements()), *(each[0] for each in self._tried.elements())])
 
   def flop(self, prices: Prices) -> Flop:
-    """Of all chunks and tries so far."""
+    """The FLOP of all chunks and tries so far."""
     seen = self._seen / max(sum(found.forwards for found, _ in self._chunks.elements()), 1)
     chunks = [prices.of(found, begun, seen) for found, begun in self._chunks.elements()]
     return search_flop.add([*chunks, *(prices.of(*each) for each in self._tried.elements())])

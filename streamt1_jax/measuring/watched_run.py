@@ -58,7 +58,7 @@ class Run:
     self._rows_name = rows
 
   def watch(self, kill_at: int | None = None) -> None:
-    """Runs it to its end, or kills it after so many chunks. Raises CalledProcessError if it fails."""
+    """Runs it to its end, or kills it after `kill_at` chunks. Raises CalledProcessError if it fails."""
     self._began = time.time()
     with open(self.folder / "stderr", "w") as errors:
       process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=errors)
@@ -78,7 +78,7 @@ class Run:
 
   @functools.cached_property
   def manifest(self) -> dict[str, Any]:
-    """Of the result."""
+    """The manifest of the result."""
     (path,) = self.folder.glob("outputs/*/manifest.json")
     return json.loads(path.read_text())
 

@@ -166,7 +166,7 @@ def _best_beginning(
     pivot = best.noise
     for index in range(method.neighbours):
       trial = try_one(pivot, method.nearness, seed + 1 + number * method.neighbours + index)
-      # Of equals the earlier one stays, and NaN is never better.
+      # Between equals the earlier one stays, and NaN is never better.
       rescues = best.error is not None and trial.error is None
       if rescues or trial.told.score > _or_worst(best.told.score):
         best, kept = trial, len(tried) - 1

@@ -187,7 +187,10 @@ def _make(
 
 
 def _healthiest(make: _Make, first: list[_Made], method: Rewind, seed: int, chunk: int, tell: Tell) -> Sequence[_Made]:
-  """The chunks `first`, of which the last, `chunk`, is not healthy, or others in their place."""
+  """The healthiest of several tries at the chunks `first`.
+
+  Their last one, `chunk`, is not healthy; `first` itself is one of the tries.
+  """
   begin = first[0].begin
   place, best, kept = chunk - len(first) + 1, first, 0
   tried = [Try(place, len(first), int(hosts.to_host(begin.state.base_seed)), _worst(first), False)]
@@ -201,7 +204,7 @@ def _healthiest(make: _Make, first: list[_Made], method: Rewind, seed: int, chun
       if made[-1].error is not None:
         break
     tried.append(Try(place, len(made), drawn, _worst(made), False))
-    # Of equals the earlier one stays. The memories of the others are let go.
+    # Between equals the earlier one stays. The memories of the others are let go.
     if _worst(made) > _worst(best):
       best, kept = made, attempt
     if _worst(made) >= method.motion:

@@ -35,7 +35,7 @@ class Method:
     least: smallest value of a field, where a smaller one would be another method.
     asks: whether its driver judges by the video reward, though its search judges nothing.
     kept: of a method with a `run`, by its numbers: copies of the state that it keeps at most, beside the one in work.
-    note: what a user should know of a video of so many chunks, in one line; None where there is nothing.
+    note: by search and number of chunks, what a user should know of the video, in one line; or None.
     begins: whether its driver makes the first chunk in a way of its own, so that no video may begin with given chunks.
     run: of a method that drives the chunk step in its own way from the host, as `drivers.stream_states` does and with
       its arguments; it also takes `tell` (`tries.Tell`), `newest`, the trace that was yielded with the state that it

@@ -195,7 +195,7 @@ def plan(request: Request, limit: int | None) -> Plan:
 
 
 def remedy(request: Request, limit: int) -> str | None:
-  """Flags with which the search would fit, as few as possible, and what they cost; None if there are none."""
+  """Flags with which the search would fit, as few as possible, and what they cost; None if no flags would do."""
   offers = list(_offers(request))
   for count in range(1, len(offers) + 1):
     for chosen in itertools.combinations(offers, count):

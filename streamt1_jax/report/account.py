@@ -14,7 +14,7 @@ from streamt1_jax.io import part_files, result_files
 from streamt1_jax.messages import shortened
 
 MOST_CHUNKS, MOST_CANDIDATES = 1000, 8000
-"""Of a search that a page shows: more would be no page that a browser scrolls."""
+"""The most of a search that a page shows: no browser would scroll a larger page."""
 _NUMBERS = (int, float)
 _LARGEST = 1e100
 
@@ -116,7 +116,7 @@ def check_trace(trace: Mapping[str, Any], where: str) -> None:
 
 
 def _check_chunk(check: _Check, chunk: Mapping[str, Any], at: str, number: int, parents: int) -> int:
-  """Checks chunk `number`, whose candidates have so many parents to descend from. Returns how many survive."""
+  """Checks chunk `number`, whose candidates have `parents` parents to descend from. Returns how many survive."""
   if check.integer(chunk, "chunk", at) != number:
     raise check.refusal(at + "chunk", chunk["chunk"], str(number))
   for index, eviction in enumerate(check.objects(chunk, "evictions", at)):

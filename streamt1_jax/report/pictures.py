@@ -27,7 +27,7 @@ FRAMES_PER_STRIP = 3
 _QUALITY = 88
 _MEMBER = re.compile(r"(\d{1,7})/(\d{1,4})\.jpg")
 _MOST_BYTES, _MOST_ROWS = 1 << 20, 1 << 12
-"""Of one strip that is read; those written here have some kilobytes, and a hundred rows."""
+"""The most of one strip that is read; those written here have some kilobytes, and a hundred rows."""
 
 Strips = Mapping[tuple[int, int], bytes]
 """JPEGs by chunk and candidate."""

@@ -122,7 +122,7 @@ def ancestry(chunks: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def last_descendants(chunks: Sequence[Mapping[str, Any]]) -> list[dict[int, int]]:
-  """Of every candidate the place in `chunks` of the last chunk in which it, or a descendant, survived; -1 for none."""
+  """For every candidate the place in `chunks` of the last chunk that it, or a descendant, survived; -1 for none."""
   lasts: list[dict[int, int]] = []
   for index, chunk in reversed(list(enumerate(chunks))):
     own = dict.fromkeys(nodes(chunk), -1)

@@ -141,7 +141,13 @@ def score(value: float | None, digits: int = 4) -> str:
 
 
 def shares(parts: Mapping[str, Any], main: str, unit: str) -> list[Share]:
-  """Parts of a whole, of which `main` is what it is there for."""
+  """Each part with its percent of the whole; parts that are no numbers above 0 are left out.
+
+  Args:
+    parts: values by name.
+    main: name of the part that the whole is there for.
+    unit: of the values.
+  """
   values = {name: value for name, value in parts.items() if isinstance(value, (int, float)) and value > 0}
   total = sum(values.values())
   return [

@@ -28,7 +28,7 @@ from streamt1_jax.report.story import SCORES
 from streamt1_jax.report.svg import Columns, LineChart, Series
 
 MOST_VIDEO_BYTES = 20 << 20
-"""Of all videos that a page holds itself."""
+"""The most bytes of all videos together that a page holds itself."""
 PAGE = pathlib.Path(__file__).with_name("page")
 """Templates, style and script."""
 _CODE = re.compile("`([^`]+)`")

@@ -78,7 +78,7 @@ class Numbers:
       return self._counts[name]
 
   def quantiles(self, name: str) -> Quantiles:
-    """Of a series; no values if it is empty."""
+    """The quantiles of a series; no values if it is empty."""
     with self._lock:
       kept, (count, total) = list(self._series[name]), self._sums[name]
     values = {} if not kept else dict(zip(_QUANTILES, map(float, np.quantile(kept, _QUANTILES)), strict=True))

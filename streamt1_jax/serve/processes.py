@@ -224,7 +224,7 @@ def follow(open_session: Open) -> None:
 
 
 def _out_of_step(error: Exception) -> OutOfStep:
-  """Of an error whose traceback is printed: it may be a fault of the program."""
+  """What is raised for `error`, whose traceback is printed: it may be a fault of the program."""
   traceback.print_exception(error)
   reason = one_line(f"{type(error).__name__}: {error}", 300)
   return OutOfStep(f"process {jax.process_index()} cannot go on with the others: {reason}")

@@ -18,7 +18,7 @@ from streamt1_jax.messages import one_line, shortened
 
 MOST_IMAGE_BYTES = 4 << 20
 MOST_BYTES = 16 << 20
-"""Of a message. A larger one ends the connection unread, so a picture that is too large must fit: it gets an answer."""
+"""A larger message ends the connection unread, so a picture that is too large must fit: it gets an answer."""
 MOST_PROMPT, MOST_ID = 2000, 128
 """Characters."""
 _SEED_LIMIT = 2**31

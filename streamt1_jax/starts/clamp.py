@@ -1,4 +1,4 @@
-"""A picture that is the first latent frame of the first chunk, of which the search makes the rest (LongLive 2.0)."""
+"""A picture that is the first latent frame of the first chunk; the search makes the rest of it (LongLive 2.0)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from streamt1_jax.starts.base import Studio, name_of
 from streamt1_jax.steering import Start
 
 _RATE_TOLERANCE = 0.01
-"""Of the model's frame rate: 15.98 and 16 are the same to the eye."""
+"""Relative to the model's frame rate: 15.98 and 16 are the same to the eye."""
 
 
 def continued(studio: Studio, video: Any) -> Start:

@@ -37,7 +37,7 @@ _KEPT = 256
 class PromptEncoder:
   """A tokenizer and a stored UMT5 encoder. It keeps no weights, but the embeddings of the prompts that were used last.
 
-  Of prompts that are prepared together all are kept, and of others a few hundred. Threads take turns.
+  All prompts that are prepared together are kept, and a few hundred others. Threads take turns.
   """
 
   def __init__(

@@ -161,7 +161,7 @@ def _of_both(scenes: Sequence[Description], read: Callable, missing) -> np.ndarr
 
 
 def is_ambiguous(description: Description) -> bool:
-  """Whether an object has a colour of which there are backgrounds, and the background one of which there are objects.
+  """Whether an object and the background could exchange their colours: both exist for objects and for backgrounds.
 
   Which is which is said by the order of words alone: "a blue circle ... dark green".
   """

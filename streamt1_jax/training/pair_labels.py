@@ -29,7 +29,7 @@ UNKNOWN = -1
 
 
 class Labels(NamedTuple):
-  """Of B pairs. `UNKNOWN` where nothing is known, or nothing was said.
+  """What is known of B pairs. `UNKNOWN` where nothing is known, or nothing was said.
 
   Attributes:
     kind: index into `NAMES`.
@@ -91,7 +91,7 @@ def compared(text: Description, shown: Description) -> tuple[Int32[np.ndarray, "
   is_true, values = (np.full((ROWS, len(FIELDS)), UNKNOWN, np.int32) for _ in range(2))
   for row, (thing, seen) in enumerate(zip(text.things, _seen(text, shown), strict=True)):
     if seen is None:
-      # Of an object that is not there only this is false: that something has its colour.
+      # If an object is not there, only this is false: that something has its colour.
       is_true[row, FIELDS.index("color")] = 0
       continue
     said = np.array([value is not None for value in thing])

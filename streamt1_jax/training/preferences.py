@@ -1,4 +1,4 @@
-"""Pairs of clips, the first of which is better: the small reward models learn from them.
+"""Pairs of clips, the better one first: the small reward models learn from them.
 
   caption ──┬─ the clip it describes ────────────────┐
             └─ the same with one corruption, or more ┴─ looks shared by both (codec, blur, noise)

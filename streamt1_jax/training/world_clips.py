@@ -53,7 +53,7 @@ class ClipShares:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingClip:
-  """A clip of which the last caption is learned.
+  """A clip whose last caption is learned.
 
   Attributes:
     states: of all frames.

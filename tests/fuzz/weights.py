@@ -95,7 +95,7 @@ def _changed_adapter(rng: Rng, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _other_shapes(rng: Rng) -> dict[str, np.ndarray]:
-  """An adapter whose matrices have another rank, or are none."""
+  """An adapter whose matrices have another rank, or that are no matrices."""
   shape = pick(rng, ((), (0,), (3,), (0, 4), (3, 0), (1, 1), (2, 3, 4)))
   side = pick(rng, ("lora_A", "lora_B", "lora"))
   return {name: np.zeros(shape, np.float32) if side in name else matrix for name, matrix in adapter().items()}

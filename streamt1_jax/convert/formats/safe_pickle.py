@@ -25,7 +25,7 @@ from streamt1_jax.messages import one_line, shortened
 MAX_STEPS = 2**19
 MAX_DEPTH = 100
 """Containers in containers; a checkpoint has 5."""
-_MAX_ITEMS = 2**20  # Of the result, written out: what is held twice counts twice.
+_MAX_ITEMS = 2**20  # In the result, written out: what is held twice counts twice.
 _MAX_ARGUMENTS = 16
 _MAX_NAME = 256
 _LISTED = 5

@@ -151,7 +151,7 @@ def _contender(entry: _Entry, model: ModelConfig, numbers: Mapping[str, float], 
 
 
 def _is_plain(search: SearchConfig, model: ModelConfig) -> bool:
-  """Whether it makes plain videos, one or several, of which nothing but the whole is judged."""
+  """Whether it makes plain videos, one or several, and judges nothing but whole videos."""
   plain = SearchConfig.streaming(model)
   alike = {"top_k": 1, "policy": None, "sink_distance": None, "reward_codec": plain.reward_codec}
   return dataclasses.replace(search, **alike) == plain

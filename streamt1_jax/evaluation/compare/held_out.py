@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +16,7 @@ from streamt1_jax.io.timeline import ChunkClock
 from streamt1_jax.rewards.scorers import VideoScorer
 
 WINDOW_SECONDS = 5.0
-"""A drift curve has a point for about so many seconds, and at least two."""
+"""About the seconds of one point of a drift curve; a curve has at least two points."""
 _SIGNATURE_FRAMES, _SIGNATURE_SIDE = 4, 8
 SIGNATURE_BYTES = _SIGNATURE_FRAMES * _SIGNATURE_SIDE**2 * 3
 
@@ -39,7 +37,7 @@ class Judge(Protocol):
   """A held-out judge.
 
   Attributes:
-    metrics: what it measures; the first is the primary metric, of which more is better.
+    metrics: what it measures; the first is the primary metric, and more of it is better.
   """
 
   metrics: tuple[str, ...]
@@ -126,12 +124,6 @@ def distance(one: str, other: str) -> float:
   """Root mean square difference of two signatures, 0 to 255."""
   values = [np.frombuffer(base64.b64decode(each), np.uint8).astype(np.float64) for each in (one, other)]
   return float(np.sqrt(np.mean(np.square(values[0] - values[1]))))
-
-
-def diversity(signatures: Sequence[str]) -> float | None:
-  """Mean distance of all pairs; None where there is none."""
-  pairs = [distance(*pair) for pair in itertools.combinations(signatures, 2)]
-  return float(np.mean(pairs)) if pairs else None
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Results(NamedTuple):
 
   @property
   def captions(self) -> list[str]:
-    """Of every case; those of one caption are one cluster."""
+    """The caption of every case; cases of one caption are one cluster."""
     return [self.plan.scenes[case.prompt].text for case in self.plan.cases]
 
   def pools(self) -> list[list[Row]]:

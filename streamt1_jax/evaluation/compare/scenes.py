@@ -13,7 +13,7 @@ from streamt1_jax.io.timeline import ChunkClock, Entry, Timeline
 from streamt1_jax.noise_propagation import SEEDS_PER_CHUNK
 
 SEGMENT_SECONDS = 6.0
-"""A timeline has a caption for about so many seconds, and at least two."""
+"""About the seconds of one caption of a timeline; a timeline has at least two captions."""
 SEED_STEP = 100 * SEEDS_PER_CHUNK
 """Between two videos: those of up to 100 chunks have different seeds."""
 

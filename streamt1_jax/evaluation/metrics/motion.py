@@ -22,7 +22,7 @@ _HIDDEN_SHARE, _HIDDEN_LENGTH = 0.01, 0.5
 
 
 class Motion(NamedTuple):
-  """Of one video.
+  """How one video moves.
 
   Attributes:
     dynamic: VBench's rule for "moves", by DIS in the place of RAFT.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 _MOST_PAIRS = 64
-_TIE = 1e-6  # Of the largest correlation: rounding decides nothing.
+_TIE = 1e-6  # Relative to the largest correlation: rounding decides nothing.
 
 
 class Repeat(NamedTuple):

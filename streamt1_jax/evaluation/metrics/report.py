@@ -48,8 +48,9 @@ def measure(
   Returns:
     JSON values: the fields of `motion.Motion` but for `speeds`; `consistency`, `coherence_LAGs` (seconds) and
     `first_last` by features; means of `exposure`; `drift_NAME`, the mean of the last 15 % less that of the first; and
-    `windows`, a list of means over five seconds each. Of a world that repeats also `repeats`, a list of `period.Repeat`
-    by number of periods, and `period_error` and `phase_error`, the first of them, None for a video that is too short.
+    `windows`, a list of means over five seconds each. For a world that repeats also `repeats`, a list of
+    `period.Repeat` by number of periods, and `period_error` and `phase_error`, the first of them, None for a video that
+    is too short.
 
   Raises ConfigError for a shorter or smaller video, or without the extra `eval`.
   """

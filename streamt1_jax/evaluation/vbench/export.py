@@ -81,7 +81,7 @@ def entries(
   samples: int,
   flicker_samples: int | None = None,
 ) -> list[Entry]:
-  """Which video becomes which sample of which prompt; samples of one prompt are in the order of their seeds.
+  """Which video becomes which sample, and for which prompt; samples of one prompt are in the order of their seeds.
 
   Args:
     prompts: different ones.
