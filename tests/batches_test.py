@@ -31,6 +31,14 @@ CONFIG = BatchConfig(
 )
 
 
+def chosen_start(noise):
+  """Row of `START_POSITIONS` that noise `[..., F, C, H, W]` says: the 16 cells of frame 0, x over y, by their sums."""
+  frame = np.asarray(noise)[..., 0, :, :, :].sum(axis=-3)
+  *lead, height, width = frame.shape
+  cells = frame.reshape(*lead, 4, height // 4, 4, width // 4).sum(axis=(-3, -1))
+  return cells.swapaxes(-1, -2).reshape(*lead, 16).argmax(axis=-1)
+
+
 CLIPS = 40
 LATE, SWITCH = np.arange(CLIPS) % 2 == 1, np.tile([0, 0, 1, 4, 2, 0, 3, 4, 4, 4], 4).astype(np.int32)
 """For every clip: whether its first chunk is of an older caption, and with which chunk the caption changes."""
@@ -90,7 +98,7 @@ class TestFirstChunks:
 
   def test_the_input_of_coupled_steps_chooses_the_start(self, first_chunks, data):
     scene, start = self.named(first_chunks)
-    chosen = np.asarray(jax.jit(jax.vmap(jax.vmap(noise_coupling.start_index)))(jnp.asarray(first_chunks.noisy)))
+    chosen = chosen_start(first_chunks.noisy)
     coupled = first_chunks.step < batches.COUPLED_STEPS
     assert coupled.any()
     assert not coupled.all()
@@ -133,7 +141,7 @@ def test_rolled_noise_is_the_same_noise():
   for start in (0, 5, 15):
     rolled, found = noise_coupling.rolled(noise, before, jnp.float32(1.0), jnp.int32(start))
     assert found
-    assert noise_coupling.start_index(rolled) == start
+    assert chosen_start(rolled) == start
     np.testing.assert_array_equal(rolled[1:], noise[1:])
     np.testing.assert_array_equal(np.sort(rolled[0], axis=None), np.sort(noise[0], axis=None))
 

@@ -54,9 +54,3 @@ def test_sinusoids_by_hand():
   np.testing.assert_array_equal(schedule.denoising_schedule(CONFIG, 8).context_features, features[0])
   later = ScheduleConfig(context_timestep=10.0)
   np.testing.assert_array_equal(schedule.denoising_schedule(later, 8).context_features, features[1])
-
-
-def test_sigma_of_the_nearest_entry():
-  """0 is beyond the table, whose last entry is 5/1000 / (1 + 4/1000); 937 and 938 are nearest to 937.5, index 250."""
-  sigmas = schedule.sigma_of(np.array([[0.0, 1000.0], [937.6, 937.4]]), CONFIG)
-  np.testing.assert_allclose(sigmas, [[0.005 / 1.004, 1.0], [15 / 16, 15 / 16]], rtol=1e-15, atol=1e-15)

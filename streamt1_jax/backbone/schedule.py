@@ -38,14 +38,6 @@ def sigma_table(config: ScheduleConfig) -> Float64[np.ndarray, " num_train_times
   return config.shift * s / (1.0 + (config.shift - 1.0) * s)
 
 
-def sigma_of(timesteps: Float[np.ndarray, "*axes"], config: ScheduleConfig) -> Float64[np.ndarray, "*axes"]:
-  """Noise level of the table entry nearest to each timestep; so t = 0 maps to the last, non-zero entry."""
-  sigmas = sigma_table(config)
-  table = config.num_train_timesteps * sigmas
-  distance = np.abs(table - np.asarray(timesteps, np.float64)[..., None])
-  return sigmas[np.argmin(distance, axis=-1)]
-
-
 def time_features(timesteps: Float[np.ndarray, "*axes"], freq_dim: int) -> Float32[np.ndarray, "*axes {freq_dim}"]:
   """Sinusoids `[cos(t w) | sin(t w)]` with w_i = 10000^(-2 i / freq_dim)."""
   half = freq_dim // 2

@@ -93,7 +93,10 @@ def main(
 
 
 def parse(define_flags: Callable[[flags.FlagValues], None], argv: Sequence[str]) -> flags.FlagValues:
-  """The flags of a command as `argv` gives them. Raises ConfigError for an argument that is no flag of it."""
+  """The flags of a command as `argv` gives them, for tests of what reads flags; `main` parses those of a process.
+
+  Raises ConfigError for an argument that is no flag of the command.
+  """
   values = _define(define_flags)
   _parse(values, argv)
   return values

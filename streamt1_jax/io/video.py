@@ -146,42 +146,29 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
   return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def contact_sheet(
-  frames: np.ndarray, fps: float, *, columns: int = 4, rows: int = 2, scale: int = 1, gap: int = 4
-) -> np.ndarray:
-  """Evenly spaced frames in reading order, the first and the last among them, with the time in seconds under each.
-
-  Args:
-    frames: uint8 `[T, H, W, 3]`, RGB, T at least 1.
-    fps: frames per second, positive.
-    columns: frames side by side.
-    rows: rows of frames; fewer if the video has less than `columns * rows` frames.
-    scale: every pixel becomes a square of this many pixels on a side.
-    gap: pixels between frames and around the sheet.
-
-  Returns:
-    uint8 `[rows, columns, 3]` in pixels, RGB.
-
-  Raises:
-    ConfigError: an argument is out of range.
-  """
-  frames = np.asarray(frames)
-  require_frames(frames)
-  if columns < 1 or rows < 1 or gap < 0 or not fps > 0:
-    raise ConfigError(f"columns, rows and fps must be positive, gap not negative; got {columns}, {rows}, {fps}, {gap}")
-  indices = sheet_indices(len(frames), columns * rows)
-  return sheet_of(frames[indices], indices, fps, columns=columns, scale=scale, gap=gap)
-
-
 def sheet_indices(num_frames: int, count: int = 8) -> np.ndarray:
-  """Which frames of a video its contact sheet shows: `count` of them, or all if there are fewer."""
+  """Which frames of a video its contact sheet shows, the first and the last among them: `count`, or all if fewer."""
   return np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int)
 
 
 def sheet_of(
   frames: np.ndarray, indices: np.ndarray, fps: float, *, columns: int = 4, scale: int = 1, gap: int = 4
 ) -> np.ndarray:
-  """The contact sheet of frames that were picked: `contact_sheet` of the video has `indices` of `sheet_indices`."""
+  """The contact sheet of frames that were picked, in reading order, with the time in seconds under each.
+
+  Args:
+    frames: uint8 `[N, H, W, 3]`, RGB, N at least 1.
+    indices: int `[N]`, places of the frames in the video; those of `sheet_indices` are evenly spaced.
+    fps: frames per second of the video.
+    columns: frames side by side; fewer if there are fewer frames.
+    scale: every pixel becomes a square of this many pixels on a side.
+    gap: pixels between frames and around the sheet.
+
+  Returns:
+    uint8 `[rows, columns, 3]` in pixels, RGB.
+
+  Raises ConfigError unless `scale` is a positive integer.
+  """
   labels = [f"{index / fps:.2f} s" for index in indices]
   return _lay_out(enlarge(frames, scale), labels, min(columns, len(indices)), gap)
 

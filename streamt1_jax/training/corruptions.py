@@ -12,7 +12,6 @@ One object has the defect; the other one, where there are two, is as it should b
 import dataclasses
 
 from streamt1_jax.data import shapes
-from streamt1_jax.data.world import Thing
 
 FAMILIES = ("text", "picture", "motion")
 VISIBLE_FIELDS = ("size", "color", "shape", "background", "binding")
@@ -20,7 +19,6 @@ VISIBLE_FIELDS = ("size", "color", "shape", "background", "binding")
 FIELDS = (*shapes.Attributes._fields, "binding")
 """How another caption may differ in one thing: an attribute of an object, the background, or the colour of an object
 and of the background exchange hues."""
-_OBJECT_FIELDS = Thing._fields
 
 
 @dataclasses.dataclass(frozen=True)

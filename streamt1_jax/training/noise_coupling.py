@@ -8,8 +8,9 @@ noise with the right marginals, so at sampling time plain noise is all that is n
 couplings do the same by assignment.)
 
 A first chunk's noise is `[F, C, H, W]` with F >= 3; the frame is divided into 4 x 4 cells, one per start position of
-the first object; the second starts half a world away from it. Size and speed of the first object are said by the first
-half of the channels, those of the second by the second half.
+the first object; the second starts half a world away from it. The noise says the cell whose sum in frame 0 is the
+largest. Size and speed of the first object are said by the first half of the channels, those of the second by the
+second half.
 """
 
 import jax
@@ -30,11 +31,6 @@ def _cells(frame: Float[Array, "C H W"]) -> Float[Array, "4 4"]:
   # START_POSITIONS runs over x first: row-major in (x, y).
   assert tuple(START_POSITIONS[1]) == (8, 24)
   return frame.reshape(channels, _CELLS, height // _CELLS, _CELLS, width // _CELLS).sum(axis=(0, 2, 4)).T
-
-
-def start_index(noise: Latents) -> IntScalar:
-  """Row of `START_POSITIONS` that the noise chooses: the cell with the largest sum in frame 0."""
-  return jnp.argmax(_cells(noise[0]).reshape(-1)).astype(jnp.int32)
 
 
 def rolled(
