@@ -186,7 +186,7 @@ def kill_often(kills: int, reference: Trial, shares: kill_moments.Shares) -> dic
     drawn = DRAWN[starts % len(DRAWN)]
     starts += 1
     process = trial.start(cold=drawn == "compile" and not enough)
-    at = kill_moments.draw_moment(drawn, lengths, shares, chunk, len(PROMPTS))
+    at = kill_moments.draw_moment(drawn, kill_moments.Program(lengths, shares, chunk, len(PROMPTS)))
     moment = None if enough else kill_at(trial, process, *at)
     process.join()
     ended = moment is None

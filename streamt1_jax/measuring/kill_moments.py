@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -20,7 +21,41 @@ from streamt1_jax.pipeline import Pipeline
 
 PHASES = ("load", "compile", "denoise", "reward", "commit", "save", "assemble", "write")
 """Where a kill may fall."""
-DRAWN = ("compile", "denoise", "reward", "save", "write", "any")
+
+
+class Program(NamedTuple):
+  """A program that will be killed.
+
+  Attributes:
+    lengths: the most seconds of every phase, and of the whole `run`.
+    shares: parts of a chunk.
+    chunk_seconds: seconds of a chunk.
+    num_videos: that it makes.
+  """
+
+  lengths: Mapping[str, float]
+  shares: Shares
+  chunk_seconds: float
+  num_videos: int
+
+
+Moment = tuple[str, int, float]
+"""An event, how often it has to come, and the seconds after it at which to kill."""
+
+_uniform = random.uniform
+_MOMENTS: Mapping[str, Callable[[Program, int], Moment]] = {
+  "compile": lambda run, often: ("+first_chunk", 1, _uniform(0.0, run.lengths["compile"])),
+  "denoise": lambda run, often: ("+search", often, _uniform(0.0, run.shares.denoise) * run.chunk_seconds),
+  "reward": lambda run, often: ("+search", often, _uniform(run.shares.denoise, run.shares.reward) * run.chunk_seconds),
+  "save": lambda run, often: ("+save", often, _uniform(0.0, 1.2) * run.lengths["save"]),
+  "write": lambda run, often: (
+    "+assemble",
+    random.randint(1, run.num_videos),
+    _uniform(0.0, run.lengths["assemble"] + run.lengths["write"]),
+  ),
+  "any": lambda run, often: ("+start", 1, _uniform(0.0, run.lengths["run"])),
+}
+DRAWN = tuple(_MOMENTS)
 """Where it is meant to fall."""
 
 
@@ -97,27 +132,6 @@ def phase_at(marks: Marks, moment: float, shares: Shares, chunk_seconds: float) 
   return phase, "save" in running
 
 
-def draw_moment(
-  drawn: str, lengths: Mapping[str, float], shares: Shares, chunk_seconds: float, num_videos: int
-) -> tuple[str, int, float]:
-  """An event, how often it has to come, and the seconds after it at which to kill.
-
-  Args:
-    drawn: one of `DRAWN`.
-    lengths: the most seconds of every phase, and of the whole `run`.
-    shares: parts of a chunk.
-    chunk_seconds: seconds of a chunk.
-    num_videos: that the program makes.
-  """
-  often = random.randint(1, 3)
-  if drawn == "compile":
-    return "+first_chunk", 1, random.uniform(0.0, lengths["compile"])
-  if drawn == "denoise":
-    return "+search", often, random.uniform(0.0, shares.denoise) * chunk_seconds
-  if drawn == "reward":
-    return "+search", often, random.uniform(shares.denoise, shares.reward) * chunk_seconds
-  if drawn == "save":
-    return "+save", often, random.uniform(0.0, 1.2) * lengths["save"]
-  if drawn == "write":
-    return "+assemble", random.randint(1, num_videos), random.uniform(0.0, lengths["assemble"] + lengths["write"])
-  return "+start", 1, random.uniform(0.0, lengths["run"])
+def draw_moment(drawn: str, program: Program) -> Moment:
+  """A moment at which to kill a program in the phase `drawn`, one of `DRAWN`."""
+  return _MOMENTS[drawn](program, random.randint(1, 3))
