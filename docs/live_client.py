@@ -1,6 +1,6 @@
 """Asks a live server for a video, changes its prompt once, and writes what comes to a file.
 
-python -m experiments.live_client http://127.0.0.1:8000 video.mp4 "a red circle moves left" "a blue square moves up"
+python docs/live_client.py http://127.0.0.1:8000 video.mp4 "a red circle moves left" "a blue square moves up"
 """
 
 import asyncio

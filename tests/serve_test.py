@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import io
 import json
+import pathlib
 import threading
 import time
 import types
@@ -12,7 +14,6 @@ import av
 import numpy as np
 import pytest
 
-from experiments import live_client
 from streamt1_jax.config import ConfigError
 from streamt1_jax.measuring import live_viewer
 from streamt1_jax.receipts import Receipt
@@ -28,6 +29,8 @@ from streamt1_jax.serve.take import Take
 from streamt1_jax.serve.viewers import Viewer
 from tests import small_session
 from tests.live_server import PATIENCE, live, pictures, studio
+
+_CLIENT = pathlib.Path(__file__).resolve().parents[1] / "docs" / "live_client.py"
 
 
 def decoded(content: bytes) -> list[tuple[float, np.ndarray]]:
@@ -240,10 +243,14 @@ def test_a_scripted_viewer():
 
 
 def test_the_example_client(tmp_path, capsys):
+  spec = importlib.util.spec_from_file_location("live_client", _CLIENT)
+  client = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(client)
+
   async def run():
     async with live(brisk(), lead=0.125) as server:
       url = str(server.http.make_url("")).rstrip("/")
-      await live_client.record(url, str(tmp_path / "video.mp4"), "a", "b", chunks=4)
+      await client.record(url, str(tmp_path / "video.mp4"), "a", "b", chunks=4)
 
   asyncio.run(run())
   frames = decoded((tmp_path / "video.mp4").read_bytes())
