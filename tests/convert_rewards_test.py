@@ -11,15 +11,22 @@ import pytest
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert import engine, peft_merge
 from streamt1_jax.convert.tables import hpsv3, qwen2_vl, videoalign
+from streamt1_jax.convert.tables.rewards import CONVERSIONS
 from streamt1_jax.rewards import hpsv3 as rewards_hpsv3
 from streamt1_jax.rewards import videoalign as rewards_videoalign
 from streamt1_jax.rewards.hpsv3 import HPSv3Config
 from streamt1_jax.rewards.qwen2_vl.config import qwen2_vl_preset
+from streamt1_jax.rewards.table import PUBLISHED_REWARDS
 from streamt1_jax.rewards.videoalign import VideoAlignConfig
 from tests import small_rewards
 
 _TINY = HPSv3Config(qwen2_vl_preset("qwen2_vl_tiny"), head_dims=(12, 6))
 _BLOCK_LINEAR = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
+
+
+def test_both_lines_of_a_published_reward():
+  """One says what the reward is, the other how its weights are converted."""
+  assert set(CONVERSIONS) == set(PUBLISHED_REWARDS) == {"hpsv3", "videoalign"}
 
 
 def _published_vision(dim: int, out: int) -> dict[str, tuple[int, ...]]:

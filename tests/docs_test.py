@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from streamt1_jax.__main__ import COMMANDS
+from streamt1_jax.rewards.table import PUBLISHED_REWARDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [
@@ -109,13 +110,25 @@ def test_flags_exist():
       nodes = ast.walk(ast.parse(source.read_text()))
       strings |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
   # These are made from the names of the rewards.
-  strings |= {f"{name}_prompt" for name in ("hpsv3", "videoalign")}
+  strings |= {f"{name}_prompt" for name in PUBLISHED_REWARDS}
   for page in PAGES:
     for command in _commands(page):
       if command.startswith("python -m pytest"):
         continue
       for flag in re.findall(r"(?<!\S)--(\w+)", command):
         assert flag in ("help", "flagfile") or flag in strings, f"{_name(page)}: --{flag} in {command}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "evidence"], ids=_name)
+def test_flagfiles_exist(page):
+  """Pages of evidence say which files were read when it was recorded."""
+  for path in re.findall(r"--flagfile=([\w$./-]+\.flags)", page.read_text()):
+    # A folder in capitals stands for one of the reader's own.
+    name = re.sub(r"^\$FLAGFILES/", "experiments/flagfiles/", path)
+    if re.match(r"[A-Z]+/", name):
+      continue
+    folder = ROOT if "/" in name else ROOT / "experiments" / "flagfiles"
+    assert (folder / name).is_file(), f"{_name(page)}: --flagfile={path}"
 
 
 @pytest.mark.parametrize("file", EVIDENCE, ids=_name)

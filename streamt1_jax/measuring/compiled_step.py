@@ -28,15 +28,14 @@ from streamt1_jax.measuring.random_search import ConstantReward
 from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.parallel.sharding import LAYOUTS, RULES, placed
 from streamt1_jax.rewards.qwen2_vl import loading
-from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, PUBLISHED_REWARDS, REWARDS
 from streamt1_jax.state import Condition, SearchState, init_state
 from streamt1_jax.typing import Device, Params
 
 PHASES = ("open", "propose", "denoise", "judge", "select", "prune", "commit")
 """Scopes of the chunk step."""
 _TRITON_CALL = "__gpu$xla.gpu.triton"
-_FULL_SIZE = ("hpsv3", "videoalign")
-_REWARD_LAYOUT = tuple(axes for name in _FULL_SIZE for axes in REWARDS[name].layout)
+_REWARD_LAYOUT = tuple(axes for name in PUBLISHED_REWARDS for axes in REWARDS[name].layout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _rewards(model: ModelConfig, dtype: DTypeLike | None) -> tuple[list[Any], di
     built_in = [REWARDS[name].make(None, model.fps) for name in DEFAULT_REWARDS]
     rewards = [ConstantReward(), ConstantReward()] if model.codec is None else built_in
     return rewards, {name: {} for name in names}, [{}, {}]
-  specs = [REWARDS[name] for name in _FULL_SIZE]
+  specs = [REWARDS[name] for name in PUBLISHED_REWARDS]
   rewards = [spec.make(spec.make_config(), model.fps) for spec in specs]
   params = [loading.without_table(spec.weight_shapes(spec.make_config(), dtype)) for spec in specs]
   conditions = [tpu_compiler.prompt_shapes(spec, dtype) for spec in specs]

@@ -16,7 +16,7 @@ from streamt1_jax.measuring import random_search
 from streamt1_jax.models import abstract_codec, make_models
 from streamt1_jax.planning import request
 from streamt1_jax.planning.request import Request
-from streamt1_jax.rewards.table import DEFAULT_REWARDS, REWARDS
+from streamt1_jax.rewards.table import DEFAULT_REWARDS, PUBLISHED_REWARDS, REWARDS
 from streamt1_jax.state import Condition
 from streamt1_jax.typing import Params
 
@@ -62,7 +62,7 @@ def _numerics(tokens: tuple[int, int]) -> ModelConfig:
 
 
 def _full() -> Sizes:
-  rewards = {name: REWARDS[name].make_config() for name in ("hpsv3", "videoalign")}
+  rewards = {name: REWARDS[name].make_config() for name in PUBLISHED_REWARDS}
   return Sizes(preset("wan_1_3b"), jnp.bfloat16, 10, 4, _numerics((16, 24)), rewards, (480, 832), 8192, None)
 
 
@@ -71,7 +71,7 @@ def _small() -> Sizes:
   narrow = dataclasses.replace(tiny.backbone, dim=24, ffn_dim=48, num_heads=2, num_layers=2, freq_dim=16, text_dim=16)
   codec = dataclasses.replace(tiny.required_codec, base_dim=8)
   video = dataclasses.replace(tiny, backbone=narrow, codec=codec, latent_height=4, latent_width=4)
-  rewards = {name: REWARDS[name].required_training.config() for name in ("hpsv3", "videoalign")}
+  rewards = {name: REWARDS[name].required_training.config() for name in PUBLISHED_REWARDS}
   return Sizes(video, jnp.float32, 4, 2, _numerics((4, 4)), rewards, (64, 64), 256, (16, 128))
 
 

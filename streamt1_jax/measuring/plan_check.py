@@ -14,12 +14,11 @@ from streamt1_jax.parallel import mesh as device_mesh
 from streamt1_jax.planning import memory, request
 from streamt1_jax.planning.memory import GIB, Estimate
 from streamt1_jax.planning.request import Request
-from streamt1_jax.rewards.table import REWARDS
+from streamt1_jax.rewards.table import PUBLISHED_REWARDS, REWARDS
 
 COLUMNS = (
   "program", "mesh", "decoding", "rewards", "sink frames", "arguments", "temporaries", "error", "within",
 )  # fmt: skip
-_LARGE = ("hpsv3", "videoalign")
 _CORES = {"tpu7x": 2}
 """Devices of a chip, where a chip has more than one; tables count by the chip."""
 
@@ -63,7 +62,8 @@ def of_slices(evidence: Mapping[str, Any]) -> Iterator[Comparison]:
     model, search = preset("wan_1_3b"), SearchConfig.released(max_sink_frames=int(sinks))
     # Devices that search other prompts change nothing on this one.
     sizes = device_mesh.parse_sizes(mesh) | {"data": 1}
-    large = {} if rewards == "built in" else {name: (REWARDS[name], REWARDS[name].make_config()) for name in _LARGE}
+    names = () if rewards == "built in" else PUBLISHED_REWARDS
+    large = {name: (REWARDS[name], REWARDS[name].make_config()) for name in names}
     asked = Request(
       model=model,
       search=search,

@@ -22,7 +22,7 @@ from streamt1_jax.measuring import flop_count
 from streamt1_jax.models import abstract_params, make_models
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.rewards.base import LoadedReward
-from streamt1_jax.rewards.table import REWARDS
+from streamt1_jax.rewards.table import PUBLISHED_REWARDS, REWARDS
 from streamt1_jax.state import Condition
 
 
@@ -119,7 +119,7 @@ def prices(pipeline: Pipeline, condition: Condition) -> Prices:
 
 def published(model: ModelConfig) -> Models:
   """The static half of a search of `model` that the published reward models judge; no weights are made."""
-  return make_models(model, *(_published_reward(name, model) for name in ("hpsv3", "videoalign")))
+  return make_models(model, *(_published_reward(name, model) for name in PUBLISHED_REWARDS))
 
 
 def published_prices(model: ModelConfig) -> Prices:

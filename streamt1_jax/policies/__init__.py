@@ -1,10 +1,8 @@
-"""Search policies: who survives a chunk. One file per family, and one table of names.
+"""Search policies: who survives a chunk. One file per family.
 
 A policy from outside the package is a frozen dataclass with `init` and `select` (see `base.Policy`), given as
 `SearchConfig(policy=...)`; it needs no line here.
 """
-
-from collections.abc import Mapping
 
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.policies.base import (
@@ -23,7 +21,6 @@ from streamt1_jax.policies.selection import ByScore, KeepBeams, PerBeam, Probabi
 from streamt1_jax.policies.widths import Reject
 
 __all__ = [
-  "POLICIES",
   "ByScore",
   "Choice",
   "Event",
@@ -47,18 +44,6 @@ __all__ = [
   "search_policy",
   "selection_key",
 ]
-
-POLICIES: Mapping[str, type[Policy]] = {
-  "by_score": ByScore,
-  "keep_beams": KeepBeams,
-  "particles": Particles,
-  "per_beam": PerBeam,
-  "probabilistic": ProbabilisticTopK,
-  "rank_ensemble": RankEnsemble,
-  "reject": Reject,
-  "top_k": TopK,
-}
-"""Name to policy."""
 
 
 def search_policy(search: SearchConfig) -> Policy:

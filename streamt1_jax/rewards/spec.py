@@ -8,6 +8,9 @@
 
 Every reward's file ends with its SPEC, and `rewards.table.REWARDS` lists them. Functions that look a name up take the
 table as an argument, so that a program can add its own: `{**REWARDS, "mine": SPEC}`.
+
+How the weights of a published reward are converted is a second line, in `convert.tables.rewards.CONVERSIONS`, because
+`convert` lies a floor above `rewards`.
 """
 
 import dataclasses
