@@ -23,6 +23,7 @@ FLAVOURS: FlavourTable = {
   "codec": (wan_vae.wan_flavour, wan_vae.diffusers_flavour),
   "text": (umt5.wan_flavour, umt5.hugging_face_flavour),
 }
+"""Part of a model to what makes the flavours that its file may have, each from the model's sizes."""
 PART_NAMES = {"backbone": "a video backbone", "codec": "a video VAE", "text": "a text encoder"}
 
 
