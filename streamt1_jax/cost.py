@@ -188,12 +188,6 @@ def whole_video_cost(
   return Cost(video_calls=search.top_k * parts, video_frames=search.top_k * frames)
 
 
-def video_cost(models: Models, search: SearchConfig, num_chunks: int, *, short_frames: int | None = None) -> Cost:
-  """What a whole video under one prompt costs, its last verdict included."""
-  chunks = (chunk_cost(models, search, index, num_chunks, short_frames=short_frames) for index in range(num_chunks))
-  return total([*chunks, whole_video_cost(models, search, num_chunks)])
-
-
 def streams_begun(
   models: Models,
   search: SearchConfig,

@@ -15,7 +15,6 @@ import numpy as np
 from streamt1_jax import memory_sinking
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.cost import Cost
-from streamt1_jax.drivers import FinalBeams, lineage
 from streamt1_jax.policies import inside_event
 from streamt1_jax.state import ChunkTrace
 
@@ -26,51 +25,6 @@ ROUTE_NAMES = {
   memory_sinking.APPEND: "append",
   memory_sinking.APPEND_AT_MAXIMUM: "append_at_maximum",
 }
-
-
-def describe_trace(
-  traces: Sequence[ChunkTrace],
-  beams: FinalBeams | None,
-  search: SearchConfig,
-  *,
-  given_chunks: int = 0,
-  segments: Sequence[tuple[int, str]] = (),
-  method: str | None = None,
-  costs: Sequence[Cost] | None = None,
-) -> dict[str, Any]:
-  """Everything a search decided, for `manifest.write_json`.
-
-  Candidates are numbered n = parent * beam_size + i. A candidate's `route` is what happened to the chunk that
-  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then. Scores of
-  candidates are None where nothing judges them.
-
-  Args:
-    traces: the chunks in order; a search that failed has fewer than the video.
-    beams: the finished videos; None if the search failed.
-    search: the configuration they were searched with.
-    given_chunks: chunks that the video began with and that were not searched.
-    segments: first chunk and prompt of every segment.
-    method: name of the search, if it has one.
-    costs: of every chunk, where they were counted.
-
-  Returns:
-    `method`; `beam_size`, `top_k`; `given_chunks`; `segments` (`chunk`, `prompt`); `chunks`, each with `evictions` (per
-    parent), `candidates` with their `fate`, `survivors` (candidates, best first) and their `scores`, `events` and
-    `cost`; and `final` (whole-video `scores`, `best` beam, its `lineage`: survivor and candidate of every chunk), None
-    without `beams`.
-  """
-  final = None
-  if beams is not None:
-    survivors = [jax.device_get(trace.survivor) for trace in traces]
-    path = lineage(survivors, search.beam_size)[:, beams.best].tolist()
-    steps = enumerate(zip(path, survivors, strict=True), start=given_chunks)
-    final = describe_scores(beams.scores, beams.best)
-    final["lineage"] = [describe_step(chunk, beam, int(survivor[beam])) for chunk, (beam, survivor) in steps]
-  rows = zip(range(given_chunks, given_chunks + len(traces)), traces, costs or [None] * len(traces), strict=True)
-  return describe_video(search, given_chunks, segments, method) | {
-    "chunks": [describe_chunk(index, trace, search, cost) for index, trace, cost in rows],
-    "final": final,
-  }
 
 
 def describe_video(
@@ -97,7 +51,12 @@ def describe_step(chunk: int, beam: int, candidate: int) -> dict[str, Any]:
 
 
 def describe_chunk(index: int, trace: ChunkTrace, search: SearchConfig, cost: Cost | None = None) -> dict[str, Any]:
-  """What a trace says of chunk `index` of the video, which took `cost`."""
+  """What a trace says of chunk `index` of the video, which took `cost`.
+
+  Candidates are numbered n = parent * beam_size + i. A candidate's `route` is what happened to the chunk that
+  left its parent's window before it was drawn; its `flags` say how its own chunk will be routed then. Scores of
+  candidates are None where nothing judges them.
+  """
   trace = jax.device_get(trace._replace(latents=None, frames=None, steps=None, previews=None))
   evictions = [_describe_eviction(trace, parent) for parent in range(search.top_k)]
   survivors, judged = trace.survivor.tolist(), search.judges_chunk(index)

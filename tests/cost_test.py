@@ -29,6 +29,7 @@ from streamt1_jax.sampling import renoise
 from streamt1_jax.state import ChunkTrace, Condition
 from tests import toy_generator as toy
 from tests import trace_schema
+from tests.whole_video import describe_trace, video_cost
 
 MODEL = preset("tiny")
 NUM_CHUNKS = 4
@@ -146,10 +147,10 @@ def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
   numbers = {each: 0.5 for each, default in method.numbers.items() if default is None}
   search = method.settings(MODEL, numbers=numbers)
   models, counted, traces, beams = _count(search)
-  assert _seen_by_the_models(cost.video_cost(models, search, NUM_CHUNKS)) == counted
+  assert _seen_by_the_models(video_cost(models, search, NUM_CHUNKS)) == counted
   costs = [cost.chunk_cost(models, search, index, NUM_CHUNKS) for index in range(NUM_CHUNKS)]
   segments = [(0, "a red circle")]
-  described = trace.describe_trace(traces, beams, search, segments=segments, method=name, costs=costs)
+  described = describe_trace(traces, beams, search, segments=segments, method=name, costs=costs)
   # As a file holds it.
   document = json.loads(manifest.to_json_line(described))
   trace_schema.check(document)
@@ -171,7 +172,7 @@ def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
 def test_a_beam_by_hand(sizes, expected):
   search = METHODS["beam"].settings(MODEL, **sizes)
   models, counted, *_ = _count(search)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
 
 
 def test_chunks_that_are_not_judged():
@@ -180,8 +181,8 @@ def test_chunks_that_are_not_judged():
   search = dataclasses.replace(search, judge_every=2)
   models, counted, traces, beams = _count(search)
   expected = Cost(2 * 8 + 2 * 4, 0, 8, 2 * 4 + 2 * 2, 0, 8, 4 * (1 + 4), 8 + 2, 4 * (1 + 9) + 2 * 13)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
-  document = trace.describe_trace(traces, beams, search)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+  document = describe_trace(traces, beams, search)
   trace_schema.check(document)
   assert [len(chunk["candidates"]) for chunk in document["chunks"]] == [4, 2, 4, 2]
   assert [chunk["judged"] for chunk in document["chunks"]] == [True, False, True, False]
@@ -195,7 +196,7 @@ def test_candidates_that_are_carried_on(decoding, again):
   # Chunks 1 and 2, 2 and 3, and 3 follow; windows have 1, 5, 9 and 13 frames.
   ahead = Cost(0, 2 * 5 * 3, 0, 2 * 5, 0, 2 * 5, 2 * 5 * 4, 2 * 5, 2 * (5 + 9 + 9 + 13 + 13))
   expected = cost.total([Cost(16, 0, 4, 8 + again, 0, 8, 26, 8, 56), ahead])
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
 
 
 @pytest.mark.parametrize(("horizon", "follow"), [(2, [1, 0, 2, 2, 2, 2, 1, 0]), (20, [2, 2, 2, 2, 2, 2, 1, 0])])
@@ -216,7 +217,7 @@ def test_rounds_cost_what_was_drawn():
   assert counted == cost.total(costs) == Cost(16, 0, 4, 8 + 4, 0, 8, 26, 8, 56)
   assert [cost.chunk_depth(models, search, i, NUM_CHUNKS, 1) for i in range(NUM_CHUNKS)] == [3] * NUM_CHUNKS
   assert cost.chunk_depth(models, search, 0, NUM_CHUNKS, 3) == 7
-  trace_schema.check(trace.describe_trace(traces, beams, search))
+  trace_schema.check(describe_trace(traces, beams, search))
 
 
 def test_candidates_that_are_rejected_early():
@@ -225,8 +226,8 @@ def test_candidates_that_are_rejected_early():
   search = dataclasses.replace(search, policy=Reject(start=4, step=0))
   models, counted, traces, beams = _count(search)
   expected = Cost(4 * (4 + 2), 0, 4, 8, 16, 4 * (4 + 2), 4 * 4 + 2 * 13, 8, 56)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
-  document = trace.describe_trace(traces, beams, search)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
+  document = describe_trace(traces, beams, search)
   trace_schema.check(document)
   for chunk in document["chunks"]:
     inside, final = chunk["events"]
@@ -255,7 +256,7 @@ def test_winners_that_are_decoded_again():
   search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=1)
   models, counted, *_ = _count(search, "twice")
   expected = Cost(16, 0, 4, 8 + 4, 0, 8, 26, 8, 56)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
 
 
 def test_rewards_that_see_everything_decoded_from_scratch():
@@ -264,7 +265,7 @@ def test_rewards_that_see_everything_decoded_from_scratch():
   models, counted, *_ = _count(search)
   # A chunk by itself has 1 frame, windows have 1, 5, 5 and 5; at the end the whole video has 13.
   expected = Cost(16, 0, 4, 4 * (2 * 3 + 1), 0, 8, 8, 8 + 1, 2 * 16 + 13)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
 
 
 def test_a_window_shorter_than_the_video_is_judged_once_more():
@@ -272,7 +273,7 @@ def test_a_window_shorter_than_the_video_is_judged_once_more():
   models, counted, *_ = _count(search)
   # Past frames are those of a first chunk, 1: windows have 1, 5, 5 and 5 frames.
   expected = Cost(16, 0, 8, 8, 0, 8, 26, 8 + 2, 2 * (1 + 5 + 5 + 5) + 2 * 13)
-  assert (counted, cost.video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
+  assert (counted, video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
 
 
 def test_frames_that_the_image_reward_does_not_see():

@@ -23,7 +23,6 @@ from streamt1_jax.drivers import FinalBeams
 from streamt1_jax.memory_sinking import APPEND, NOTHING, Eviction
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
-from streamt1_jax.trace import describe_trace
 from tests import videos
 from tests.command_line import (
   HOST_DEVICES,
@@ -34,6 +33,7 @@ from tests.command_line import (
   save_model,
   start,
 )
+from tests.whole_video import describe_trace
 
 PROMPT = "a red circle moves left over a dark blue background"
 LONG_PROMPT = "a blue square " + "that moves slowly " * 20

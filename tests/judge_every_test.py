@@ -17,9 +17,9 @@ from streamt1_jax.memory_sinking import DISCARD, NOTHING
 from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.policies import Particles, TopK
 from streamt1_jax.state import Condition
-from streamt1_jax.trace import describe_trace
 from tests import small_search as small
 from tests import toy_generator as toy
+from tests.whole_video import describe_trace
 
 NUM_CHUNKS = 8
 SEARCH = dataclasses.replace(

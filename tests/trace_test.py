@@ -10,7 +10,7 @@ from streamt1_jax.generator import Eviction
 from streamt1_jax.memory_sinking import DISCARD, EMA, NOTHING
 from streamt1_jax.reward_pruning import Flags
 from streamt1_jax.state import CandidateTrace, ChunkTrace
-from streamt1_jax.trace import describe_trace
+from tests.whole_video import describe_trace
 
 TOP_K, BEAM_SIZE = 2, 3
 SEARCH = SearchConfig(top_k=TOP_K, beam_size=BEAM_SIZE)

@@ -25,7 +25,7 @@ class Account:
 
   Attributes:
     folder: where it is.
-    trace: trace.json; its fields have the types that `trace.describe_trace` gives them.
+    trace: trace.json; its fields have the types that `trace` gives them.
     run: manifest.json, or failed.json of a search that failed, or {} if there is neither.
     failed: whether the search failed.
   """
@@ -91,7 +91,7 @@ def _read(folder: epath.Path, name: str, what: str) -> dict[str, Any]:
 
 
 def check_trace(trace: Mapping[str, Any], where: str) -> None:
-  """Raises ConfigError, which begins with `where`, unless `trace` is what `trace.describe_trace` gives.
+  """Raises ConfigError, which begins with `where`, unless `trace` is what a search tells.
 
   Fields that are not known are left alone: policies and methods add their own.
   """
