@@ -316,7 +316,7 @@ class TestUnitScores:
   def test_of_mu(self):
     config = _config("hpsv3")
     params = jax.tree.map(jnp.asarray, small_rewards.random_params(config))
-    same, scaled = hpsv3.with_unit_scores(config, params, np.array([4.0]), np.array([2.5]))
+    same, scaled = hpsv3.with_unit_scores(params, config, np.array([4.0]), np.array([2.5]))
     assert same == config
     condition = hpsv3.HPSv3(config).init(params, PromptTokens(jnp.zeros(2, int), jnp.arange(4), jnp.array([3])))
     frames = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)), jnp.uint8)
@@ -330,7 +330,7 @@ class TestUnitScores:
     config = _config("videoalign")
     mean, std = np.array([4.0, -1.0, 0.12345]), np.array([2.0, 0.5, 4.0])
     given = {"head": jnp.zeros(1)}
-    scaled, params = videoalign.with_unit_scores(config, given, mean, std)
+    scaled, params = videoalign.with_unit_scores(given, config, mean, std)
     assert params is given
     assert dataclasses.replace(scaled, mean=config.mean, std=config.std) == config
     raw = jnp.array([[4.0, -1.0, 0.1235], [6.0, -0.5, 4.1235], [2.0, -2.0, -7.8765]])

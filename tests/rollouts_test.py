@@ -125,7 +125,7 @@ def test_every_clip_goes_on_under_its_own_captions(monkeypatch):
     **dict.fromkeys(Dataset._fields[6:]),
   )
   graphdefs = {"backbone": nnx.graphdef(_Backbone()), "text": nnx.graphdef(_Text())}
-  made = rollouts.make_rollouts(graphdefs, {"backbone": {}, "text": {}}, data, small.MODEL, 9, seed=0)
+  made = rollouts.make_rollouts({"backbone": {}, "text": {}}, graphdefs, data, small.MODEL, 9, seed=0)
   assert made.dtype == np.float16
   expected = 100 * (1 + np.arange(9)) + 20 + np.arange(9) + np.arange(9) % 5 + np.arange(9) % 2 + 3 * np.arange(9)
   np.testing.assert_array_equal(made, np.broadcast_to(expected.reshape(-1, 1, 1, 1, 1, 1), (9, *shape[1:])))

@@ -149,7 +149,7 @@ def run(values: flags.FlagValues) -> None:
   follows = batches.second_follows(data)
   require(bool(follows.any()), f"--late={shares.late}, --far={shares.far}: no clip has a second chunk to be learned")
   if values.rollouts:
-    make = lambda: rollouts.make_rollouts(graphdefs, params, data, model, values.rollouts, training.seed)
+    make = lambda: rollouts.make_rollouts(params, graphdefs, data, model, values.rollouts, training.seed)
     data = data._replace(made=jnp.asarray(rollouts.read_or_make(make, this.folder / "rollouts.npy")))
   optimizer = dit.make_optimizer(training)
   params["readers"] = caption_readers.init_readers(model.required_text.dim)

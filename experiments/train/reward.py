@@ -150,7 +150,7 @@ def run(values: flags.FlagValues) -> None:
   average = trained.state.average["reward"]
   mean, std = reward.score_statistics(average, objective, training, values.score_batches)
   print(f"scores: mean {mean}, standard deviation {std}", flush=True)
-  config, final = small.with_unit_scores(config, average, mean, std)
+  config, final = small.with_unit_scores(average, config, mean, std)
   stored, texts = loading.with_backbone_in(final, jnp.float16), loading.files(spec, config, template, tokenizer)
   folder.save_reward(this.folder / "reward", spec, config, stored, texts)
   loop.plot_curve(this, ["clip", "caption", "naming", "words"], f"small {spec.name}", ylabel="loss", yscale="log")

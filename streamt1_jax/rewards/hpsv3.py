@@ -94,7 +94,7 @@ class HPSv3Model(nnx.Module):
 
 def abstract_params(config: HPSv3Config, dtype: DTypeLike = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
-  return qwen2_vl.backbone_in(dtype, _abstract(config)[1])
+  return qwen2_vl.backbone_in(_abstract(config)[1], dtype)
 
 
 def graphdef(config: HPSv3Config) -> nnx.GraphDef:
@@ -172,7 +172,7 @@ def initial_params(config: HPSv3Config, seed: int) -> Params:
 
 
 def with_unit_scores(
-  config: HPSv3Config, params: Params, mean: Float[HostArray, "1"], std: Float[HostArray, "1"]
+  params: Params, config: HPSv3Config, mean: Float[HostArray, "1"], std: Float[HostArray, "1"]
 ) -> tuple[HPSv3Config, Params]:
   """Weights whose mu has mean 0 and standard deviation 1 where that of `params` has these.
 

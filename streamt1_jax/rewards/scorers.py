@@ -93,7 +93,7 @@ class FrameScorer:
     for start in range(0, len(frames), batch):
       some = frames[start : start + batch]
       filled = np.pad(some, ((0, batch - len(some)), (0, 0), (0, 0), (0, 0)), mode="edge")
-      scores += np.asarray(_frame_scores(self.reward, self.params, features, filled))[: len(some)].tolist()
+      scores += np.asarray(_frame_scores(self.params, self.reward, features, filled))[: len(some)].tolist()
     return require_finite(self.name, {self.name: float(np.mean(scores)), f"{self.name}_frames": scores})
 
 
@@ -123,18 +123,18 @@ class WindowScorer:
     return np.arange(num_frames)
 
   def __call__(self, prompt: str | None, frames: Frames) -> VideoScores:
-    score = _window_score(self.reward, self.params, self.prompt(prompt or ""), frames)
+    score = _window_score(self.params, self.reward, self.prompt(prompt or ""), frames)
     return require_finite(self.name, {self.name: float(score)})
 
 
 @functools.partial(jax.jit, static_argnames="reward")
-def _frame_scores(reward: ImageReward, params: Params, features: Any, frames: Frames) -> Float32[Array, " Q"]:
+def _frame_scores(params: Params, reward: ImageReward, features: Any, frames: Frames) -> Float32[Array, " Q"]:
   condition = reward.init(params, features)
   return jax.vmap(lambda frame: reward(params, condition, frame[None], _ONLY_CANDIDATE))(frames)
 
 
 @functools.partial(jax.jit, static_argnames="reward")
-def _window_score(reward: VideoReward, params: Params, features: Any, frames: Frames) -> FloatScalar:
+def _window_score(params: Params, reward: VideoReward, features: Any, frames: Frames) -> FloatScalar:
   return reward(params, reward.init(params, features), FrameWindow(frames[:0], 0, frames), _ONLY_CANDIDATE)
 
 

@@ -54,7 +54,7 @@ class Training(NamedTuple):
     config: gives the small sizes.
     graphdef: gives the graph definition of the model with a configuration.
     initial_params: gives fresh weights, (configuration, seed) to params.
-    with_unit_scores: rescales trained scores, (configuration, params, mean [R], std [R]) to (configuration, params)
+    with_unit_scores: rescales trained scores, (params, configuration, mean [R], std [R]) to (configuration, params)
       whose scores have mean 0 and standard deviation 1.
   """
 

@@ -106,7 +106,7 @@ class VideoAlignModel(nnx.Module):
 
 def abstract_params(config: VideoAlignConfig, dtype: DTypeLike = jnp.float32) -> Params:
   """Shapes of the parameters; the backbone in `dtype`, the head in float32."""
-  return qwen2_vl.backbone_in(dtype, _abstract(config)[1])
+  return qwen2_vl.backbone_in(_abstract(config)[1], dtype)
 
 
 def graphdef(config: VideoAlignConfig) -> nnx.GraphDef:
@@ -223,12 +223,12 @@ class VideoAlignScorer:
     return dataclasses.replace(self.reward, fps=fps).sample(num_frames)
 
   def __call__(self, prompt: str | None, frames: Frames) -> VideoScores:
-    scores = _all_scores(self.reward, self.params, self.prompt(prompt or ""), frames)
+    scores = _all_scores(self.params, self.reward, self.prompt(prompt or ""), frames)
     return require_finite(self.name, dict(zip(self.columns, np.asarray(scores).tolist(), strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="reward")
-def _all_scores(reward: VideoAlign, params: Params, tokens: PromptTokens, frames: Frames) -> Float32[Array, "4"]:
+def _all_scores(params: Params, reward: VideoAlign, tokens: PromptTokens, frames: Frames) -> Float32[Array, "4"]:
   """VQ, MQ, TA, Overall of the sampled frames."""
   raw = reward.raw_scores(params, reward.init(params, tokens), frames)
   return jnp.append(reward.normalise(raw) if reward.normalised else raw, reward.overall(raw))
@@ -263,7 +263,7 @@ def initial_params(config: VideoAlignConfig, seed: int) -> Params:
 
 
 def with_unit_scores(
-  config: VideoAlignConfig, params: Params, mean: Float[HostArray, "3"], std: Float[HostArray, "3"]
+  params: Params, config: VideoAlignConfig, mean: Float[HostArray, "3"], std: Float[HostArray, "3"]
 ) -> tuple[VideoAlignConfig, Params]:
   """Constants under which scores have mean 0 and standard deviation 1 where raw VQ, MQ, TA have these."""
 

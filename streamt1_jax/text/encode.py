@@ -117,10 +117,10 @@ class PromptEncoder:
     states = [table[piece] for piece in np.split(rows, np.cumsum(lengths)[:-1])]
     for layer in range(self._num_layers):
       params = self._read_layer(layer)
-      states = jax.block_until_ready([_run_block(self._block, params, x, mask) for x, mask in zip(states, masks)])
+      states = jax.block_until_ready([_run_block(params, self._block, x, mask) for x, mask in zip(states, masks)])
       del params  # Otherwise the next layer would be read beside this one.
     norm = self._on_device({"scale": self._weights.read("final_norm/scale")})
-    return [np.asarray(_run_norm(self._norm, norm, x)) for x in states]
+    return [np.asarray(_run_norm(norm, self._norm, x)) for x in states]
 
   def _read_layer(self, layer: int) -> Params:
     names, structure = stored_part.named_leaves(self._layers), jax.tree.structure(self._layers)
@@ -142,14 +142,14 @@ def padded_length(length: int, text_len: int) -> int:
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _run_block(
-  graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]
+  params: Params, graphdef: nnx.GraphDef, x: Float[Array, "X E"], mask: Bool[HostArray, " X"]
 ) -> Float[Array, "X E"]:
   with precision.of_weights(params):
     return nnx.merge(graphdef, params)(x, mask)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _run_norm(graphdef: nnx.GraphDef, params: Params, x: Float[Array, "X E"]) -> Float32[Array, "X E"]:
+def _run_norm(params: Params, graphdef: nnx.GraphDef, x: Float[Array, "X E"]) -> Float32[Array, "X E"]:
   return nnx.merge(graphdef, params)(x).astype(jnp.float32)
 
 

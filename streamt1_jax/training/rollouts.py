@@ -73,7 +73,7 @@ def roll_out(
 
 
 def make_rollouts(
-  graphdefs: dict[str, nnx.GraphDef], params: Params, data: Dataset, model: ModelConfig, count: int, seed: int
+  params: Params, graphdefs: dict[str, nnx.GraphDef], data: Dataset, model: ModelConfig, count: int, seed: int
 ) -> Float[np.ndarray, "count 7 F C H W"]:
   """The first `count` clips of `data` as the model goes on with them, float16."""
 

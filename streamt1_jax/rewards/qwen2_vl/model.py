@@ -119,13 +119,13 @@ class Qwen2VL(nnx.Module):
 _QUANTISED = r"(vision|decoder)/blocks/\w+/kernel|vision/merger/\w+/kernel"
 
 
-def backbone_in(dtype: DTypeLike, params: Params) -> Params:
+def backbone_in(params: Params, dtype: DTypeLike) -> Params:
   """Shapes and dtypes of a reward model's parameters as they are read.
 
   Args:
+    params: shapes of a "backbone", a `Qwen2VL`, and of a head.
     dtype: dtype of the backbone; the head keeps its float32. With int8 the kernels of its blocks and its merger are
       `QuantisedKernel`s; all else, activations too, is bfloat16.
-    params: shapes of a "backbone", a `Qwen2VL`, and of a head.
   """
   in_int8 = jnp.dtype(dtype) == jnp.int8
 
