@@ -12,9 +12,10 @@ import tempfile
 
 import numpy as np
 import pytest
+from etils import epath
 
 from streamt1_jax.cli import export_vbench
-from streamt1_jax.evaluation.vbench import prompts, scores
+from streamt1_jax.evaluation.vbench import export, prompts, scores
 from streamt1_jax.io import video
 
 BEACH, CAT, PARK = "A beach, ç, at night.", "a cat sits", "a park"
@@ -172,12 +173,65 @@ def test_check_looks_into_what_the_tool_found(made, capsys):
   assert f"1 of 2 prompts have no video: {PARK}" in capsys.readouterr().err
 
 
-def test_names_that_differ_in_case_alone_are_told(made, capsys):
+@pytest.fixture
+def alike(made):
+  """Two prompts that differ in the case of their first letter, as two of VBench's do."""
   (made / "case.txt").write_text(f"{CAT}\n{CAT.capitalize()}")
   make_result(made / "case" / "0", CAT, 0)
   make_result(made / "case" / "1", CAT.capitalize(), 0)
-  assert run(made, videos="case", samples=1, file="case.txt") == 0
-  assert "differ in the case of letters" in capsys.readouterr().err
+  return made
+
+
+def run_alike(alike):
+  return run(alike, videos="case", samples=1, file="case.txt")
+
+
+def test_names_that_differ_in_case_alone_are_noted_and_are_a_fault_when_one_is_missing(alike, capsys):
+  for command in (run_alike, check):
+    assert command(alike) == 0
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("note: names differ in the case of letters")
+    assert "warning" not in line
+  (alike / "out" / "videos" / f"{CAT}-0.mp4").unlink()
+  assert check(alike) == 3
+  error = capsys.readouterr().err
+  assert f"warning: names differ in the case of letters alone, and this disk may keep one: {CAT}-0.mp4" in error
+  assert "note:" not in error
+
+
+class FoldingDisk(type(epath.Path())):
+  """A folder of a disk that takes capital letters for small ones."""
+
+  def __truediv__(self, name):
+    return super().__truediv__(name.lower())
+
+
+def test_a_disk_that_folds_case_is_told_from_one_that_does_not(tmp_path):
+  assert not export.folds_case(epath.Path(tmp_path))
+  assert export.folds_case(FoldingDisk(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_folds_case_is_no_place_for_names_that_collide(alike, capsys, monkeypatch):
+  monkeypatch.setattr(export, "folds_case", lambda folder: True)
+  assert run_alike(alike) == 2
+  error = capsys.readouterr().err
+  assert f"keeps one of {CAT}-0.mp4, {CAT.capitalize()}-0.mp4" in error
+  assert error.count("\n") == 1
+  assert not (alike / "out").exists()
+  assert run(alike) == 0
+
+
+@pytest.mark.parametrize(("samples", "code"), [(10, 0), (11, 3)])
+def test_long_finds_ten_samples_of_a_prompt(made, capsys, samples, code):
+  """Its matcher takes two characters off a name: the eleventh sample is none of its prompt."""
+  for seed in range(samples):
+    make_result(made / "many" / str(seed), CAT, seed, frames=80)
+  (made / "one.txt").write_text(CAT)
+  assert run(made, "--layout=custom", videos="many", samples=samples, file="one.txt") == 0
+  assert matched_by_long(made / "out" / "videos", ["0001"]) == {"0001": 10}
+  assert check(made) == code
+  assert ("1 names do not end in '-' and a single digit" in capsys.readouterr().err) == (samples > 10)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ Exit codes: 0; 2 for bad input; 3 when --check finds a fault; 130 when interrupt
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tqdm
@@ -98,7 +98,9 @@ def _export(values: flags.FlagValues) -> None:
     for _ in tqdm.tqdm(made, total=len(found), unit="video", disable=None):
       command.raise_if_interrupted()
   print(f"{target / export.VIDEOS}: {len(found)} videos of {len(asked)} prompts")
-  _tell(check.findings(target / export.VIDEOS, [entry.name for entry in found]))
+  names = [entry.name for entry in found]
+  _tell(check.findings(target / export.VIDEOS, names))
+  _tell(check.notes(target / export.VIDEOS, names), "note")
 
 
 def _sources(folder: str) -> list[export.Source]:
@@ -121,18 +123,20 @@ def _check(folder: epath.Path, result_folder: str | None) -> None:
   videos = document.get("videos")
   if not isinstance(videos, list) or not all(isinstance(v, dict) and isinstance(v.get("name"), str) for v in videos):
     raise ConfigError(f"{folder / export.MANIFEST} needs videos, a list of objects with a name")
-  found = list(check.findings(folder / export.VIDEOS, [entry["name"] for entry in videos]))
+  names = [entry["name"] for entry in videos]
+  found = list(check.findings(folder / export.VIDEOS, names))
   if result_folder is not None:
     found += check.findings_of_results(epath.Path(result_folder))
   _tell(found)
+  _tell(check.notes(folder / export.VIDEOS, names), "note")
   if found:
     raise command.RunFailed(f"{len(found)} faults in {folder}")
   print(f"{len(videos)} videos for {document.get('tool')}: no fault found")
 
 
-def _tell(found: Sequence[str] | Any) -> None:
-  for fault in found:
-    print(f"warning: {fault}", file=sys.stderr)
+def _tell(found: Iterable[str], kind: str = "warning") -> None:
+  for line in found:
+    print(f"{kind}: {line}", file=sys.stderr)
 
 
 def _import(paths: Sequence[str], against: Sequence[str] | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,7 +11,8 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.evaluation.vbench import export
 from streamt1_jax.io import config_json, part_files, video
 
-_NUMBERED = re.compile(r"-[0-9]+$")
+_NUMBERED = re.compile(r"-[0-9]\Z")
+"""VBench-Long takes the last two characters off a name to find its prompt: a sample has one digit."""
 _RESULTS = "*_full_info.json"
 
 
@@ -43,15 +43,19 @@ def _of_names(present: Mapping[str, epath.Path], expected: Sequence[str]) -> Ite
     foreign.remove("split_clip")
   if foreign:
     yield f"{len(foreign)} entries are no video of this export: {part_files.list_some(foreign)}"
-  for names in _collisions(expected):
-    yield f"names differ in the case of letters alone, and some disks keep one: {part_files.list_some(names)}"
+  for names in export.collisions(expected):
+    if lost := [name for name in names if name not in present]:
+      yield (
+        f"names differ in the case of letters alone, and this disk may keep one: {part_files.list_some(names)}; "
+        f"missing are {part_files.list_some(lost)}"
+      )
 
 
-def _collisions(names: Sequence[str]) -> Iterator[list[str]]:
-  groups = collections.defaultdict(list)
-  for name in names:
-    groups[name.casefold()].append(name)
-  return (group for group in groups.values() if len(group) > 1)
+def notes(folder: epath.Path, expected: Sequence[str]) -> Iterator[str]:
+  """What is right in this folder and may go wrong elsewhere, a line each; arguments as of `findings`."""
+  for names in export.collisions(expected):
+    if all((folder / name).is_file() for name in names):
+      yield f"names differ in the case of letters alone, and another disk may keep one: {part_files.list_some(names)}"
 
 
 def _of_videos(videos: Mapping[str, epath.Path]) -> Iterator[str]:
@@ -68,11 +72,16 @@ def _of_videos(videos: Mapping[str, epath.Path]) -> Iterator[str]:
   if len(tools) > 1:
     counts = " and ".join(f"{len(names)} to {tool} ({names[0]})" for tool, names in sorted(tools.items()))
     yield f"videos from {export.LONG_SECONDS} s on go to VBench-Long, shorter ones to VBench; here {counts}"
-  for name in tools.get("VBench-Long", ()):
+  long = tools.get("VBench-Long", [])
+  for name in long:
     if "_" in name:
       yield f"{name}: VBench-Long ends a name at its first '_'"
-    if not _NUMBERED.search(name.removesuffix(export.SUFFIX)):
-      yield f"{name}: VBench-Long needs names that end in '-' and a digit"
+  unnumbered = [name for name in long if not _NUMBERED.search(name.removesuffix(export.SUFFIX))]
+  if unnumbered:
+    yield (
+      f"{len(unnumbered)} names do not end in '-' and a single digit, and VBench-Long passes over them: "
+      f"{part_files.list_some(unnumbered)}"
+    )
 
 
 def findings_of_results(folder: epath.Path) -> Iterator[str]:

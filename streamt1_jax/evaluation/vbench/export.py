@@ -9,6 +9,7 @@ VBench takes the suffix of all videos from the first entry of the folder, so `vi
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -91,8 +92,8 @@ def entries(
     flicker_samples: videos of each prompt of temporal flickering, if more.
 
   Raises:
-    ConfigError: a prompt has too few videos, two of its videos have one seed, two names differ in nothing but the case
-      of letters, or videos were made with different settings.
+    ConfigError: a prompt has too few videos, two of its videos have one seed, or videos were made with different
+      settings.
   """
   by_prompt: dict[str, list[Source]] = {}
   for source in sources:
@@ -123,6 +124,24 @@ def _require_one_model(found: Sequence[Entry]) -> None:
           f"{entry.source.path} was made with {name} {settings.get(name)}, and {found[0].source.path} with "
           f"{first.get(name)}; one export is of one model and one search"
         )
+
+
+def collisions(names: Sequence[str]) -> list[list[str]]:
+  """Names that differ in nothing but the case of letters, in groups. VBench's own list has such a pair."""
+  groups = collections.defaultdict(list)
+  for name in names:
+    groups[name.casefold()].append(name)
+  return [group for group in groups.values() if len(group) > 1]
+
+
+def folds_case(folder: epath.Path) -> bool:
+  """Whether two names that differ in nothing but the case of letters are one file in this folder, by trying it."""
+  probe = folder / "case"
+  probe.touch()
+  try:
+    return (folder / "CASE").exists()
+  finally:
+    probe.unlink()
 
 
 def _place(source: epath.Path, target: epath.Path, frames: int | None) -> int:
@@ -158,9 +177,17 @@ def write(folder: epath.Path, found: Sequence[Entry], layout: str, frames: int |
     frames: length of every video, which is cut at its end; None keeps all.
 
   Raises:
-    ConfigError: a video is shorter, its frame rate is not `FPS`, or one tool does not judge them all.
+    ConfigError: a video is shorter, its frame rate is not `FPS`, one tool does not judge them all, or the disk keeps
+      one of two names that differ in nothing but the case of letters.
   """
   (folder / VIDEOS).mkdir()
+  alike = collisions([entry.name for entry in found])
+  # A second video of such a name would be written into the first, which may be a link to its source.
+  if alike and folds_case(folder / VIDEOS):
+    raise ConfigError(
+      f"the disk of the output keeps one of {part_files.list_some(alike[0])}: it takes capital letters for small ones; "
+      "export to another disk, or with --layout=custom"
+    )
   rows = []
   for entry in found:
     num_frames = _place(entry.source.path, folder / VIDEOS / entry.name, frames)
