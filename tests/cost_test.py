@@ -5,6 +5,7 @@ Costs are compared with models that count how often they are called, in the comp
 
 import collections
 import dataclasses
+import functools
 import json
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from streamt1_jax.generator import Models
 from streamt1_jax.io import manifest
 from streamt1_jax.measuring import search_flop
 from streamt1_jax.measuring.ledger import Ledger
-from streamt1_jax.methods import METHODS
+from streamt1_jax.methods import METHODS, Method
+from streamt1_jax.methods.tries import Try
 from streamt1_jax.policies import Reject
 from streamt1_jax.rewards.base import Promptless
 from streamt1_jax.sampling import renoise
@@ -65,13 +67,13 @@ class CountingGenerator(toy.ToyGenerator):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CountingCodec(LatentCodec):
-  """Four frames for every latent frame, and one for the first of a stream, as Wan's codec has them."""
+  """Four frames for every latent frame, and one for the first of a stream, as Wan's codec has them; they move."""
 
   counter: Counter = dataclasses.field(default_factory=Counter)
 
   def decode(self, params, latents, state, *, first):
     self.counter.add(latents, decoded=latents.shape[0])
-    frames = jnp.repeat(latents, 4, axis=0)
+    frames = jnp.concatenate([share * latents for share in (0.25, 0.5, 0.75, 1.0)])
     return frames[3:] if first else frames, state
 
   def num_frames(self, latent_frames, *, first):
@@ -97,16 +99,22 @@ class CountingVideoReward(Promptless):
 
 
 class Counted(NamedTuple):
-  """The models that counted, and what they counted of one video, its verdict included; and the video."""
+  """The models that counted; what they counted of one video, its verdict included; the video, and what was tried."""
 
   models: Models
   cost: Cost
   traces: list[ChunkTrace]
   beams: drivers.FinalBeams
+  tries: list[Try]
 
 
 def _count(
-  search: SearchConfig, decoding: Decoding = "together", num_chunks: int = NUM_CHUNKS, length: int | None = None
+  search: SearchConfig,
+  decoding: Decoding = "together",
+  num_chunks: int = NUM_CHUNKS,
+  length: int | None = None,
+  method: Method = METHODS["beam"],
+  **numbers: float,
 ) -> Counted:
   counter = Counter()
   models = Models(
@@ -119,12 +127,14 @@ def _count(
     Execution(decoding=decoding),
   )
   condition = Condition((), (), (), jnp.int32(length or num_chunks))
-  made = drivers.stream(toy.PARAMS, condition, models, search, num_chunks=num_chunks, seed=1)
-  traces = [jax.device_get(trace) for trace in made]
+  tries: list[Try] = []
+  drive = drivers.stream_states if method.run is None else functools.partial(method.run, tell=tries.append, **numbers)
+  made = drive(toy.PARAMS, condition, models, search, num_chunks=num_chunks, seed=1)
+  traces = [jax.device_get(trace) for _, trace in made]
   scores = drivers.last_window_scores(search, traces)
   beams = drivers.final_beams(toy.PARAMS, condition, models, search, traces, scores=scores)
   jax.effects_barrier()
-  return Counted(models, Cost(**counter.counts), traces, beams)
+  return Counted(models, Cost(**counter.counts), traces, beams, tries)
 
 
 def _seen_by_the_models(expected: Cost) -> Cost:
@@ -139,15 +149,44 @@ def _seen_by_the_models(expected: Cost) -> Cost:
   )
 
 
+def _ledger(models: Models, search: SearchConfig, traces: list[ChunkTrace], tries: list[Try]) -> Ledger:
+  """The account of a video of `NUM_CHUNKS` chunks, as `streamt1 generate` keeps it."""
+  ledger = Ledger(models, MODEL, search, capacity=NUM_CHUNKS)
+  for each in traces:
+    ledger.add(each)
+  for each in tries:
+    ledger.add_try(each)
+  return ledger
+
+
+HOST_NUMBERS = {"backtracking": {"motion": 9.0, "back": 2}}
+"""With others than its own, the method goes back: no chunk of the toy moves nine times as much as the one before."""
+
+
+HOST_COSTS = {
+  # Nine beginnings of a chunk, of which one is the video's, are judged with their first frame; and so is the video.
+  "zero_order": Cost(2 * 12, 0, 12, 12, 0, 0, 0, 9 + 1, 9 + 13),
+  # The third chunk and the fourth are made anew twice, and each time the chunk before them as well.
+  "backtracking": Cost(2 * 12, 0, 12, 12, 0, 0, 0, 1, 13),
+}
+"""By hand, of the methods that drive the chunk step from the host."""
+
+
 # The toy has two denoising steps, and one latent frame in a chunk: 1 frame in the first chunk and 4 in the others.
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
   method = METHODS[name]
   # The toy has one step before the last.
   numbers = {each: 0.5 for each, default in method.numbers.items() if default is None}
+  numbers |= HOST_NUMBERS.get(name, {})
   search = method.settings(MODEL, numbers=numbers)
-  models, counted, traces, beams = _count(search)
-  assert _seen_by_the_models(video_cost(models, search, NUM_CHUNKS)) == counted
+  models, counted, traces, beams, tries = _count(search, method=method, **numbers)
+  ledger = _ledger(models, search, traces, tries)
+  verdict = cost.whole_video_cost(models, search, NUM_CHUNKS)
+  assert _seen_by_the_models(cost.total([ledger.cost, verdict])) == counted
+  by_formula = video_cost(models, search, NUM_CHUNKS)
+  assert HOST_COSTS.keys() == {each for each in METHODS if METHODS[each].run is not None}
+  assert cost.total([ledger.cost, verdict]) == HOST_COSTS.get(name, by_formula)
   costs = [cost.chunk_cost(models, search, index, NUM_CHUNKS) for index in range(NUM_CHUNKS)]
   segments = [(0, "a red circle")]
   described = describe_trace(traces, beams, search, segments=segments, method=name, costs=costs)
@@ -179,7 +218,7 @@ def test_chunks_that_are_not_judged():
   """The first and the third of four chunks are judged; at the end both videos are, since the last chunk was not."""
   search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=2)
   search = dataclasses.replace(search, judge_every=2)
-  models, counted, traces, beams = _count(search)
+  models, counted, traces, beams, _ = _count(search)
   expected = Cost(2 * 8 + 2 * 4, 0, 8, 2 * 4 + 2 * 2, 0, 8, 4 * (1 + 4), 8 + 2, 4 * (1 + 9) + 2 * 13)
   assert (counted, video_cost(models, search, NUM_CHUNKS)) == (expected, expected)
   document = describe_trace(traces, beams, search)
@@ -203,7 +242,7 @@ def test_candidates_that_are_carried_on(decoding, again):
 def test_candidates_that_are_carried_on_towards_a_horizon(horizon, follow):
   """The toy makes 8 chunks at most. A horizon is the end as long as it lies ahead."""
   search = METHODS["look_ahead"].settings(MODEL, beam_size=2, top_k=1, look_ahead=2)
-  models, counted, traces, _ = _count(search, num_chunks=8, length=horizon)
+  models, counted, traces, *_ = _count(search, num_chunks=8, length=horizon)
   ledger = Ledger(models, MODEL, search, capacity=max(8, horizon), length=horizon)
   assert [ledger.add(each).look_ahead for each in traces] == [2 * 3 * each for each in follow]
   assert _seen_by_the_models(ledger.cost) == counted
@@ -212,7 +251,7 @@ def test_candidates_that_are_carried_on_towards_a_horizon(horizon, follow):
 def test_rounds_cost_what_was_drawn():
   """One round of two candidates in every chunk, of three that there may be; the winner is decoded again."""
   search = METHODS["rounds"].settings(MODEL, beam_size=6, round_size=2, accept=-1e6)
-  models, counted, traces, beams = _count(search)
+  models, counted, traces, beams, _ = _count(search)
   costs = [cost.chunk_cost(models, search, i, NUM_CHUNKS, rounds=int(each.rounds)) for i, each in enumerate(traces)]
   assert counted == cost.total(costs) == Cost(16, 0, 4, 8 + 4, 0, 8, 26, 8, 56)
   assert [cost.chunk_depth(models, search, i, NUM_CHUNKS, 1) for i in range(NUM_CHUNKS)] == [3] * NUM_CHUNKS
@@ -224,7 +263,7 @@ def test_candidates_that_are_rejected_early():
   """Four begin, one step is done, and two go on; a preview decodes a latent frame and shows one of its frames."""
   search = METHODS["beam"].settings(MODEL, beam_size=2, top_k=1)
   search = dataclasses.replace(search, policy=Reject(start=4, step=0))
-  models, counted, traces, beams = _count(search)
+  models, counted, traces, beams, _ = _count(search)
   expected = Cost(4 * (4 + 2), 0, 4, 8, 16, 4 * (4 + 2), 4 * 4 + 2 * 13, 8, 56)
   assert (counted, video_cost(models, search, NUM_CHUNKS)) == (_seen_by_the_models(expected), expected)
   document = describe_trace(traces, beams, search)
