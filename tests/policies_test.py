@@ -18,6 +18,7 @@ from streamt1_jax.io import config_json
 from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.policies import (
+  ByScore,
   Choice,
   KeepBeams,
   Particles,
@@ -36,6 +37,7 @@ from tests import toy_generator as toy
 NUM_CHUNKS = 5
 SEARCH = small.SEARCH
 
+_WEIGHED, _DRAWN = Particles(4.0, score="long"), Particles(4.0, score="long", returns="draw")
 EVERY = (
   TopK(),
   TopK(cumulative=True),
@@ -43,10 +45,22 @@ EVERY = (
   PerBeam(0.5),
   ProbabilisticTopK(2.0),
   RankEnsemble(),
+  ByScore("short"),
+  ByScore("long"),
   Particles(4.0, score="sum"),
+  _WEIGHED,
+  _DRAWN,
 )
-STATEFUL = [policy for policy in EVERY if policy not in (TopK(), KeepBeams(), RankEnsemble())]
+WITHOUT_STATE = TopK, KeepBeams, RankEnsemble, ByScore
+STATEFUL = [policy for policy in EVERY if not isinstance(policy, WITHOUT_STATE) or policy == TopK(cumulative=True)]
 """Those with a carry or a key."""
+# One search of all: what is compiled for one test is there for the next.
+WIDE, WIDE_SEED = dataclasses.replace(SEARCH, beam_size=4), 3
+
+
+def _cases(policies, *slow):
+  """Those that are `slow` decide as others of their kind do, as far as the test can see."""
+  return [pytest.param(each, id=repr(each), marks=pytest.mark.slow if each in slow else ()) for each in policies]
 
 
 def _toy(search, run=drivers.stream, seed=0, models=toy.MODELS):
@@ -197,7 +211,7 @@ def _assert_same(found, expected, prompt=None):
     chex.assert_trees_all_close(carry, other.policy, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", EVERY, ids=repr)
+@pytest.mark.parametrize("policy", _cases(EVERY, _WEIGHED))
 class TestEveryPolicy:
   """On numbers that are sums of small integers, so that latents are the same to the bit in any program."""
 
@@ -211,20 +225,21 @@ class TestEveryPolicy:
 
   def test_the_same_with_every_driver_and_across_a_stop(self, policy):
     """`rollout` decides as `stream` does, and a search that goes on after chunk 1 or 4 decides what it would have."""
-    search = dataclasses.replace(SEARCH, policy=policy, beam_size=3)
-    usual = _states(search)
-    for (_, trace), other in zip(usual, _toy(search, drivers.rollout), strict=True):
+    search = dataclasses.replace(WIDE, policy=policy)
+    usual = _states(search, WIDE_SEED)
+    for (_, trace), other in zip(usual, _toy(search, drivers.rollout, WIDE_SEED), strict=True):
       np.testing.assert_array_equal(trace.survivor, other.survivor)
       np.testing.assert_array_equal(trace.latents, other.latents)
     with CompileCounter() as compiles:
       for chunks in (1, 4):
-        _assert_same(_states(search, state=jax.tree.map(np.array, usual[chunks - 1][0])), usual[chunks:])
+        begun = jax.tree.map(np.array, usual[chunks - 1][0])
+        _assert_same(_states(search, WIDE_SEED, state=begun), usual[chunks:])
     assert compiles.count == 0
 
 
-@pytest.mark.parametrize("policy", STATEFUL, ids=repr)
+@pytest.mark.parametrize("policy", _cases([*STATEFUL, KeepBeams(), RankEnsemble()], _WEIGHED, _DRAWN))
 def test_the_same_for_prompts_in_lockstep_on_several_devices(policy):
-  search = dataclasses.replace(SEARCH, policy=policy)
+  search = dataclasses.replace(WIDE, policy=policy)
   mesh = jax.make_mesh((1, 2, 2, 1, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[:4])
   models = dataclasses.replace(toy.MODELS, execution=Execution(mesh=mesh))
   condition = drivers.stack_conditions([Condition((), (), (), jnp.int32(NUM_CHUNKS))] * 2, mesh)
@@ -235,7 +250,8 @@ def test_the_same_for_prompts_in_lockstep_on_several_devices(policy):
 
 def test_policies_decide_otherwise():
   """What has a carry or a key decides otherwise than the default in some chunk, so that the tests above test it."""
-  decide = lambda policy: [trace.survivor.tolist() for trace in _toy(dataclasses.replace(SEARCH, policy=policy))]
+  run = lambda policy: _toy(dataclasses.replace(WIDE, policy=policy), seed=WIDE_SEED)
+  decide = lambda policy: [trace.survivor.tolist() for trace in run(policy)]
   usual = decide(TopK())
   assert all(decide(policy) != usual for policy in STATEFUL)
 
@@ -340,7 +356,11 @@ class TestStored:
       {"type": "PerBeam", "epsilon": 0.5},
       {"type": "ProbabilisticTopK", "temperature": 2.0},
       {"type": "RankEnsemble"},
+      {"type": "ByScore", "score": "short"},
+      {"type": "ByScore", "score": "long"},
       {"type": "Particles", "alpha": 4.0, "beta": 1.0, "ess_threshold": 0.5, "score": "sum"},
+      {"type": "Particles", "alpha": 4.0, "beta": 1.0, "ess_threshold": 0.5, "score": "long"},
+      {"type": "Particles", "alpha": 4.0, "beta": 1.0, "ess_threshold": 0.5, "score": "long", "returns": "draw"},
     ]
 
   @pytest.mark.parametrize("kind", ["name", "class", "no_hash"])

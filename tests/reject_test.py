@@ -13,6 +13,7 @@ from streamt1_jax import drivers
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.execution import Execution
+from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.io.named_tuples import fits, named, rebuilt
 from streamt1_jax.noise_propagation import NoiseDraws
 from streamt1_jax.parallel.mesh import MESH_AXES
@@ -171,7 +172,11 @@ class TestDrivers:
 
   def test_across_a_stop(self):
     usual = _states()
-    chex.assert_trees_all_equal(_states(state=jax.tree.map(np.array, usual[1][0])), usual[2:])
+    with CompileCounter() as compiles:
+      again = _states(state=jax.tree.map(np.array, usual[1][0]))
+      _states(seed=4)
+    assert compiles.count == 0
+    chex.assert_trees_all_equal(again, usual[2:])
 
   def test_prompts_in_lockstep_on_several_devices(self, searched):
     mesh = jax.make_mesh((1, 2, 2, 1, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[:4])

@@ -1,4 +1,4 @@
-"""Zero-order search over the first chunk's noise, and best-of-N by restarts: by hand on the toy generator."""
+"""Zero-order search over the first chunk's noise: by hand on the toy generator."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import pytest
 
 from streamt1_jax import drivers
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.methods import restarts, tries
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.state import Condition
@@ -57,6 +58,15 @@ def test_zero_order_by_hand():
 @pytest.mark.parametrize("numbers", [{"rounds": 0}, {"rounds": 1, "neighbours": 2, "chunks": 2, "nearness": 1.0}])
 def test_without_rounds_and_at_the_pivot_it_is_plain_streaming(numbers):
   chex.assert_trees_all_equal(_searched(_NOISY, **numbers), _plain(_NOISY))
+
+
+def test_another_video_compiles_nothing():
+  """Which seeds are drawn and which beginning is kept are data."""
+  run = lambda seed: restarts.zero_order(*_inputs(_NOISY), num_chunks=_CHUNKS, seed=seed, chunks=2)
+  list(run(_SEED))
+  with CompileCounter() as compiles:
+    list(run(_SEED + 20))
+  assert compiles.count == 0
 
 
 def test_longer_tries_are_judged_whole_and_more_rounds_are_never_worse():

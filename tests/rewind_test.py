@@ -12,6 +12,7 @@ import pytest
 from streamt1_jax import drivers
 from streamt1_jax.codec.base import LatentCodec
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.methods import rewind, tries
 from streamt1_jax.noise_propagation import gaussian_noise
 from streamt1_jax.state import Condition
@@ -85,6 +86,22 @@ def test_the_healthiest_try_is_kept_and_all_are_counted(back):
     assert {each.chunks for each in group} == {back}
   # The last place was not gone back to any more.
   assert kept.score == pytest.approx(min(_health(traces)[-back:]), rel=1e-4)
+
+
+def test_another_video_compiles_nothing():
+  """How often it goes back, and to which seeds, is data."""
+  told = []
+
+  def run(seed, attempts):
+    numbers = {"motion": 9.0, "back": 2, "attempts": attempts}
+    list(rewind.backtrack(*_inputs(), num_chunks=_CHUNKS, seed=seed, tell=told.append, **numbers))
+
+  run(_SEED, 2)
+  assert len(told) == 4 * 3
+  with CompileCounter() as compiles:
+    run(_SEED + 20, 3)
+  assert compiles.count == 0
+  assert len(told) == 4 * 3 + 4 * 4
 
 
 def test_a_try_that_is_healthy_ends_the_search():
