@@ -189,10 +189,11 @@ def test_every_method_costs_what_is_counted_and_tells_its_tree(name):
   assert cost.total([ledger.cost, verdict]) == HOST_COSTS.get(name, by_formula)
   costs = [cost.chunk_cost(models, search, index, NUM_CHUNKS) for index in range(NUM_CHUNKS)]
   segments = [(0, "a red circle")]
-  described = describe_trace(traces, beams, search, segments=segments, method=name, costs=costs)
+  described = describe_trace(traces, beams, search, segments=segments, method=name, costs=costs, tries=tries)
   # As a file holds it.
   document = json.loads(manifest.to_json_line(described))
   trace_schema.check(document)
+  assert [each["seed"] for each in document["tries"]] == [each.seed for each in tries]
   shown = [traces[chunk].latents[beam] for chunk, beam, _ in trace_schema.shown(document)]
   np.testing.assert_array_equal(np.concatenate(shown), beams.latents[beams.best])
   for index, chunk in enumerate(document["chunks"]):

@@ -186,6 +186,8 @@ def test_what_was_tried_before_a_stop_counts(tmp_path, monkeypatch, checkpoint):
   assert [each["begin"] for each in expected["tries"]] == [1, 1, 2, 2]
   for name in ("tries", "cost", "sha256"):
     assert made[name] == expected[name]
+  for runs in (stopped, whole):
+    assert json.loads(runs.read("trace.json"))["tries"] == expected["tries"]
 
 
 class _Saves:

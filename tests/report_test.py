@@ -373,10 +373,19 @@ def test_what_was_tried_from_the_host_is_a_table(tmp_path):
     {"begin": 3, "chunks": 1, "seed": 9, "score": None, "kept": False, "judged_frames": 0},
   ]
   (folder / "manifest.json").write_text(json.dumps(run | {"tries": [*tries, "no try"]}))
+  # As an older result has them.
+  trace = _trace(folder)
+  del trace["tries"]
+  (folder / "trace.json").write_text(json.dumps(trace))
   page = _page(folder)
   (table,) = (each for each in page.of("table") if "Seed of the noise" in each["text"])
   for text in ("0 to 1", "7", "\N{MINUS SIGN}1.5000", "2.2500", "let go", "in the video", "NaN or Inf"):
     assert text in table["text"]
+  # The trace has them too, and the trace of a search that failed alone.
+  _edited(folder, tries=tries[:1])
+  (table,) = (each for each in _page(folder).of("table") if "Seed of the noise" in each["text"])
+  assert "let go" in table["text"]
+  assert "in the video" not in table["text"]
 
 
 def test_equal_searches_keep_equal_pictures(tmp_path):

@@ -9,8 +9,17 @@ NONE = type(None)
 NUMBER = (int, float)
 MAYBE_NUMBER = (int, float, NONE)
 
-VIDEO = {"method": (str, NONE), "beam_size": int, "top_k": int, "given_chunks": int, "segments": list, "chunks": list}
+VIDEO = {
+  "method": (str, NONE),
+  "beam_size": int,
+  "top_k": int,
+  "given_chunks": int,
+  "segments": list,
+  "tries": list,
+  "chunks": list,
+}
 SEGMENT = {"chunk": int, "prompt": str}
+TRY = {"begin": int, "chunks": int, "seed": int, "score": MAYBE_NUMBER, "kept": bool, "judged_frames": int}
 CHUNK = {
   "chunk": int,
   "evictions": list,
@@ -69,6 +78,10 @@ def check(document: dict[str, Any]) -> None:
   _has(document, VIDEO)
   for segment in document["segments"]:
     _has(segment, SEGMENT)
+  for each in document["tries"]:
+    _has(each, TRY)
+    assert each["chunks"] >= 1
+    assert document["given_chunks"] <= each["begin"] < document["given_chunks"] + len(document["chunks"])
   for index, chunk in enumerate(document["chunks"], document["given_chunks"]):
     _has(chunk, CHUNK)
     assert chunk["chunk"] == index

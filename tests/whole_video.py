@@ -10,6 +10,7 @@ from streamt1_jax.config import SearchConfig
 from streamt1_jax.cost import Cost
 from streamt1_jax.drivers import FinalBeams, lineage
 from streamt1_jax.generator import Models
+from streamt1_jax.methods.tries import Try, describe_tries
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.trace import describe_chunk, describe_scores, describe_step, describe_video
 
@@ -22,6 +23,7 @@ def describe_trace(
   segments: Sequence[tuple[int, str]] = (),
   method: str | None = None,
   costs: Sequence[Cost] | None = None,
+  tries: Sequence[Try] = (),
 ) -> dict[str, Any]:
   """The document of `docs/trace.md`.
 
@@ -32,6 +34,7 @@ def describe_trace(
     segments: first chunk and prompt of every segment.
     method: name of the search, if it has one.
     costs: of every chunk, where they were counted.
+    tries: what a driver tried on the host.
   """
   final = None
   if beams is not None:
@@ -42,6 +45,7 @@ def describe_trace(
     final["lineage"] = [describe_step(chunk, beam, int(survivor[beam])) for chunk, (beam, survivor) in steps]
   rows = enumerate(zip(traces, costs or [None] * len(traces), strict=True))
   return describe_video(search, 0, segments, method) | {
+    "tries": describe_tries(tries),
     "chunks": [describe_chunk(index, trace, search, cost) for index, (trace, cost) in rows],
     "final": final,
   }

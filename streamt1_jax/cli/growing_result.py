@@ -29,6 +29,7 @@ from streamt1_jax.finishing import FinalChunk, Scored
 from streamt1_jax.io import manifest, part_files, paths, video
 from streamt1_jax.io.growing_video import GrowingVideo
 from streamt1_jax.measuring.ledger import Ledger
+from streamt1_jax.methods.tries import describe_tries
 from streamt1_jax.pipeline import display_scale
 from streamt1_jax.report.pictures import StripFile, strips_of
 from streamt1_jax.state import ChunkTrace
@@ -167,6 +168,7 @@ class GrowingResult:
   def _write_trace(self, head: dict[str, Any], final: dict[str, Any] | None, lineage: Iterable[dict[str, Any]]) -> None:
     partial = self._folder / f".{results.TRACE}.partial"
     with open(self._folder / ROWS) as rows, open(partial, "w") as file:
+      head = head | {"tries": describe_tries(self.ledger.tries)}
       file.writelines(trace_document(head, (row.rstrip("\n") for row in rows), final, lineage))
     partial.replace(self._folder / results.TRACE)
     (self._folder / ROWS).unlink()

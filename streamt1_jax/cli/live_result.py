@@ -238,7 +238,7 @@ class LiveResult:
 
   def _write_trace(self, path: epath.Path, noted: _Noted) -> None:
     search = noted.config.search
-    head = describe_video(search, noted.num_given, noted.segments, self._method)
+    head = describe_video(search, noted.num_given, noted.segments, self._method) | {"tries": []}
     # Nothing has judged the whole video.
     final = {"scores": [None] * search.top_k, "best": noted.steps[-3] if noted.steps else 0}
     steps = zip(noted.steps[0::3], noted.steps[1::3], strict=True)

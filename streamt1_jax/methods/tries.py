@@ -1,8 +1,9 @@
 """What a method that tries several continuations from the host says of each."""
 
+import math
 import typing
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,11 @@ Tell = Callable[[Try], None]
 def silent(tried: Try) -> None:
   """Tells nobody."""
   del tried
+
+
+def describe_tries(tries: Sequence[Try]) -> list[dict[str, Any]]:
+  """What `trace.json` says of chunks that were tried; those that were not kept have no nodes."""
+  return [each._asdict() | {"score": each.score if math.isfinite(each.score) else None} for each in tries]
 
 
 @jax.jit

@@ -173,7 +173,8 @@ def work(account: Account) -> list[Share]:
 def tries(account: Account) -> list[list[str]]:
   """What a driver tried from the host, a row each: chunks, seed, score, frames that were judged, whether it is kept."""
   rows = []
-  listed = account.run.get("tries")
+  # Older results have them in the manifest alone.
+  listed = account.trace.get("tries", account.run.get("tries"))
   for each in listed if isinstance(listed, list) else ():
     begin, chunks = (each.get(name) if isinstance(each, Mapping) else None for name in ("begin", "chunks"))
     if not (isinstance(begin, int) and isinstance(chunks, int)):
