@@ -58,7 +58,7 @@ def sections(plan: Mapping[str, Any], summary: Mapping[str, Any], notes: Sequenc
     ),
     Section("Methods", [], *_methods(primary, methods), after=[_READ, *added, *notes]),
     equal,
-    Section("Best of n from one pool", [_POOL], *_pool(summary["pool"])),
+    Section("Best of n from one pool", [_POOL], *_pool(summary["pool"]), after=_alpha(summary["alpha"])),
     Section("All metrics", [], *_metrics(methods)),
     *_drift(methods),
   ]
@@ -83,6 +83,10 @@ _POOL = (
   "choice, 1 a random one, more is harmful. Where the score rises and the chosen videos get worse, the reward is "
   "over-optimised."
 )
+_ALPHA = (
+  "The temperature of the search `particles` by these scores: `--policy=alpha:{alpha:g}`. Take it from another split "
+  "than the one that is compared."
+)
 _TOLD = ("split", "seconds", "objects", "timelines", "num_prompts", "num_seeds", "pool", "seed", "device")
 
 
@@ -90,6 +94,10 @@ def _cell(found: Mapping[str, float] | None, digits: int = 3) -> str:
   if found is None:
     return ""
   return f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def _alpha(alpha: float | None) -> list[str]:
+  return [] if alpha is None else [_ALPHA.format(alpha=alpha)]
 
 
 def _methods(primary: str, methods: Mapping[str, Any]) -> Table:

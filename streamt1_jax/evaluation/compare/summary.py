@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from streamt1_jax.config import ConfigError
 from streamt1_jax.evaluation.compare import statistics
 from streamt1_jax.evaluation.compare.contenders import Contender
 from streamt1_jax.evaluation.compare.outcomes import AXES, Outcome, Results
 from streamt1_jax.evaluation.compare.statistics import interval, simultaneous
+from streamt1_jax.policies import alpha_of
 
 _SAME = 1 + 1e-9  # Sums of equal parts may differ in their last bits.
 
@@ -25,7 +27,8 @@ def summarise(results: Results, contenders: Sequence[Contender], metrics: Sequen
 
   Returns:
     `methods` by label; `judged_plain`, the cost of a plain video that the reward judges; `pool`, by n: what best-of-n
-    and a perfect judge give; `equal_cost`, differences of the primary metric at equal forwards, TFLOP and seconds.
+    and a perfect judge give; `alpha`, the temperature of particles that its scores give, or None; `equal_cost`,
+    differences of the primary metric at equal forwards, TFLOP and seconds.
   """
   plain = results.best_of(1, "none")
   outcomes = {contender.label: results.outcome(contender) for contender in contenders}
@@ -43,6 +46,7 @@ def summarise(results: Results, contenders: Sequence[Contender], metrics: Sequen
     "methods": methods,
     "judged_plain": _rounded({name: value / 2 for name, value in results.best_of(2).cost.items()}),
     "pool": [_of_pool(results, n) for n in range(1, results.plan.pool + 1)],
+    "alpha": _alpha(results),
     "equal_cost": _equal_cost(results, contenders, outcomes),
     "cases": len(results.plan.cases),
     "captions": len(set(results.captions)),
@@ -105,6 +109,18 @@ def _of_pool(results: Results, n: int) -> dict[str, Any]:
     # 0 is a perfect choice, 1 a random one, and more is harmful.
     "normalised_regret": _known_ratio(oracle - chosen, oracle - random, captions),
   }
+
+
+def _alpha(results: Results) -> float | None:
+  """`policies.alpha_of` of the prompts all of whose plain videos have a score; None where they give no scale."""
+  scores: dict[int, list[float]] = {}
+  for case, pool in zip(results.plan.cases, results.pools(), strict=True):
+    scores.setdefault(case.prompt, []).extend(_number(row["score"]) for row in pool)
+  known = [each for each in scores.values() if np.isfinite(each).all()]
+  try:
+    return float(f"{alpha_of(np.array(known)):.4g}") if known else None
+  except ConfigError:
+    return None
 
 
 def _equal_cost(
