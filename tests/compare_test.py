@@ -245,14 +245,14 @@ def test_the_pool_by_hand():
 
 
 def test_alpha_by_hand():
-  """Scores 1 and 2 of either prompt: from 1.1 to 1.9. Seeds of a prompt are one pool; without a scale there is none."""
+  """Scores 1 and 2 of either prompt: from 1.1 to 1.9. Seeds of a prompt are one pool; no scale, no alpha."""
   alpha = lambda rows, **takes: summary.summarise(compared_rows.results(rows, **takes), [], ["psnr"])["alpha"]
   rows = compared_rows.rows()
   assert alpha(rows) == pytest.approx(0.8 / np.log(1000), rel=1e-3)
   page = report.markdown_of(compared_rows.PLAN, _summary())
   assert "`--policy=alpha:0.1158`" in page
   twice = [each | {"take": take, "score": each["score"] + take} for each in rows for take in (0, 1)]
-  # Of 1, 2, 2 and 3 the percentiles are 1.3 and 2.7.
+  # The percentiles of 1, 2, 2 and 3 are 1.3 and 2.7.
   assert alpha(twice, takes=2) == pytest.approx(1.4 / np.log(1000), rel=1e-3)
   # The first prompt has a video without a score.
   assert alpha([rows[0] | {"score": None}, *rows[1:]]) == alpha(rows)

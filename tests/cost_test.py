@@ -164,7 +164,7 @@ HOST_NUMBERS = {"backtracking": {"motion": 9.0, "back": 2}}
 
 
 HOST_COSTS = {
-  # Nine beginnings of a chunk, of which one is the video's, are judged with their first frame; and so is the video.
+  # Nine beginnings of a chunk, and one is the video's, are judged with their first frame; and so is the video.
   "zero_order": Cost(2 * 12, 0, 12, 12, 0, 0, 0, 9 + 1, 9 + 13),
   # The third chunk and the fourth are made anew twice, and each time the chunk before them as well.
   "backtracking": Cost(2 * 12, 0, 12, 12, 0, 0, 0, 1, 13),

@@ -224,7 +224,7 @@ def test_a_disk_that_folds_case_is_no_place_for_names_that_collide(alike, capsys
 
 @pytest.mark.parametrize(("samples", "code"), [(10, 0), (11, 3)])
 def test_long_finds_ten_samples_of_a_prompt(made, capsys, samples, code):
-  """Its matcher takes two characters off a name: the eleventh sample is none of its prompt."""
+  """Its matcher takes two characters off a name: so the eleventh sample would belong to another prompt."""
   for seed in range(samples):
     make_result(made / "many" / str(seed), CAT, seed, frames=80)
   (made / "one.txt").write_text(CAT)

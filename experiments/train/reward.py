@@ -1,4 +1,4 @@
-"""Trains a small HPSv3 or VideoAlign on pairs of clips of the shapes world, the first of which is better.
+"""Trains a small HPSv3 or VideoAlign on pairs of clips of the shapes world; the first clip is the better one.
 
   export GLIBC_TUNABLES=glibc.malloc.hugetlb=1 FLAGFILES=experiments/flagfiles
   REWARD="python -m experiments.train.reward"
