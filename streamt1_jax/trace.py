@@ -18,6 +18,8 @@ from streamt1_jax.cost import Cost
 from streamt1_jax.policies import inside_event
 from streamt1_jax.state import ChunkTrace
 
+VERSION = 1
+"""Of the format of trace.json. It goes up when a field changes its meaning; new fields change nothing."""
 ROUTE_NAMES = {
   memory_sinking.NOTHING: "nothing",
   memory_sinking.DISCARD: "discard",
@@ -32,6 +34,7 @@ def describe_video(
 ) -> dict[str, Any]:
   """What a trace says of a video as a whole."""
   return {
+    "version": VERSION,
     "method": method,
     "beam_size": search.beam_size,
     "top_k": search.top_k,

@@ -180,8 +180,12 @@ def test_what_was_tried_before_a_stop_counts(tmp_path, monkeypatch, checkpoint):
     save = stopped_searches.save_if_due
     patched.setattr(stopped_searches, "save_if_due", second)
     assert stopped.run().code == 143
-  assert stopped.run().code == 0
+  last = stopped.run()
+  assert last.code == 0
   made, expected = (json.loads(each.read("manifest.json")) for each in (stopped, whole))
+  # Work counts as if nothing had stopped; seconds are those of the last start, which the line says.
+  assert f"; {made['cost'].pop('search_seconds'):,.1f} s of search from chunk 2 on\n" in last.stderr
+  assert expected["cost"].pop("search_seconds") > 0
   assert (made["resumed_at_chunks"], expected["resumed_at_chunks"]) == ([2], [])
   assert [each["begin"] for each in expected["tries"]] == [1, 1, 2, 2]
   for name in ("tries", "cost", "sha256"):

@@ -148,6 +148,9 @@ def test_cost_by_hand(finished):
   lines = [line for line in finished.result.stderr.splitlines() if line.startswith("cost: 36 forwards, 24 latent")]
   assert len(lines) == 2
   assert f"{cost['times_plain']:.2f} times plain streaming" in lines[0]
+  phases = finished.read("manifest.json")["wall_seconds"]
+  assert cost["search_seconds"] == phases["first_chunk"] + phases["search"] > 0
+  assert lines[0].endswith(f"; {cost['search_seconds']:,.1f} s of search")
 
 
 def test_samples_of_a_prompt(finished):

@@ -417,6 +417,8 @@ def _jpeg(columns, rows):
 BAD = {
   "no trace": (lambda at: (at / "trace.json").unlink(), "has no trace.json"),
   "not JSON": (lambda at: (at / "trace.json").write_text("{"), "trace.json is not valid JSON"),
+  "another version": (lambda at: _edited(at, version=2), "a trace of version 2, and this program reads version 1"),
+  "a version that is none": (lambda at: _edited(at, version=True), "a trace of version True, and"),
   "no beam size": (lambda at: (at / "trace.json").write_text("{}"), "beam_size is missing"),
   "chunks of another form": (lambda at: _edited(at, chunks=[3]), "chunks[0] is 3, expected an object"),
   "no lineage": (lambda at: _edited(at, final={"scores": [1.0], "best": 0}), "final.lineage is missing"),

@@ -20,9 +20,10 @@ from streamt1_jax.execution import Execution
 from streamt1_jax.io import part_files
 from streamt1_jax.parallel.mesh import make_mesh
 from streamt1_jax.report import account
-from tests import command_line
+from tests import command_line, trace_schema
 from tests.command_line import call, generate, save_model, small_model
 from tests.live_server import PATIENCE, Client, live
+from tests.trace_schema import JUDGES
 
 RED, BLUE = "a red circle moves left over a dark blue background", "a blue square moves up over a gray background"
 
@@ -213,11 +214,20 @@ def test_a_save_is_a_result_that_can_be_made_again(tmp_path, checkpoint):
   for told, kept in zip(judged, trace["chunks"]):
     assert [each["hybrid"] for each in told["candidates"]] == [each["hybrid"] for each in kept["candidates"]]
     assert all(each["strip"].startswith("data:image/jpeg;base64,") for each in told["candidates"])
+  trace_schema.check_file(json.loads((folder / "trace.json").read_text()))
   assert part_files.describe_files(folder).items() >= manifest["files"].items()
   done = generate(tmp_path, f"--flagfile={folder / 'replay.flags'}", one_device=False)
   assert done.code == 0, done.stderr
   (again,) = (folder / "replay").iterdir()
-  assert json.loads((again / "manifest.json").read_text())["sha256"] == manifest["sha256"]
+  made_again, trace_again = (json.loads((again / f"{name}.json").read_text()) for name in ("manifest", "trace"))
+  assert made_again["sha256"] == manifest["sha256"]
+  # Both say the same of what judged, and count the same; the verdict on the whole video is the command's alone.
+  assert {name: trace[name] for name in JUDGES} == {name: trace_again[name] for name in JUDGES}
+  assert [chunk["cost"] for chunk in trace["chunks"]] == [chunk["cost"] for chunk in trace_again["chunks"]]
+  for name in ("forwards", "decoded", "image_frames", "plain_tflop"):
+    assert manifest["cost"][name] == made_again["cost"][name] > 0
+  assert manifest["cost"]["tflop"]["forwards"] == pytest.approx(made_again["cost"]["tflop"]["forwards"])
+  assert manifest["cost"]["search_seconds"] == manifest["wall_seconds"]["search"] > 0
   # And the session goes on from there.
   resumed = pipeline.resume(folder / "session")
   again = [next(resumed) for _ in range(Late.CHUNKS)]

@@ -24,7 +24,7 @@ from streamt1_jax.serve.fragments import Fragment
 from streamt1_jax.serve.numbers import Numbers
 from streamt1_jax.serve.pace import Pace
 from streamt1_jax.serve.protocol import Start
-from streamt1_jax.serve.studio import Item, KeepsNothing, Studio
+from streamt1_jax.serve.studio import Item, KeepsNothing, Saved, Studio
 from streamt1_jax.serve.take import Take
 from streamt1_jax.serve.viewers import Viewer
 from tests import small_session
@@ -385,7 +385,7 @@ class Slow(KeepsNothing):
     def write():
       assert self.go.acquire(timeout=PATIENCE)
       assert not self.closed
-      return name
+      return Saved(name, "no report")
 
     return write
 

@@ -10,6 +10,7 @@ NUMBER = (int, float)
 MAYBE_NUMBER = (int, float, NONE)
 
 VIDEO = {
+  "version": int,
   "method": (str, NONE),
   "beam_size": int,
   "top_k": int,
@@ -18,6 +19,8 @@ VIDEO = {
   "tries": list,
   "chunks": list,
 }
+"""The least that every trace says; one of a file also says `JUDGES`."""
+JUDGES = {"image_rewards": dict, "video_rewards": dict, "short_frames": (int, NONE), "reward_dtype": (str, NONE)}
 SEGMENT = {"chunk": int, "prompt": str}
 TRY = {"begin": int, "chunks": int, "seed": int, "score": MAYBE_NUMBER, "kept": bool, "judged_frames": int}
 CHUNK = {
@@ -73,9 +76,18 @@ def _has(value: Any, fields: dict[str, Any]) -> None:
     assert type(value[name]) in kinds, (name, value[name])
 
 
+def check_file(document: dict[str, Any]) -> None:
+  """Fails unless the trace.json of a finished video is one tree in the format, and says what judged."""
+  check(document)
+  _has(document, JUDGES)
+  for chunk in document["chunks"]:
+    assert chunk["cost"] is not None
+
+
 def check(document: dict[str, Any]) -> None:
   """Fails unless a finished video's trace is one tree in the format."""
   _has(document, VIDEO)
+  assert document["version"] == 1
   for segment in document["segments"]:
     _has(segment, SEGMENT)
   for each in document["tries"]:

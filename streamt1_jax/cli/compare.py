@@ -249,7 +249,7 @@ def _plan(
     "chunks": chunks,
     "seed": values.seed,
     "checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored),
-    **search_flags.reward_settings(values, choice, "float32"),
+    **search_flags.reward_settings(choice, values.reward_dtype or "float32"),
     "motion": held_out.measures_motion(),
     "sink_distance": values.sink_distance,
     "reward_codec": values.reward_codec,

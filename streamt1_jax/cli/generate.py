@@ -175,16 +175,17 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       # All processes fail here. The first one to end would take process 0 with it, so they wait until it has written.
       hosts.everyone(None)
       raise failure from error
+    took = sum(timer.seconds.get(phase, 0.0) for phase in ("first_chunk", "search"))
     for prompt, made in zip(prompts, videos, strict=True):
       if prompt not in staging:
         continue
-      folder, run = staging[prompt], runs[prompt]
+      folder, run, account = staging[prompt], runs[prompt], writers[prompt].ledger
       with timer.phase("write"):
         run |= writers[prompt].finish(describe(made.segments), made.scored, plan.seed)
       run |= {
         "segments": results.describe_segments(made.segments, run["length"]["frames"], searcher.pipeline.clock),
-        "cost": writers[prompt].ledger.describe(search_flop.prices(searcher.pipeline, made.condition), made.cost),
-        "tries": [each._asdict() for each in writers[prompt].ledger.tries],
+        "cost": account.describe(search_flop.prices(searcher.pipeline, made.condition), made.cost, took),
+        "tries": [each._asdict() for each in account.tries],
         "resumed_at_chunks": saved.resumed_at,
         "wall_seconds": timer.seconds,
         "compilations": {"count": compilations.count, "seconds": compilations.seconds},
@@ -192,7 +193,7 @@ def make_results(searcher: Searcher, batch: Batch) -> None:
       }
       manifest.write_json(folder / results.MANIFEST, run)
       report.write_if_wanted(plan.values, folder)
-      say(ledger.sentence(run["cost"]))
+      say(ledger.sentence(run["cost"], max(saved.resumed_at, default=0)))
   saved.discard()
 
 

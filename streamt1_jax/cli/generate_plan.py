@@ -200,7 +200,7 @@ def make_plan(values: flags.FlagValues, prompts: list[str], steered: Steered) ->
   host_flags.require_same_inputs(checkpoint, prompts, repr(steered.settings))
   hosts.first_decides(lambda: monitoring.make_folders(values))
   dtype = device_flags.use_dtype(values.dtype)
-  rewards = search_flags.reward_settings(values, choice, dtype)
+  rewards = search_flags.reward_settings(choice, values.reward_dtype or dtype)
   sha256 = checkpoint_sha256(checkpoint, choice.stored)
   seed = steering_flags.seed(values, steered)
   return Plan(values, dtype, checkpoint, model, rewards, search, chunks, sha256, steered, seed)

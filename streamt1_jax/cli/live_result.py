@@ -33,12 +33,17 @@ from etils import epath
 
 from streamt1_jax.cli import growing_result, results
 from streamt1_jax.config import ConfigError, SessionConfig
+from streamt1_jax.cost import Cost
 from streamt1_jax.io import config_json, growing_video, manifest, part_files, video
 from streamt1_jax.io.timeline import Timeline
+from streamt1_jax.measuring import search_flop
+from streamt1_jax.measuring.ledger import Ledger
+from streamt1_jax.messages import one_line
 from streamt1_jax.pipeline import Pipeline
 from streamt1_jax.report import write
 from streamt1_jax.report.pictures import StripFile
-from streamt1_jax.serve.studio import LiveSession, Shown
+from streamt1_jax.serve.studio import LiveSession, Saved, Shown
+from streamt1_jax.state import Condition
 from streamt1_jax.trace import describe_step, describe_video
 
 TIMELINE, REPLAY, START, SESSION = "timeline.json", "replay.flags", "start.png", "session"
@@ -56,6 +61,9 @@ class _Noted:
     sizes: bytes of each file that grows.
     sha256: of latents and of frames.
     steps: beam, candidate and seed of every chunk that was made.
+    ledger: what they cost; None if there are none.
+    searching: seconds that making them took.
+    condition: of the prompt in force.
     config: of the session.
     num_given: chunks that it began with.
     segments: first chunk and prompt of each.
@@ -69,6 +77,9 @@ class _Noted:
   sizes: Mapping[str, int]
   sha256: Mapping[str, str]
   steps: array.array[int]
+  ledger: Ledger | None
+  searching: float
+  condition: Condition
   config: SessionConfig
   num_given: int
   segments: list[tuple[int, str]]
@@ -103,6 +114,8 @@ class LiveResult:
     *,
     method: str,
     flags: Sequence[str],
+    rewards: Mapping[str, Any],
+    session: SessionConfig,
     prompt: str,
     picture: np.ndarray | None = None,
   ):
@@ -113,10 +126,14 @@ class LiveResult:
       pipeline: the model.
       method: name of the search.
       flags: what tells `streamt1 generate` to search so, with this model.
+      rewards: what judges, as JSON values.
+      session: how it is searched.
       prompt: the first.
       picture: that the video begins with, uint8 `[height, width, 3]`, or None.
     """
     self._pipeline, self._method, self._flags, self._picture = pipeline, method, tuple(flags), picture
+    self._rewards, self._session, self._searching = dict(rewards), session, 0.0
+    self._ledger: Ledger | None = None
     # Two sessions may begin with one prompt.
     self._target = results.result_folder(output_dir, prompt, repr(time.time_ns()))
     self._target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,19 +161,23 @@ class LiveResult:
     self._sha256["frames"].update(frames.data)
     self._chunks += 1
     self._frames += len(frames)
-    if shown.row is None or chunk.beam is None:
+    self._searching += shown.searching
+    if shown.row is None or chunk.beam is None or chunk.trace is None:
       return
-    self._files["rows"].write(manifest.to_json_line(shown.row).encode() + b"\n")
+    if self._ledger is None:
+      self._ledger = self._new_ledger(given=chunk.index)
+    row = shown.row | {"cost": self._ledger.add(chunk.trace)._asdict()}
+    self._files["rows"].write(manifest.to_json_line(row).encode() + b"\n")
     strips = {number: base64.b64encode(strip).decode() for number, strip in shown.strips.items()}
     self._files["strips"].write(json.dumps([chunk.index, strips]).encode() + b"\n")
     candidate = shown.row["survivors"][chunk.beam]
     seeds = {entry["candidate"]: entry["seed"] for entry in shown.row["candidates"]}
     self._steps.extend((chunk.beam, candidate, seeds[candidate]))
 
-  def prepare_save(self, session: LiveSession) -> Callable[[], str]:
+  def prepare_save(self, session: LiveSession) -> Callable[[], Saved]:
     """Notes what there is. What it returns writes the result folder, in the place of an earlier one of this session.
 
-    It returns the path of the folder, and raises as `results.staged_folder`. Raises ConfigError before the first chunk.
+    It raises as `results.staged_folder`. Raises ConfigError before the first chunk.
     """
     if not self._chunks:
       raise ConfigError("no chunk was shown yet")
@@ -169,6 +190,9 @@ class LiveResult:
       sizes={name: file.tell() for name, file in self._files.items()},
       sha256={name: digest.hexdigest() for name, digest in self._sha256.items()},
       steps=self._steps[:],
+      ledger=None if self._ledger is None else self._ledger.copy(),
+      searching=self._searching,
+      condition=session.condition,
       config=session.config,
       num_given=session.num_given,
       segments=[(begin, prompt) for begin, prompt in session.segments if begin < self._chunks],
@@ -177,10 +201,10 @@ class LiveResult:
     )
     return lambda: self._save(noted)
 
-  def _save(self, noted: _Noted) -> str:
+  def _save(self, noted: _Noted) -> Saved:
     with results.staged_folder(self._target, keep_on=lambda error: False) as folder:
       self._write(folder, noted)
-    return str(self._target)
+      return Saved(str(self._target), self._write_report(folder))
 
   def close(self) -> None:
     """What grew is removed; what was saved stays."""
@@ -220,15 +244,21 @@ class LiveResult:
       "sha256": dict(noted.sha256),
       "seeds": {"base": noted.config.seed, "winner": list(noted.steps[2::3])},
       "segments": results.describe_segments(noted.segments, noted.frames, clock),
+      "cost": self._cost(noted),
+      "wall_seconds": {"search": noted.searching},
       "given_chunks": noted.num_given,
       "files": part_files.describe_files(folder),
     }
     manifest.write_json(folder / results.MANIFEST, document)
+
+  def _write_report(self, folder: epath.Path) -> str | None:
+    """Returns why there is none, or None. As of `streamt1 generate`: what was made is not lost over its page."""
     try:
       write.write_beside(folder)
     except Exception as error:
-      # As of `streamt1 generate`: what was made is not lost over its page.
       _LOGGER.warning(f"there is no {results.REPORT}: {part_files.first_line(error)}")
+      return one_line(str(error))
+    return None
 
   def _write_latents(self, path: epath.Path, noted: _Noted) -> None:
     shape = [noted.chunks * noted.latent_shape[0], *noted.latent_shape[1:]]
@@ -238,7 +268,7 @@ class LiveResult:
 
   def _write_trace(self, path: epath.Path, noted: _Noted) -> None:
     search = noted.config.search
-    head = describe_video(search, noted.num_given, noted.segments, self._method) | {"tries": []}
+    head = self._rewards | describe_video(search, noted.num_given, noted.segments, self._method) | {"tries": []}
     # Nothing has judged the whole video.
     final = {"scores": [None] * search.top_k, "best": noted.steps[-3] if noted.steps else 0}
     steps = zip(noted.steps[0::3], noted.steps[1::3], strict=True)
@@ -246,6 +276,18 @@ class LiveResult:
     with self._grown_file(noted, "rows") as rows, open(path, "w") as file:
       lines = (row.decode().rstrip("\n") for row in rows)
       file.writelines(growing_result.trace_document(head, lines, final, lineage))
+
+  def _new_ledger(self, given: int) -> Ledger:
+    pipeline, session = self._pipeline, self._session
+    options = {"capacity": session.capacity(given), "length": session.length(given), "given_chunks": given}
+    short_frames = pipeline.rewards.choice.short_frames
+    return Ledger(pipeline.models, pipeline.config, session.search, short_frames=short_frames, **options)
+
+  def _cost(self, noted: _Noted) -> dict[str, Any] | None:
+    if noted.ledger is None:
+      return None
+    # Nothing has judged the whole video.
+    return noted.ledger.describe(search_flop.prices(self._pipeline, noted.condition), Cost(), noted.searching)
 
   def _settings(self, noted: _Noted) -> dict[str, Any]:
     search = noted.config.search

@@ -283,13 +283,13 @@ def named_numbers(values: flags.FlagValues, flag: str, example: str) -> dict[str
   return numbers
 
 
-def reward_settings(values: flags.FlagValues, choice: RewardChoice, dtype: str) -> dict[str, Any]:
-  """What judges, as JSON values; `dtype` is the model's. With the checkpoint it decides all scores."""
+def reward_settings(choice: RewardChoice, dtype: str) -> dict[str, Any]:
+  """What judges, as JSON values; `dtype` is that of the rewards. With the checkpoint it decides all scores."""
   return {
     "image_rewards": choice.image,
     "video_rewards": choice.video,
     "short_frames": choice.short_frames,
-    "reward_dtype": (values.reward_dtype or dtype) if choice.stored else None,
+    "reward_dtype": dtype if choice.stored else None,
   }
 
 

@@ -37,9 +37,9 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax import drivers
-from streamt1_jax.cli import command, device_flags, flag_types, host_flags
+from streamt1_jax.cli import command, device_flags, flag_types, host_flags, search_flags
 from streamt1_jax.cli.files import find_checkpoint, make_folder
-from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
+from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, SessionConfig, require_video_model
 from streamt1_jax.config.session import SINK_DISTANCE
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import pictures
@@ -215,6 +215,7 @@ def make_studio(pipeline: Pipeline, searches: Mapping[str, SearchConfig], values
   from streamt1_jax.serve.studio import Studio
 
   default = values.search
+  rewards = search_flags.reward_settings(pipeline.rewards.choice, device_flags.use_dtype(values.dtype))
   model_flags = [] if values.checkpoint is None else [f"--checkpoint={values.checkpoint}"]
   model_flags += [f"--{name}={values[name].value}" for name in _REPLAYED if values[name].present]
 
@@ -224,8 +225,9 @@ def make_studio(pipeline: Pipeline, searches: Mapping[str, SearchConfig], values
 
   def keep(start: Start) -> LiveResult:
     name = start.search or default
-    options = {"method": name, "flags": [*model_flags, *FLAGS[name]], "prompt": start.prompt}
-    return LiveResult(os.path.abspath(values.output_dir), pipeline, picture=_picture(start), **options)
+    options: dict[str, Any] = {"method": name, "flags": [*model_flags, *FLAGS[name]], "rewards": rewards}
+    options |= {"session": SessionConfig(searches[name]), "prompt": start.prompt, "picture": _picture(start)}
+    return LiveResult(os.path.abspath(values.output_dir), pipeline, **options)
 
   return Studio(
     open=open_session,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 from typing import Any
 
 import jax
@@ -58,6 +59,12 @@ class Ledger:
     self._tried: collections.Counter[tuple[Cost, int, int]] = collections.Counter()
     self.tries: list[Try] = []
 
+  def copy(self) -> Ledger:
+    """One that has counted the same, and does not see what comes later."""
+    made = copy.copy(self)
+    made._chunks, made._tried, made.tries = self._chunks.copy(), self._tried.copy(), [*self.tries]
+    return made
+
   @property
   def num_chunks(self) -> int:
     """Chunks so far."""
@@ -101,12 +108,13 @@ class Ledger:
     chunks = [prices.of(found, begun, seen) for found, begun in self._chunks.elements()]
     return search_flop.add([*chunks, *(prices.of(*each) for each in self._tried.elements())])
 
-  def describe(self, prices: Prices, whole_video: Cost) -> dict[str, Any]:
+  def describe(self, prices: Prices, whole_video: Cost, search_seconds: float) -> dict[str, Any]:
     """What the manifest says, as JSON values.
 
     Args:
       prices: of the model and its rewards.
       whole_video: what judging the finished videos cost.
+      search_seconds: what the search took on the clock of the wall, as far as that is known.
     """
     flop = search_flop.add([self.flop(prices), prices.of(whole_video)])
     counted = cost.total([self.cost, whole_video])
@@ -114,6 +122,7 @@ class Ledger:
     return {
       **counted._asdict(),
       "forwards": counted.forwards,
+      "search_seconds": search_seconds,
       "tflop": {**{name: value / 1e12 for name, value in flop._asdict().items()}, "total": flop.tflop},
       "plain_tflop": plain.tflop,
       "times_plain": flop.tflop / plain.tflop,
@@ -121,13 +130,14 @@ class Ledger:
     }
 
 
-def sentence(described: dict[str, Any]) -> str:
-  """One line of what `Ledger.describe` gave."""
+def sentence(described: dict[str, Any], since_chunk: int = 0) -> str:
+  """One line of what `Ledger.describe` gave; the seconds are of the chunks from `since_chunk` on."""
   count = lambda name: f"{described[name]:,}"
   return (
     f"cost: {count('forwards')} forwards, {count('decoded')} latent frames decoded"
     + (f" and {count('previewed')} previewed" if described["previewed"] else "")
     + f", {count('image_calls')} image reward calls on {count('image_frames')} frames, {count('video_calls')} video "
     f"reward calls on {count('video_frames')}; {described['tflop']['total']:.4g} TFLOP, "
-    f"{described['times_plain']:.2f} times plain streaming ({described['plain_tflop']:.4g})"
+    f"{described['times_plain']:.2f} times plain streaming ({described['plain_tflop']:.4g}); "
+    f"{described['search_seconds']:,.1f} s of search" + (f" from chunk {since_chunk} on" if since_chunk else "")
   )

@@ -12,6 +12,7 @@ from etils import epath
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files, result_files
 from streamt1_jax.messages import shortened
+from streamt1_jax.trace import VERSION
 
 MOST_CHUNKS, MOST_CANDIDATES = 1000, 8000
 """The most of a search that a page shows: no browser would scroll a larger page."""
@@ -96,6 +97,10 @@ def check_trace(trace: Mapping[str, Any], where: str) -> None:
   Fields that are not known are left alone: policies and methods add their own.
   """
   check = _Check(where)
+  # The first traces did not say.
+  if trace.get("version", VERSION) != VERSION or isinstance(trace.get("version"), bool):
+    found = shortened(trace["version"])
+    raise ConfigError(f"{where} is a trace of version {found}, and this program reads version {VERSION}")
   check.integer(trace, "beam_size", "", lower=1)
   top_k = check.integer(trace, "top_k", "", lower=1)
   given = check.integer(trace, "given_chunks", "")

@@ -25,6 +25,7 @@ _COUNTS = {
   "forwards": "forwards in all",
   "plain_tflop": "TFLOP of plain streaming",
   "times_plain": "times plain streaming",
+  "search_seconds": "seconds of the search",
 }
 """What a search counts, in words; what else a result counts has its own name."""
 _PARTS = {

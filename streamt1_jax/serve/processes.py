@@ -35,7 +35,7 @@ from streamt1_jax.receipts import Receipt
 from streamt1_jax.serve.protocol import Start
 from streamt1_jax.serve.studio import LiveSession, Studio
 from streamt1_jax.session import Chunk
-from streamt1_jax.state import ChunkTrace
+from streamt1_jax.state import ChunkTrace, Condition
 
 Open = Callable[[Start, Callable[[ChunkTrace], None]], LiveSession]
 _OF_ALL = (ConfigError, SearchError)
@@ -191,6 +191,10 @@ class Shared:
   @property
   def timeline(self) -> Timeline:
     return self._session.timeline
+
+  @property
+  def condition(self) -> Condition:
+    return self._session.condition
 
   def prepare_save(self) -> Callable[[Any], None]:
     return self._session.prepare_save()

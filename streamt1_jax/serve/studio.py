@@ -14,7 +14,7 @@ from streamt1_jax.receipts import Receipt
 from streamt1_jax.serve.fragments import Fragment
 from streamt1_jax.serve.protocol import Start
 from streamt1_jax.session import Chunk
-from streamt1_jax.state import ChunkTrace
+from streamt1_jax.state import ChunkTrace, Condition
 
 
 class Item(NamedTuple):
@@ -31,6 +31,18 @@ class Item(NamedTuple):
   fragment: Fragment | None = None
 
 
+class Saved(NamedTuple):
+  """A save that was written.
+
+  Attributes:
+    folder: its path.
+    no_report: why there is no page in it; None if there is one.
+  """
+
+  folder: str
+  no_report: str | None = None
+
+
 class Shown(NamedTuple):
   """A chunk that was shown.
 
@@ -39,12 +51,14 @@ class Shown(NamedTuple):
     fragment: its encoded frames.
     row: what the trace says of it, as `trace.describe_chunk`; None for a chunk that was given.
     strips: JPEGs of candidates by number, as in `report.pictures`.
+    searching: seconds that the search took since the chunk before was shown.
   """
 
   chunk: Chunk
   fragment: Fragment
   row: dict[str, Any] | None
   strips: Mapping[int, bytes]
+  searching: float = 0.0
 
 
 @runtime_checkable
@@ -62,6 +76,9 @@ class LiveSession(Protocol):
 
   @property
   def segments(self) -> list[tuple[int, str]]: ...
+
+  @property
+  def condition(self) -> Condition: ...
 
   @property
   def timeline(self) -> Timeline: ...
@@ -84,10 +101,10 @@ class Keeper(Protocol):
     """The next chunk."""
     ...
 
-  def prepare_save(self, session: LiveSession) -> Callable[[], str]:
+  def prepare_save(self, session: LiveSession) -> Callable[[], Saved]:
     """Notes what is kept so far, and of the session what cannot wait. If it raises, the session goes on.
 
-    What it returns writes that to a folder, whose path it returns. It is called once, in another thread, while more is
+    What it returns writes that to a folder, and says which. It is called once, in another thread, while more is
     added; `close` comes after it.
     """
     ...
@@ -103,7 +120,7 @@ class KeepsNothing:
   def add(self, shown: Shown) -> None:
     pass
 
-  def prepare_save(self, session: LiveSession) -> Callable[[], str]:
+  def prepare_save(self, session: LiveSession) -> Callable[[], Saved]:
     raise ConfigError("this server saves nothing")
 
   def close(self) -> None:

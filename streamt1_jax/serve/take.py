@@ -17,7 +17,7 @@ from streamt1_jax.serve.fragments import Film, Fragment
 from streamt1_jax.serve.numbers import Numbers
 from streamt1_jax.serve.pace import Pace
 from streamt1_jax.serve.protocol import event
-from streamt1_jax.serve.studio import Item, Keeper, KeepsNothing, LiveSession, Shown, Studio
+from streamt1_jax.serve.studio import Item, Keeper, KeepsNothing, LiveSession, Saved, Shown, Studio
 from streamt1_jax.session import Chunk
 from streamt1_jax.state import ChunkTrace
 from streamt1_jax.trace import describe_chunk
@@ -53,7 +53,7 @@ class Take:
     self._session: LiveSession | None = None
     self._rows: dict[int, tuple[dict[str, Any], dict[int, bytes]]] = {}
     self._applied: list[Asked] = []
-    self._made, self._making = 0, 0.0
+    self._made, self._making, self._searching = 0, 0.0, 0.0
     self._sent_at: float | None = None
     self._writer: threading.Thread | None = None
 
@@ -73,7 +73,9 @@ class Take:
       self._say_running(session)
       begun = time.monotonic()
       chunk = next(session, None)
-      self._making += time.monotonic() - begun
+      taken = time.monotonic() - begun
+      self._making += taken
+      self._searching += taken
       self._answer()
       if chunk is None:
         break
@@ -128,14 +130,15 @@ class Take:
     self._writer = threading.Thread(target=self._write, args=[write, self.shown], name="save", daemon=True)
     self._writer.start()
 
-  def _write(self, write: Callable[[], str], chunks: int) -> None:
+  def _write(self, write: Callable[[], Saved], chunks: int) -> None:
     """The work of a thread of its own."""
     try:
-      folder = self._control.saved = write()
+      saved = write()
     except Exception as error:
       self._say_not_saved(error)
     else:
-      self._tell("session.saved", folder=folder, chunks=chunks)
+      self._control.saved = saved.folder
+      self._tell("session.saved", folder=saved.folder, chunks=chunks, no_report=saved.no_report)
 
   def _say_not_saved(self, error: Exception) -> None:
     # A disk that is full, or anything else: the video is not lost over its save.
@@ -192,7 +195,8 @@ class Take:
     row, strips = self._rows.pop(chunk.index, (None, {}))
     begun = time.monotonic()
     fragment = self.film.add(self._studio.pictures(chunk.frames))
-    self._keeper.add(Shown(chunk, fragment, row, strips))
+    searching, self._searching = self._searching, 0.0
+    self._keeper.add(Shown(chunk, fragment, row, strips, searching))
     self._making += time.monotonic() - begun
     now = self._control.clock()
     on_time = self._pace.add(fragment.num_frames / self.film.fps)

@@ -223,7 +223,7 @@ const takes = {
   "session.interaction.dropped": (told) => remember(told.prompt, "came too late", told.event_id),
   "session.paused"() { paused = true; video.pause(); },
   "session.resumed"() { paused = false; player.follow(); },
-  "session.saved"(told) { notice(`Saved in ${told.folder}: ${told.chunks} chunks.`); },
+  "session.saved"(told) { notice(`Saved in ${told.folder}: ${told.chunks} chunks.${told.no_report ? ` There is no report: ${told.no_report}` : ""}`); },
   "session.done"(told) {
     if (told.request_id === mine || !told.request_id) [mine, waits] = [null, false];
     if (told.request_id === running) running = null;
