@@ -37,6 +37,26 @@ def _commands(page):
   return [match.replace("\\\n", " ") for match in _COMMAND.findall(page.read_text())]
 
 
+@pytest.mark.parametrize("checkout", [True, False])
+def test_the_notebook_installs_a_checkout_or_asks_for_an_address(tmp_path, monkeypatch, checkout):
+  """Where there is no checkout, as in Colab, the folder above is not what pip is given."""
+  cells = json.loads((ROOT / "docs/first_steps.ipynb").read_text())["cells"]
+  source = "".join(next(cell for cell in cells if cell["cell_type"] == "code")["source"])
+  program, installs = re.subn(r"%pip install --quiet \{(\w+)\}", r"given.append(\1)", source)
+  assert installs == 1
+  (tmp_path / "docs").mkdir()
+  monkeypatch.chdir(tmp_path / "docs")
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  given = []
+  if checkout:
+    (tmp_path / "pyproject.toml").touch()
+    exec(program, {"given": given})
+  else:
+    with pytest.raises(ValueError, match="address that you clone the repository from"):
+      exec(program, {"given": given})
+  assert given == [".."] * checkout
+
+
 def _slug(heading):
   """The anchor of a heading, as GitHub and MyST make it."""
   words = re.sub(r"[`*_\[\]]|\(.*?\)", "", heading).strip().lower()

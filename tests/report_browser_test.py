@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from streamt1_jax.report import write
+from streamt1_jax.report import account, write
 from tests.searched_results import Searched
 
 pytestmark = pytest.mark.browser
@@ -79,6 +79,24 @@ def test_the_video_plays_and_the_ruler_follows(visit):
   visit.page.wait_for_function("document.querySelector('.ruler .now').dataset.chunk === '3'")
   time = visit.page.locator("video").evaluate("video => video.currentTime")
   assert time == pytest.approx((9 + 2 * 12) / 16, abs=1 / 16)
+
+
+def test_the_newest_chunks_of_a_long_search_are_found_in_the_video(browser, tmp_path, monkeypatch):
+  monkeypatch.setattr(account, "MOST_CHUNKS", 4)
+  made = Searched(chunks=6).write(tmp_path / "long")
+  write.write_report([made], made / "report.html")
+  visit = Visit(browser, made / "report.html")
+  visit.play(".report video")
+  visit.page.locator("video").evaluate("video => video.pause()")
+  visit.page.get_by_role("button", name="chunk 3").click()
+  visit.page.wait_for_function("document.querySelector('.playhead').getAttribute('visibility') === 'visible'")
+  assert visit.page.locator(".ruler .now").get_attribute("data-chunk") == "3"
+  assert visit.page.locator("video").evaluate("video => video.currentTime") == pytest.approx(33 / 16, abs=1 / 16)
+  # The first two are left out: while the player shows them no line stands in the charts.
+  visit.page.locator("video").evaluate("video => { video.currentTime = 0.5; }")
+  visit.page.wait_for_function("document.querySelector('.playhead').getAttribute('visibility') === 'hidden'")
+  visit.page.close()
+  assert visit.faults == []
 
 
 def test_a_click_shows_the_scores_of_the_trace(visit, folder):

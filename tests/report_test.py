@@ -13,6 +13,7 @@ from etils import epath
 from PIL import Image
 
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.memory_sinking import APPEND, EMA
 from streamt1_jax.report import account, memory, pictures, story, svg, write
 from streamt1_jax.report.memory import APPENDED, DISCARDED, MERGED, Event, Stay
 from tests import command_line
@@ -263,6 +264,51 @@ def test_a_failed_search_has_a_page(tmp_path):
   assert "0 chunks were made" in nothing.one("p", **{"class": "lead"})["text"]
 
 
+def test_of_a_long_search_the_page_has_the_newest_chunks(tmp_path, monkeypatch):
+  """Eight chunks, of which five fit. Chunk 1 became a sink before them, and still is one."""
+  monkeypatch.setattr(account, "MOST_CHUNKS", 5)
+  folder = Searched(chunks=8, routes={1: APPEND, 5: EMA}, segments=((0, "first"), (2, PROMPT), (6, "rain"))).write(
+    tmp_path / "long"
+  )
+  made, trace = _page(folder), _trace(folder)
+  lead = made.one("p", **{"class": "lead"})["text"]
+  assert "The video has 8 chunks; this page is of the last 5." in lead
+  assert "20 candidates were drawn for 5 chunks." in lead
+  assert [each["id"] for each in made.of("article")] == [f"r0-c{chunk}-{n}" for chunk in range(3, 8) for n in range(4)]
+  for step in trace["final"]["lineage"][3:]:
+    assert made.one("a", data_for=f"r0-c{step['chunk']}-{step['candidate']}")["class"] == "node winner"
+    article = made.one("article", id=f"r0-c{step['chunk']}-{step['candidate']}")
+    assert _bar(made.one("img", article)["src"]) == step["candidate"]
+  buttons = [each["data-chunk"] for each in made.of("button", made.one("ol", **{"class": "ruler"}))]
+  assert buttons == ["3", "4", "5", "6", "7"]
+  times = [each["text"] for each in made.of("span", **{"class": "when"})]
+  assert times == ["1.31 s, chunk 2", "4.31 s, chunk 6"]
+  # What is drawn lies right of the labels: nothing stands where chunks are left out.
+  chart = next(each for each in made.of("svg", role="group") if each["aria-label"] == "memory of the shown beam")
+  bars = [(float(each["x"]), each["text"]) for each in made.of("rect", chart) if "stay" in each.get("class", "")]
+  assert min(x for x, _ in bars) >= float(chart["data-gutter"])
+  assert sorted(text.split(" while")[0] for _, text in bars if "sink" in text.split(" while")[0]) == [
+    "chunk 0 is a sink", "chunk 1 is a sink"
+  ]  # fmt: skip
+  xs = [float(each["cx"]) for each in made.of("circle") if "point" in each.get("class", "")]
+  assert len(xs) == 3 * 5
+  assert min(xs) > float(chart["data-gutter"])
+
+
+def test_a_page_has_no_more_candidates_than_a_browser_scrolls(tmp_path, monkeypatch):
+  monkeypatch.setattr(account, "MOST_CANDIDATES", 11)
+  made = _page(Searched(chunks=4, given=2, routes={}).write(tmp_path / "wide"))
+  assert "The video has 6 chunks; this page is of the last 2." in made.one("p", **{"class": "lead"})["text"]
+  assert len(made.of("article")) == 8
+
+
+def test_given_chunks_may_be_left_out_too(tmp_path, monkeypatch):
+  monkeypatch.setattr(account, "MOST_CHUNKS", 4)
+  made = _page(Searched(chunks=2, given=3, routes={}).write(tmp_path / "given"))
+  assert "this page is of the last 4. The video begins with 3 chunks" in made.one("p", **{"class": "lead"})["text"]
+  assert len(made.of("li", made.one("ol", **{"class": "ruler"}), **{"class": "given"})) == 2
+
+
 def test_plain_streaming_has_a_page_without_scores(tmp_path):
   made = _page(Searched(chunks=3, search=PLAIN, routes={}).write(tmp_path / "plain"))
   assert "3 chunks were made, one candidate each; nothing was judged." in made.one("p", **{"class": "lead"})["text"]
@@ -423,7 +469,7 @@ BAD = {
   "chunks of another form": (lambda at: _edited(at, chunks=[3]), "chunks[0] is 3, expected an object"),
   "no lineage": (lambda at: _edited(at, final={"scores": [1.0], "best": 0}), "final.lineage is missing"),
   "too many": (lambda at: _edited(at, chunks=_trace(at)["chunks"][:1] * 1001), "chunks[1].chunk is 0, expected 1"),
-  "given without end": (lambda at: _edited(at, given_chunks=10**9, chunks=[]), "1000000000 chunks and 0 candidates"),
+  "given without end": (lambda at: _edited(at, given_chunks=10**9, chunks=[]), "1000000000 chunks, of up to 0 candid"),
   "events of another form": (lambda at: _edited(at, chunks=_with(at, events=3)), "chunks[0].events is 3"),
   "a score too large": (lambda at: _edited(at, final={"scores": [10**400]}), "trace.json has the number <an integer"),
   "a length too large": (

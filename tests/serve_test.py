@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import importlib.util
 import io
 import json
@@ -17,7 +18,7 @@ import pytest
 from streamt1_jax.config import ConfigError
 from streamt1_jax.measuring import live_viewer
 from streamt1_jax.receipts import Receipt
-from streamt1_jax.serve import app
+from streamt1_jax.serve import app, hub
 from streamt1_jax.serve.control import CLOSED, Control
 from streamt1_jax.serve.doors import HEADERS
 from streamt1_jax.serve.fragments import Fragment
@@ -152,6 +153,81 @@ def test_one_session_at_a_time_and_others_see_their_place():
       assert (await looks.hear_until("video.chunk_metadata"))["has_init"]
 
   asyncio.run(run())
+
+
+def test_a_first_chunk_that_waits_for_a_compiler_is_counted_apart():
+  async def run():
+    async with live(studio(num_chunks=2)) as server:
+      client, counts = await server.client(), []
+      for _ in range(2):
+        await client.say("session.start", prompt="a")
+        await client.hear_until("session.done")
+        names = ("cold_first_chunk_seconds_count", "first_chunk_seconds_count")
+        counts.append([await server.metric(name) for name in names])
+      return counts, [event["warm"] for event in client.of("session.accepted")]
+
+  assert asyncio.run(run()) == ([[1, 0], [1, 1]], [False, True])
+
+
+def test_more_than_there_is_room_for_is_refused(monkeypatch):
+  assert (hub.MOST_VIEWERS, hub.MOST_WAITING, hub.MOST_PENDING) == (256, 32, 8)
+  for name in ("MOST_VIEWERS", "MOST_WAITING"):
+    monkeypatch.setattr(hub, name, {"MOST_VIEWERS": 4, "MOST_WAITING": 2}[name])
+
+  async def run():
+    async with live(brisk(), lead=0.125) as server:
+      clients = [await server.client() for _ in range(4)]
+      for client in clients:
+        await client.say("session.start", prompt="a")
+        await client.hear_of("session.accepted", "session.queued", "error")
+      # The first steers, two wait; the last one may look all the same.
+      refused = clients[3].of("error")
+      await clients[3].hear_until("video.chunk_metadata")
+      late = await server.client()
+      told, closed = await late.hear(), await late.socket.receive()
+      # Who leaves makes room.
+      await clients[2].socket.close()
+      await clients[3].say("session.start", prompt="b")
+      assert (await clients[3].hear_until("session.queued"))["place"] == 2
+      while await server.metric("viewers") > 3:
+        await asyncio.sleep(0.01)
+      assert (await (await server.client()).hear())["type"] == "session.hello"
+      return refused, told, closed
+
+  refused, told, closed = asyncio.run(run())
+  assert [(error["code"], error["message"]) for error in refused] == [("busy", "2 clients wait already")]
+  assert (told["type"], told["code"], told["message"]) == ("error", "busy", "there are 4 viewers already")
+  assert closed.data == 1013
+
+
+def test_prompts_that_are_being_read_have_a_bound():
+  async def run():
+    go = threading.Event()
+
+    def read(session, prompt):
+      assert go.wait(PATIENCE)
+      return type(session).switch(session, prompt)
+
+    chosen = brisk()
+
+    def open_slow(start, on_trace):
+      session = chosen.open(start, on_trace)
+      session.switch = functools.partial(read, session)
+      return session
+
+    async with live(dataclasses.replace(chosen, open=open_slow), rate=(1e9, 1e9), lead=0.125) as server:
+      client = await server.client()
+      await client.say("session.start", prompt="a")
+      await client.hear_until("video.chunk_metadata")
+      for number in range(hub.MOST_PENDING + 1):
+        await client.switch("b", str(number))
+      error = await client.hear_until("error")
+      go.set()
+      await client.hear_until("session.interaction.applied")
+      return error
+
+  error = asyncio.run(run())
+  assert (error["code"], error["event_id"]) == ("rate", "8")
 
 
 def test_who_comes_late_can_play_from_the_next_chunk():

@@ -6,7 +6,7 @@
 
 Needs the extra `serve`: pip install 'streamt1_jax[serve]'. The page is on this machine alone unless --host says
 otherwise; then everybody needs a token, which is made if --token gives none. One client steers at a time, others wait
-in a line, and any number look. Programs speak to /v1/realtime/video (docs/serve.md); /healthz and /metrics are for
+in a line, and up to 256 look. Programs speak to /v1/realtime/video (docs/serve.md); /healthz and /metrics are for
 machines.
 
 Several processes serve as one: process 0 is spoken to, and a session runs on the devices of all.

@@ -15,7 +15,9 @@ from streamt1_jax.messages import shortened
 from streamt1_jax.trace import VERSION
 
 MOST_CHUNKS, MOST_CANDIDATES = 1000, 8000
-"""The most of a search that a page shows: no browser would scroll a larger page."""
+"""The most of a search that a page shows, the newest: no browser would scroll a larger page."""
+_LONGEST = 100_000
+"""Chunks of a video that anything is said of."""
 _NUMBERS = (int, float)
 _LARGEST = 1e100
 
@@ -29,12 +31,14 @@ class Account:
     trace: trace.json; its fields have the types that `trace` gives them.
     run: manifest.json, or failed.json of a search that failed, or {} if there is neither.
     failed: whether the search failed.
+    hidden: chunks at the beginning of the video that are left out, see `newest`.
   """
 
   folder: epath.Path
   trace: Mapping[str, Any]
   run: Mapping[str, Any]
   failed: bool
+  hidden: int = 0
 
   @property
   def settings(self) -> Mapping[str, Any]:
@@ -65,6 +69,38 @@ def nodes(chunk: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 def rejected(chunk: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
   """Those that were not finished, which have no number. Older traces have none."""
   return chunk.get("rejected", ())
+
+
+def newest(account: Account) -> Account:
+  """What a page shows of it: all, or the newest chunks of a longer search.
+
+  Chunks that are left out count as given in the trace, whose segments are those that the others are in.
+  """
+  trace = account.trace
+  chunks, given, candidates = trace["chunks"], trace["given_chunks"], 0
+  end = begin = given + len(chunks)
+  while begin > max(given, end - MOST_CHUNKS):
+    candidates += _count(chunks[begin - 1 - given])
+    if candidates > MOST_CANDIDATES:
+      break
+    begin -= 1
+  hidden = max(0, end - MOST_CHUNKS) if begin == given else begin
+  if not hidden:
+    return account
+  cut = max(0, hidden - given)
+  final, segments = trace["final"], trace["segments"]
+  later = [segment["chunk"] for segment in segments[1:]] + [end]
+  shown = {
+    "given_chunks": given + cut,
+    "chunks": chunks[cut:],
+    "segments": [segment for segment, until in zip(segments, later) if until > hidden],
+    "final": final and {**final, "lineage": final["lineage"][cut:]},
+  }
+  return dataclasses.replace(account, trace={**trace, **shown}, hidden=hidden)
+
+
+def _count(chunk: Mapping[str, Any]) -> int:
+  return len(chunk["candidates"]) + len(rejected(chunk))
 
 
 def read(folder: epath.PathLike) -> Account:
@@ -111,11 +147,11 @@ def check_trace(trace: Mapping[str, Any], where: str) -> None:
   parents = top_k
   for index, chunk in enumerate(chunks):
     parents = _check_chunk(check, chunk, f"chunks[{index}].", given + index, parents)
-  candidates = sum(len(nodes(chunk)) + len(rejected(chunk)) for chunk in chunks)
-  if given + len(chunks) > MOST_CHUNKS or candidates > MOST_CANDIDATES:
+  most = max(map(_count, chunks), default=0)
+  if given + len(chunks) > _LONGEST or most > MOST_CANDIDATES:
     raise ConfigError(
-      f"{where} has {given + len(chunks)} chunks and {candidates} candidates; a report shows at most {MOST_CHUNKS} and "
-      f"{MOST_CANDIDATES}"
+      f"{where} has {given + len(chunks)} chunks, of up to {most} candidates; a report is of at most {_LONGEST} chunks "
+      f"of {MOST_CANDIDATES}"
     )
   _check_final(check, trace, [nodes(chunk) for chunk in chunks], given)
 

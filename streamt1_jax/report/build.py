@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from streamt1_jax.report import memory, pictures, story, summary, svg
-from streamt1_jax.report.account import Account
+from streamt1_jax.report.account import Account, newest
 from streamt1_jax.report.memory import Remembered
 from streamt1_jax.report.pictures import Strips
 from streamt1_jax.report.story import SCORES, Candidate, Story
@@ -79,7 +79,7 @@ class Report:
 
   Attributes:
     key: begins every id of this result in the page.
-    account: the result.
+    account: the result, of a long search the newest chunks.
     story: what happened.
     lead: sentences that sum it up.
     facts: label and text.
@@ -122,7 +122,7 @@ class Report:
   @property
   def ruler_step(self) -> int:
     """Every how many chunks the ruler below the player has a number."""
-    return _every(self.story.end / _MOST_RULER_NUMBERS)
+    return _every(self.columns.count / _MOST_RULER_NUMBERS)
 
   @property
   def kinds(self) -> list[tuple[str, str]]:
@@ -146,8 +146,9 @@ def _every(least: float) -> int:
 
 def build(key: str, account: Account, video: str | None) -> Report:
   """The report of a result, whose video is at the URL `video`. Raises ConfigError if its pictures are damaged."""
+  whole, account = account, newest(account)
   told = story.tell(account)
-  columns = Columns.of(told.end)
+  columns = Columns.of(told.end, account.hidden)
   spans = chunk_spans(account, told.end)
   fps = account.section("length").get("fps")
   starts: list[float | None] = [None] * told.end
@@ -166,11 +167,11 @@ def build(key: str, account: Account, video: str | None) -> Report:
     film=_film(told, columns, of_video),
     tree=_tree(told, columns),
     charts=_charts(told, columns) if told.judged else (),
-    memory=memory.remember(account, told.line) if told.chunks else None,
+    memory=memory.remember(whole, story.shown_line(whole), account.hidden) if told.chunks else None,
     strips={place: pictures.as_data(strip) for place, strip in strips.items()},
     seconds=summary.shares(account.section("wall_seconds"), "search", "s"),
     work=summary.work(account),
-    counts=summary.counts(account),
+    counts=summary.counts(whole),
     tries=summary.tries(account),
     settings=[(name, summary.plain(value)) for name, value in account.settings.items()],
     video=video,
@@ -199,10 +200,11 @@ def _segments(account: Account) -> list[tuple[int, str]]:
 
 def _strips(account: Account, told: Story, spans: Sequence[tuple[int, int]]) -> tuple[Strips, Mapping[int, bytes]]:
   """Strips of candidates, and of chunks of the video. What was not kept of the video's own is read from the video."""
-  strips = pictures.kept(account.folder)
+  strips = pictures.kept(account.folder, account.hidden)
   shown = {winner.chunk: (winner.chunk, winner.number) for winner in map(told.winner, range(len(told.chunks)))}
   of_video = {chunk: strips[place] for chunk, place in shown.items() if place in strips}
-  missing = {chunk: span for chunk, span in enumerate(spans) if chunk not in of_video}
+  seen = list(enumerate(spans))[account.hidden :]
+  missing = {chunk: span for chunk, span in seen if chunk not in of_video}
   if missing and account.video is not None:
     of_video |= pictures.from_video(account.video, missing)
   strips |= {place: of_video[chunk] for chunk, place in shown.items() if chunk in of_video}
@@ -221,13 +223,13 @@ def _axis(told: Story, columns: Columns, starts: Sequence[float | None]) -> list
       given=chunk < told.given,
       labelled=chunk % every == 0,
     )
-    for chunk in range(told.end)
+    for chunk in range(columns.first, told.end)
   ]
 
 
 def _film(told: Story, columns: Columns, of_video: Mapping[int, bytes]) -> Film:
-  every = max(1, -(-told.end // _MOST_FILM_FRAMES))
-  shown = [chunk for chunk in range(0, told.end, every) if chunk in of_video]
+  every = max(1, -(-(told.end - columns.first) // _MOST_FILM_FRAMES))
+  shown = [chunk for chunk in range(columns.first, told.end, every) if chunk in of_video]
   if not shown:
     return Film((), 0.0, 0.0)
   rows, row_width = pictures.size_of(of_video[shown[0]])

@@ -75,8 +75,11 @@ def chunk_frames(account: Account) -> int:
   return functools.reduce(math.gcd, found, 0) or 3
 
 
-def remember(account: Account, line: Sequence[int]) -> Remembered | None:
-  """The memory along `line`, the shown candidate of every chunk. None if the trace does not say what left it."""
+def remember(account: Account, line: Sequence[int], begin: int = 0) -> Remembered | None:
+  """The memory along `line`, the shown candidate of every chunk. None if the trace does not say what left it.
+
+  What was in it when chunk `begin` was made, and what came later, is told.
+  """
   frames, given = chunk_frames(account), account.trace["given_chunks"]
   events, chunks = [], account.trace["chunks"]
   for chunk, number in zip(chunks, line, strict=True):
@@ -89,7 +92,13 @@ def remember(account: Account, line: Sequence[int]) -> Remembered | None:
     return None
   if given:
     first_sinks = min(first_sinks, 1)
-  return _stays(events, first_sinks, end, _unseen(events, first_sinks))
+  return _since(begin, _stays(events, first_sinks, end, _unseen(events, first_sinks)))
+
+
+def _since(begin: int, kept: Remembered) -> Remembered:
+  later = lambda stays: [dataclasses.replace(stay, begin=max(stay.begin, begin)) for stay in stays if stay.end > begin]
+  events = [event for event in kept.events if event.chunk >= begin]
+  return Remembered(later(kept.sinks), later(kept.window), kept.window_slots, events)
 
 
 def _event(chunk: Mapping[str, Any], parent: int, frames: int) -> Event | None:

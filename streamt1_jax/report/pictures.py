@@ -113,8 +113,11 @@ def as_data(content: bytes, kind: str = "image/jpeg") -> str:
   return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def kept(folder: epath.Path) -> dict[tuple[int, int], bytes]:
-  """The strips that a search kept. Raises ConfigError if the file is damaged, or holds something else."""
+def kept(folder: epath.Path, begin: int = 0) -> dict[tuple[int, int], bytes]:
+  """The strips that a search kept of chunks from `begin` on.
+
+  Raises ConfigError if the file is damaged, or holds something else.
+  """
   path = folder / result_files.PICTURES
   if not path.is_file():
     return {}
@@ -125,6 +128,8 @@ def kept(folder: epath.Path) -> dict[tuple[int, int], bytes]:
         name = _MEMBER.fullmatch(entry.filename)
         if not name or entry.file_size > _MOST_BYTES or entry.compress_type != zipfile.ZIP_STORED:
           raise ConfigError(f"{path} holds something else than pictures of this program: {entry.filename[:60]!r}")
+        if int(name[1]) < begin:
+          continue
         content = archive.read(entry)
         _check(content, f"{path} is damaged: {entry.filename}")
         strips[int(name[1]), int(name[2])] = content

@@ -60,7 +60,8 @@ class Story:
   """A search.
 
   Attributes:
-    given: chunks that the video began with and that were not searched.
+    given: chunks that the video begins with and that nothing is told of: they were not searched, or are left out.
+    hidden: those of them that are left out.
     chunks: candidates of every chunk that was made, by number.
     line: the candidate of every such chunk that is in the video; of a search that failed, what led to the best
       survivor of its last chunk.
@@ -75,6 +76,7 @@ class Story:
   switches: Sequence[tuple[int, str]]
   judged: bool
   failed: bool
+  hidden: int = 0
 
   @property
   def end(self) -> int:
@@ -90,11 +92,10 @@ def tell(account: Account) -> Story:
   """The story of a search."""
   trace = account.trace
   chunks, given = trace["chunks"], trace["given_chunks"]
-  final = trace["final"]
-  line = ancestry(chunks) if final is None else [step["candidate"] for step in final["lineage"]]
+  shown = shown_line(account)
   lasts = last_descendants(chunks)
   told = [
-    {number: _candidate(account, index, number, line, lasts) for number in nodes(chunk)}
+    {number: _candidate(account, index, number, shown, lasts) for number in nodes(chunk)}
     for index, chunk in enumerate(chunks)
   ]
   first = 1 + max((number for chunk in told for number in chunk), default=-1)
@@ -104,11 +105,18 @@ def tell(account: Account) -> Story:
   return Story(
     given=given,
     chunks=told,
-    line=line,
+    line=shown,
     switches=[(segment["chunk"], segment["prompt"]) for segment in trace["segments"][1:]],
     judged=any(candidate["hybrid"] is not None for chunk in chunks for candidate in chunk["candidates"]),
     failed=account.failed,
+    hidden=account.hidden,
   )
+
+
+def shown_line(account: Account) -> list[int]:
+  """The candidates of all chunks that are in the video, or led to the best survivor of a search that failed."""
+  final = account.trace["final"]
+  return ancestry(account.trace["chunks"]) if final is None else [step["candidate"] for step in final["lineage"]]
 
 
 def ancestry(chunks: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -188,6 +196,8 @@ def _unfinished(account: Account, index: int, place: int, first: int) -> Candida
 def _origin(account: Account, index: int, entry: Mapping[str, Any]) -> tuple[int | None, str]:
   """Number of the parent of a candidate of the `index`th chunk that was made, and the sentence about its noise."""
   sigma = account.settings.get("noise_sigma")
+  if not index and account.hidden:
+    return None, "not told: its parent is left out"
   if not index:
     return None, noise_sentence(sigma, entry["seed"], None, has_parent=False)
   before = account.trace["chunks"][index - 1]

@@ -68,10 +68,12 @@ def lead(account: Account, told: Story) -> list[str]:
     story.UNUSABLE: "were NaN or Inf",
   }
   made, sentences = len(told.chunks), []
+  if told.hidden:
+    sentences.append(f"The video has {told.end} chunks; this page is of the last {told.end - told.hidden}.")
   if told.failed:
     error = account.run.get("error")
     sentences.append(f"The search failed{f': {error}' if isinstance(error, str) else ''}.")
-  if told.given:
+  if told.given > told.hidden:
     sentences.append(f"The video begins with {_many(told.given, 'chunk')} that {_was(told.given)} given.")
   if len(everybody) == made:
     drawn = f"{_many(made, 'chunk')} {_was(made)} made, one candidate each"

@@ -99,24 +99,29 @@ class Columns:
     count: columns, at least one.
     gutter: width of the labels on the left.
     width: of everything.
+    first: the chunk of the first column.
   """
 
   count: int
   gutter: float = 92.0
   width: float = 860.0
+  first: int = 0
 
   @classmethod
-  def of(cls, count: int, least: float = 17.0) -> Columns:
-    """Columns no narrower than `least`: many make the chart wider than its place, which then scrolls."""
-    count = max(count, 1)
-    return cls(count, width=max(cls.width, cls.gutter + count * least))
+  def of(cls, end: int, first: int = 0, least: float = 17.0) -> Columns:
+    """Those of chunks `first` to `end`, no narrower than `least`.
+
+    Many make a chart wider than its place, which then scrolls.
+    """
+    count = max(end - first, 1)
+    return cls(count, width=max(cls.width, cls.gutter + count * least), first=first)
 
   @property
   def step(self) -> float:
     return (self.width - self.gutter) / self.count
 
   def left(self, column: float) -> float:
-    return self.gutter + column * self.step
+    return self.gutter + (column - self.first) * self.step
 
   def center(self, column: int) -> float:
     return self.left(column + 0.5)
@@ -129,7 +134,7 @@ class Series:
   Attributes:
     label: its name.
     style: class of its line in the page's style sheet.
-    values: a value a column.
+    values: a value a chunk, from the first of the video on.
     lows, highs: a band around it, or () for none.
     points: whether every value has a mark.
   """
@@ -181,21 +186,22 @@ def line_chart(
   Args:
     title: names the values.
     columns: where they stand.
-    series: the lines, a value for each of the first columns.
+    series: the lines. What stands before the first column is left out.
     height: of the chart, without its labels.
     labels: a text below each column; () for none.
   """
-  everything = [value for each in series for value in (*each.values, *each.lows, *each.highs)]
+  seen = lambda values: values[columns.first :]
+  everything = [value for each in series for part in (each.values, each.lows, each.highs) for value in seen(part)]
   low, high = padded_range(everything)
   scale = Scale(low, high, height - 8.0, 8.0)
   marks = ticks(low, high)
-  place = lambda values: [None if value is None else scale(value) for value in values]
+  place = lambda values: [None if value is None else scale(value) for value in seen(values)]
   drawn = []
   for each in series:
-    xs = [columns.center(column) for column in range(len(each.values))]
-    ys = place(each.values)
+    chunks = range(columns.first, len(each.values))
+    xs, ys = [columns.center(chunk) for chunk in chunks], place(each.values)
     points = [
-      (xs[column], scale(value), value, column) for column, value in enumerate(each.values) if value is not None
+      (x, scale(value), value, chunk) for x, chunk, value in zip(xs, chunks, seen(each.values)) if value is not None
     ]
     band = band_path(xs, place(each.lows), place(each.highs)) if each.lows else ""
     drawn.append(DrawnSeries(each.label, each.style, line_path(xs, ys), band, points if each.points else ()))

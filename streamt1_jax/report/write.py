@@ -174,7 +174,8 @@ def _comparison(reports: Sequence[Report]) -> Comparison:
   rows += _rows([dict(report.counts) for report in reports])
   settings = _rows([dict(report.settings) for report in reports])
   rows += [row for row in settings if len(set(row[1])) > 1]
-  columns = Columns.of(max(report.story.end for report in reports))
+  end = max(report.story.end for report in reports)
+  columns = Columns.of(end, max(0, end - account.MOST_CHUNKS))
   charts = []
   if all(report.story.judged for report in reports):
     for field, title in reversed(SCORES):

@@ -14,7 +14,8 @@ _KEPT = 2048
 _QUANTILES = (0.5, 0.95, 0.99)
 
 _SERIES = {
-  "first_chunk_seconds": "From the start of a session to its first chunk, in seconds.",
+  "first_chunk_seconds": "From the start of a session whose search was compiled to its first chunk, in seconds.",
+  "cold_first_chunk_seconds": "The same of sessions whose search had to be compiled.",
   "chunk_seconds": "To make, encode and keep a chunk, in seconds.",
   "chunk_gap_seconds": "Between two chunks that were sent, in seconds.",
   "switch_seconds": "From the arrival of a prompt to the first chunk made under it, in seconds.",

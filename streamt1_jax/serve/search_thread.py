@@ -146,7 +146,8 @@ class SearchThread(threading.Thread):
 
   def _play(self, control: Control) -> None:
     """One session, from its first chunk to `session.done`."""
-    take = Take(self._studio, control, self._tell, self._numbers, **self._options)
+    warm = self.is_warm(control.start.search)
+    take = Take(self._studio, control, self._tell, self._numbers, **self._options, warm=warm)
     reason = "failed"
     try:
       try:

@@ -42,10 +42,11 @@ class Take:
     most_seconds: float,
     lead: float,
     hold: Callable[[], bool],
+    warm: bool = True,
   ):
-    """See `search_thread.SearchThread`."""
+    """See `search_thread.SearchThread`; `warm` says whether the programs of the search are compiled."""
     self._studio, self._control, self._tell_item, self._numbers = studio, control, tell, numbers
-    self._most_seconds, self._hold = most_seconds, hold
+    self._most_seconds, self._hold, self._warm = most_seconds, hold, warm
     self.film = Film(studio.fps, scale=studio.scale)
     self.shown = 0
     self._pace = Pace(lead, control.clock)
@@ -233,7 +234,7 @@ class Take:
     numbers.count("making_seconds_total", seconds)
     numbers.observe("chunk_seconds", seconds)
     if self._sent_at is None:
-      numbers.observe("first_chunk_seconds", now - self._control.began)
+      numbers.observe("first_chunk_seconds" if self._warm else "cold_first_chunk_seconds", now - self._control.began)
     else:
       numbers.observe("chunk_gap_seconds", now - self._sent_at)
     self._sent_at = now

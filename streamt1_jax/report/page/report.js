@@ -12,6 +12,8 @@
       this.video = section.querySelector("video");
       this.buttons = all(section, ".ruler button");
       this.starts = this.buttons.map((button) => parseFloat(button.dataset.start));
+      // Of a long search only the newest chunks are here.
+      this.first = this.buttons.length ? parseInt(this.buttons[0].dataset.chunk, 10) : 0;
       this.nodes = new Map(all(section, ".node").map((node) => [node.dataset.for, node]));
       this.candidates = new Map(all(section, ".candidate").map((article) => [article.id, article]));
       this.charts = all(section, "svg.chart");
@@ -72,7 +74,7 @@
     }
 
     seek(chunk) {
-      const start = this.starts[chunk];
+      const start = this.starts[chunk - this.first];
       // A little later than the border, where rounding cannot show the chunk before.
       if (this.video && Number.isFinite(start)) this.video.currentTime = start + 0.001;
     }
@@ -100,7 +102,7 @@
         const x = parseFloat(chart.dataset.gutter) + (chunk + part) * parseFloat(chart.dataset.step);
         line.setAttribute("x1", x);
         line.setAttribute("x2", x);
-        line.setAttribute("visibility", "visible");
+        line.setAttribute("visibility", part < 0 ? "hidden" : "visible");
       }
     }
   }
