@@ -1,11 +1,15 @@
 """The page of a search in a real browser: it opens without an error, plays, and says what its files say."""
 
+import io
 import json
 import shutil
+import types
 
 import pytest
+from etils import epath
+from PIL import Image
 
-from streamt1_jax.report import account, write
+from streamt1_jax.report import account, comparison, write
 from tests.searched_results import Searched
 
 pytestmark = pytest.mark.browser
@@ -89,14 +93,36 @@ def test_the_newest_chunks_of_a_long_search_are_found_in_the_video(browser, tmp_
   visit.play(".report video")
   visit.page.locator("video").evaluate("video => video.pause()")
   visit.page.get_by_role("button", name="chunk 3").click()
-  visit.page.wait_for_function("document.querySelector('.playhead').getAttribute('visibility') === 'visible'")
+  visit.page.wait_for_function("() => document.querySelector('.playhead').getAttribute('visibility') === 'visible'")
   assert visit.page.locator(".ruler .now").get_attribute("data-chunk") == "3"
   assert visit.page.locator("video").evaluate("video => video.currentTime") == pytest.approx(33 / 16, abs=1 / 16)
   # The first two are left out: while the player shows them no line stands in the charts.
   visit.page.locator("video").evaluate("video => { video.currentTime = 0.5; }")
-  visit.page.wait_for_function("document.querySelector('.playhead').getAttribute('visibility') === 'hidden'")
+  visit.page.wait_for_function("() => document.querySelector('.playhead').getAttribute('visibility') === 'hidden'")
   visit.page.close()
   assert visit.faults == []
+
+
+def test_plots_of_a_comparison_lie_on_the_ground_of_a_dark_page(browser, tmp_path):
+  """A plot is black and blue on white, as matplotlib draws it: its ground is the page's, and its lines are light."""
+  shapes = '<rect width="200" height="100" fill="#fff"/><rect x="50" width="50" height="100"/>'
+  blue = '<rect x="150" width="50" height="100" fill="#1f77b4"/>'
+  svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 200 100" width="200" height="100">{shapes}{blue}</svg>'
+  (tmp_path / "a.svg").write_text(svg)
+  part = types.SimpleNamespace(title="A", before=[], head=[], rows=[], after=[])
+  comparison.write_comparison(epath.Path(tmp_path / "page.html"), [part], {"A plot": epath.Path(tmp_path / "a.svg")})
+  page = browser.new_page(color_scheme="dark")
+  page.goto((tmp_path / "page.html").as_uri())
+  seen = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+  ground, box = seen.getpixel((2, 2)), page.locator(".compared img").bounding_box()
+  at = lambda share: seen.getpixel((int(box["x"] + share * box["width"]), int(box["y"] + box["height"] / 2)))
+  page.close()
+  assert max(ground) < 40
+  assert at(0.125) == ground
+  assert min(at(0.375)) > 240
+  red, green, blue = at(0.875)
+  assert red < green < blue
+  assert blue > 160
 
 
 def test_a_click_shows_the_scores_of_the_trace(visit, folder):

@@ -13,6 +13,7 @@ from etils import epath
 from PIL import Image
 
 from streamt1_jax.config import ConfigError, SearchConfig
+from streamt1_jax.io import growing_video
 from streamt1_jax.memory_sinking import APPEND, EMA
 from streamt1_jax.report import account, memory, pictures, story, svg, write
 from streamt1_jax.report.memory import APPENDED, DISCARDED, MERGED, Event, Stay
@@ -541,3 +542,39 @@ def test_strips_of_large_frames_are_small():
   frames = np.random.default_rng(0).integers(0, 255, (12, 480, 832, 3), dtype=np.uint8)
   with Image.open(io.BytesIO(pictures.strip_of(frames))) as image:
     assert image.size == (480, 92)
+
+
+def _landscape(die, rows, columns):
+  """A picture as rich as a photograph, uint8 `[rows, columns, 3]`.
+
+  Its amplitudes fall with the frequency, and its colours differ less than its brightness.
+  """
+  frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
+  spectrum = np.exp(2j * np.pi * die.random((3, *frequency.shape))) / np.maximum(frequency, 1 / columns)
+  picture = np.moveaxis(np.fft.irfft2(spectrum, (rows, columns)), 0, -1)
+  picture = picture[..., :1] + 0.3 * picture
+  return np.clip(128 + 45 * picture / picture.std(), 0, 255).astype(np.uint8)
+
+
+# Slow: it encodes half a minute of full size.
+@pytest.mark.slow
+def test_the_page_of_half_a_minute_at_full_size(tmp_path):
+  """What docs/report.md says of its size. Every candidate pans over a landscape; the video over one of them."""
+  search = SearchConfig(beam_size=4, top_k=1)
+  folder = Searched(chunks=40, search=search, routes={}).write(tmp_path / "half_a_minute")
+  die = np.random.default_rng(0)
+  landscapes = [_landscape(die, 480, 1800) for _ in range(search.num_candidates)]
+  frame = lambda number, time: landscapes[number][:, 2 * time : 2 * time + 832]
+  with pictures.StripFile(folder / "pictures.zip") as strips:
+    for chunk, begin in enumerate([0, *range(9, 477, 12)]):
+      frames = {number: np.stack([frame(number, begin + at) for at in range(9)]) for number in range(4)}
+      strips.add(chunk, {number: pictures.strip_of(each) for number, each in frames.items()})
+  with growing_video.GrowingVideo(folder / "video.mp4", 16) as video:
+    for time in range(477):
+      video.add(frame(0, time)[None])
+  write.write_report([folder], folder / "page.html")
+  page, film = ((folder / name).stat().st_size / 1e6 for name in ("page.html", "video.mp4"))
+  # A page holds the video as base64, four bytes for three.
+  without_film = page - film * 4 / 3
+  assert 4.5 < without_film < 7.5
+  assert page < 10
