@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import shutil
 import threading
 
 import pytest
 from aiohttp import web
 
+from streamt1_jax.cli import command, serve
 from streamt1_jax.serve.app import Server
-from tests.live_server import studio
+from tests.command_line import generate, save_model
+from tests.live_server import PATIENCE, studio
 
 pytestmark = pytest.mark.browser
 
@@ -31,13 +34,13 @@ def browser():
 
 
 @contextlib.contextmanager
-def serving():
+def serving(chosen=None):
   """The address of a live server, whose loop has a thread of its own: the browser's driver blocks this one."""
   loop, addresses, over = asyncio.new_event_loop(), [], asyncio.Event()
   ready = threading.Event()
 
   async def run():
-    runner = web.AppRunner(Server(studio()).app)
+    runner = web.AppRunner(Server(chosen or studio()).app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     addresses.append(f"http://127.0.0.1:{runner.addresses[0][1]}/")
@@ -107,6 +110,32 @@ def test_a_video_is_steered(browser):
     page.click("#stop")
     other.wait_for_function("() => document.getElementById('state').textContent == 'running'")
     assert faults == more == []
+
+
+def test_what_is_saved_on_the_page_can_be_made_again(browser, tmp_path):
+  """Save makes the folder that the page names, and the command in it makes the same frames and latents."""
+  checkpoint = save_model(tmp_path / "model")
+  flags = [f"--checkpoint={checkpoint}", f"--output_dir={tmp_path / 'out'}", "--mesh=data:1"]
+  values = command.parse(serve.define_flags, flags)
+  pipeline, searches = serve.load(values)
+  with serving(serve.make_studio(pipeline, searches, values)) as address, visit(browser, address) as (page, faults):
+    page.set_default_timeout(1000 * PATIENCE)
+    ask(page, "a red circle moves left over a dark blue background")
+    page.wait_for_function(f"() => {TIME} > 0.2")
+    page.click("#save")
+    page.wait_for_function("() => document.getElementById('notice').textContent.startsWith('Saved in ')")
+    notice = page.inner_text("#notice")
+    page.click("#stop")
+    page.wait_for_function("() => document.getElementById('state').textContent == 'idle'")
+    assert faults == []
+  (folder,) = (tmp_path / "out").iterdir()
+  manifest = json.loads((folder / "manifest.json").read_text())
+  assert notice == f"Saved in {folder}: {manifest['length']['chunks']} chunks."
+  assert (folder / "report.html").is_file()
+  done = generate(tmp_path, f"--flagfile={folder / 'replay.flags'}", one_device=False)
+  assert done.code == 0, done.stderr
+  (again,) = (folder / "replay").iterdir()
+  assert json.loads((again / "manifest.json").read_text())["sha256"] == manifest["sha256"]
 
 
 def test_a_browser_that_cannot_play_shows_pictures(browser):

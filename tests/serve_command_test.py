@@ -15,7 +15,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from streamt1_jax.cli import command, results, serve
+from streamt1_jax.cli import command, live_result, results, serve
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import part_files
 from streamt1_jax.parallel.mesh import make_mesh
@@ -23,6 +23,7 @@ from streamt1_jax.report import account
 from tests import command_line, trace_schema
 from tests.command_line import call, generate, save_model, small_model
 from tests.live_server import PATIENCE, Client, live
+from tests.searched_results import Searched
 from tests.trace_schema import JUDGES
 
 RED, BLUE = "a red circle moves left over a dark blue background", "a blue square moves up over a gray background"
@@ -175,6 +176,15 @@ def test_a_second_sigterm_ends_at_once(tmp_path, checkpoint):
     os.kill(process.pid, signal.SIGTERM)
     process.join(10)
     assert process.exitcode == -signal.SIGTERM
+
+
+def test_a_save_without_a_page_says_why(tmp_path):
+  folder = Searched(chunks=2, routes={}).write(tmp_path / "result")
+  assert live_result.write_report(results.epath.Path(folder)) is None
+  trace = json.loads((folder / "trace.json").read_text())
+  (folder / "trace.json").write_text(json.dumps(trace | {"given_chunks": 10**6, "chunks": []}))
+  told = live_result.write_report(results.epath.Path(folder))
+  assert told == "trace.json has 1000000 chunks, of up to 0 candidates; a report is of at most 100000 chunks of 8000"
 
 
 # Slow: it compiles a search with pictures of all candidates, its switch, and the same search without them.

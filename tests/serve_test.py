@@ -505,6 +505,7 @@ def test_the_video_goes_on_while_a_save_is_written(monkeypatch):
 
   disk, first, second = asyncio.run(run())
   assert (first["folder"], first["chunks"]) == ("save 1", disk.saves[0])
+  assert first["no_report"] == "no report"
   assert (second["folder"], second["chunks"]) == ("save 2", disk.saves[1])
   assert disk.saves[1] >= disk.saves[0] + 4
   assert disk.closed

@@ -104,6 +104,20 @@ class _Beginning(io.FileIO):
     return super().seek(self._size + offset) if whence == os.SEEK_END else super().seek(offset, whence)
 
 
+def write_report(folder: epath.Path) -> str | None:
+  """Writes the page of a save. Returns why there is none, or None.
+
+  As of `streamt1 generate`: what was made is not lost over its page.
+  """
+  try:
+    write.write_beside(folder)
+  except Exception as error:
+    _LOGGER.warning(f"there is no {results.REPORT}: {part_files.first_line(error)}")
+    # The folder has another name until all is written.
+    return one_line(str(error).replace(f"{folder}{os.sep}", ""))
+  return None
+
+
 class LiveResult:
   """Keeps one session: see `serve.studio.Keeper`."""
 
@@ -204,7 +218,7 @@ class LiveResult:
   def _save(self, noted: _Noted) -> Saved:
     with results.staged_folder(self._target, keep_on=lambda error: False) as folder:
       self._write(folder, noted)
-      return Saved(str(self._target), self._write_report(folder))
+      return Saved(str(self._target), write_report(folder))
 
   def close(self) -> None:
     """What grew is removed; what was saved stays."""
@@ -250,15 +264,6 @@ class LiveResult:
       "files": part_files.describe_files(folder),
     }
     manifest.write_json(folder / results.MANIFEST, document)
-
-  def _write_report(self, folder: epath.Path) -> str | None:
-    """Returns why there is none, or None. As of `streamt1 generate`: what was made is not lost over its page."""
-    try:
-      write.write_beside(folder)
-    except Exception as error:
-      _LOGGER.warning(f"there is no {results.REPORT}: {part_files.first_line(error)}")
-      return one_line(str(error))
-    return None
 
   def _write_latents(self, path: epath.Path, noted: _Noted) -> None:
     shape = [noted.chunks * noted.latent_shape[0], *noted.latent_shape[1:]]
