@@ -5,13 +5,19 @@ import json
 import pathlib
 import re
 import time
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from streamt1_jax.measuring import device_check, device_numerics, device_speed
+from streamt1_jax import drivers
+from streamt1_jax.config import preset
+from streamt1_jax.measuring import device_check, device_numerics, device_speed, random_search
 from streamt1_jax.measuring.device_check import FAILED, NO_TIME, OK, PARTS, SKIPPED, Outcome, Part
 from streamt1_jax.measuring.device_sizes import SIZES, NotHere
+from streamt1_jax.rewards.table import LEARNED_REWARDS
 from tests.command_line import REPOSITORY, call
 
 _GOOD = 'print("noise"); print(\'{"status": "ok", "found": {"rate": 2.5}, "environment": {"platform": "cpu"}}\')'
@@ -148,6 +154,37 @@ def test_names_and_order():
 def test_kernels_are_not_interpreted(implementation):
   with pytest.raises(NotHere, match=f"{implementation} is not compiled for a cpu"):
     device_numerics.attention(SIZES["small"](), implementation)
+
+
+def _asks_for_nothing():
+  """Whether a TPU would round the factors of a product that leaves its precision to the settings."""
+  x = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+  text = jax.export.export(jax.jit(lambda x: x @ x), platforms=["tpu"])(x).mlir_module()
+  assert "stablehlo.dot_general" in text
+  return "HIGHEST" not in text
+
+
+class TestProducts:
+  """Those of the host are exact. A device has the products of users: a head that lost its own HIGHEST is not hidden."""
+
+  def test_rewards(self, monkeypatch):
+    rounded = []
+    monkeypatch.setattr(device_numerics, "_scores", lambda *_: rounded.append(_asks_for_nothing()) or np.ones(4))
+    found = device_numerics.rewards(SIZES["small"]())
+    assert rounded == [False, True, True] * len(LEARNED_REWARDS)
+    assert found["equal"]
+
+  def test_attention(self, monkeypatch):
+    rounded = []
+    chunk = types.SimpleNamespace(latents=np.ones(4))
+    monkeypatch.setattr(drivers, "stream", lambda *_, **__: rounded.append(_asks_for_nothing()) or [chunk])
+    monkeypatch.setattr(random_search, "build", lambda *_: types.SimpleNamespace(**_BUILT))
+    found = device_numerics.attention(SIZES["small"](), "fold")
+    assert rounded == [False, True, True]
+    assert found["equal"]
+
+
+_BUILT = {"params": {}, "condition": {}, "models": None, "model": preset("tiny")}
 
 
 def test_relative_error():
