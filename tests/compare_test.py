@@ -486,6 +486,37 @@ def test_bad_input(tmp_path, arguments, fragments):
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_refusal_names_flags_of_this_command(tmp_path):
+  # Between what the search takes in bfloat16 and in float32.
+  given = ["--output=o", "--methods=stream_t1", "--mesh=data:1", "--device_memory=0.03"]
+  code, _, stderr = _call(tmp_path, *given)
+  assert code == 2, stderr
+  remedy = re.search(r"((?:--\S+ )+)would fit", stderr)[1].split()
+  assert "--dtype=bfloat16" in remedy
+  values = command.parse(compare.define_flags, [*given, *remedy])
+  assert values.dtype == "bfloat16"
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [([], "float32"), (["--dtype=bfloat16"], "bfloat16")])
+def test_one_dtype_for_plan_memory_and_model(tmp_path, monkeypatch, flags, dtype):
+  """Without the flag it is what users get on this platform, and a folder of float32 is as it was."""
+  planned, asked = [], []
+
+  def load(*arguments, **_):
+    raise ConfigError(f"loaded in {arguments[2]}")
+
+  monkeypatch.setattr(compare, "Folder", lambda _, plan, *__: planned.append(plan.settings))
+  monkeypatch.setattr(compare.memory_plans, "decide", lambda _, searches: asked.extend(searches.values()))
+  monkeypatch.setattr(search_flags, "load_pipeline", load)
+  _, _, stderr = _call(tmp_path, "--output=o", "--methods=none,stream_t1", "--mesh=data:1", *flags)
+  assert f"loaded in {dtype}" in stderr
+  assert {str(each.dtype) for each in asked} == {str(each.reward_dtype) for each in asked} == {dtype}
+  (settings,) = planned
+  assert settings["reward_dtype"] == dtype
+  assert settings.get("dtype", "float32") == dtype
+
+
 def test_flags_of_methods_do_not_reach_the_default_search():
   """What loads the model asks for the default search, which has no --judge_every."""
   values = command.parse(compare.define_flags, ["--output=o", "--methods=every_j,none", "--judge_every=5"])
@@ -513,6 +544,7 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path):
   world_flags, policy = [*_small_world(tmp_path), "--output=o"], "--policy=rounds:1,neighbours:1,chunks:1"
   code, stdout, stderr = _call(tmp_path, *world_flags, "--methods=none,best_of_n:2")
   assert code == 0, stderr
+  assert "device: cpu, float32\n" in stderr
   assert "| best_of_n:2 | " in stdout
   videos = tmp_path / "o" / pool.VIDEOS
   plain = _rows(videos)

@@ -128,6 +128,17 @@ def test_choice(limit, choice, fits):
   assert (plan.chosen.decoding, plan.fits) == (choice, fits)
 
 
+def test_a_remedy_is_of_flags_that_there_are():
+  """A program without --dtype names what else takes memory from a search, or nothing."""
+  model = preset("wan_1_3b")
+  asked = Request(model, SearchConfig.released(), {}, jnp.float32, jnp.float32, Execution(), kernel=True)
+  half = request.plan(dataclasses.replace(asked, dtype=jnp.bfloat16), None).estimates[-1].total
+  assert request.remedy(asked, half, {"dtype", "max_sink_frames"}) == "--dtype=bfloat16 would fit"
+  assert request.remedy(asked, half, {"max_sink_frames", "mesh"}) is None
+  less = request.plan(dataclasses.replace(asked, search=SearchConfig.released(max_sink_frames=3)), None)
+  assert request.remedy(asked, less.estimates[-1].total, {"max_sink_frames"}) == "--max_sink_frames=3 would fit"
+
+
 def test_small_frames_may_be_decoded_together():
   small = dataclasses.replace(SIZES, large_frames=False)
   assert memory.make_plan(small, 100_000).chosen.decoding == "together"

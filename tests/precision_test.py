@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from streamt1_jax.chunk_step import chunk_step
-from streamt1_jax.cli import command, device_flags, generate, score
+from streamt1_jax.cli import command, compare, device_flags, generate, score
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.execution import Execution
 from streamt1_jax.measuring import compiled_step, device_sizes
@@ -91,7 +91,9 @@ def test_a_precision_that_was_chosen_stays():
 
 
 class TestDefaults:
-  @pytest.mark.parametrize(("module", "flags"), [(generate, ["--prompt=a"]), (score, ["--videos=a"])])
+  @pytest.mark.parametrize(
+    ("module", "flags"), [(generate, ["--prompt=a"]), (score, ["--videos=a"]), (compare, ["--output=a"])]
+  )
   def test_by_platform(self, module, flags):
     """Nothing is chosen before the devices are known; on these it is float32, and the help says so."""
     values = command.parse(module.define_flags, flags)

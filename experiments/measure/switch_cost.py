@@ -14,7 +14,7 @@ from typing import get_args, get_type_hints
 import jax.numpy as jnp
 from absl import flags
 
-from streamt1_jax.cli import command, flag_types
+from streamt1_jax.cli import command, device_flags, flag_types
 from streamt1_jax.config import SearchConfig, SwitchConfig, preset
 from streamt1_jax.execution import Execution
 from streamt1_jax.measuring import random_search, switch_cost
@@ -27,19 +27,21 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_integer(values, "top_k", 2, "Beams.")
   flag_types.define_integer(values, "max_sink_frames", 9, "Latent frames the sinks may grow to.")
   flag_types.define_integer(values, "repeats", 3, "Timed rounds; the fastest counts.", 1)
-  flag_types.define_choice(values, "dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
+  device_flags.define_dtype(values, ["float32", "bfloat16"], "Compute dtype.")
 
 
 def run(values: flags.FlagValues) -> None:
   """Measures every way to recache, and prints it."""
-  model, dtype = preset(values.preset), jnp.dtype(values.dtype)
+  model, dtype = preset(values.preset), jnp.dtype(device_flags.use_dtype(values.dtype))
   sizes = {name: values[name].value for name in ("beam_size", "top_k", "max_sink_frames")}
   search = SearchConfig.released(**sizes)
   search.validate_for(model)
   built = random_search.build(model, Execution(), dtype, model.max_chunks, append_always=True)
   recaches = get_args(get_type_hints(SwitchConfig)["recache"])
   switches = [SwitchConfig(recache=recache) for recache in recaches] + [SwitchConfig(sinks="recache")]
-  report = {"preset": model.name} | sizes | switch_cost.measure(built, search, switches, values.repeats)
+  report = (
+    {"preset": model.name, "dtype": dtype.name} | sizes | switch_cost.measure(built, search, switches, values.repeats)
+  )
   print(json.dumps(report), flush=True)
 
 

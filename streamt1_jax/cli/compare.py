@@ -33,7 +33,16 @@ from absl import flags
 from etils import epath
 
 from streamt1_jax import drivers
-from streamt1_jax.cli import caption_flags, command, files, flag_types, memory_plans, search_flags, telling
+from streamt1_jax.cli import (
+  caption_flags,
+  command,
+  device_flags,
+  files,
+  flag_types,
+  memory_plans,
+  search_flags,
+  telling,
+)
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, require_video_model
 from streamt1_jax.evaluation.compare import contenders, held_out, making, plots, report, scenes, summary
 from streamt1_jax.evaluation.compare.contenders import Contender
@@ -70,6 +79,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_integer(values, "num_seeds", 1, "Seeds of every prompt.", 1, 100)
   flag_types.define_integer(values, "pool", 16, "Plain videos of every prompt and seed.", 2, 100)
   flag_types.define_path(values, "output", None, "Folder of the comparison.", required=True)
+  device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   search_flags.define(values)
 
 
@@ -77,6 +87,7 @@ def run(values: flags.FlagValues) -> None:
   """Makes the videos that are missing, and writes the comparison."""
   _require_possible(values)
   checkpoint, model = _model(values)
+  dtype = device_flags.use_dtype(values.dtype)
   entries = _contenders(values, model)
   chunks = search_flags.video_chunks(model, seconds=values.seconds, search=_pool_search(values, model))
   for contender in entries:
@@ -84,9 +95,9 @@ def run(values: flags.FlagValues) -> None:
   choice = search_flags.reward_choice(values, checkpoint, model)
   _require_judge(values, checkpoint, choice)
   found, kind = _scenes(values, checkpoint, chunks, choice)
-  judge, judge_settings = _judge(values, checkpoint, model, chunks)
-  plan = _plan(values, checkpoint, found, kind | judge_settings, chunks, choice, judge.metrics[0])
-  decoding = _decoding(values, checkpoint, model, entries)
+  judge, judge_settings = _judge(values, checkpoint, model, chunks, dtype)
+  plan = _plan(values, checkpoint, found, kind | judge_settings, chunks, choice, judge.metrics[0], dtype)
+  decoding = _decoding(values, checkpoint, model, entries, dtype)
   output = epath.Path(values.output)
   files.make_folder("output", values.output, writable=True)
   folder = Folder(output, plan, entries, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -94,10 +105,11 @@ def run(values: flags.FlagValues) -> None:
     note = contender.method.note(contender.search, chunks)
     if note is not None:
       telling.say(f"{contender.label}: {note}")
-  pipeline = search_flags.load_pipeline(values, checkpoint, decoding=decoding)
+  pipeline = search_flags.load_pipeline(values, checkpoint, dtype, decoding=decoding)
   for contender in entries:
     drivers.check_length(pipeline.models, contender.search, chunks)
   folder.begin()
+  device_flags.tell_devices(dtype, pipeline.models.execution.mesh)
   _make_missing(pipeline, folder, plan, entries, judge, chunks, _pool_search(values, model))
   _write(output, folder, plan, entries, judge.metrics)
 
@@ -167,10 +179,10 @@ def _pool_search(values: flags.FlagValues, model: ModelConfig) -> SearchConfig:
 
 
 def _decoding(
-  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, entries: Sequence[Contender]
+  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, entries: Sequence[Contender], dtype: str
 ) -> Decoding:
   """How to decode, so that the largest of all methods fits. Raises ConfigError, naming the method that does not."""
-  asked = search_flags.memory_request(values, checkpoint, model, "float32")
+  asked = search_flags.memory_request(values, checkpoint, model, dtype)
   # The pool's videos are made one at a time.
   searches = {"--pool: ": dataclasses.replace(asked, search=_pool_search(values, model))}
   for each in (each for each in entries if each.picks is None):
@@ -196,13 +208,13 @@ def _require_judge(values: flags.FlagValues, checkpoint: epath.Path, choice: Rew
 
 
 def _judge(
-  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, chunks: int
+  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, chunks: int, model_dtype: str
 ) -> tuple[held_out.Judge, dict[str, Any]]:
   """Who judges, and what identifies it."""
   if values.judge is None:
     return held_out.Verifiers(), {"judge": "verifiers"}
   parts, spec = checkpoint / reward_folder.REWARDS_FOLDER, REWARDS.get(values.judge)
-  dtype = jnp.dtype(values.reward_dtype or "float32")
+  dtype = jnp.dtype(values.reward_dtype or model_dtype)
   scorer = scoring.make_scorer(values.judge, parts / values.judge, dtype=dtype)
   frames = model.required_codec.temporal_stride * (chunks * model.chunk_frames - 1) + 1
   stored = [values.judge] if spec is None or spec.is_stored else []
@@ -241,6 +253,7 @@ def _plan(
   chunks: int,
   choice: RewardChoice,
   primary: str,
+  dtype: str,
 ) -> Plan:
   settings = {
     **told,
@@ -249,7 +262,9 @@ def _plan(
     "chunks": chunks,
     "seed": values.seed,
     "checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored),
-    **search_flags.reward_settings(choice, values.reward_dtype or "float32"),
+    **search_flags.reward_settings(choice, values.reward_dtype or dtype),
+    # A folder from the time when all was float32 does not say so, and goes on.
+    **({} if dtype == "float32" else {"dtype": dtype}),
     "motion": held_out.measures_motion(),
     "sink_distance": values.sink_distance,
     "reward_codec": values.reward_codec,

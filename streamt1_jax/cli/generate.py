@@ -237,7 +237,7 @@ def describe_memory(values: flags.FlagValues, steered: Steered, num_prompts: int
   lines = list(memory_plans.lines(plan, asked, chunks))
   if not plan.fits:
     tell(*lines)
-  memory_plans.require_fit(plan, asked)
+  memory_plans.require_fit(values, plan, asked)
   return lines
 
 

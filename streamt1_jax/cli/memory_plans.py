@@ -74,7 +74,7 @@ def decide(values: flags.FlagValues, asked: Mapping[str, Request]) -> Decoding:
     for name, one in asked.items():
       plan = make(values, one)
       try:
-        require_fit(plan, one)
+        require_fit(values, plan, one)
       except ConfigError as error:
         raise ConfigError(f"{name}{error}") from error
       ways.append(plan.chosen.decoding)
@@ -83,10 +83,10 @@ def decide(values: flags.FlagValues, asked: Mapping[str, Request]) -> Decoding:
   return hosts.first_decides(on_this_process)
 
 
-def require_fit(plan: Plan, asked: Request) -> None:
-  """Raises ConfigError, in one line, for a plan that does not fit, with the flags with which it would."""
+def require_fit(values: flags.FlagValues, plan: Plan, asked: Request) -> None:
+  """Raises ConfigError, in one line, for a plan that does not fit, with flags of this command with which it would."""
   if not plan.fits and plan.limit is not None:
-    memory.require_fit(plan, requests.remedy(asked, plan.limit))
+    memory.require_fit(plan, requests.remedy(asked, plan.limit, values))
 
 
 def lines(plan: Plan, asked: Request, num_chunks: int) -> Iterator[str]:

@@ -233,7 +233,7 @@ def load_pipeline(
   Args:
     values: the flags.
     checkpoint: its folder.
-    dtype: of the model.
+    dtype: of the model; by default that of the small world's programs, whose figures are float32 everywhere.
     num_prompts: made together.
     decoding: how to decode; by default as the search of the flags fits.
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -194,9 +194,9 @@ def plan(request: Request, limit: int | None) -> Plan:
   return memory.make_plan(sizes(request), limit, request.decoding)
 
 
-def remedy(request: Request, limit: int) -> str | None:
-  """Flags with which the search would fit, as few as possible, and what they cost; None if no flags would do."""
-  offers = list(_offers(request))
+def remedy(request: Request, limit: int, flags: Container[str]) -> str | None:
+  """Those of `flags` with which the search would fit, as few as possible; None if no flags would do."""
+  offers = [(flag, change) for flag, change in _offers(request) if flag.lstrip("-").partition("=")[0] in flags]
   for count in range(1, len(offers) + 1):
     for chosen in itertools.combinations(offers, count):
       changed = request

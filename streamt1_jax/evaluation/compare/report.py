@@ -87,7 +87,7 @@ _ALPHA = (
   "The temperature of the search `particles` by these scores: `--policy=alpha:{alpha:g}`. Take it from another split "
   "than the one that is compared."
 )
-_TOLD = ("split", "seconds", "objects", "timelines", "num_prompts", "num_seeds", "pool", "seed", "device")
+_TOLD = ("split", "seconds", "objects", "timelines", "num_prompts", "num_seeds", "pool", "seed", "device", "dtype")
 
 
 def _cell(found: Mapping[str, float] | None, digits: int = 3) -> str:
