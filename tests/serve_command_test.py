@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -59,6 +60,32 @@ def test_a_checkpoint_that_cannot_stream(tmp_path):
   config["model"]["codec"] = None
   (tmp_path / "model/config.json").write_text(json.dumps(config))
   assert "model" in refused(tmp_path, "--port=0", "--checkpoint=model")
+
+
+def test_a_default_search_that_does_not_fit_is_refused(tmp_path, checkpoint):
+  given = [f"--checkpoint={checkpoint}", "--mesh=data:1", "--device_memory=0.0006"]
+  line = refused(tmp_path, "--port=0", *given)
+  assert line.startswith("error: --search=1x4: this search takes about")
+  remedy = re.search(r"((?:--\S+ )+)would fit", line)[1].split()
+  assert remedy == ["--dtype=bfloat16"]
+  command.parse(serve.define_flags, remedy)
+
+
+@pytest.mark.parametrize(
+  ("gib", "names", "decoding"),
+  [
+    # What holds four beams holds all; in between two beams are decoded in turn, which one beam need not.
+    ("0.01", ["1x4", "2x2", "particles", "plain"], "together"),
+    ("0.0013", ["1x4", "2x2", "plain"], "in_turn"),
+    ("0.0011", ["1x4", "plain"], "together"),
+  ],
+)
+def test_other_searches_that_do_not_fit_are_not_offered(checkpoint, capsys, gib, names, decoding):
+  values = command.parse(serve.define_flags, [f"--device_memory={gib}"])
+  searches, model = serve.find_searches(small_model()), small_model()
+  found = serve.plan_searches(values, results.epath.Path(checkpoint), model, searches, None)
+  assert (list(found[0]), found[1]) == (names, decoding)
+  assert ("not offered" in capsys.readouterr().err) == (len(names) < len(searches))
 
 
 def test_others_need_a_token():

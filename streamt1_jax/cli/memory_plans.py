@@ -39,15 +39,19 @@ def request(
   dtype: str,
   num_chunks: int | None = None,
   kept_states: int = 0,
+  reward_dtype: str | None = None,
 ) -> Request:
-  """What the flags ask of a device. No weight is read. Raises ConfigError for a reward whose folder is damaged."""
+  """What the flags ask of a device. No weight is read. Raises ConfigError for a reward whose folder is damaged.
+
+  `reward_dtype` is the model's by default.
+  """
   kernel = requests.uses_kernel(values.attention, jax.default_backend(), model.backbone.head_dim)
   return Request(
     model=model,
     search=search,
     rewards=requests.reward_configs(checkpoint, choice),
     dtype=jnp.dtype(dtype),
-    reward_dtype=jnp.dtype(values.reward_dtype or dtype),
+    reward_dtype=jnp.dtype(reward_dtype or dtype),
     execution=Execution(mesh, values.attention),
     kernel=kernel,
     num_chunks=num_chunks,
@@ -79,6 +83,16 @@ def decide(values: flags.FlagValues, asked: Mapping[str, Request]) -> Decoding:
         raise ConfigError(f"{name}{error}") from error
       ways.append(plan.chosen.decoding)
     return max(ways, key=memory.WAYS.index)
+
+  return hosts.first_decides(on_this_process)
+
+
+def fitting(values: flags.FlagValues, asked: Mapping[str, Request]) -> dict[str, Decoding]:
+  """How those of several searches decode that fit; process 0 decides for all."""
+
+  def on_this_process() -> dict[str, Decoding]:
+    plans = {name: make(values, one) for name, one in asked.items()}
+    return {name: plan.chosen.decoding for name, plan in plans.items() if plan.fits}
 
   return hosts.first_decides(on_this_process)
 

@@ -218,7 +218,9 @@ def memory_request(
   mesh = device_flags.make_mesh(values, model, search, num_prompts)
   choice = reward_choice(values, checkpoint, model)
   kept = METHODS[values.search].states_kept(named_numbers(values, "policy", "alpha:0.02"))
-  return memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype, num_chunks, kept)
+  return memory_plans.request(
+    values, checkpoint, model, search, choice, mesh, dtype, num_chunks, kept, values.reward_dtype
+  )
 
 
 def load_pipeline(

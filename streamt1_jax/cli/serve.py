@@ -35,19 +35,30 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from etils import epath
+from jax.sharding import Mesh
 
 from streamt1_jax import drivers
-from streamt1_jax.cli import command, device_flags, flag_types, host_flags, search_flags
+from streamt1_jax.cli import (
+  command,
+  device_flags,
+  flag_types,
+  host_flags,
+  memory_plans,
+  search_flags,
+  telling,
+)
 from streamt1_jax.cli.files import find_checkpoint, make_folder
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, SessionConfig, require_video_model
 from streamt1_jax.config.session import SINK_DISTANCE
-from streamt1_jax.execution import Execution
+from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.io import pictures
 from streamt1_jax.io.checkpoint import load_config
 from streamt1_jax.parallel import hosts
 from streamt1_jax.parallel.sharding import RULES
 from streamt1_jax.pipeline import Pipeline, display_scale
+from streamt1_jax.planning.memory import WAYS
 from streamt1_jax.report.pictures import FRAMES_PER_STRIP
+from streamt1_jax.rewards import selection
 from streamt1_jax.serve import processes
 from streamt1_jax.serve.presets import FLAGS, PRESETS
 from streamt1_jax.state import ChunkTrace
@@ -73,6 +84,7 @@ def define_flags(values: flags.FlagValues) -> None:
   flag_types.define_switch(values, "warm_up", True, "Compile before the first client comes.")
   device_flags.define_dtype(values, ["float32", "bfloat16"], "Dtype of weights and activations.")
   device_flags.define(values)
+  memory_plans.define(values)
   host_flags.define(values)
 
 
@@ -177,10 +189,37 @@ def load(values: flags.FlagValues) -> tuple[Pipeline, dict[str, SearchConfig]]:
   searches = find_searches(model)
   host_flags.require_same_inputs(checkpoint, [])
   hosts.first_decides(lambda: make_folder("output_dir", values.output_dir, writable=True))
-  pipeline = load_pipeline(values, checkpoint, model, searches[values.search])
+  mesh = device_flags.make_mesh(values, model, searches[values.search])
+  searches, decoding = plan_searches(values, checkpoint, model, searches, mesh)
+  pipeline = load_pipeline(values, checkpoint, model, mesh, decoding)
   for search in searches.values():
     drivers.check_length(pipeline.models, search, None)
   return pipeline, offered(searches, pipeline.models.execution)
+
+
+def plan_searches(
+  values: flags.FlagValues,
+  checkpoint: epath.Path,
+  model: ModelConfig,
+  searches: Mapping[str, SearchConfig],
+  mesh: Mesh | None,
+) -> tuple[dict[str, SearchConfig], Decoding]:
+  """The searches that fit the devices, and how all of them decode; no weight is read.
+
+  Raises ConfigError, with a remedy, if the default search does not fit.
+  """
+  dtype = device_flags.use_dtype(values.dtype)
+  choice = selection.choose(checkpoint, None, chunk_frames=model.required_codec.temporal_stride * model.chunk_frames)
+  asked = {
+    name: memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype)
+    for name, search in searches.items()
+  }
+  default = memory_plans.decide(values, {f"--search={values.search}: ": asked[values.search]})
+  ways = memory_plans.fitting(values, asked)
+  too_large = [name for name in searches if name not in ways]
+  if too_large:
+    telling.warn(f"not offered, since they take more memory than the device gives: {', '.join(too_large)}")
+  return {name: searches[name] for name in searches if name in ways}, max(default, *ways.values(), key=WAYS.index)
 
 
 def offered(searches: Mapping[str, SearchConfig], execution: Execution) -> dict[str, SearchConfig]:
@@ -193,17 +232,16 @@ def offered(searches: Mapping[str, SearchConfig], execution: Execution) -> dict[
 
 
 def load_pipeline(
-  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, search: SearchConfig
+  values: flags.FlagValues, checkpoint: epath.Path, model: ModelConfig, mesh: Mesh | None, decoding: Decoding
 ) -> Pipeline:
   """The model of a checkpoint, whose traces have pictures of all candidates. Raises ConfigError."""
   device_flags.use_compilation_cache(values)
-  mesh = device_flags.make_mesh(values, model, search)
   device_flags.warn_if_slow(model, values.attention)
   pipeline = Pipeline.load(
     checkpoint,
     dtype=jnp.dtype(device_flags.use_dtype(values.dtype)),
     mesh=mesh,
-    decoding=values.decoding,
+    decoding=decoding,
     attention=values.attention,
   )
   return pipeline.with_previews(FRAMES_PER_STRIP)
