@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from streamt1_jax.backbone import flash_attention
+from streamt1_jax.config import ConfigError
 from streamt1_jax.io import rows
-from streamt1_jax.measuring import compilation_table, flop_count, hlo_collectives, tpu_compiler
+from streamt1_jax.measuring import compilation_table, compiled_step, flop_count, hlo_collectives, tpu_compiler
 from streamt1_jax.measuring.hlo_collectives import Collective
 from tests.command_line import call
 
@@ -155,14 +157,39 @@ def test_kernel_or_its_substitute_lowers(platform):
 _needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 
 
+# Where latents are judged all at once fits; large frames are decoded in turn.
+_IN_TURN = "--decoding=in_turn"
+
+
 def _compile(folder, *arguments):
   return call("measure.aot_compile", folder, *arguments)
+
+
+@pytest.mark.parametrize(
+  ("kind", "flags", "decoding"),
+  [
+    ("TPU v6 lite", [], "twice"),
+    ("TPU v6 lite", ["--decoding=in_turn"], "in_turn"),
+    ("TPU7x", [], "in_turn"),
+    # Even in int8 both large rewards leave no room for decoder states of all candidates.
+    ("TPU v6 lite", ["--rewards", "--reward_dtype=int8", "--max_sink_frames=3"], "twice"),
+  ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_it_decodes_as_a_search_would_on_the_chip(tmp_path, monkeypatch, kind, flags, decoding):
+  def build(model, search, execution, *_):
+    raise ConfigError(f"built to decode {execution.decoding}")
+
+  monkeypatch.setattr(tpu_compiler, "get_devices", lambda _: [types.SimpleNamespace(device_kind=kind)])
+  monkeypatch.setattr(compiled_step, "build", build)
+  result = _compile(tmp_path, "--topology=v6e:1x1", *flags)
+  assert f"built to decode {decoding}\n" in result.stderr
 
 
 @_needs_compiler
 @pytest.mark.slow
 def test_compiles_for_a_slice_that_is_not_there(tmp_path):
-  arguments = ["--checkpoint_preset=golden", "--topology=v5e:2x4", "--mesh=data:2,candidate:2,model:2"]
+  arguments = ["--checkpoint_preset=golden", "--topology=v5e:2x4", "--mesh=data:2,candidate:2,model:2", _IN_TURN]
   result = _compile(tmp_path, *arguments)
   assert result.code == 0, result
   report = json.loads(result.stdout.splitlines()[-1])
@@ -188,7 +215,7 @@ def test_compiles_for_a_slice_that_is_not_there(tmp_path):
 )
 def test_compiles_where_every_candidate_is_alone(tmp_path, topology, mesh, data):
   """libtpu 0.0.42.1 dies of `candidate:4` where scores are gathered and sliced again."""
-  result = _compile(tmp_path, "--checkpoint_preset=golden", f"--topology={topology}", f"--mesh={mesh}")
+  result = _compile(tmp_path, "--checkpoint_preset=golden", f"--topology={topology}", f"--mesh={mesh}", _IN_TURN)
   assert result.code == 0, result
   report = json.loads(result.stdout.splitlines()[-1])
   assert report["mesh"] == {"data": data, "beam": 2, "sibling": 2, "model": 1, "seq": 1}

@@ -1,7 +1,7 @@
 """Compiles the chunk step for TPUs that are not there, and reports what it would need of them; lowers it for GPUs.
 
   python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --topology=v5e:2x4 --beam_size=2 --top_k=2
-  python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --topology=v6e:1x1 --decoding=twice
+  python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --topology=v6e:1x1
   python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --topology=v5e:2x4 --mesh=candidate:2,model:4 \
     --rewards
   python -m experiments.measure.aot_compile --checkpoint_preset=wan_1_3b --platform=cuda
@@ -10,8 +10,9 @@ prints a table and one JSON line. The program is the one that a search runs for 
 --first_chunk the one for that, or with --switch what a new prompt does between two, with the memory at its largest.
 Weights, state and prompt are shapes without values. It needs `libtpu` and no TPU: `pip install -e '.[tpu]'`.
 
-Bytes are per chip, by the compiler's own account: what the program is given (weights, state, prompt), what it returns
-besides the state, which it writes over the old one, and what it needs in between. FLOP are counted from shapes.
+Without --decoding it decodes as a search would on such chips. Bytes are per chip, by the compiler's own account: what
+the program is given (weights, state, prompt), what it returns besides the state, which it writes over the old one, and
+what it needs in between. FLOP are counted from shapes.
 
 Where there is no GPU the program is lowered for one, with attention by Triton, and not compiled: what it takes in
 between is not known, and `fits` is null.
@@ -31,8 +32,11 @@ from etils import epath
 
 from streamt1_jax.cli import command, device_flags, files, flag_types
 from streamt1_jax.config import ConfigError, ModelConfig, SearchConfig, SwitchConfig, choices, preset
-from streamt1_jax.execution import Execution
+from streamt1_jax.execution import Decoding, Execution
 from streamt1_jax.measuring import compilation_report, compiled_step, tpu_compiler
+from streamt1_jax.planning import request as requests
+from streamt1_jax.planning.request import Request
+from streamt1_jax.rewards.table import LEARNED_REWARDS, REWARDS
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -82,6 +86,24 @@ def _read_model(values: flags.FlagValues) -> tuple[ModelConfig, SearchConfig]:
   return model, search
 
 
+def choose_decoding(
+  values: flags.FlagValues, model: ModelConfig, search: SearchConfig, execution: Execution, limit: int | None
+) -> Decoding:
+  """--decoding, or the first way that fits a device of `limit` bytes, as a search chooses it; None for any size."""
+  rewards = LEARNED_REWARDS if values.rewards else ()
+  asked = Request(
+    model=model,
+    search=search,
+    rewards={name: (REWARDS[name], REWARDS[name].make_config()) for name in rewards},
+    dtype=jnp.dtype(values.dtype),
+    reward_dtype=jnp.dtype(values.reward_dtype or values.dtype),
+    execution=execution,
+    kernel=requests.uses_kernel(execution.attention, values.platform, model.backbone.head_dim),
+    decoding=values.decoding,
+  )
+  return requests.plan(asked, limit).chosen.decoding
+
+
 def _settings(values: flags.FlagValues, model: ModelConfig) -> dict[str, Any]:
   return {
     "preset": model.name,
@@ -91,7 +113,6 @@ def _settings(values: flags.FlagValues, model: ModelConfig) -> dict[str, Any]:
     "max_sink_frames": values.max_sink_frames,
     "rewards": values.rewards,
     "reward_dtype": (values.reward_dtype or values.dtype) if values.rewards else None,
-    "decoding": values.decoding or "in_turn",
     "first_chunk": values.first_chunk,
     "switch": values.switch,
   }
@@ -103,29 +124,33 @@ def run(values: flags.FlagValues) -> None:
   model, search = _read_model(values)
   settings = _settings(values, model)
   dtypes = jnp.dtype(values.dtype), jnp.dtype(settings["reward_dtype"]) if values.rewards else None
-  alone = Execution(None, values.attention, settings["decoding"])
   switch = None if values.switch is None else SwitchConfig(recache=values.switch)
   build = lambda execution: dataclasses.replace(
     compiled_step.build(model, search, execution, *dtypes), first=values.first_chunk, switch=switch
   )
   if values.platform == "cuda":
-    execution = dataclasses.replace(alone, attention=values.attention or "triton")
-    program = build(execution)
+    execution = Execution(None, values.attention or "triton")
+    decoding = choose_decoding(values, model, search, execution, None)
+    program = build(dataclasses.replace(execution, decoding=decoding))
     text, report = compiled_step.lower_for_cuda(program)
     report |= {"platform": "cuda", "mesh": None, "fits": None, "flop": compiled_step.count_flop(program)}
   else:
     device_flags.use_compilation_cache(values)
     devices = tpu_compiler.get_devices(values.topology)
     mesh = device_flags.make_mesh(values, model, search, devices=devices)
-    program = build(dataclasses.replace(alone, mesh=mesh))
+    execution = Execution(mesh, values.attention)
+    limit = compilation_report.device_limit(devices[0].device_kind)
+    decoding = choose_decoding(values, model, search, execution, limit)
+    execution = dataclasses.replace(execution, decoding=decoding)
+    program = build(execution)
     analysis = compiled_step.compile_and_analyse(program.placed(devices[0]))
-    flop = compiled_step.count_flop(build(alone))
+    flop = compiled_step.count_flop(build(dataclasses.replace(execution, mesh=None)))
     text, report = analysis.text, {"topology": values.topology}
     report |= compilation_report.describe(program, devices, analysis, flop)
     print("\n".join(compilation_report.lines(report, analysis.collectives)))
   if values.hlo_file is not None and text is not None:
     epath.Path(values.hlo_file).write_text(text)
-  print(json.dumps(settings | report), flush=True)
+  print(json.dumps(settings | {"decoding": decoding} | report), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,12 +14,17 @@ GIB = 1 << 30
 _DEVICE_GIB = {"TPU v4": 15.25, "TPU v5 lite": 15.75, "TPU v5": 95.73, "TPU v6 lite": 31.24, "TPU7x": 94.74}
 
 
+def device_limit(kind: str) -> int:
+  """Bytes that a device of this kind gives to programs."""
+  return int(_DEVICE_GIB[kind] * GIB)
+
+
 def describe(program: Program, devices: Sequence[Device], analysis: Analysis, flop: float) -> dict[str, Any]:
   """What was found, as JSON values; `flop` is that of one prompt, bytes are per chip."""
   mesh = program.models.execution.mesh
   # Chips with two cores show as two devices of one place.
   cores = len(devices) // len({tuple(device.coords) for device in devices})
-  limit = int(_DEVICE_GIB[devices[0].device_kind] * GIB)
+  limit = device_limit(devices[0].device_kind)
   report = {
     "chip": devices[0].device_kind,
     "mesh": None if mesh is None else dict(mesh.shape),
