@@ -6,10 +6,13 @@ What it makes of every flavour of files: convert_files_test.py.
 import json
 import pathlib
 import time
+from hashlib import sha256
 
 import jax
 import pytest
 
+from streamt1_jax.convert import known_files
+from streamt1_jax.convert.tables.published_files import PublishedFile
 from tests.command_line import Result, convert, generate, result_of, start
 from tests.published_files import write_safetensors
 from tests.published_model import ALPHA, PARTS, assert_equal, everything, files, loaded, params, tensors, write
@@ -74,6 +77,24 @@ def test_it_makes_a_video(whole, tmp_path):
   result = generate(tmp_path, *arguments)
   assert result.code == 0, result
   assert list((tmp_path / "outputs").rglob("video.mp4"))
+
+
+def test_a_published_file_is_told(tmp_path, published, monkeypatch):
+  """Through the command, here with a small file in the place of the published one."""
+  content = (published / "spiece.model").read_bytes()
+  known = PublishedFile("tokenizer", "small pieces", "maker/small", "a", len(content), sha256(content).hexdigest())
+  monkeypatch.setattr(known_files, "PUBLISHED", (known,))
+  given = [f"--model={published / 'small.json'}", f"--tokenizer={published / 'spiece.model'}", "--output=out"]
+  result = convert(tmp_path, *given)
+  assert "spiece.model: this is the published small pieces (maker/small)\n" in result.stdout
+
+
+def test_a_tokenizer_that_is_none(tmp_path, published):
+  (tmp_path / "pieces.bin").write_bytes(b"nothing of the kind")
+  given = [f"--model={published / 'small.json'}", "--tokenizer=pieces.bin", "--output=out"]
+  line = _refused(tmp_path, *given)
+  assert "--tokenizer" in line
+  assert "pieces.bin" in line
 
 
 def test_an_incomplete_checkpoint_says_what_is_missing(tmp_path, published):

@@ -6,7 +6,7 @@ from streamt1_jax.config import base
 from streamt1_jax.convert.formats import safe_pickle
 from streamt1_jax.io import limits, pictures, timeline, video_source
 from streamt1_jax.messages import MESSAGE_LIMIT
-from streamt1_jax.text import prompts
+from streamt1_jax.text import prompts, readers
 from tests import fuzz_readers_test
 from tests.command_line import REPOSITORY
 from tests.fuzz import kinds
@@ -31,6 +31,11 @@ NAMES = {
   "matroska": {"mkv", "webm"},
   "yuv4mpegpipe": {"y4m"},
 }
+
+
+def test_what_a_name_decides():
+  for suffix in readers.READERS:
+    assert f"`{suffix}`" in PAGE
 
 
 def _number(text: str) -> int:

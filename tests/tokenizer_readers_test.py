@@ -106,7 +106,7 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 def test_a_folder_with_both_gives_what_wan_reads(folder):
   content = (folder / "tokenizer.json").read_bytes()
-  assert execute.read_tokenizer(folder, preset("wan_1_3b")) == ("tokenizer.json", content)
+  assert execute.read_tokenizer(folder, preset("wan_1_3b")) == ("tokenizer.json", content, "tokenizer.json")
   assert execute.read_tokenizer(folder / "spiece.model", preset("wan_1_3b")).name == "tokenizer.model"
 
 
@@ -143,8 +143,10 @@ class TestCheckpoint:
 
   def test_conversion_keeps_the_kind(self, tmp_path, folder):
     """Nothing but the tokenizer is given; another one is never put beside it."""
-    wan = preset("wan_1_3b")
-    assert execute.execute(wan, [], folder, tmp_path / "out", "bfloat16") == ["backbone", "codec", "text"]
+    wan, told = preset("wan_1_3b"), []
+    assert execute.execute(wan, [], folder, tmp_path / "out", "bfloat16", told.append) == ["backbone", "codec", "text"]
+    # The file that was read, not its folder.
+    assert told == ["tokenizer.json: not a file I know"]
     assert checkpoint.tokenizer_file(tmp_path / "out").name == "tokenizer.json"
     assert json.loads((tmp_path / "out/tokenizer.json").read_text())["model"]["type"] == "Unigram"
     with pytest.raises(ConfigError, match="tokenizer.json exists and differs from --tokenizer .*spiece.model"):

@@ -13,7 +13,7 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tqdm
@@ -65,12 +65,15 @@ def execute(
   if tokenizer is not None:
     given = read_tokenizer(tokenizer, model)
     _require_same_tokenizer(output, given, tokenizer)
-    tell(known_files.describe(tokenizer.name, len(given.content), hashlib.sha256(given.content).hexdigest()))
+    tell(known_files.describe(given.file, len(given.content), hashlib.sha256(given.content).hexdigest()))
   # All that exists is compared before anything is written.
   provenance = {plan.part: _provenance(plan, dtype) for plan in plans}
   for found in provenance.values():
     for source in (*found["sources"], *(found["lora"] or {"sources": ()})["sources"]):
-      tell(known_files.describe(source["file"], source["bytes"], source["sha256"]))
+      tell(_known(source))
+  # Rewards share a tokenizer.
+  for path in dict.fromkeys(path for plan in plans for path in plan.further_sources()):
+    tell(_known(_describe_file(path)))
   waiting = [plan for plan in plans if not _is_done(output / plan.part, provenance[plan.part])]
   _require_space(output, sum(plan.stored_bytes(dtype) for plan in waiting))
   for plan in waiting:
@@ -109,10 +112,12 @@ class TokenizerSource(NamedTuple):
   Attributes:
     name: the name it has in a checkpoint.
     content: of the file.
+    file: name of the file that was read.
   """
 
   name: str
   content: bytes
+  file: str
 
 
 def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> TokenizerSource:
@@ -142,7 +147,7 @@ def read_tokenizer(path: pathlib.Path, model: ModelConfig) -> TokenizerSource:
       f"--tokenizer {path} has {vocab_size} pieces, the text encoder embeds only {model.text.vocab_size}"
     )
   name = next((name for name in TOKENIZER_FILES if pathlib.Path(name).suffix == path.suffix), TOKENIZER_FILE)
-  return TokenizerSource(name, path.read_bytes())
+  return TokenizerSource(name, path.read_bytes(), path.name)
 
 
 def _convert_part(plan: PartPlan, folder: pathlib.Path, provenance: dict[str, Any], dtype: Any) -> None:
@@ -182,6 +187,11 @@ def _provenance(plan: PartPlan, dtype: Any) -> dict[str, Any]:
     },
     **plan.further_provenance(),
   }
+
+
+def _known(source: Mapping[str, Any]) -> str:
+  """Whether a file, as `_describe_file` gives it, is a published one."""
+  return known_files.describe(source["file"], source["bytes"], source["sha256"])
 
 
 def _describe_file(path: pathlib.Path) -> dict[str, Any]:

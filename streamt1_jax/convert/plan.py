@@ -91,6 +91,10 @@ class PartPlan:
     """Files that the folder holds beside the weights: name to content."""
     return {}
 
+  def further_sources(self) -> list[pathlib.Path]:
+    """Files that are read beside those of the weights, and that somebody publishes as they are."""
+    return []
+
   def further_provenance(self) -> dict[str, Any]:
     """JSON values that decide the bytes of this kind of part, in addition to those that decide every part."""
     return {}

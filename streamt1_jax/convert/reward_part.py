@@ -68,11 +68,13 @@ class RewardPlan(PartPlan):
     reward: what is known about it.
     template: its instruction text.
     tokenizer: content of its `tokenizer.json`, reward tokens included.
+    tokenizer_source: the file that it was made from.
   """
 
   reward: RewardSpec
   template: PromptTemplate
   tokenizer: bytes = dataclasses.field(repr=False)
+  tokenizer_source: pathlib.Path
 
   def leaves(self, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of what is stored; the head stays float32."""
@@ -84,6 +86,9 @@ class RewardPlan(PartPlan):
       prompts.TEMPLATE_FILE: prompts.template_json(self.template),
       prompts.TOKENIZER_FILE: self.tokenizer,
     }
+
+  def further_sources(self) -> list[pathlib.Path]:
+    return [self.tokenizer_source]
 
   def further_provenance(self) -> dict[str, Any]:
     return {
@@ -111,7 +116,8 @@ def make_plan(sources: RewardSources) -> RewardPlan:
   config = _read_config(sources)
   with _prefixed(f"{flag}_prompt"):
     template = reward_prompts.read(sources.name, sources.prompt)
-  tokenizer = _read_tokenizer(sources.tokenizer, template, config)
+  tokenizer_source = sources.tokenizer / prompts.TOKENIZER_FILE if sources.tokenizer.is_dir() else sources.tokenizer
+  tokenizer = _read_tokenizer(tokenizer_source, template, config)
   path = _find_weights(required(sources.weights, f"the file of {flag}"))
   where = f"{flag} {path}"
   file = weight_files.load(path)
@@ -132,7 +138,18 @@ def make_plan(sources: RewardSources) -> RewardPlan:
   except engine.FitError as error:
     raise error.prefixed(f"{where}{weight_files.shard_advice(path)} as {sources.name}") from error
   return RewardPlan(
-    flavour.part, flavour, config, tensors, file.files, None, adapter, skipped, reward, template, tokenizer
+    flavour.part,
+    flavour,
+    config,
+    tensors,
+    file.files,
+    None,
+    adapter,
+    skipped,
+    reward,
+    template,
+    tokenizer,
+    tokenizer_source,
   )
 
 
@@ -155,7 +172,6 @@ def _read_config(sources: RewardSources) -> Any:
 
 
 def _read_tokenizer(path: pathlib.Path, template: PromptTemplate, config: Any) -> bytes:
-  path = path / prompts.TOKENIZER_FILE if path.is_dir() else path
   with _prefixed("--reward_tokenizer"):
     tokenizer = prompts.with_reward_tokens(prompts.read_tokenizer(path), template)
     RewardPrompt(tokenizer, template, config.backbone.decoder.vocab_size)

@@ -1,7 +1,7 @@
 """The published files: which flag of `streamt1 convert` takes each, where it is, and how to know it again.
 
 Sizes and SHA-256 are those that the hub reports of the files, as several public repositories quote them. None of the
-files was ever here. Where a digest is not known, a file is known by its name alone.
+files was ever here. A file whose size and digest are not in the table can be fetched, and is never known again.
 """
 
 from __future__ import annotations
