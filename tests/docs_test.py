@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from streamt1_jax.__main__ import COMMANDS
+from streamt1_jax.convert.tables.published_files import PUBLISHED
 from streamt1_jax.rewards.table import PUBLISHED_REWARDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -149,6 +150,44 @@ def test_flagfiles_exist(page):
       continue
     folder = ROOT if "/" in name else ROOT / "experiments" / "flagfiles"
     assert (folder / name).is_file(), f"{_name(page)}: --flagfile={path}"
+
+
+def test_a_tpu_is_installed_by_hand_as_by_the_scripts():
+  """The same Python and the same extras."""
+  found = []
+  for file in ("docs/install.md", "experiments/launch/install.sh"):
+    lines = [line for line in (ROOT / file).read_text().splitlines() if "-m uv " in line]
+    text = " ".join(lines)
+    found.append((re.findall(r"--python (3\.\d+)", text), re.findall(r"streamt1_jax\[([\w,]+)\]", text)))
+  assert found[0] == found[1]
+  assert [len(each) for each in found[0]] == [1, 1]
+
+
+def _words(file):
+  return " ".join((ROOT / file).read_text().split())
+
+
+def test_what_must_be_known_of_the_weights():
+  """Licences, what differs from the released program, what nobody has tried, and every file by its name."""
+  page = _words("docs/weights.md")
+  for fact in ("Equal seeds give other noise", "CC-BY-NC-SA", "CC-BY-NC-4.0", "Apache-2.0", "Never tried"):
+    assert fact.lower() in page.lower()
+  never = page.lower().split("never tried", 1)[1]
+  for file in PUBLISHED:
+    assert file.path.rpartition("/")[2].lower() in never, file.path
+
+
+@pytest.mark.parametrize(
+  ("file", "facts"),
+  [
+    ("docs/rewards.md", ["git checkout 219ab9d"]),
+    ("docs/install.md", ["venv newer", "pip freeze"]),
+    ("streamt1_jax/flagfiles/paper_30s.flags", ["Inferred", "120"]),
+  ],
+)
+def test_advice_that_must_not_get_lost(file, facts):
+  for fact in facts:
+    assert fact in _words(file)
 
 
 @pytest.mark.parametrize("file", EVIDENCE, ids=_name)

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from etils import epath
 
@@ -137,6 +139,30 @@ def test_a_remedy_is_of_flags_that_there_are():
   assert request.remedy(asked, half, {"max_sink_frames", "mesh"}) is None
   less = request.plan(dataclasses.replace(asked, search=SearchConfig.released(max_sink_frames=3)), None)
   assert request.remedy(asked, less.estimates[-1].total, {"max_sink_frames"}) == "--max_sink_frames=3 would fit"
+
+
+def _device(limit: int | None, process: int = 0):
+  """A GPU that gives `limit` bytes; one without a limit reports no statistics at all."""
+  stats = None if limit is None else {"bytes_limit": limit, "bytes_in_use": 1}
+  return types.SimpleNamespace(platform="gpu", process_index=process, memory_stats=lambda: stats)
+
+
+@pytest.mark.parametrize(
+  ("devices", "on_mesh", "limit"),
+  [
+    ([_device(700), _device(300)], False, 700),
+    ([_device(None)], False, None),
+    ([_device(700), _device(600)], True, 600),
+    ([_device(None), _device(600)], True, 600),
+    # What another process has is for it to say.
+    ([_device(700), _device(600), _device(500, process=1)], True, 600),
+  ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_devices_give(monkeypatch, devices, on_mesh, limit):
+  monkeypatch.setattr(jax, "local_devices", lambda: devices)
+  mesh = types.SimpleNamespace(devices=np.array(devices)) if on_mesh else None
+  assert request.device_limit(mesh) == limit
 
 
 def test_small_frames_may_be_decoded_together():

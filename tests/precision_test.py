@@ -16,6 +16,7 @@ from streamt1_jax.measuring import compiled_step, device_sizes
 from streamt1_jax.nn import precision
 from streamt1_jax.rewards import coherence
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
+from streamt1_jax.rewards.qwen2_vl import preprocess
 from streamt1_jax.rewards.qwen2_vl.model import PromptTokens
 from streamt1_jax.rewards.table import REWARDS
 from tests import small_rewards
@@ -54,6 +55,13 @@ def test_heads(platform, name):
   for kernel in _HEADS[name]:
     assert {precision for shape, precision in products if shape == kernel} == {"HIGHEST"}, products
   assert sum(precision == "DEFAULT" for _, precision in products) > 10
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_resizing_of_videoalign(platform):
+  """Bytes that are rounded from sums: both directions of the resize are products."""
+  precisions = [precision for _, precision in _products(lambda x: preprocess.resize(x, (28, 28)), platform, _FRAMES)]
+  assert set(precisions) == {"HIGHEST"}
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
