@@ -177,6 +177,14 @@ def test_what_must_be_known_of_the_weights():
     assert file.path.rpartition("/")[2].lower() in never, file.path
 
 
+def test_what_no_compilation_has():
+  """As long as none has it, pages that say what fits say so."""
+  assert "scratch" not in (ROOT / "docs/evidence/compiled_slices.json").read_text()
+  for file, section in (("docs/pods.md", "## Does it fit?"), ("docs/weights.md", "## Memory and disk")):
+    said = _words(file).split(section, 1)[1].split(" ## ", 1)[0]
+    assert "No recorded compilation has `--reward_decode=scratch`" in said
+
+
 @pytest.mark.parametrize(
   ("file", "facts"),
   [
