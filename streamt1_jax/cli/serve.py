@@ -219,7 +219,7 @@ def plan_searches(
   too_large = [name for name in searches if name not in ways]
   if too_large:
     telling.warn(f"not offered, since they take more memory than the device gives: {', '.join(too_large)}")
-  return {name: searches[name] for name in searches if name in ways}, max(default, *ways.values(), key=WAYS.index)
+  return {name: searches[name] for name in searches if name in ways}, max([default, *ways.values()], key=WAYS.index)
 
 
 def offered(searches: Mapping[str, SearchConfig], execution: Execution) -> dict[str, SearchConfig]:
