@@ -142,24 +142,24 @@ def longest_distance(model: ModelConfig, search: SearchConfig) -> int:
   return max(search.sink_distance, search.max_sink_frames + model.local_attention_frames)
 
 
-def _first_window_slot(memory: Memory) -> jax.Array:
+def _first_window_slot(memory: Memory) -> IntScalar:
   in_window = valid_slots(memory) & ~memory.is_sink
   return jnp.argmin(jnp.where(in_window, memory.frame, _NO_FRAME))
 
 
-def last_sink_slot(memory: Memory) -> jax.Array:
+def last_sink_slot(memory: Memory) -> IntScalar:
   """The slot of the newest sink."""
   return jnp.argmax(jnp.where(valid_slots(memory) & memory.is_sink, memory.frame, -1))
 
 
-def valid_slots(memory: Memory) -> jax.Array:
-  """Whether each slot holds a chunk; bool [R]."""
+def valid_slots(memory: Memory) -> Bool[Array, " R"]:
+  """Whether each slot holds a chunk."""
   return jnp.arange(memory.frame.shape[0]) < memory.count
 
 
 @jax.custom_batching.custom_vmap
-def slot_of(cache: jax.Array, slot: jax.Array) -> jax.Array:
-  """Keys or values [L, A, T, D] of one slot of [L, R, A, T, D]."""
+def slot_of(cache: Float[Array, "L R A T D"], slot: IntScalar) -> Float[Array, "L A T D"]:
+  """Keys or values of one slot."""
   return jax.lax.dynamic_index_in_dim(cache, slot, 1, keepdims=False)
 
 
@@ -174,8 +174,10 @@ def _slot_of_every_beam(size, batched, cache, slot):
 
 
 @jax.custom_batching.custom_vmap
-def with_slot(cache: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
-  """Keys or values [L, R, A, T, D] with [L, A, T, D] in one slot."""
+def with_slot(
+  cache: Float[Array, "L R A T D"], slot: IntScalar, value: Float[Array, "L A T D"]
+) -> Float[Array, "L R A T D"]:
+  """The cache with keys or values in one slot."""
   return jax.lax.dynamic_update_index_in_dim(cache, value.astype(cache.dtype), slot, 1)
 
 
@@ -188,7 +190,7 @@ def _with_slot_of_every_beam(size, batched, cache, slot, value):
   return cache, True
 
 
-def _start(cache: jax.Array, beam: int, slot: jax.Array) -> tuple:
+def _start(cache: Float[Array, "K L R A T D"], beam: int, slot: IntScalar) -> tuple[int | IntScalar, ...]:
   return (beam, 0, slot, *(0,) * (cache.ndim - 3))
 
 

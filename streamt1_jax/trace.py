@@ -19,7 +19,7 @@ from streamt1_jax.policies import inside_event
 from streamt1_jax.state import ChunkTrace
 
 VERSION = 1
-"""Of the format of trace.json. It goes up when a field changes its meaning; new fields change nothing."""
+"""The version of the format of trace.json. It goes up when a field changes its meaning; new fields change nothing."""
 ROUTE_NAMES = {
   memory_sinking.NOTHING: "nothing",
   memory_sinking.DISCARD: "discard",

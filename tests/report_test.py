@@ -266,7 +266,7 @@ def test_a_failed_search_has_a_page(tmp_path):
 
 
 def test_of_a_long_search_the_page_has_the_newest_chunks(tmp_path, monkeypatch):
-  """Eight chunks, of which five fit. Chunk 1 became a sink before them, and still is one."""
+  """Eight chunks, and five fit. Chunk 1 became a sink before them, and still is one."""
   monkeypatch.setattr(account, "MOST_CHUNKS", 5)
   folder = Searched(chunks=8, routes={1: APPEND, 5: EMA}, segments=((0, "first"), (2, PROMPT), (6, "rain"))).write(
     tmp_path / "long"

@@ -38,7 +38,7 @@ def run(values: flags.FlagValues) -> None:
   names = ("split", "seconds", "seed", "objects", "candidates")
   settings = {name: values[name].value for name in names}
   settings |= {"checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored)}
-  settings |= search_flags.reward_settings(values, choice, "float32")
+  settings |= search_flags.reward_settings(choice, values.reward_dtype or "float32")
   captions, seeds = caption_flags.captions_and_seeds(values, values.num_captions)
 
   def begin(made: int) -> Callable[[int], Row]:

@@ -50,7 +50,7 @@ def run(values: flags.FlagValues) -> None:
     "chunks": chunks,
     "seed": values.seed,
     "checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored),
-    **search_flags.reward_settings(values, choice, "float32"),
+    **search_flags.reward_settings(choice, values.reward_dtype or "float32"),
     **config_json.to_json_value(search),
   }
   del settings["reward_decode"]

@@ -71,7 +71,7 @@ def run(values: flags.FlagValues) -> None:
     decided += decisions.decide(pipeline, search, frames, chunks, caption, seed)
   report = decisions.agreement(decided, frames)
   print(decisions.agreement_table(report))
-  rewards = search_flags.reward_settings(values, choice, "float32")
+  rewards = search_flags.reward_settings(choice, values.reward_dtype or "float32")
   del rewards["short_frames"]
   settings = {"split": values.split, "prompts": len(captions), "frames": frames, **rewards}
   print(json.dumps({"settings": settings, "results": report}), flush=True)

@@ -61,7 +61,7 @@ class _Noted:
     sizes: bytes of each file that grows.
     sha256: of latents and of frames.
     steps: beam, candidate and seed of every chunk that was made.
-    ledger: what they cost; None if there are none.
+    ledger: what they cost; None before the first.
     searching: seconds that making them took.
     condition: of the prompt in force.
     config: of the session.
@@ -105,9 +105,9 @@ class _Beginning(io.FileIO):
 
 
 def write_report(folder: epath.Path) -> str | None:
-  """Writes the page of a save. Returns why there is none, or None.
+  """Writes the page of a save. Returns why it has no page, or None.
 
-  As of `streamt1 generate`: what was made is not lost over its page.
+  As in `streamt1 generate`, what was made is not lost if its page cannot be written.
   """
   try:
     write.write_beside(folder)

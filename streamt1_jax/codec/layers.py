@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 _lecun_normal = nnx.initializers.lecun_normal()
 
 
-def _sum_of_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _sum_of_planes(x: Float[Array, "T_in H W C"], kernel: Float[Array, "3 3 3 C out"]) -> Float[Array, "T H W out"]:
   """A 3-D convolution as one 2-D convolution per time tap; the same result as `_volume`."""
   frames = x.shape[0] - kernel.shape[0] + 1
   dimensions = ("NHWC", "HWIO", "NHWC")
@@ -29,7 +29,7 @@ def _sum_of_planes(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return functools.reduce(operator.add, planes)
 
 
-def _volume(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _volume(x: Float[Array, "T_in H W C"], kernel: Float[Array, "3 3 3 C out"]) -> Float[Array, "T H W out"]:
   padding = [(0, 0), (1, 1), (1, 1)]
   y = jax.lax.conv_general_dilated(x[None], kernel, (1, 1, 1), padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
   return y[0]
@@ -42,7 +42,7 @@ class CausalConv(nnx.Module):
     self.kernel = nnx.Param(_lecun_normal(rngs.params(), (3, 3, 3, in_dim, out_dim)))
     self.bias = nnx.Param(jnp.zeros((out_dim,)))
 
-  def init_history(self, height: int, width: int, dtype: DTypeLike) -> jax.Array:
+  def init_history(self, height: int, width: int, dtype: DTypeLike) -> Float[Array, "2 {height} {width} C"]:
     return jnp.zeros((2, height, width, self.kernel.shape[3]), dtype)
 
   def __call__(
@@ -62,7 +62,7 @@ class TimeConv(nnx.Module):
     self.kernel = nnx.Param(_lecun_normal(rngs.params(), (3, in_dim, out_dim)))
     self.bias = nnx.Param(jnp.zeros((out_dim,)))
 
-  def init_history(self, height: int, width: int, dtype: DTypeLike) -> jax.Array:
+  def init_history(self, height: int, width: int, dtype: DTypeLike) -> Float[Array, "past {height} {width} C"]:
     return jnp.zeros((3 - self.stride, height, width, self.kernel.shape[1]), dtype)
 
   def __call__(
@@ -114,12 +114,14 @@ class ResidualBlock(nnx.Module):
     self.conv2 = CausalConv(out_dim, out_dim, rngs=rngs)
     self.shortcut = nnx.Linear(in_dim, out_dim, rngs=rngs) if in_dim != out_dim else None
 
-  def init_history(self, height: int, width: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+  def init_history(
+    self, height: int, width: int, dtype: DTypeLike
+  ) -> tuple[Float[Array, "2 {height} {width} C"], Float[Array, "2 {height} {width} out"]]:
     return self.conv1.init_history(height, width, dtype), self.conv2.init_history(height, width, dtype)
 
   def __call__(
-    self, x: Float[Array, "T H W C"], history: tuple[jax.Array, jax.Array]
-  ) -> tuple[Float[Array, "T H W out"], tuple[jax.Array, jax.Array]]:
+    self, x: Float[Array, "T H W C"], history: tuple[Float[Array, "2 H W C"], Float[Array, "2 H W out"]]
+  ) -> tuple[Float[Array, "T H W out"], tuple[Float[Array, "2 H W C"], Float[Array, "2 H W out"]]]:
     history1, history2 = history
     y, history1 = self.conv1(jax.nn.silu(self.norm1(x)), history1)
     y, history2 = self.conv2(jax.nn.silu(self.norm2(y)), history2)
@@ -173,13 +175,13 @@ class Downsample(nnx.Module):
     self.conv = SpatialConv(dim, dim, rngs=rngs) if spatial else None
     self.time_conv = TimeConv(dim, dim, stride=2, rngs=rngs) if temporal else None
 
-  def init_history(self, height: int, width: int, dtype: DTypeLike) -> jax.Array | None:
+  def init_history(self, height: int, width: int, dtype: DTypeLike) -> Float[Array, "1 {height} {width} C"] | None:
     """`height` and `width` of the output."""
     return None if self.time_conv is None else self.time_conv.init_history(height, width, dtype)
 
   def __call__(
-    self, x: Float[Array, "T H W C"], history: jax.Array | None, first: bool
-  ) -> tuple[Float[Array, "T_out H_out W_out out"], jax.Array | None]:
+    self, x: Float[Array, "T H W C"], history: Float[Array, "1 H_out W_out C"] | None, first: bool
+  ) -> tuple[Float[Array, "T_out H_out W_out C"], Float[Array, "1 H_out W_out C"] | None]:
     if self.conv is not None:
       x = self.conv(x, stride=2, padding=(0, 1))
     if self.time_conv is None:
@@ -206,13 +208,13 @@ class Upsample(nnx.Module):
     self.time_conv = TimeConv(dim, 2 * dim, stride=1, rngs=rngs) if temporal else None
     self.conv = SpatialConv(dim, dim // 2, rngs=rngs) if spatial else None
 
-  def init_history(self, height: int, width: int, dtype: DTypeLike) -> jax.Array | None:
+  def init_history(self, height: int, width: int, dtype: DTypeLike) -> Float[Array, "2 {height} {width} C"] | None:
     """`height` and `width` of the input."""
     return None if self.time_conv is None else self.time_conv.init_history(height, width, dtype)
 
   def __call__(
-    self, x: Float[Array, "T H W C"], history: jax.Array | None, first: bool
-  ) -> tuple[Float[Array, "T_out H_out W_out out"], jax.Array | None]:
+    self, x: Float[Array, "T H W C"], history: Float[Array, "2 H W C"] | None, first: bool
+  ) -> tuple[Float[Array, "T_out H_out W_out out"], Float[Array, "2 H W C"] | None]:
     if self.time_conv is not None:
       x, history = self._double_time(x, history, first)
     if self.conv is not None:
@@ -220,7 +222,9 @@ class Upsample(nnx.Module):
       x = self.conv(x, stride=1, padding=(1, 1))
     return x, history
 
-  def _double_time(self, x: jax.Array, history: jax.Array | None, first: bool):
+  def _double_time(
+    self, x: Float[Array, "T H W C"], history: Float[Array, "2 H W C"] | None, first: bool
+  ) -> tuple[Float[Array, "T_out H W C"], Float[Array, "2 H W C"]]:
     assert self.time_conv is not None
     assert history is not None
     start, rest = (x[:1], x[1:]) if first else (x[:0], x)

@@ -27,8 +27,8 @@ _CHUNKS = 3
 # Largest relative error that is called equal. Products of float32 are exact to 1e-7 and there are some thousands in a
 # row; bfloat16 has 8 bits, and every chunk reads what the ones before it left.
 _EQUAL = {"float32": 1e-4, "bfloat16": 2e-2}
-# Of products: the host's are exact. A device gets what users get, who choose nothing, so that a model is found that no
-# longer asks for exact products itself.
+# Precision of products. The host's are exact. The device computes as it does for users, who choose nothing: so a model
+# that no longer asks for exact products by itself is found.
 _REFERENCE, _CHECKED = "highest", None
 _GOLDEN = "case_A"
 _GOLDEN_TOLERANCE = 5e-5  # of latents, as tests/golden/README.md has it

@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.training import noise_coupling, world_clips
 from streamt1_jax.training.dataset import CHUNKS, OMISSIONS, Dataset
 from streamt1_jax.training.teacher_forcing import Seen
+from streamt1_jax.typing import HostArray
 
 WINDOW = 2
 """Past chunks in the attention window, besides the sink."""
@@ -135,8 +136,10 @@ class FirstChunkBatch(NamedTuple):
   background: Int32[Array, " G"]
 
 
-def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array) -> ClipBatch:
-  """Whole clips; `sigmas` [S] are the noise levels of the timesteps."""
+def draw_clips(
+  key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: Float[Array, " S"]
+) -> ClipBatch:
+  """Whole clips; `sigmas` are the noise levels of the timesteps."""
   keys = iter(jax.random.split(key, 10))
   clip = jax.random.randint(next(keys), (config.clips,), 0, data.clips.shape[0])
   clip, past = _draw_pasts(next(keys), data, clip, config.rollout_probability)
@@ -161,13 +164,13 @@ def draw_clips(key: jax.Array, data: Dataset, model: ModelConfig, config: BatchC
   )
 
 
-def second_follows(data: Dataset) -> jax.Array:
-  """[N] bool: clips in which the second chunk follows the first one, under the same caption."""
+def second_follows(data: Dataset) -> Bool[HostArray, " N"]:
+  """Clips in which the second chunk follows the first one, under the same caption."""
   return ~data.late & (data.switch != 1) & (data.gap == 0)
 
 
 def draw_second_chunks(
-  key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: jax.Array
+  key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: Float[Array, " S"]
 ) -> ClipBatch:
   """Second chunks, each with the first chunk of its clip; of clips in which they follow each other.
 
@@ -176,7 +179,7 @@ def draw_second_chunks(
     data: the encoded clips.
     model: sizes.
     config: how many.
-    sigmas: [S] noise levels of the timesteps.
+    sigmas: noise levels of the timesteps.
   """
   keys = iter(jax.random.split(key, 6))
   follows = second_follows(data)
@@ -205,8 +208,10 @@ def draw_second_chunks(
   )
 
 
-def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas: jax.Array) -> FirstChunkBatch:
-  """First chunks; `sigmas` [S] are the noise levels of the timesteps.
+def draw_first_chunks(
+  key: jax.Array, data: Dataset, config: BatchConfig, sigmas: Float[Array, " S"]
+) -> FirstChunkBatch:
+  """First chunks; `sigmas` are the noise levels of the timesteps.
 
   At the coupled timesteps the input is made of any clip of the scene, as when the step before drew another one than
   the new noise will choose; the velocity is the one that leads to the clip that the input chooses.
@@ -232,8 +237,8 @@ def draw_first_chunks(key: jax.Array, data: Dataset, config: BatchConfig, sigmas
   return FirstChunkBatch(noisy, target, step, valid, tokens, data.colors[scene], data.background[scene])
 
 
-def first_learned(kind: ClipKind) -> jax.Array:
-  """The first chunk of a clip that is learned, int32.
+def first_learned(kind: ClipKind) -> Int32[Array, "*G"]:
+  """The first chunk of a clip that is learned.
 
   It is the one with which the caption changes. Where the first chunk is from long ago, those after it have not enough
   of a past.
@@ -241,8 +246,8 @@ def first_learned(kind: ClipKind) -> jax.Array:
   return jnp.maximum(kind.switch, jnp.where(kind.late | (kind.gap > 0), WINDOW + 1, 1))
 
 
-def draw_places(key: jax.Array, kind: ClipKind) -> jax.Array:
-  """[R] which chunks are noisy: all that have a past; or, where the caption changes, those from the change on.
+def draw_places(key: jax.Array, kind: ClipKind) -> Int32[Array, " R"]:
+  """Which chunks are noisy: all that have a past; or, where the caption changes, those from the change on.
 
   Then half of them are the first one, which alone must draw what changes.
   """
@@ -257,7 +262,7 @@ def draw_places(key: jax.Array, kind: ClipKind) -> jax.Array:
 def draw_seen(
   key: jax.Array,
   kind: ClipKind,
-  place: jax.Array,
+  place: Int32[Array, " R"],
   model: ModelConfig,
   extra_context_probability: float,
   added_sinks_probability: float,
@@ -285,13 +290,13 @@ def draw_seen(
   return Seen(chunks, valid, distance, prompt)
 
 
-def recached(kind: ClipKind, width: int) -> tuple[jax.Array, jax.Array]:
+def recached(kind: ClipKind, width: int) -> tuple[Int32[Array, "7 {width}"], Bool[Array, "7 {width}"]]:
   """What the chunks before a change of caption see when all of them are computed anew: all others.
 
   A sink from long ago is kept: it is not computed anew, and all others see it.
 
   Returns:
-    [7, width] int32 chunks and their validity; chunks after the change, and those of a clip without one, have none.
+    The chunks and their validity; chunks after the change, and those of a clip without one, have none.
   """
   chunk = jnp.arange(CHUNKS)
   other = jnp.arange(world_clips.KEPT_CHUNKS + 1)
@@ -301,8 +306,8 @@ def recached(kind: ClipKind, width: int) -> tuple[jax.Array, jax.Array]:
   return jnp.pad(jnp.broadcast_to(other, valid.shape), pad), jnp.pad(valid, pad)
 
 
-def draw_first_frames(key: jax.Array, kind: ClipKind, model: ModelConfig) -> jax.Array:
-  """[7] first latent frame of every chunk. Most clips continue much later than their first chunk.
+def draw_first_frames(key: jax.Array, kind: ClipKind, model: ModelConfig) -> Int32[Array, "7"]:
+  """The first latent frame of every chunk. Most clips continue much later than their first chunk.
 
   Under one caption it is later by the gap and some periods, so that the sink tells where objects must be: that is how a
   video finds an object again that it has lost. A sink of an older caption tells it no more, and may be any time away.
@@ -321,8 +326,8 @@ def draw_first_frames(key: jax.Array, kind: ClipKind, model: ModelConfig) -> jax
   return chunk * model.chunk_frames + jnp.where(chunk > 0, delay, 0)
 
 
-def draw_visible(key: jax.Array, extra_probability: float) -> tuple[jax.Array, jax.Array]:
-  """What each chunk sees besides itself: sink, window, sometimes an older one; [7, 4] indices and validity."""
+def draw_visible(key: jax.Array, extra_probability: float) -> tuple[Int32[Array, "7 4"], Bool[Array, "7 4"]]:
+  """What each chunk sees besides itself: sink, window, sometimes an older one; indices and validity."""
   older_key, use_key = jax.random.split(key)
   chunk = jnp.arange(CHUNKS)
   oldest_window = chunk - WINDOW
@@ -334,8 +339,8 @@ def draw_visible(key: jax.Array, extra_probability: float) -> tuple[jax.Array, j
 
 
 def draw_added_sinks(
-  key: jax.Array, first_frame: jax.Array, model: ModelConfig, probability: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  key: jax.Array, first_frame: Int32[Array, "7"], model: ModelConfig, probability: float
+) -> tuple[Int32[Array, "7 4"], Int32[Array, "7 4"], Bool[Array, "7 4"]]:
   """Sinks that a search has added, from anywhere between the first sink and the window.
 
   Where the clip has an earlier chunk that shows what was there (the world repeats), it is that one. Elsewhere it is any
@@ -344,12 +349,12 @@ def draw_added_sinks(
 
   Args:
     key: random key.
-    first_frame: [7] int32 first latent frame of every chunk.
+    first_frame: first latent frame of every chunk.
     model: sizes.
     probability: how often a chunk with a full window sees any.
 
   Returns:
-    Chunks of the clip [7, 4] int32, latent frames by which each of them is moved [7, 4] int32, and validity [7, 4].
+    Chunks of the clip, latent frames by which each of them is moved, and validity.
   """
   use_key, number_key, place_key, other_key = jax.random.split(key, 4)
   chunk = jnp.arange(CHUNKS)
@@ -368,15 +373,19 @@ def draw_added_sinks(
   return source, place * model.chunk_frames - first_frame[source], valid
 
 
-def _draw_captions(key: jax.Array, tokens: jax.Array, probability: float) -> tuple[jax.Array, jax.Array]:
-  """One of each scene's captions: ids [n, X] from tokens [n, 16, X], and what it omits [n, 4]."""
+def _draw_captions(
+  key: jax.Array, tokens: Int32[Array, "G 16 X"], probability: float
+) -> tuple[Int32[Array, "G X"], Bool[Array, "G 4"]]:
+  """One of each scene's captions, and what it omits."""
   omit = jax.random.bernoulli(key, probability, (tokens.shape[0], 4))
   which = (omit[:, None] == jnp.asarray(OMISSIONS)[None]).all(axis=2).argmax(axis=1)
   return jax.vmap(lambda t, i: t[i])(tokens, which), omit
 
 
-def _draw_pasts(key: jax.Array, data: Dataset, clip: jax.Array, probability: float) -> tuple[jax.Array, jax.Array]:
-  """Some of the clips [G] exchanged for ones that the model made; and their chunks as context [G, N, F, C, H, W]."""
+def _draw_pasts(
+  key: jax.Array, data: Dataset, clip: Int32[Array, " G"], probability: float
+) -> tuple[Int32[Array, " G"], Float32[Array, "G N F C H W"]]:
+  """Some of the clips exchanged for ones that the model made; and their chunks as context."""
   if probability == 0:
     return clip, data.clips[clip].astype(jnp.float32)
   is_made = jax.random.bernoulli(key, probability, clip.shape)
@@ -386,18 +395,21 @@ def _draw_pasts(key: jax.Array, data: Dataset, clip: jax.Array, probability: flo
   return clip, past.astype(jnp.float32)
 
 
-def _noisy_context(level_key: jax.Array, key: jax.Array, clean: jax.Array, config: BatchConfig) -> jax.Array:
-  """Chunks [G, N, F, C, H, W] as context, with noise of a level drawn for every clip."""
+def _noisy_context(
+  level_key: jax.Array, key: jax.Array, clean: Float32[Array, "G N F C H W"], config: BatchConfig
+) -> Float32[Array, "G N F C H W"]:
+  """Chunks as context, with noise of a level drawn for every clip."""
   level = jax.random.uniform(level_key, (clean.shape[0], 1, 1, 1, 1, 1), maxval=config.context_noise)
   return clean + level * jax.random.normal(key, clean.shape)
 
 
-def _mix(clean: jax.Array, noise: jax.Array, sigma: jax.Array) -> jax.Array:
-  """(1 - sigma) clean + sigma noise, of chunks [G, N, F, C, H, W] and noise levels [G, N]."""
+def _mix(
+  clean: Float32[Array, "G copies F C H W"], noise: Float32[Array, "G R F C H W"], sigma: Float[Array, "G R"]
+) -> Float32[Array, "G R F C H W"]:
+  """(1 - sigma) clean + sigma noise."""
   sigma = _like_chunks(sigma)
   return (1.0 - sigma) * clean + sigma * noise
 
 
-def _like_chunks(x: jax.Array) -> jax.Array:
-  """[G, N] to [G, N, 1, 1, 1, 1]."""
+def _like_chunks(x: Shaped[Array, "G R"]) -> Shaped[Array, "G R 1 1 1 1"]:
   return x.reshape(*x.shape, 1, 1, 1, 1)
