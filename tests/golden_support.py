@@ -13,6 +13,7 @@ from flax import nnx
 
 from streamt1_jax import drivers, memory_sinking
 from streamt1_jax.backbone.dit import CausalWanDiT
+from streamt1_jax.backbone.schedule import sigma_table
 from streamt1_jax.config import BackboneConfig, ModelConfig, ScheduleConfig, SearchConfig
 from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.execution import Execution
@@ -29,6 +30,13 @@ from streamt1_jax.state import ChunkTrace, Condition
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
   with np.load(path) as arrays:
     return dict(arrays)
+
+
+def sigma_of(timesteps: np.ndarray, config: ScheduleConfig) -> np.ndarray:
+  """Noise level of the table's entry nearest to each timestep, as the released scheduler looks it up."""
+  sigmas = sigma_table(config)
+  distance = np.abs(config.num_train_timesteps * sigmas - np.asarray(timesteps, np.float64)[..., None])
+  return sigmas[np.argmin(distance, axis=-1)]
 
 
 def read_config(arrays: dict) -> dict:

@@ -22,7 +22,7 @@ from flax import nnx
 
 from streamt1_jax import drivers, memory_sinking
 from streamt1_jax.backbone import attention
-from streamt1_jax.backbone.schedule import denoising_schedule, sigma_of, sigma_table, time_features
+from streamt1_jax.backbone.schedule import denoising_schedule, sigma_table, time_features
 from streamt1_jax.convert import adapters
 from streamt1_jax.convert.tables import wan_dit
 from streamt1_jax.nn import rotary
@@ -273,7 +273,7 @@ class _Units:
     memory = attention.MemoryView(stack("k"), stack("v"), jnp.int32(len(chunks)), turns)
     features = time_features(t[0], self.config.backbone.freq_dim)
     flow, chunk = _forward(self.graphdef, self.params, x[0], features, self.text, memory)
-    sigma = sigma_of(t[0], self.config.schedule).astype(np.float32).reshape(-1, 1, 1, 1)
+    sigma = golden.sigma_of(t[0], self.config.schedule).astype(np.float32).reshape(-1, 1, 1, 1)
     return flow, x[0] - sigma * np.asarray(flow), chunk
 
   def _empty(self):
@@ -411,7 +411,7 @@ def test_schedule_and_time(units_file):
 def test_noise_formulas(units_file):
   z = golden.load(units_file)
   config = golden.model_config(golden.read_config(z)).schedule
-  sigma = sigma_of(z["addnoise_t"], config).reshape(-1, 1, 1, 1)
+  sigma = golden.sigma_of(z["addnoise_t"], config).reshape(-1, 1, 1, 1)
   _close(sigma_table(config)[z["addnoise_timestep_index"]], sigma[:, 0, 0, 0], 0)
   _close((1 - sigma) * z["addnoise_x0"] + sigma * z["addnoise_noise"], z["addnoise_out"], 1e-5)
   _close(z["addnoise_x0"] - sigma * z["addnoise_noise"], z["flow2x0_out"], 1e-5)
