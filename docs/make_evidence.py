@@ -5,7 +5,7 @@
 
 A page asks for a table by its file's name, and everything between the two lines is generated:
 
-  <!-- evidence: search_5s -->
+  <!-- evidence: small_videos -->
   <!-- end of evidence -->
 
 Tables are committed, so that they can be read where no Sphinx runs. Needs nothing but Python.

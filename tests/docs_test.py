@@ -25,10 +25,6 @@ _COMMAND = re.compile(r"(?:python -m|\bstreamt1) (?:[^`\n\\]|\\\n)*")
 _FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
-# Recorded commands of programs that another command has replaced: the record stays as it was made.
-_REPLACED = {"experiments.evaluate.compare_search": "streamt1 compare"}
-
-
 def _name(path):
   return str(path.relative_to(ROOT))
 
@@ -114,8 +110,6 @@ def test_commands_exist(page):
       continue
     module = re.match(r"[\w.]*", words[2])[0]
     if module in ("pytest", "venv", "streamt1_jax"):
-      continue
-    if module in _REPLACED and page.parent.name == "evidence":
       continue
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{_name(page)}: {command}"
