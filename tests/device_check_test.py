@@ -171,8 +171,16 @@ class TestProducts:
     rounded = []
     monkeypatch.setattr(device_numerics, "_scores", lambda *_: rounded.append(_asks_for_nothing()) or np.ones(4))
     found = device_numerics.rewards(SIZES["small"]())
-    assert rounded == [False, True, True] * len(LEARNED_REWARDS)
+    # The host in float32; then the device and the host in either dtype.
+    assert rounded == [False, True, False, True, False] * len(LEARNED_REWARDS)
     assert found["equal"]
+
+  @pytest.mark.parametrize(("of_device", "equal"), [(1.07, True), (1.09, False)])
+  def test_a_device_may_lose_twice_what_the_host_loses(self, monkeypatch, of_device, equal):
+    losses = {(np.dtype(jnp.bfloat16), True): 1.04, (np.dtype(jnp.bfloat16), False): of_device}
+    judged = lambda name, dtype, device, precision: np.ones(4) * losses.get((np.dtype(dtype), device is not None), 1.0)
+    monkeypatch.setattr(device_numerics, "_judged", judged)
+    assert device_numerics.rewards(SIZES["small"]())["equal"] == equal
 
   def test_attention(self, monkeypatch):
     rounded = []

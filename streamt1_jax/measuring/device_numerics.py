@@ -80,21 +80,28 @@ def relative_error(found: Any, expected: Any) -> float:
 
 
 def rewards(sizes: Sizes) -> dict[str, Any]:
-  """Relative errors of the small learned rewards, heads included, against float32 on the host."""
+  """Relative errors of the small learned rewards, heads included, against float32 on the host.
+
+  What a reward loses in bfloat16 depends on its weights. So a device may be twice as far from float32 as the host is in
+  the same dtype.
+  """
   del sizes
   found: dict[str, Any] = {}
+  equal = True
   for name in LEARNED_REWARDS:
-    expected = None
-    for dtype, device in (("float32", host()), *((dtype, None) for dtype in _EQUAL)):
-      precision = _CHECKED if device is None else _REFERENCE
-      with jax.default_device(device), jax.default_matmul_precision(precision):
-        scores = _scores(name, jnp.dtype(dtype))
-      if device is not None:
-        expected = scores
-      else:
-        found[f"{name}_{dtype}_error"] = relative_error(scores, expected)
-  limit = lambda name: _EQUAL[name.split("_")[-2]]
-  return found | {"equal": all(error <= limit(name) for name, error in found.items())}
+    expected = _judged(name, jnp.float32, host(), _REFERENCE)
+    for dtype, limit in _EQUAL.items():
+      error = relative_error(_judged(name, jnp.dtype(dtype), None, _CHECKED), expected)
+      of_host = relative_error(_judged(name, jnp.dtype(dtype), host(), _REFERENCE), expected)
+      found |= {f"{name}_{dtype}_error": error, f"{name}_{dtype}_error_of_host": of_host}
+      equal &= error <= max(limit, 2 * of_host)
+  return found | {"equal": equal}
+
+
+def _judged(name: str, dtype: DTypeLike, device: Device | None, precision: str | None) -> np.ndarray:
+  """`_scores` on a device, None for the default one."""
+  with jax.default_device(device), jax.default_matmul_precision(precision):
+    return _scores(name, dtype)
 
 
 def _scores(name: str, dtype: DTypeLike) -> np.ndarray:
