@@ -211,7 +211,7 @@ def _assert_same(found, expected, prompt=None):
     chex.assert_trees_all_close(carry, other.policy, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("policy", _cases(EVERY, _WEIGHED, _DRAWN))
+@pytest.mark.parametrize("policy", _cases(EVERY, ByScore("long"), _WEIGHED, _DRAWN))
 class TestEveryPolicy:
   """On numbers that are sums of small integers, so that latents are the same to the bit in any program."""
 
