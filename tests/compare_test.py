@@ -514,7 +514,7 @@ def test_one_dtype_for_plan_memory_and_model(tmp_path, monkeypatch, flags, dtype
   assert {str(each.dtype) for each in asked} == {str(each.reward_dtype) for each in asked} == {dtype}
   (settings,) = planned
   assert settings["reward_dtype"] == dtype
-  assert settings.get("dtype", "float32") == dtype
+  assert settings["dtype"] == dtype
 
 
 def test_flags_of_methods_do_not_reach_the_default_search():

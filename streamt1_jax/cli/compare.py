@@ -263,8 +263,7 @@ def _plan(
     "seed": values.seed,
     "checkpoint_sha256": files.checkpoint_sha256(checkpoint, choice.stored),
     **search_flags.reward_settings(choice, values.reward_dtype or dtype),
-    # A folder from the time when all was float32 does not say so, and goes on.
-    **({} if dtype == "float32" else {"dtype": dtype}),
+    "dtype": dtype,
     "motion": held_out.measures_motion(),
     "sink_distance": values.sink_distance,
     "reward_codec": values.reward_codec,

@@ -214,12 +214,13 @@ def plan_searches(
     name: memory_plans.request(values, checkpoint, model, search, choice, mesh, dtype)
     for name, search in searches.items()
   }
-  default = memory_plans.decide(values, {f"--search={values.search}: ": asked[values.search]})
+  # Raises for the default search, which is then one of those that fit.
+  memory_plans.decide(values, {f"--search={values.search}: ": asked[values.search]})
   ways = memory_plans.fitting(values, asked)
   too_large = [name for name in searches if name not in ways]
   if too_large:
     telling.warn(f"not offered, since they take more memory than the device gives: {', '.join(too_large)}")
-  return {name: searches[name] for name in searches if name in ways}, max([default, *ways.values()], key=WAYS.index)
+  return {name: searches[name] for name in searches if name in ways}, max(ways.values(), key=WAYS.index)
 
 
 def offered(searches: Mapping[str, SearchConfig], execution: Execution) -> dict[str, SearchConfig]:
