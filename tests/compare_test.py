@@ -4,6 +4,7 @@ import ast
 import base64
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import pathlib
@@ -33,6 +34,7 @@ from tests.compared_rows import row
 
 _MODEL = preset("tiny")
 _PACKAGE = pathlib.Path(streamt1_jax.__file__).parent
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 _CAPTION = "a small red circle moves quickly left over a dark blue background"
 _OTHER = "a large blue square moves slowly up over a gray background"
 
@@ -326,6 +328,27 @@ def test_the_page_has_every_method():
   assert "Added after the first videos: greedy:4." in report.markdown_of(
     {**compared_rows.PLAN, "methods": later}, _summary()
   )
+
+
+def test_tables_of_the_documentation(tmp_path):
+  """What pages cite is what the comparison says: its date, its command, and rows of the same tables."""
+  spec = importlib.util.spec_from_file_location("make_comparison", _ROOT / "docs" / "make_comparison.py")
+  program = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(program)
+  folder = tmp_path / "comparison"
+  folder.mkdir()
+  comparison = {"plan": compared_rows.PLAN | {"begun": "2026-11-30T10:00:00"}, "results": _summary()}
+  (folder / "comparison.json").write_text(json.dumps(comparison))
+  command = ["streamt1", "compare", "--methods=none,greedy:4"]
+  assert program.main(["--title=Two", "--name=two", f"--output={tmp_path}", str(folder), "--", *command]) == 0
+  found = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+  assert set(found) == {"two_methods", "two_equal_cost", "two_pool"}
+  methods = found["two_methods"]
+  assert (methods["title"], methods["date"], methods["command"]) == ("Two: methods", "2026-11-30", [" ".join(command)])
+  assert [row[0] for row in methods["rows"]] == ["none", "best_of_n:2", "greedy:4"]
+  assert methods["rows"][2][1] == "1.000 [1.000, 1.000]"
+  assert [row[0] for row in found["two_pool"]["rows"]] == ["1", "2"]
+  assert all(len(row) == len(each["columns"]) for each in found.values() for row in each["rows"])
 
 
 def test_the_page_as_html(tmp_path):
