@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float32, Int32
 
+from streamt1_jax.config import SearchConfig
+from streamt1_jax.policies.base import Scores
 from streamt1_jax.state import Beam
 from streamt1_jax.step import Explored, Step
 from streamt1_jax.typing import IntScalar
@@ -31,11 +33,7 @@ def explore(step: Step, beams: Beam, seed: Int32[Array, "K B"]) -> tuple[Explore
 
   def is_short(carry: tuple[IntScalar, Explored]) -> Bool[Array, ""]:
     index, found = carry
-    if search.accept is None:
-      return index < limit
-    scores = found.candidates.scores
-    good = scores.usable & (scores.hybrid >= search.accept)
-    return (index < limit) & (good.sum() < search.top_k)
+    return (index < limit) & ~is_enough(found.candidates.scores, search)
 
   def go_on(carry: tuple[IntScalar, Explored]) -> tuple[IntScalar, Explored]:
     index, found = carry
@@ -49,3 +47,38 @@ def explore(step: Step, beams: Beam, seed: Int32[Array, "K B"]) -> tuple[Explore
   # As in `judge`: every device ranks all candidates.
   candidates = found.candidates._replace(seed=seed, scores=step.laid_out(found.candidates.scores))
   return found._replace(candidates=candidates), rounds
+
+
+def is_enough(scores: Scores, search: SearchConfig) -> Bool[Array, ""]:
+  """Whether the candidates that were drawn will do: `top_k` of them are good, or one more would gain too little."""
+  enough = jnp.bool_(False)
+  if search.accept is not None:
+    enough |= (scores.usable & (scores.hybrid >= search.accept)).sum() >= search.top_k
+  if search.least_gain is not None:
+    enough |= expected_gain(scores.hybrid, scores.usable, search.top_k) < search.least_gain
+  return enough
+
+
+def expected_gain(hybrid: Float32[Array, "K B"], usable: Bool[Array, "K B"], top_k: int) -> Float32[Array, ""]:
+  """By how much one more candidate is expected to raise the score of the last survivor.
+
+  Scores are taken as normal, with the mean m and the standard deviation s of those that were drawn. With b the
+  `top_k`-th best of them and z = (b - m) / s it is E[max(x - b, 0)] = s (pdf(z) - z (1 - cdf(z))): the expected
+  improvement of Bayesian optimisation, as a stop rule in BEACON (arXiv 2510.15945).
+
+  Args:
+    hybrid: scores; only those of usable candidates count.
+    usable: drawn, and finite.
+    top_k: survivors.
+
+  Returns:
+    The gain in units of the score, at least 0; infinite while at most `top_k` candidates are usable.
+  """
+  count = usable.sum()
+  of_all = lambda values: jnp.where(usable, values, 0.0).sum() / jnp.maximum(count, 1)
+  mean = of_all(hybrid)
+  deviation = jnp.sqrt(of_all(jnp.square(hybrid - mean)) * count / jnp.maximum(count - 1, 1))
+  last = jax.lax.top_k(jnp.where(usable, hybrid, -jnp.inf).reshape(-1), top_k)[0][-1]
+  z = (last - mean) / jnp.where(deviation > 0.0, deviation, 1.0)
+  gain = deviation * (jax.scipy.stats.norm.pdf(z) - z * jax.scipy.stats.norm.sf(z))
+  return jnp.where(count > top_k, jnp.maximum(gain, 0.0), jnp.inf)

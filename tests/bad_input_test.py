@@ -95,6 +95,7 @@ def test_flags_that_are_wrong_without_a_model(tmp_path, arguments, fragments):
     ("--search=particles --policy=alpha:1 --top_k=1", ["particles", "top_k", "at least 2", "got 1"]),
     ("--search=rounds --round_size=5", ["round_size must divide beam_size 16", "got 5"]),
     ("--search=rounds --accept=nan", ["--accept=nan", "finite"]),
+    ("--search=rounds --least_gain=0", ["least_gain must be a finite score above 0", "got 0.0"]),
     ("--search=rounds --round_budget=5", ["round_budget must be in 0..4 rounds", "got 5"]),
     ("--search=beam --round_size=1", ["--search=beam", "no --round_size"]),
     ("--search=look_ahead --look_ahead=-1", ["look_ahead must be at least 0", "got -1"]),

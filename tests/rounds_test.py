@@ -16,6 +16,7 @@ from streamt1_jax.io.manifest import CompileCounter
 from streamt1_jax.parallel.mesh import MESH_AXES
 from streamt1_jax.policies import ProbabilisticTopK, Reject
 from streamt1_jax.rewards.base import Promptless
+from streamt1_jax.rounds import expected_gain
 from streamt1_jax.state import Condition
 from streamt1_jax.trace import describe_chunk
 from tests import toy_generator as toy
@@ -101,6 +102,29 @@ class TestRounds:
     for (_, trace), (_, other) in zip(_states(alone), _states(plain), strict=True):
       np.testing.assert_array_equal(trace.latents, other.latents)
 
+  def test_the_gain_of_one_more_by_hand(self):
+    """The mean over one more draw of what it adds to the best, by quadrature."""
+    scores = np.array([[1.0, 4.0, np.nan], [2.0, 2.5, 9.0]], np.float32)
+    usable = np.array([[True, True, False], [True, True, False]])
+    known = scores[usable]
+    x = np.linspace(-20.0, 30.0, 200_001)
+    density = np.exp(-np.square((x - known.mean()) / known.std(ddof=1)) / 2) / (known.std(ddof=1) * np.sqrt(2 * np.pi))
+    for top_k in (1, 2):
+      last = np.sort(known)[-top_k]
+      wanted = np.trapezoid(np.maximum(x - last, 0.0) * density, x)
+      np.testing.assert_allclose(expected_gain(jnp.asarray(scores), jnp.asarray(usable), top_k), wanted, rtol=1e-5)
+    assert expected_gain(jnp.asarray(scores), jnp.asarray(usable), 4) == np.inf
+    assert expected_gain(jnp.full((1, 3), 2.0), jnp.ones((1, 3), bool), 1) == 0.0
+
+  @pytest.mark.parametrize("gain", [0.01, 1.0, 1e3])
+  def test_stops_where_one_more_gains_too_little(self, gain):
+    search = dataclasses.replace(SEARCH, least_gain=gain)
+    for _, trace in _states(search):
+      scores = jax.tree.map(jnp.asarray, trace.candidates)
+      gains = [float(expected_gain(scores.hybrid[:, :n], scores.usable[:, :n], 1)) for n in (2, 4, 6)]
+      enough = [each < gain for each in gains]
+      assert int(trace.rounds) == (enough.index(True) + 1 if any(enough) else 3)
+
   def test_nan_is_not_good_enough(self):
     bad = lambda seed: draw_noise(seed)._replace(fresh=jnp.where(seed <= SEED + 1, jnp.nan, draw_noise(seed).fresh))
     _, trace = _states(dataclasses.replace(SEARCH, accept=-1e6), dataclasses.replace(MODELS, draw_noise=bad))[0]
@@ -160,6 +184,8 @@ class TestRefusal:
       ({"round_size": 4}, "round_size must divide beam_size 6, got 4"),
       ({"round_size": -1}, "round_size must be at least 0, got -1"),
       ({"round_size": 0, "accept": 0.0}, "round_size must be above 0, got 0"),
+      ({"round_size": 0, "least_gain": 1.0}, "round_size must be above 0, got 0"),
+      ({"least_gain": 0.0}, r"least_gain must be a finite score above 0, got 0\.0"),
       ({"round_budget": 4}, r"round_budget must be in 0\.\.3 rounds, got 4"),
       ({"accept": float("inf")}, "accept must be a finite score, got inf"),
       ({"look_ahead": 1}, "look_ahead must be 0, got 1"),

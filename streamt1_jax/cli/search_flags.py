@@ -53,7 +53,7 @@ _DEFAULTS: dict[str, Callable[[ModelConfig], SearchDefaults]] = {
   "checkpoint": lambda model: model.search,
   "released": lambda model: SearchDefaults(),
 }
-_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec", "accept")
+_FIELDS = (*_INTEGERS, *_FLOATS, *_CHOICES, "reward_codec", "accept", "least_gain")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -86,6 +86,8 @@ def define(values: flags.FlagValues) -> None:
   for name, meaning in _FLOATS.items():
     flag_types.define_float(values, name, getattr(released, name), meaning)
   flag_types.define_float(values, "accept", None, "Hybrid score that is good enough to draw no further round.")
+  gain = "No further round is drawn once one more candidate is expected to gain less than this, in the hybrid score."
+  flag_types.define_float(values, "least_gain", None, gain)
   flag_types.define_integer(
     values,
     "sink_distance",

@@ -52,6 +52,8 @@ class SearchConfig:
     round_size: candidates of a beam that are drawn at one time, so that a chunk has beam_size / round_size rounds; 0
       draws all at once. Nothing large of a round is kept: winners are decoded again.
     accept: hybrid score that is good enough: no further round is drawn once `top_k` candidates have it. None never is.
+    least_gain: what one more candidate must be expected to gain, in units of the hybrid score; no further round is
+      drawn once it is less, see `rounds.expected_gain`. None draws on.
     round_budget: rounds that a chunk is given. Those that it does not draw are given to later chunks, which have at
       most beam_size / round_size. 0 gives every chunk that many.
   """
@@ -78,6 +80,7 @@ class SearchConfig:
   look_ahead: int = dataclasses.field(default=0, metadata=LATER)
   round_size: int = dataclasses.field(default=0, metadata=LATER)
   accept: float | None = dataclasses.field(default=None, metadata=LATER)
+  least_gain: float | None = dataclasses.field(default=None, metadata=LATER)
   round_budget: int = dataclasses.field(default=0, metadata=LATER)
 
   def __post_init__(self):
@@ -114,14 +117,16 @@ class SearchConfig:
     require_choices(self)
 
   def _require_rounds(self) -> None:
-    size, budget, accept = self.round_size, self.round_budget, self.accept
+    size, budget, accept, gain = self.round_size, self.round_budget, self.accept, self.least_gain
     require(size >= 0, f"round_size must be at least 0, got {size}")
     if size == 0:
-      require(accept is None and budget == 0, "accept and round_budget need rounds: round_size must be above 0, got 0")
+      stops = accept is not None or gain is not None or budget != 0
+      require(not stops, "accept, least_gain and round_budget need rounds: round_size must be above 0, got 0")
       return
     require(self.beam_size % size == 0, f"round_size must divide beam_size {self.beam_size}, got {size}")
     require(0 <= budget <= self.most_rounds, f"round_budget must be in 0..{self.most_rounds} rounds, got {budget}")
     require(accept is None or math.isfinite(accept), f"accept must be a finite score, got {accept}")
+    require(gain is None or 0.0 < gain < math.inf, f"least_gain must be a finite score above 0, got {gain}")
     require(self.judges, f"judges=False draws one candidate of a beam: round_size must be 0, got {size}")
     require(self.look_ahead == 0, f"rounds do not look ahead: look_ahead must be 0, got {self.look_ahead}")
 
@@ -140,7 +145,7 @@ class SearchConfig:
 
   def unjudged(self) -> SearchConfig:
     """What the same search does in a chunk that it does not judge: one candidate per beam."""
-    rounds: dict[str, Any] = {"round_size": 0, "accept": None, "round_budget": 0}
+    rounds: dict[str, Any] = {"round_size": 0, "accept": None, "least_gain": None, "round_budget": 0}
     return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1, look_ahead=0, **rounds)
 
   @classmethod

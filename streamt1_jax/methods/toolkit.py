@@ -13,7 +13,8 @@ from streamt1_jax.methods.spec import Method
 from streamt1_jax.policies import Particles, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 
 _UNITS = ("noise_sigma", "max_sink_frames", "short_threshold", "long_threshold")
-_FIELDS = ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance", "judge_every")
+_EVERY_CHUNK = ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance")
+_FIELDS = (*_EVERY_CHUNK, "judge_every")
 _PARTICLES = {"alpha": None, "beta": 1.0, "ess_threshold": 0.5}
 
 
@@ -99,9 +100,10 @@ LOOK_AHEAD = Method(
 )
 ROUNDS = Method(
   "rounds",
-  "The best of many candidates, drawn --round_size at a time, until one scores --accept or the budget is spent.",
+  "The best of many candidates, drawn --round_size at a time, until one scores --accept, one more would gain less than "
+  "--least_gain, or the budget is spent.",
   _rounds,
-  ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance", "round_size", "accept", "round_budget"),
+  (*_EVERY_CHUNK, "round_size", "accept", "least_gain", "round_budget"),
 )
 
 
