@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Shaped
 
 from streamt1_jax.parallel.sharding import RULES, constrain, partition_spec
 from streamt1_jax.typing import Implementation
@@ -40,7 +41,7 @@ class Execution:
     """Whether arrays are divided along `axis` of the table `parallel.sharding.RULES`."""
     return self.mesh is not None and self.mesh.shape[RULES[axis]] > 1
 
-  def place(self, *axes: str) -> Callable[[jax.Array], jax.Array]:
+  def place(self, *axes: str) -> Callable[[Shaped[Array, "..."]], Shaped[Array, "..."]]:
     """A constraint on where a traced array lies, whose leading axes are `axes` of the table."""
     return lambda x: constrain(self.mesh, x, *axes)
 

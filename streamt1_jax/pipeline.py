@@ -18,6 +18,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import Float32, UInt8
 
 from streamt1_jax import drivers, saved_session, shipped
 from streamt1_jax.backbone.dit import TextMemory
@@ -74,9 +75,9 @@ class Video:
     given_chunks: chunks that the video begins with and that were not made.
   """
 
-  frames: np.ndarray
+  frames: UInt8[np.ndarray, "T height width 3"]
   fps: int
-  latents: np.ndarray
+  latents: Float32[np.ndarray, "num_latent_frames C H W"]
   score: float
   beams: drivers.FinalBeams
   traces: list[ChunkTrace]

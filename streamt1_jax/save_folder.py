@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
+from jaxtyping import Shaped
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import manifest, part_files, paths, stored_part
@@ -133,7 +134,7 @@ def saves_with_state(folder: epath.Path) -> list[int]:
     return [chunks for chunks in saves(folder) if paths.exists(save_path(folder, chunks) / STATE)]
 
 
-def named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, np.ndarray]:
+def named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, Shaped[np.ndarray, ...]]:
   """What a save stores of every video's chunks, which begin with chunk `first`: arrays by chunk, video and field."""
   return {
     f"{_chunk_name(chunk)}/{video}/{name}": np.asarray(leaf)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from streamt1_jax import memory_sinking
 from streamt1_jax.config import SearchConfig
@@ -43,7 +44,7 @@ def describe_video(
   }
 
 
-def describe_scores(scores: np.ndarray, best: int) -> dict[str, Any]:
+def describe_scores(scores: Float[np.ndarray, " K"], best: int) -> dict[str, Any]:
   """What a trace says of the finished videos, but for their lineage."""
   return {"scores": np.asarray(scores).tolist(), "best": best}
 

@@ -292,6 +292,7 @@ def test_png_is_lossless(tmp_path):
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "sheets" / "noise.png")), image)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_png_refuses_other_arrays(tmp_path):
   with pytest.raises(ConfigError, match="uint8"):
     video.write_png(tmp_path / "x.png", np.zeros((4, 4)))

@@ -132,6 +132,6 @@ def test_every_clip_goes_on_under_its_own_captions(monkeypatch):
 
 
 def test_they_are_made_once(tmp_path):
-  cache, made = epath.Path(tmp_path) / "rollouts.npy", np.arange(6, dtype=np.float16)
+  cache, made = epath.Path(tmp_path) / "rollouts.npy", np.arange(14, dtype=np.float16).reshape(2, 7, 1, 1, 1, 1)
   np.testing.assert_array_equal(rollouts.read_or_make(lambda: made, cache), made)
   np.testing.assert_array_equal(rollouts.read_or_make(lambda: 1 / 0, cache), made)

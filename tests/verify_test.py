@@ -239,6 +239,7 @@ def test_windows_of_a_long_video():
   assert len(verify.verify_windows(frames[:200], DESCRIPTION)) == 2
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_bad_input_is_named():
   with pytest.raises(ConfigError, match="float32"):
     verify.verify(np.zeros([4, 64, 64, 3], np.float32), DESCRIPTION)

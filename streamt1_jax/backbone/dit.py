@@ -11,13 +11,13 @@ Everything is unbatched: one candidate, one chunk; `vmap` over candidates shares
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from streamt1_jax.backbone import attention
 from streamt1_jax.config import BackboneConfig, ModelConfig
@@ -47,6 +47,9 @@ class Attend(Protocol):
   def __call__(self, q: Queries, k: Queries, v: Queries, layer: IntScalar) -> Queries: ...
 
 
+Heads: TypeAlias = Float[Array, "F frame_tokens A D"]
+"""Queries, keys, values or what attention makes of them: the heads of every token of a chunk."""
+
 _as_it_is = lambda x: x
 
 
@@ -59,9 +62,9 @@ class Placement(NamedTuple):
     to_tokens: places its result [F, T/F, A, D].
   """
 
-  tokens: Callable[[jax.Array], jax.Array] = _as_it_is
-  to_heads: Callable[[jax.Array], jax.Array] = _as_it_is
-  to_tokens: Callable[[jax.Array], jax.Array] = _as_it_is
+  tokens: Callable[[Tokens], Tokens] = _as_it_is
+  to_heads: Callable[[Heads], Heads] = _as_it_is
+  to_tokens: Callable[[Heads], Heads] = _as_it_is
 
 
 ANYWHERE = Placement()
@@ -116,9 +119,7 @@ class Block(nnx.Module):
     rows: list[Float[Array, "F 1 M"]],
     cos: Float[Array, "F frame_tokens pairs"],
     sin: Float[Array, "F frame_tokens pairs"],
-  ) -> tuple[
-    Float[Array, "F frame_tokens A D"], Float[Array, "F frame_tokens A D"], Float[Array, "F frame_tokens A D"]
-  ]:
+  ) -> tuple[Heads, Heads, Heads]:
     """Rotated queries and keys, and values."""
     y = layer_norm(x, self.eps) * (1 + rows[1]) + rows[0]
     k, v = self.self_attention.keys_values(y)
@@ -127,7 +128,7 @@ class Block(nnx.Module):
   def after_attention(
     self,
     x: Tokens,
-    attended: Float[Array, "F frame_tokens A D"],
+    attended: Heads,
     rows: list[Float[Array, "F 1 M"]],
     text: TextMemory,
   ) -> Tokens:
@@ -138,9 +139,9 @@ class Block(nnx.Module):
   def with_cross_attention(
     self,
     x: Tokens,
-    attended: Float[Array, "F frame_tokens A D"],
+    attended: Heads,
     rows: list[Float[Array, "F 1 M"]],
-    cross_attend: Callable[[jax.Array], jax.Array],
+    cross_attend: Callable[[Heads], Heads],
   ) -> Tokens:
     """`after_attention` with `cross_attend`, queries to results [F, T/F, A, D]: tokens may be of several prompts."""
     x = x + self.self_attention.out(attended.reshape(x.shape)) * rows[2]
@@ -201,7 +202,9 @@ class CausalWanDiT(nnx.Module):
     x = x.reshape(x.shape[0], rows, columns, p, p, -1).transpose(0, 5, 1, 3, 2, 4)
     return x.reshape(x.shape[0], x.shape[1], rows * p, columns * p)
 
-  def rotation(self, num_frames: int) -> tuple[jax.Array, jax.Array]:
+  def rotation(
+    self, num_frames: int
+  ) -> tuple[Float32[Array, "{num_frames} frame_tokens pairs"], Float32[Array, "{num_frames} frame_tokens pairs"]]:
     """Cosines and sines [num_frames, T/F, D/2] of the tokens of one chunk or several: each begins at frame 0."""
     angles = rotary.chunk_rotation(self.config.head_dim, self.chunk_frames, *self.grid)
     cos, sin = (jnp.asarray(np.tile(x, (num_frames // self.chunk_frames, 1, 1))) for x in angles)

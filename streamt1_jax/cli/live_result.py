@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from streamt1_jax.cli import growing_result, results
 from streamt1_jax.config import ConfigError, SessionConfig
@@ -131,7 +132,7 @@ class LiveResult:
     rewards: Mapping[str, Any],
     session: SessionConfig,
     prompt: str,
-    picture: np.ndarray | None = None,
+    picture: UInt8[np.ndarray, "height width 3"] | None = None,
   ):
     """Makes a hidden folder for what grows.
 

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
+from jaxtyping import Float32
 
 from streamt1_jax.cli.command import RunFailed
 from streamt1_jax.cli.files import FULL_DISK
@@ -164,7 +165,7 @@ def describe_segments(segments: Sequence[tuple[int, str]], num_frames: int, cloc
   ]
 
 
-def read_latents(folder: epath.Path, model_sha256: str) -> np.ndarray:
+def read_latents(folder: epath.Path, model_sha256: str) -> Float32[np.ndarray, "num_latent_frames C H W"]:
   """The latents of a result: float32 `[latent frames, C, H, W]`.
 
   Raises ConfigError, naming the file, if it is not whole, or the latents are of another model than `model_sha256`.

@@ -39,6 +39,7 @@ import numpy as np
 import tqdm
 from absl import flags
 from etils import epath
+from jaxtyping import Int, UInt8
 
 from streamt1_jax.cli import command, device_flags, flag_types, score_inputs, search_flags
 from streamt1_jax.cli.files import find_checkpoint, require_writable
@@ -193,7 +194,7 @@ def joined(parts: Sequence[tuple[int, VideoScores]]) -> VideoScores:
   }
 
 
-def read_needed(task: Task, info: video.VideoInfo, indices: np.ndarray) -> np.ndarray:
+def read_needed(task: Task, info: video.VideoInfo, indices: Int[np.ndarray, " N"]) -> UInt8[np.ndarray, "N H W 3"]:
   """Frames [N, H, W, 3] uint8. Raises ConfigError if they cannot be read, or are more than a machine should hold."""
   size = len(indices) * info.height * info.width * 3
   if size > _MOST_BYTES:

@@ -80,7 +80,9 @@ class Stage(nnx.Module):
     self.blocks = nnx.List([ResidualBlock(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
     self.resample = resample
 
-  def __call__(self, x: jax.Array, history, first: bool):
+  def __call__(
+    self, x: Float[Array, "T H W C"], history: tuple, first: bool
+  ) -> tuple[Float[Array, "T_out H_out W_out out"], tuple]:
     block_histories, resample_history = history
     updated = []
     for block, block_history in zip(self.blocks, block_histories, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.convert import engine
@@ -62,7 +63,7 @@ class Flavour:
     """The parameters in memory, as a nested dict of numpy arrays; see `engine.convert`."""
     return engine.convert(self.under_first_names(tensors), self.rules, self.abstract_params, dtype)
 
-  def invert(self, params: Params) -> dict[str, np.ndarray]:
+  def invert(self, params: Params) -> dict[str, Shaped[np.ndarray, ...]]:
     """The tensors that `convert` turns into `params`; see `engine.invert`."""
     return engine.invert(params, self.rules)
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
+from jaxtyping import Shaped
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats.lazy import LazyTensor
@@ -143,7 +144,7 @@ def compare(tensors: Mapping[str, Any], specs: Mapping[str, jax.ShapeDtypeStruct
 
 
 def convert(
-  tensors: Mapping[str, np.ndarray],
+  tensors: Mapping[str, Shaped[np.ndarray, "..."]],
   rules: Sequence[Rule],
   abstract_params: Params,
   dtype: Any = None,
@@ -202,7 +203,7 @@ def stored_leaves(abstract_params: Params, dtype: Any) -> dict[str, jax.ShapeDty
   }
 
 
-def invert(params: Params, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+def invert(params: Params, rules: Sequence[Rule]) -> dict[str, Shaped[np.ndarray, "..."]]:
   """The checkpoint that `convert` turns into `params`: contiguous arrays of the same dtype.
 
   Raises ConfigError if a parameter is written by no rule or by several, or a rule writes no parameter.

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.convert.formats.lazy import LazyTensor
@@ -48,7 +49,7 @@ class MergedWeight:
   def dtype(self) -> np.dtype:
     return np.dtype(np.float32)
 
-  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float[np.ndarray, "outputs inputs"]:
     base, down, up = (np.asarray(x).astype(np.float32) for x in (self.base, self.down, self.up))
     merged = base + np.float32(self.scale) * (up @ down)
     return merged if dtype is None else merged.astype(dtype)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from streamt1_jax.data import shapes, sight, world
 from streamt1_jax.data.world import Description, FrameStates
@@ -39,7 +39,9 @@ class Closeness(NamedTuple):
   ideal: FrameStates
 
 
-def closeness(frames: np.ndarray, descriptions: Sequence[Description], begins: Sequence[int]) -> Closeness:
+def closeness(
+  frames: UInt8[np.ndarray, "T 64 64 3"], descriptions: Sequence[Description], begins: Sequence[int]
+) -> Closeness:
   """How near a video is to the nearest ideal one of its timeline.
 
   Objects of the ideal one start where they fit best, those that appear later too. What captions are silent about is

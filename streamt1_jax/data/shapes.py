@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from streamt1_jax.config import ConfigError, required
 from streamt1_jax.typing import FloatLike, HostArray, IntLike
@@ -195,7 +195,7 @@ def scenes_in(split: str) -> tuple[Attributes, ...]:
   return tuple(attributes for attributes in all_scenes() if split_of(attributes) == split)
 
 
-def sample_scenes(key: jax.Array, n: int, split: str) -> Scene:
+def sample_scenes(key: PRNGKeyArray, n: int, split: str) -> Scene:
   """Draws `n` scenes of a split and start positions with replacement; every field gains a leading `[n]`.
 
   Can be jitted with `n` and `split` static.

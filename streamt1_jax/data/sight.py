@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped, UInt8
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
@@ -84,7 +84,7 @@ class Sight(NamedTuple):
   front_share: Float[np.ndarray, " T"]
 
 
-def look(frames: np.ndarray, description: Description) -> Sight:
+def look(frames: UInt8[np.ndarray, "T 64 64 3"], description: Description) -> Sight:
   """Measures a clip that should show the objects of a description.
 
   An object is what has its colour. Where a colour is missing, it is what has the most frequent other colour: so that
@@ -117,7 +117,7 @@ def look(frames: np.ndarray, description: Description) -> Sight:
   return Sight(background, objects, unexplained.sum(axis=(1, 2)), overlap, front_share)
 
 
-def checked(frames: np.ndarray) -> np.ndarray:
+def checked(frames: Shaped[np.ndarray, ...]) -> Float32[np.ndarray, "T 64 64 3"]:
   """Frames as float32. Raises ConfigError unless they are at least 2 uint8 frames of 64x64."""
   frames = np.asarray(frames)
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (_SIZE, _SIZE, 3) or len(frames) < 2:
@@ -139,7 +139,9 @@ def _colors_shown(frames: np.ndarray, background: np.ndarray, expected: list[int
 
 
 def unmix(
-  frames: np.ndarray, background: np.ndarray, colors: np.ndarray
+  frames: Float32[np.ndarray, "T 64 64 3"],
+  background: Float[np.ndarray, "T 3"],
+  colors: Float[np.ndarray, "objects 3"],
 ) -> tuple[list[Float[np.ndarray, "T 64 64"]], Float[np.ndarray, "T 64 64"]]:
   """How much of each object every pixel shows, and how far its colour is from any mixture.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes, sight, world
@@ -42,7 +43,7 @@ _OVERLAP = 40  # pixels in which two objects overlap; with fewer, nobody sees wh
 _MIN_CORRELATION = 0.9
 
 
-def verify(frames: np.ndarray, description: Description) -> dict[str, bool]:
+def verify(frames: UInt8[np.ndarray, "T 64 64 3"], description: Description) -> dict[str, bool]:
   """Checks a clip, or a window of one, against its caption.
 
   Args:
@@ -62,13 +63,13 @@ def verify(frames: np.ndarray, description: Description) -> dict[str, bool]:
   return verdicts | {"all_at_once": all(verdicts.values())}
 
 
-def verify_objects(frames: np.ndarray, description: Description) -> list[dict[str, bool]]:
+def verify_objects(frames: UInt8[np.ndarray, "T 64 64 3"], description: Description) -> list[dict[str, bool]]:
   """What `verify` finds of each object: `OBJECT_VERDICTS`."""
   return _objects(sight.look(frames, description), description)
 
 
 def verify_windows(
-  frames: np.ndarray,
+  frames: UInt8[np.ndarray, "T 64 64 3"],
   description: Description,
   windows: Sequence[tuple[int, int]] = DRIFT_WINDOWS,
 ) -> list[dict[str, bool]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from streamt1_jax.data import verify
 from streamt1_jax.data.world import Description
@@ -28,7 +29,11 @@ class Segment(NamedTuple):
 
 
 def verify_timeline(
-  frames: np.ndarray, descriptions: Sequence[Description], begins: Sequence[int], first: int, later: int
+  frames: UInt8[np.ndarray, "T 64 64 3"],
+  descriptions: Sequence[Description],
+  begins: Sequence[int],
+  first: int,
+  later: int,
 ) -> list[Segment]:
   """What a video shows of every caption.
 

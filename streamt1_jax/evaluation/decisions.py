@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
@@ -28,8 +29,8 @@ class Decision(NamedTuple):
     short: [N] float32 scores of the image reward.
   """
 
-  survivors: np.ndarray
-  short: np.ndarray
+  survivors: Int32[np.ndarray, " K"]
+  short: Float32[np.ndarray, " N"]
 
   @classmethod
   def of(cls, trace: ChunkTrace) -> "Decision":
@@ -102,7 +103,7 @@ def agreement(decided: list[list[Decision]], frames: list[int]) -> dict[int, dic
   return report
 
 
-def same_order(a: np.ndarray, b: np.ndarray) -> float:
+def same_order(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
   """Share of the pairs of entries that are in the same order in `a` and `b`."""
   first, second = np.triu_indices(len(a), 1)
   return float(np.mean((a[first] > a[second]) == (b[first] > b[second])))

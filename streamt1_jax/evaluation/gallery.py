@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from streamt1_jax.data import verify, world
 
@@ -10,13 +11,15 @@ _GAP, _WITHIN = 4, 2  # pixels around pairs, and between the two of one
 _GRAY = 128
 
 
-def failures(frames: np.ndarray, caption: str) -> list[str]:
+def failures(frames: UInt8[np.ndarray, "T 64 64 3"], caption: str) -> list[str]:
   """The verdicts that a video [T, 64, 64, 3] uint8 fails, without the one that sums up."""
   verdicts = verify.verify(frames, world.parse(caption))
   return [name for name, holds in verdicts.items() if not holds and name != "all_at_once"]
 
 
-def sheet(above: Sequence[np.ndarray], below: Sequence[np.ndarray], columns: int) -> np.ndarray:
+def sheet(
+  above: Sequence[UInt8[np.ndarray, "T H W 3"]], below: Sequence[UInt8[np.ndarray, "T H W 3"]], columns: int
+) -> UInt8[np.ndarray, "T rows columns 3"]:
   """Videos in pairs, one above the other, in reading order.
 
   Args:

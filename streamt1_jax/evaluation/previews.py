@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig
@@ -38,10 +39,10 @@ class Look(NamedTuple):
     same_between: of others, which share the noise between the steps.
   """
 
-  final: dict[str, np.ndarray]
-  previews: dict[str, np.ndarray]
-  same_start: dict[str, np.ndarray]
-  same_between: dict[str, np.ndarray]
+  final: dict[str, Float32[np.ndarray, " N"]]
+  previews: dict[str, Float32[np.ndarray, "S N"]]
+  same_start: dict[str, Float32[np.ndarray, " N"]]
+  same_between: dict[str, Float32[np.ndarray, " N"]]
 
 
 def search_of(candidates: int) -> SearchConfig:
@@ -122,7 +123,7 @@ def spread(looks: Sequence[Look], which: str) -> dict[str, float]:
   return {name: float(np.mean([np.std(each[name], ddof=1) for each in found])) for name in found[0]}
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+def rank_correlation(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
   """Spearman's correlation of two scores of the same candidates; equal scores share their mean place."""
   places = [np.mean([x[:, None] > x, x[:, None] >= x], axis=0).sum(axis=1) for x in (a, b)]
   if any(np.ptp(place) == 0 for place in places):

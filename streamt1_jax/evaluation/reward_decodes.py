@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from streamt1_jax import reward_pruning
 from streamt1_jax.config import SearchConfig
@@ -50,7 +51,7 @@ def _decision(trace: ChunkTrace) -> dict[str, list]:
   return {name: np.asarray(values).ravel().tolist() for name, values in found.items()}
 
 
-def flags(chunks: Iterable[Mapping[str, Any]], way: str, search: SearchConfig) -> Iterator[np.ndarray]:
+def flags(chunks: Iterable[Mapping[str, Any]], way: str, search: SearchConfig) -> Iterator[Bool[np.ndarray, "2 N"]]:
   """What becomes of every candidate when it leaves the window, by the scores of one way alone.
 
   Args:

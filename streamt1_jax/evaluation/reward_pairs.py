@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jaxtyping import Int32
+from jaxtyping import Array, Float32, Int32, UInt8
 
 from streamt1_jax.data import shapes
 from streamt1_jax.evaluation import reward_report
@@ -36,8 +36,8 @@ def held_out_pairs(split: str, on_frames: bool) -> PairConfig:
 
 
 def pair_scores(
-  params: Params, spec: RewardSpec, loaded: LoadedReward, clips: jax.Array, tokens: CaptionTokens
-) -> jax.Array:
+  params: Params, spec: RewardSpec, loaded: LoadedReward, clips: UInt8[Array, "B 2 n 64 64 3"], tokens: CaptionTokens
+) -> Float32[Array, "B 2 2 R"]:
   """Scores [B, 2 captions, 2 clips, R] (right, other) by (better, worse), through the reward's own interface.
 
   Args:

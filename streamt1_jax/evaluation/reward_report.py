@@ -1,13 +1,14 @@
 """How often a reward is right: what its scores of pairs say."""
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from streamt1_jax.io import markdown
 from streamt1_jax.rewards.videoalign import DIMENSIONS
 from streamt1_jax.training.corruptions import CORRUPTIONS, FAMILIES
 
 
-def describe(scores: np.ndarray, late: np.ndarray, kind: str) -> dict[str, float | int]:
+def describe(scores: Float[np.ndarray, "B 2 2 R"], late: Bool[np.ndarray, " B"], kind: str) -> dict[str, float | int]:
   """Shares of pairs in the right order."""
   (better, worse), (better_other, _) = (scores[:, caption].swapaxes(0, 1) for caption in range(2))
   right = better.sum(axis=1) > worse.sum(axis=1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from streamt1_jax.config import SearchConfig
 from streamt1_jax.data import closeness, verify_timeline, world
@@ -46,7 +47,7 @@ def prompts(split: str, count: int, segments: int, chunks: int, objects: int, se
   return [Prompt(world.draw_timeline(rng, split, segments), begins) for _ in range(count)]
 
 
-def plain_video(pipeline: Pipeline, prompt: Prompt, chunks: int, seed: int) -> np.ndarray:
+def plain_video(pipeline: Pipeline, prompt: Prompt, chunks: int, seed: int) -> UInt8[np.ndarray, "T 64 64 3"]:
   """Frames [T, 64, 64, 3] uint8 of plain streaming, with the recache that a session has."""
   texts = map(world.caption, prompt.descriptions)
   entries = (Entry(pipeline.clock.seconds(begin), text) for begin, text in zip(prompt.begins, texts, strict=True))
@@ -55,7 +56,7 @@ def plain_video(pipeline: Pipeline, prompt: Prompt, chunks: int, seed: int) -> n
   return np.concatenate([chunk.frames for chunk in session])
 
 
-def judge(frames: np.ndarray, prompt: Prompt, first: int, later: int) -> dict[str, Any]:
+def judge(frames: UInt8[np.ndarray, "T 64 64 3"], prompt: Prompt, first: int, later: int) -> dict[str, Any]:
   """What the verifiers say of a video, as JSON values; chunks have `first` and then `later` frames."""
   segments = verify_timeline.verify_timeline(frames, prompt.descriptions, prompt.begins, first, later)
   begins = [0 if begin == 0 else first + later * (begin - 1) for begin in prompt.begins]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from streamt1_jax.codec.vae import quantize_frames
 from streamt1_jax.config import ModelConfig, SearchConfig
@@ -17,7 +18,7 @@ _SHEET_FRAMES = 9
 
 def generated_videos(
   pipeline: Pipeline, search: SearchConfig, chunks: int, captions: Sequence[str], seeds: Sequence[int]
-) -> Iterator[np.ndarray]:
+) -> Iterator[UInt8[np.ndarray, "T 64 64 3"]]:
   """Frames [T, 64, 64, 3] uint8 of one video per caption, each from its own seed."""
   frames = chunks * pipeline.config.chunk_frames
   pipeline.text.prepare(captions)
@@ -30,7 +31,7 @@ def generated_videos(
 
 def reconstructed_videos(
   checkpoint: epath.Path, model: ModelConfig, chunks: int, captions: Sequence[str], seed: int
-) -> Iterator[np.ndarray]:
+) -> Iterator[UInt8[np.ndarray, "T 64 64 3"]]:
   """True clips of the captions, encoded and decoded; `seed` draws where their objects start."""
   codec = load_codec(checkpoint / "codec", model)
   times = np.arange(1 + model.required_codec.temporal_stride * (chunks * model.chunk_frames - 1))
@@ -43,7 +44,7 @@ def reconstructed_videos(
     yield np.asarray(through(world.play([world.parse(caption)], [0], world.starts_of(start), times)))
 
 
-def judge(videos: Iterable[np.ndarray], captions: Sequence[str]) -> dict[str, dict[str, float]]:
+def judge(videos: Iterable[UInt8[np.ndarray, "T 64 64 3"]], captions: Sequence[str]) -> dict[str, dict[str, float]]:
   """Shares per verdict over whole videos and, where there is more than one, in each of the windows of the drift."""
   whole, windows = [], []
   for frames, caption in zip(videos, captions, strict=True):
@@ -57,7 +58,7 @@ def judge(videos: Iterable[np.ndarray], captions: Sequence[str]) -> dict[str, di
   return report
 
 
-def contact_sheet(videos: Sequence[np.ndarray]) -> np.ndarray:
+def contact_sheet(videos: Sequence[UInt8[np.ndarray, "T 64 64 3"]]) -> UInt8[np.ndarray, "rows columns 3"]:
   """Picture [64 V, 576, 3] uint8, one row per video: a few frames from first to last."""
   pick = lambda frames: frames[np.linspace(0, len(frames) - 1, _SHEET_FRAMES).astype(int)]
   return np.concatenate([np.concatenate(list(pick(frames)), axis=1) for frames in videos])

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import paths, video
@@ -74,7 +75,7 @@ class GrowingVideo:
       for path in (self._partial, whole):
         path.unlink(missing_ok=True)
 
-  def add(self, frames: np.ndarray) -> None:
+  def add(self, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
     """Adds frames, uint8 `[T, H, W, 3]`, RGB, all of one size. Raises ConfigError if they are of another."""
     frames = video.even_frames(frames, self._scale)
     if self._container is None:

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image
 
 from streamt1_jax.config import ConfigError
@@ -14,7 +15,7 @@ _COLORS = 64  # enough for drawn worlds; with 256 the noise of a background make
 _SAMPLED = 16  # frames that the palette is chosen from
 
 
-def write_gif(path: epath.PathLike, frames: np.ndarray, fps: float, *, scale: int = 1) -> None:
+def write_gif(path: epath.PathLike, frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, scale: int = 1) -> None:
   """Writes frames as a GIF that repeats for ever. The file appears whole or not at all.
 
   All frames share one palette, so that colours that stand still do not flicker.

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 from etils import epath
+from jaxtyping import Shaped
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files
@@ -44,7 +45,7 @@ class Piece(NamedTuple):
   """
 
   name: str
-  rows: np.ndarray | np.generic
+  rows: Shaped[np.ndarray, ...] | np.generic
 
 
 def write_part(

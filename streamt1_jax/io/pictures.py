@@ -6,6 +6,7 @@ from typing import IO
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from streamt1_jax.config import ConfigError
@@ -15,7 +16,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Pillow's names of the formats that are read. It knows many more, and starts Ghostscript for one of them."""
 
 
-def read_picture(path: epath.PathLike) -> np.ndarray:
+def read_picture(path: epath.PathLike) -> UInt8[np.ndarray, "height width 3"]:
   """The picture of a file of one of `FORMATS`, upright: uint8 `[height, width, 3]`, RGB.
 
   Raises ConfigError, naming the file, if it is missing, has more than `video_source.MOST_PIXELS` pixels, or cannot be
@@ -28,7 +29,7 @@ def read_picture(path: epath.PathLike) -> np.ndarray:
     return decode_picture(opened, f"picture {path}")
 
 
-def decode_picture(file: IO[bytes], name: str) -> np.ndarray:
+def decode_picture(file: IO[bytes], name: str) -> UInt8[np.ndarray, "height width 3"]:
   """As `read_picture`, of what an open file holds; messages begin with `name`."""
   try:
     with Image.open(file, formats=FORMATS) as picture:
@@ -44,7 +45,7 @@ def decode_picture(file: IO[bytes], name: str) -> np.ndarray:
     raise ConfigError(f"{name} cannot be decoded: {str(error).splitlines()[0]}") from error
 
 
-def fitted(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def fitted(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> UInt8[np.ndarray, "T {height} {width} 3"]:
   """Frames scaled until they fill `height` x `width`, and cut equally on both sides: uint8 `[T, height, width, 3]`.
 
   The aspect ratio of what they show stays.
@@ -55,7 +56,7 @@ def fitted(frames: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.stack([np.asarray(fit(frame)) for frame in frames])
 
 
-def tell_fit(frames: np.ndarray, height: int, width: int) -> list[str]:
+def tell_fit(frames: UInt8[np.ndarray, "T H W 3"], height: int, width: int) -> list[str]:
   """What `fitted` does to frames, in words; nothing if it does nothing."""
   own_height, own_width = frames.shape[1:3]
   if (own_height, own_width) == (height, width):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from etils import epath
+from jaxtyping import Int, Shaped
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io import config_json, limits, part_files, paths
@@ -50,7 +51,7 @@ class StoredPart:
   stores: Mapping[str, ts.TensorStore]
   not_finite: set[str] = dataclasses.field(default_factory=set)
 
-  def read(self, name: str, box: Box = ()) -> np.ndarray:
+  def read(self, name: str, box: Box = ()) -> Shaped[np.ndarray, ...]:
     """One weight, or the part of it in `box`.
 
     Args:
@@ -71,7 +72,7 @@ class StoredPart:
         self._noted(name, values[slab])
     return values
 
-  def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+  def read_rows(self, name: str, rows: Int[np.ndarray, " R"]) -> Shaped[np.ndarray, "R ..."]:
     """Rows `[len(rows), ...]` of one weight. Chunks that hold none of these rows are not read.
 
     Args:
@@ -195,7 +196,7 @@ def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
   return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
 
 
-def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> Shaped[np.ndarray, ...]:
   """An array that JAX on the CPU takes over as it is. JAX copies an array of another alignment."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)

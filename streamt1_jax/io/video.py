@@ -17,6 +17,7 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from etils import epath
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from streamt1_jax.config import ConfigError
@@ -27,7 +28,12 @@ _LABEL_COLOR = (220, 220, 220)
 
 
 def write_video(
-  path: epath.PathLike, frames: np.ndarray, fps: float, *, scale: int = 1, constant_rate_factor: int = 12
+  path: epath.PathLike,
+  frames: UInt8[np.ndarray, "T H W 3"],
+  fps: float,
+  *,
+  scale: int = 1,
+  constant_rate_factor: int = 12,
 ) -> None:
   """Writes an H.264 MP4 that every player shows (yuv420p, BT.709). The file appears whole or not at all.
 
@@ -56,7 +62,7 @@ def write_video(
   atomic.replace_bytes(path, _encode(even_frames(frames, scale), fps, constant_rate_factor))
 
 
-def even_frames(frames: np.ndarray, scale: int) -> np.ndarray:
+def even_frames(frames: UInt8[np.ndarray, "T H W 3"], scale: int) -> UInt8[np.ndarray, "T rows columns 3"]:
   """Frames enlarged by whole pixels, with an even number of rows and columns."""
   enlarged = enlarge(frames, scale)
   height, width = enlarged.shape[1:3]
@@ -105,7 +111,9 @@ def _shown_packets(container: InputContainer, stream: av.VideoStream) -> Iterato
   return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
 
 
-def read_frames(path: epath.PathLike, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+def read_frames(
+  path: epath.PathLike, indices: Sequence[int] | Int[np.ndarray, " N"], num_frames: int
+) -> UInt8[np.ndarray, "N H W 3"]:
   """Some frames of a video file. The whole file is decoded, so that damage is noticed wherever it is.
 
   Args:
@@ -146,14 +154,20 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
   return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def sheet_indices(num_frames: int, count: int = 8) -> np.ndarray:
+def sheet_indices(num_frames: int, count: int = 8) -> Int[np.ndarray, " N"]:
   """Which frames of a video its contact sheet shows, the first and the last among them: `count`, or all if fewer."""
   return np.linspace(0, num_frames - 1, min(count, num_frames)).round().astype(int)
 
 
 def sheet_of(
-  frames: np.ndarray, indices: np.ndarray, fps: float, *, columns: int = 4, scale: int = 1, gap: int = 4
-) -> np.ndarray:
+  frames: UInt8[np.ndarray, "N H W 3"],
+  indices: Int[np.ndarray, " N"],
+  fps: float,
+  *,
+  columns: int = 4,
+  scale: int = 1,
+  gap: int = 4,
+) -> UInt8[np.ndarray, "rows columns 3"]:
   """The contact sheet of frames that were picked, in reading order, with the time in seconds under each.
 
   Args:
@@ -173,7 +187,7 @@ def sheet_of(
   return _lay_out(enlarge(frames, scale), labels, min(columns, len(indices)), gap)
 
 
-def write_png(path: epath.PathLike, image: np.ndarray) -> None:
+def write_png(path: epath.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None:
   """Writes `image`, uint8 `[H, W, 3]`, RGB. The file appears whole or not at all.
 
   Raises:
@@ -188,13 +202,13 @@ def write_png(path: epath.PathLike, image: np.ndarray) -> None:
   atomic.replace_bytes(path, buffer.getvalue())
 
 
-def require_frames(frames: np.ndarray) -> None:
+def require_frames(frames: Shaped[np.ndarray, ...]) -> None:
   """Raises ConfigError unless `frames` are uint8 `[T, H, W, 3]`, T at least 1."""
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
     raise ConfigError(f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}")
 
 
-def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
+def enlarge(frames: UInt8[np.ndarray, "T H W 3"], scale: int) -> UInt8[np.ndarray, "T rows columns 3"]:
   """`[T, H * scale, W * scale, 3]`: pixels as squares. Raises ConfigError unless `scale` is a positive integer."""
   if not isinstance(scale, (int, np.integer)) or scale < 1:
     raise ConfigError(f"scale must be a positive integer, got {scale!r}")
@@ -240,13 +254,13 @@ def add_stream(
   return stream
 
 
-def encode(container: OutputContainer, stream: av.VideoStream, frames: np.ndarray) -> None:
+def encode(container: OutputContainer, stream: av.VideoStream, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
   """Encodes frames, uint8 `[T, H, W, 3]`, RGB. The encoder keeps some until it sees what follows."""
   for frame in frames:
     container.mux(stream.encode(picture(frame)))
 
 
-def picture(frame: np.ndarray, number: int | None = None) -> av.VideoFrame:
+def picture(frame: UInt8[np.ndarray, "H W 3"], number: int | None = None) -> av.VideoFrame:
   """What an encoder takes: `frame`, uint8 `[H, W, 3]`, RGB, at its place in the video or after the one before."""
   rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
   yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,32 @@ def search(folder: pathlib.Path, dtype: DTypeLike, latent_size: tuple[int, int],
     "frames": list(video.frames.shape),
     "peak_device_bytes": manifest.peak_device_bytes(),
   }
+
+
+class Checked(NamedTuple):
+  """What is checked, and how.
+
+  Attributes:
+    folder: of the converted checkpoint.
+    model: sizes.
+    dtype: of weights and activations.
+    latent_size: rows and columns of a latent frame.
+    num_chunks: chunks to search.
+  """
+
+  folder: pathlib.Path
+  model: ModelConfig
+  dtype: DTypeLike
+  latent_size: tuple[int, int]
+  num_chunks: int
+
+
+CHECKS: Mapping[str, Callable[[Checked], dict[str, Any]]] = {
+  "restore_backbone": lambda what: restore_backbone(what.folder, what.model, what.dtype),
+  "encode_prompt": lambda what: encode_prompt(what.folder, what.model, what.dtype),
+  "search": lambda what: search(what.folder, what.dtype, what.latent_size, what.num_chunks),
+}
+"""All of them, in the order in which they run; results are JSON values."""
 
 
 def _require_finite(what: str, values: np.ndarray) -> None:

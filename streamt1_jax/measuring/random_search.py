@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Float64
 
 from streamt1_jax import drivers
 from streamt1_jax.backbone.dit import CausalWanDiT
@@ -60,7 +61,7 @@ class RandomSearch:
     mesh = self.models.execution.mesh
     return 1 if mesh is None else mesh.shape[RULES["prompt"]]
 
-  def run(self, search: SearchConfig, num_chunks: int) -> list[np.ndarray]:
+  def run(self, search: SearchConfig, num_chunks: int) -> list[Float64[np.ndarray, " beams"]]:
     """One search; returns, chunk by chunk, how many chunks every beam of every prompt saw."""
     prompts = self.num_prompts
     seed = 0 if prompts == 1 else np.arange(prompts, dtype=np.int32)

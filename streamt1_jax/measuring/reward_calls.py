@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from streamt1_jax.rewards.base import CandidateInfo, FrameWindow
 from streamt1_jax.rewards.spec import RewardSpec
@@ -30,7 +31,7 @@ def clip_shapes(
   return past, jax.ShapeDtypeStruct((top_k, beam_size, own, *frame), jnp.uint8)
 
 
-def judge(spec: RewardSpec, reward: Any) -> Callable[..., jax.Array]:
+def judge(spec: RewardSpec, reward: Any) -> Callable[..., Float32[Array, "K B"]]:
   """The call: (params, condition, past, chunk) to scores [top_k, beam_size], float32."""
 
   def scores(params, condition, past, chunk):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from streamt1_jax.codec.base import Codec
 from streamt1_jax.config import ModelConfig, SearchConfig
@@ -38,7 +39,7 @@ def forward_flop(model: ModelConfig, visible_chunks: float) -> float:
   return c.num_layers * (linear + self_attention + cross_attention) + patches + time
 
 
-def search_flop(model: ModelConfig, search: SearchConfig, visible: Iterable[np.ndarray]) -> float:
+def search_flop(model: ModelConfig, search: SearchConfig, visible: Iterable[Float[np.ndarray, " K"]]) -> float:
   """FLOP of a search; `visible` has, chunk by chunk, how many chunks each beam's candidates saw [K]."""
   forwards = search.beam_size * len(model.schedule.denoising_steps) + 1
   return sum(forwards * forward_flop(model, seen) for chunk in visible for seen in chunk)

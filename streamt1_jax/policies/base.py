@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
 from streamt1_jax.config import ConfigError, SearchConfig
 from streamt1_jax.typing import IntLike, IntScalar
@@ -62,7 +62,9 @@ class Policy(Protocol):
     """The carry before the first chunk: arrays that lead with [K], or None for a policy that remembers nothing."""
     ...
 
-  def select(self, carry: Any, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar) -> Choice:
+  def select(
+    self, carry: Any, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
+  ) -> Choice:
     """Chooses K of the K * B candidates.
 
     Args:
@@ -153,7 +155,7 @@ def require_choice(choice: Choice, policy: Policy, search: SearchConfig) -> Choi
   return choice
 
 
-def selection_key(base_seed: IntLike, chunk_index: IntLike, event: IntLike = 0) -> jax.Array:
+def selection_key(base_seed: IntLike, chunk_index: IntLike, event: IntLike = 0) -> PRNGKeyArray:
   """PRNG key of a policy: a function of seed, chunk and event alone, so a resumed search draws the same.
 
   Event 0 is the selection at the end of a chunk.

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray
 
 from streamt1_jax.config import LATER, ConfigError, SearchConfig, require
 from streamt1_jax.config.base import require_choices
@@ -93,7 +93,7 @@ class Particles:
     return Weights(carry.log_weight + left / self.alpha, jnp.zeros_like(carry.score))
 
   def select(
-    self, carry: Weights, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+    self, carry: Weights, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     beams, candidates = scores.usable.shape
     last = chunk_index == num_chunks - 1

@@ -6,7 +6,7 @@ have it, all count the same, so that nothing is NaN; the caller must then stop b
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Bool, Float32, Int32, PRNGKeyArray
 
 from streamt1_jax.reward_pruning import prune
 from streamt1_jax.typing import FloatLike, FloatScalar
@@ -22,7 +22,7 @@ def effective_size(log_weight: Float32[Array, " N"]) -> FloatScalar:
   return jnp.exp(-jax.nn.logsumexp(2.0 * log_normalise(log_weight)))
 
 
-def systematic(key: jax.Array, log_weight: Float32[Array, " N"], count: int) -> Int32[Array, " {count}"]:
+def systematic(key: PRNGKeyArray, log_weight: Float32[Array, " N"], count: int) -> Int32[Array, " {count}"]:
   """Draws `count` of N with replacement, by one random number: who has weight w is drawn floor or ceil(count w) times.
 
   Kitagawa (1996). The draws are in ascending order.
@@ -39,7 +39,7 @@ def systematic(key: jax.Array, log_weight: Float32[Array, " N"], count: int) -> 
 
 
 def gumbel_top_k(
-  key: jax.Array, scores: Float32[Array, " N"], usable: Bool[Array, " N"], temperature: FloatLike, count: int
+  key: PRNGKeyArray, scores: Float32[Array, " N"], usable: Bool[Array, " N"], temperature: FloatLike, count: int
 ) -> Int32[Array, " {count}"]:
   """Draws `count` of N without replacement, one after the other with probability exp(score / temperature) each.
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float32
+from jaxtyping import Array, Bool, Float32, PRNGKeyArray
 
 from streamt1_jax import reward_pruning
 from streamt1_jax.config import LATER, SearchConfig, require
@@ -37,7 +37,7 @@ class TopK:
     self,
     carry: Float32[Array, " K"] | None,
     scores: Scores,
-    key: jax.Array,
+    key: PRNGKeyArray,
     chunk_index: IntScalar,
     num_chunks: IntScalar,
   ) -> Choice:
@@ -65,7 +65,7 @@ class ByScore:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+    self, carry: None, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del carry, key, chunk_index, num_chunks
     return best(getattr(scores, self.score), scores.usable)
@@ -83,7 +83,7 @@ class KeepBeams:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+    self, carry: None, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del key, chunk_index, num_chunks
     beams, candidates = scores.hybrid.shape
@@ -112,7 +112,7 @@ class PerBeam:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+    self, carry: None, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     own = KeepBeams().select(carry, scores, key, chunk_index, num_chunks)
     together = best(scores.hybrid, scores.usable)
@@ -139,7 +139,7 @@ class ProbabilisticTopK:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+    self, carry: None, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del chunk_index, num_chunks
     hybrid, beams = scores.hybrid.reshape(-1), scores.hybrid.shape[0]
@@ -159,7 +159,7 @@ class RankEnsemble:
     del search
 
   def select(
-    self, carry: None, scores: Scores, key: jax.Array, chunk_index: IntScalar, num_chunks: IntScalar
+    self, carry: None, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
     del carry, key, chunk_index, num_chunks
     usable = scores.usable.reshape(-1)

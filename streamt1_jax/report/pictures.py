@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from streamt1_jax.config import ConfigError
@@ -54,7 +55,9 @@ class StripFile:
 
 
 def strips_of(
-  trace: ChunkTrace, row: Mapping[str, Any], to_pixels: Callable[[np.ndarray], np.ndarray] = np.asarray
+  trace: ChunkTrace,
+  row: Mapping[str, Any],
+  to_pixels: Callable[[Shaped[np.ndarray, "Q ..."]], UInt8[np.ndarray, "Q H W 3"]] = np.asarray,
 ) -> dict[int, bytes]:
   """Strips of the candidates of a chunk by number: of all where the trace has previews, else of survivors.
 
@@ -71,7 +74,7 @@ def strips_of(
   return {number: strip_of(to_pixels(each)) for number, each in frames.items()}
 
 
-def strip_of(frames: np.ndarray) -> bytes:
+def strip_of(frames: UInt8[np.ndarray, "Q H W 3"]) -> bytes:
   """JPEG of three of some frames, uint8 `[Q, H, W, 3]`, side by side: the middles of three equal parts."""
   return _jpeg(Image.fromarray(np.concatenate([_small(frame) for frame in frames[_picked(len(frames))]], axis=1)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from streamt1_jax.config import ConfigError, SessionConfig
 from streamt1_jax.io.timeline import Timeline
@@ -146,7 +147,7 @@ class Studio:
   fps: int
   scale: int = 1
   presets: tuple[str, ...] = ()
-  pictures: Callable[[np.ndarray], np.ndarray] = np.asarray
+  pictures: Callable[[Shaped[np.ndarray, "T ..."]], UInt8[np.ndarray, "T H W 3"]] = np.asarray
   keeper: Callable[[Start], Keeper] = lambda start: KeepsNothing()
   idle: Callable[[], None] = lambda: None
   end: Callable[[], None] = lambda: None

@@ -12,15 +12,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, Int32
 
 from streamt1_jax.data import shapes
 from streamt1_jax.data.shapes import FRAME_SIZE
 from streamt1_jax.data.world import MOST_OBJECTS, FrameStates
 from streamt1_jax.typing import FloatLike, HostArray, IntLike
 
-Whole = IntLike | HostArray
-Real = FloatLike | HostArray
+Whole = IntLike | Int32[HostArray, "*clips"]
+Real = FloatLike | Float32[HostArray, "*clips"]
 
 _RANDOM_FRAMES = 512  # randomness per frame repeats after so long
 _TILE = 3 * FRAME_SIZE  # noise is cut out of a fixed tile: drawing it for every frame costs more than all else
@@ -69,7 +69,7 @@ class Look(NamedTuple):
   mix_background: Real = 0.0
   faint: Real = 0.0
   ghost: Real = 0.0
-  shift: HostArray | tuple[float, float] = (0.0, 0.0)
+  shift: Float32[HostArray, "*clips 2"] | tuple[float, float] = (0.0, 0.0)
   erode: Real = 0.0
   cut: Real = 0.0
   blur: Real = 0.0
@@ -78,7 +78,7 @@ class Look(NamedTuple):
   seed: Whole = 0
 
 
-def draw(states: FrameStates, look: Look, times: HostArray) -> Float32[Array, "T 64 64 3"]:
+def draw(states: FrameStates, look: Look, times: Int32[HostArray, " T"]) -> Float32[Array, "T 64 64 3"]:
   """Frames of an unbatched clip.
 
   Args:

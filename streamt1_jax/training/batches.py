@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int32, PRNGKeyArray, Shaped
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.training import noise_coupling, world_clips
@@ -137,7 +137,7 @@ class FirstChunkBatch(NamedTuple):
 
 
 def draw_clips(
-  key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: Float[Array, " S"]
+  key: PRNGKeyArray, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: Float[Array, " S"]
 ) -> ClipBatch:
   """Whole clips; `sigmas` are the noise levels of the timesteps."""
   keys = iter(jax.random.split(key, 10))
@@ -170,7 +170,7 @@ def second_follows(data: Dataset) -> Bool[HostArray, " N"]:
 
 
 def draw_second_chunks(
-  key: jax.Array, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: Float[Array, " S"]
+  key: PRNGKeyArray, data: Dataset, model: ModelConfig, config: BatchConfig, sigmas: Float[Array, " S"]
 ) -> ClipBatch:
   """Second chunks, each with the first chunk of its clip; of clips in which they follow each other.
 
@@ -209,7 +209,7 @@ def draw_second_chunks(
 
 
 def draw_first_chunks(
-  key: jax.Array, data: Dataset, config: BatchConfig, sigmas: Float[Array, " S"]
+  key: PRNGKeyArray, data: Dataset, config: BatchConfig, sigmas: Float[Array, " S"]
 ) -> FirstChunkBatch:
   """First chunks; `sigmas` are the noise levels of the timesteps.
 
@@ -246,7 +246,7 @@ def first_learned(kind: ClipKind) -> Int32[Array, "*G"]:
   return jnp.maximum(kind.switch, jnp.where(kind.late | (kind.gap > 0), WINDOW + 1, 1))
 
 
-def draw_places(key: jax.Array, kind: ClipKind) -> Int32[Array, " R"]:
+def draw_places(key: PRNGKeyArray, kind: ClipKind) -> Int32[Array, " R"]:
   """Which chunks are noisy: all that have a past; or, where the caption changes, those from the change on.
 
   Then half of them are the first one, which alone must draw what changes.
@@ -260,7 +260,7 @@ def draw_places(key: jax.Array, kind: ClipKind) -> Int32[Array, " R"]:
 
 
 def draw_seen(
-  key: jax.Array,
+  key: PRNGKeyArray,
   kind: ClipKind,
   place: Int32[Array, " R"],
   model: ModelConfig,
@@ -306,7 +306,7 @@ def recached(kind: ClipKind, width: int) -> tuple[Int32[Array, "7 {width}"], Boo
   return jnp.pad(jnp.broadcast_to(other, valid.shape), pad), jnp.pad(valid, pad)
 
 
-def draw_first_frames(key: jax.Array, kind: ClipKind, model: ModelConfig) -> Int32[Array, "7"]:
+def draw_first_frames(key: PRNGKeyArray, kind: ClipKind, model: ModelConfig) -> Int32[Array, "7"]:
   """The first latent frame of every chunk. Most clips continue much later than their first chunk.
 
   Under one caption it is later by the gap and some periods, so that the sink tells where objects must be: that is how a
@@ -326,7 +326,7 @@ def draw_first_frames(key: jax.Array, kind: ClipKind, model: ModelConfig) -> Int
   return chunk * model.chunk_frames + jnp.where(chunk > 0, delay, 0)
 
 
-def draw_visible(key: jax.Array, extra_probability: float) -> tuple[Int32[Array, "7 4"], Bool[Array, "7 4"]]:
+def draw_visible(key: PRNGKeyArray, extra_probability: float) -> tuple[Int32[Array, "7 4"], Bool[Array, "7 4"]]:
   """What each chunk sees besides itself: sink, window, sometimes an older one; indices and validity."""
   older_key, use_key = jax.random.split(key)
   chunk = jnp.arange(CHUNKS)
@@ -339,7 +339,7 @@ def draw_visible(key: jax.Array, extra_probability: float) -> tuple[Int32[Array,
 
 
 def draw_added_sinks(
-  key: jax.Array, first_frame: Int32[Array, "7"], model: ModelConfig, probability: float
+  key: PRNGKeyArray, first_frame: Int32[Array, "7"], model: ModelConfig, probability: float
 ) -> tuple[Int32[Array, "7 4"], Int32[Array, "7 4"], Bool[Array, "7 4"]]:
   """Sinks that a search has added, from anywhere between the first sink and the window.
 

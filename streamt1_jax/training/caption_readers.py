@@ -12,7 +12,6 @@ bag of words after 1500 steps; heads that begin with attention to their neighbou
 import functools
 import operator
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int32
@@ -21,7 +20,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.data import shapes
 from streamt1_jax.text.tokenizer import Tokenizer
 from streamt1_jax.text.umt5 import UMT5Encoder, relative_buckets
-from streamt1_jax.typing import HostArray
+from streamt1_jax.typing import FloatScalar, HostArray
 
 _READS = {
   "color": (shapes.SHAPES, "color"),
@@ -30,7 +29,7 @@ _READS = {
 }
 """The words that every reader reads, and what it names: for a direction the colour of the object that moves so."""
 
-Readers = dict[str, HostArray]
+Readers = dict[str, Float[HostArray, "dim values"]]
 """A matrix [dim, values] for every attribute that is read."""
 
 
@@ -69,7 +68,7 @@ def naming_loss(
   tokens: Int32[Array, "G X"],
   colors: Int32[Array, "G 2"],
   background: Int32[Array, " G"],
-) -> jax.Array:
+) -> FloatScalar:
   """Cross entropy of what captions say, the mean over readers; float32 scalar.
 
   Args:

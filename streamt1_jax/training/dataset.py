@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Float16, Int32, Shaped
 
 from streamt1_jax.config import ModelConfig
 from streamt1_jax.data import shapes, world
@@ -22,7 +22,7 @@ CHUNKS = 7
 """Chunks of a whole clip."""
 OMISSIONS = tuple(itertools.product((False, True), (False, True), (False, True), (False, True)))
 """What captions leave out: size and speed of the first object, size and speed of the second."""
-EncodeClip = Callable[[jax.Array], jax.Array]
+EncodeClip = Callable[[Float[Array, "T H W 3"]], Float[Array, "F C h w"]]
 """Frames [T, height, width, 3] in [-1, 1] to latents [F, C, H, W]."""
 _CODEC_FRAMES = 324  # frames encoded at once; a bound on memory
 
@@ -82,7 +82,9 @@ class Dataset(NamedTuple):
   made: Float[Array, "R 7 F C H W"]
 
 
-def encode_states(encode_clip: EncodeClip, clips: Iterator[world.FrameStates], count: int, frames: int) -> np.ndarray:
+def encode_states(
+  encode_clip: EncodeClip, clips: Iterator[world.FrameStates], count: int, frames: int
+) -> Float16[np.ndarray, "{count} F C H W"]:
   """Latents float16 `[count, F', C, H, W]` of clips of `frames` frames, in slices that fit in memory."""
   together = max(1, _CODEC_FRAMES // frames)
 
@@ -101,7 +103,7 @@ def encode_states(encode_clip: EncodeClip, clips: Iterator[world.FrameStates], c
 
 def encode_dataset(
   encode_clip: EncodeClip, model: ModelConfig, tokenizer: Tokenizer, size: DatasetSize
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, "..."]]:
   """The fields of a `Dataset`.
 
   Args:
@@ -143,7 +145,7 @@ def encode_dataset(
   }
 
 
-def captions(tokenizer: Tokenizer, description: Description) -> np.ndarray:
+def captions(tokenizer: Tokenizer, description: Description) -> Int32[np.ndarray, "16 X"]:
   """[16, X] int32 tokens of the captions of a description, with all `OMISSIONS`."""
   ids = {}
   for omit in OMISSIONS:
@@ -184,7 +186,7 @@ def read_or_encode(
     return make_dataset(np.load(file))
 
 
-def make_dataset(fields: Mapping[str, np.ndarray]) -> Dataset:
+def make_dataset(fields: Mapping[str, Shaped[np.ndarray, "..."]]) -> Dataset:
   """The dataset of what `encode_dataset` made, without clips that a model made."""
   read = {name: jnp.asarray(fields[name]) for name in Dataset._fields if name != "made"}
   return Dataset(**read, made=read["clips"][:0])

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from streamt1_jax.backbone.dit import CausalWanDiT
 from streamt1_jax.backbone.schedule import denoising_schedule
@@ -26,7 +27,7 @@ from streamt1_jax.training.batches import BatchConfig, ClipBatch
 from streamt1_jax.training.dataset import Dataset
 from streamt1_jax.training.teacher_forcing import chunk_velocity, clip_velocity
 from streamt1_jax.training.trainer import Trainer
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import FloatScalar, IntScalar, Params
 
 PARTS = ("backbone", "text")
 """What is trained and kept."""
@@ -84,11 +85,11 @@ def loss_terms(
   text: UMT5Encoder,
   readers: caption_readers.Readers,
   data: Dataset,
-  key: jax.Array,
+  key: PRNGKeyArray,
   model: ModelConfig,
   config: BatchConfig,
   tokens_read: dict[str, list[int]],
-) -> dict[str, jax.Array]:
+) -> dict[str, FloatScalar]:
   """Losses of one batch, float32 scalars by name.
 
   Returns:
@@ -158,7 +159,7 @@ def make_update(
   model: ModelConfig,
   config: BatchConfig,
   tokens_read: dict[str, list[int]],
-) -> Callable[[Trainer, jax.Array], tuple[Trainer, dict[str, jax.Array]]]:
+) -> Callable[[Trainer, IntScalar], tuple[Trainer, dict[str, FloatScalar]]]:
   """The jitted training step, (trainer, step) to (trainer, loss terms)."""
 
   def loss(params, data, key):

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
 from streamt1_jax.io import atomic, paths, rows, signals
+from streamt1_jax.typing import FloatScalar, IntScalar
 
 Carry = TypeVar("Carry")
-Terms = Mapping[str, jax.Array | float]
+Terms = Mapping[str, FloatScalar | float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _is_row(row: rows.Row) -> bool:
   return type(row.get("step")) is int and all(loss is None or type(loss) in (int, float) for loss in row.values())
 
 
-def run_steps(carry: Carry, update: Callable[[Carry, jax.Array], tuple[Carry, Terms]], steps: int, run: Run) -> Carry:
+def run_steps(carry: Carry, update: Callable[[Carry, IntScalar], tuple[Carry, Terms]], steps: int, run: Run) -> Carry:
   """Calls `update` for every step after the newest checkpoint of `run`, and saves and logs as `run` says.
 
   Args:

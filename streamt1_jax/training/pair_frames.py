@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.training import appearance, preferences
@@ -22,7 +22,7 @@ from streamt1_jax.typing import HostArray
 CODEC_CONTEXT = 5
 """Frames that the codec sees for each frame that is drawn through it: the frame and the four before it."""
 
-Codec = Callable[..., jax.Array]
+Codec = Callable[..., Float[Array, "64 64 3"]]
 """Frames [5, 64, 64, 3] in [-1, 1], the standard deviation of noise added to their latents, and its key, to the last
 frame [64, 64, 3], decoded."""
 
@@ -96,6 +96,6 @@ def _through(clip: Clips, times: HostArray, codec: Codec) -> jax.Array:
   return jax.vmap(one)(states, times)
 
 
-def to_bytes(frames: jax.Array) -> jax.Array:
+def to_bytes(frames: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
   """Truncates, as the decoder of videos does."""
   return (255.0 * jnp.clip(frames, 0.0, 1.0)).astype(jnp.uint8)

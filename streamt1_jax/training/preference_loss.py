@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped, UInt8
 
 from streamt1_jax.data import shapes
 from streamt1_jax.rewards.qwen2_vl import preprocess
@@ -27,9 +27,9 @@ from streamt1_jax.rewards.videoalign import DIMENSIONS
 from streamt1_jax.training.corruptions import CORRUPTIONS
 from streamt1_jax.training.pair_labels import FIELDS, MOTION_FIELDS, UNKNOWN, Labels
 from streamt1_jax.training.reward_text import CaptionTokens
-from streamt1_jax.typing import HostArray
+from streamt1_jax.typing import FloatScalar, HostArray
 
-Readers = dict[str, HostArray]
+Readers = dict[str, Float[HostArray, "M values"]]
 """Matrices [dim, values]."""
 
 
@@ -82,7 +82,9 @@ _BY_KIND: Mapping[str, _Kind] = {
 """By `RewardSpec.kind`."""
 
 
-def media_tokens(model: RewardModel, reward: RewardSpec, clips: HostArray) -> jax.Array:
+def media_tokens(
+  model: RewardModel, reward: RewardSpec, clips: UInt8[HostArray, "N n 64 64 3"]
+) -> Float[Array, "N T M"]:
   """[N, T, dim] of clips [N, n, 64, 64, 3]: single pictures for an image reward, windows for a video reward."""
   vision = model.backbone.vision.config
   to_patches = _BY_KIND[reward.kind].to_patches
@@ -130,7 +132,7 @@ def read_pairs(model: RewardModel, reward: RewardSpec, pairs: Pairs) -> Reading:
   return Reading(scores.reshape(2, 2, count, -1), media[:count], hidden[:count], said)
 
 
-def bradley_terry(better: jax.Array, worse: jax.Array) -> jax.Array:
+def bradley_terry(better: Float[Array, "*axes"], worse: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
   """-log sigmoid(better - worse)."""
   return jax.nn.softplus(worse - better)
 
@@ -142,7 +144,7 @@ def _table(attribute: str) -> np.ndarray:
   return np.array(rows, np.float32)
 
 
-def preference_terms(scores: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+def preference_terms(scores: Float32[Array, "2 2 B R"], labels: Labels) -> dict[str, FloatScalar]:
   """Losses and shares of pairs in the right order; `scores` as of `Reading`."""
   (better, worse), (better_other, worse_other) = scores
   # Text alignment comes last; the image reward has nothing else.
@@ -172,7 +174,7 @@ def term_names(reward: RewardSpec) -> tuple[str, ...]:
   return names + _BY_KIND[reward.kind].terms
 
 
-def mean_where(x: jax.Array, mask: HostArray) -> jax.Array:
+def mean_where(x: Shaped[Array, "*axes"], mask: Bool[HostArray, "*axes"]) -> FloatScalar:
   return jnp.where(mask, x, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
@@ -191,7 +193,7 @@ def init_readers(reward: RewardSpec, dim: int, vocab_size: int) -> Readers:
   return {name: jnp.zeros((dim, number)) for name, number in sizes.items()}
 
 
-def seeing_terms(readers: Readers, media: jax.Array, labels: Labels) -> dict[str, jax.Array]:
+def seeing_terms(readers: Readers, media: Float[Array, "B T M"], labels: Labels) -> dict[str, FloatScalar]:
   """Losses of what the media tokens [B, T, dim] of the better clips name.
 
   Which colours have an object, the attributes of the object of every colour, and the background. The attributes are
@@ -215,7 +217,7 @@ def seeing_terms(readers: Readers, media: jax.Array, labels: Labels) -> dict[str
   return {"naming": mean(losses), "named_right": mean(right)}
 
 
-def telling_terms(readers: Readers, reading: Reading, tokens: CaptionTokens) -> dict[str, jax.Array]:
+def telling_terms(readers: Readers, reading: Reading, tokens: CaptionTokens) -> dict[str, FloatScalar]:
   """Cross entropy of the words of the better clips' captions, each foretold from those before it.
 
   What Qwen2-VL was trained with before it became a reward: it teaches the decoder to look an attribute up at the word
@@ -226,7 +228,7 @@ def telling_terms(readers: Readers, reading: Reading, tokens: CaptionTokens) -> 
   return {"words": mean_where(_cross_entropy(reading.hidden[:, :-1] @ readers["words"], following), is_text)}
 
 
-def comparing_terms(readers: Readers, reading: Reading, labels: Labels, reward: RewardSpec) -> dict[str, jax.Array]:
+def comparing_terms(readers: Readers, reading: Reading, labels: Labels, reward: RewardSpec) -> dict[str, FloatScalar]:
   """Losses where everything about an object or the background is said: whether it is true, and what is so instead.
 
   A preference tells that something in a caption is wrong; this tells what, and what the clip shows instead. A word and

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int, Int32
 
 from streamt1_jax.data import shapes, world
 from streamt1_jax.data.world import Description, FrameStates
@@ -95,11 +95,11 @@ class Clip(NamedTuple):
 
   descriptions: tuple[Description, ...]
   begins: tuple[int, ...]
-  starts: np.ndarray
+  starts: Int32[np.ndarray, "2 2"]
   look: Look
   event: Event = Event()
 
-  def states(self, times: np.ndarray) -> FrameStates:
+  def states(self, times: Int[np.ndarray, " T"]) -> FrameStates:
     """What the frames at `times`, int32 [T] and at least -512, show."""
     begins = [0, *(_BASE + begin for begin in self.begins[1:])]
     play = lambda at: world.play(self.descriptions, begins, self.starts, _BASE + at)
@@ -160,7 +160,7 @@ class Clips(NamedTuple):
   look: Look
 
 
-def shares(config: PairConfig) -> np.ndarray:
+def shares(config: PairConfig) -> Float[np.ndarray, " kinds"]:
   """[kinds] probabilities."""
   drawn = lambda corruption: corruption.on_frames or not config.on_frames
   emphasis = dict(config.emphasis)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import tokenizers
 from flax import nnx
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.io.checkpoint import load_params
@@ -29,7 +29,7 @@ from streamt1_jax.training.preference_loss import Pairs
 from streamt1_jax.training.preferences import PairConfig
 from streamt1_jax.training.reward_text import CaptionTokens
 from streamt1_jax.training.trainer import Trainer
-from streamt1_jax.typing import HostArray, Params
+from streamt1_jax.typing import FloatScalar, HostArray, Params
 
 WINDOWS = (9, 33, 117, 57, 81, 21, 105, 69, 9, 33, 117, 81, 57, 477, 21)
 """Lengths of the windows, in frames, in the order in which training steps take them: some of what a search shows, and
@@ -122,7 +122,7 @@ class RewardTrainer(NamedTuple):
   """
 
   state: Trainer
-  recent: dict[str, jax.Array]
+  recent: dict[str, FloatScalar]
 
 
 def draw_batch(
@@ -249,7 +249,7 @@ def init_params(reward: RewardSpec, config: Any, seed: int, init_from: str | Non
 
 def score_statistics(
   params: Params, objective: Objective, training: RewardTraining, batches: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, " R"], Float32[np.ndarray, " R"]]:
   """Mean and standard deviation, [R] each, of the scores of clips of training pairs, good and bad alike."""
 
   @jax.jit

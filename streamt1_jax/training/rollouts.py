@@ -99,7 +99,9 @@ def make_rollouts(
   return np.concatenate(made)
 
 
-def read_or_make(make: Callable[[], np.ndarray], cache: epath.Path) -> np.ndarray:
+def read_or_make(
+  make: Callable[[], Float[np.ndarray, "count 7 F C H W"]], cache: epath.Path
+) -> Float[np.ndarray, "count 7 F C H W"]:
   """The clips of the file `cache`, which is made if it is missing; a run that goes on need not make them again."""
   if not cache.exists():
     content = io.BytesIO()

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import IntScalar, Params
 
 
 class Trainer(NamedTuple):
@@ -29,7 +29,7 @@ def begin(params: Params, optimizer: optax.GradientTransformation) -> Trainer:
 
 
 def improved(
-  trainer: Trainer, gradients: Params, optimizer: optax.GradientTransformation, step: jax.Array, ema_decay: float
+  trainer: Trainer, gradients: Params, optimizer: optax.GradientTransformation, step: IntScalar, ema_decay: float
 ) -> Trainer:
   """The training after one more step.
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float32, PRNGKeyArray, UInt8
 
 from streamt1_jax.codec.vae import VideoCodec
 from streamt1_jax.data import shapes, world
 from streamt1_jax.training import world_clips
-from streamt1_jax.typing import Params
+from streamt1_jax.typing import FloatScalar, Params
 
 EVALUATION_FRAMES = 81
 """Frames of the held-out clips, and the most that a training clip may have."""
@@ -58,7 +58,7 @@ class VAETraining:
   seed: int
 
 
-def render_clips(key: jax.Array, count: int, frames: int, split: str) -> Float32[Array, "count T 64 64 3"]:
+def render_clips(key: PRNGKeyArray, count: int, frames: int, split: str) -> Float32[Array, "count T 64 64 3"]:
   """Clips in [-1, 1], each from a random offset."""
   scene_key, offset_key = jax.random.split(key)
   scenes = shapes.sample_scenes(scene_key, count, split)
@@ -73,7 +73,9 @@ def draw_clips(states: world.FrameStates, count: int) -> Float32[Array, "count T
   return frames.reshape(count, -1, *frames.shape[1:])
 
 
-def loss_terms(codec: VideoCodec, clips: jax.Array, key: jax.Array, training: VAETraining) -> dict[str, jax.Array]:
+def loss_terms(
+  codec: VideoCodec, clips: Float32[Array, "n T height width 3"], key: PRNGKeyArray, training: VAETraining
+) -> dict[str, FloatScalar]:
   """`mse`, `l1` and `kl` of clips [n, T, height, width, 3] in [-1, 1], float32 scalars."""
   frames, (mean, logvar) = _reconstruct_with_noise(codec, clips, key, training)
   return {
@@ -147,13 +149,17 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
   return update
 
 
-def latent_statistics(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[jax.Array, jax.Array]:
+def latent_statistics(
+  params: Params, graphdef: nnx.GraphDef, clips: Float32[Array, "n T height width 3"]
+) -> tuple[Float32[Array, " C"], Float32[Array, " C"]]:
   """Mean and standard deviation, [C] each, of the latents of `clips`."""
   latents = jax.lax.map(nnx.merge(graphdef, params).encoder.encode, clips, batch_size=_ENCODED_TOGETHER)
   return latents.mean(axis=(0, 1, 3, 4)), latents.std(axis=(0, 1, 3, 4))
 
 
-def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, std: jax.Array) -> Params:
+def with_unit_latents(
+  params: Params, graphdef: nnx.GraphDef, mean: Float32[Array, " C"], std: Float32[Array, " C"]
+) -> Params:
   """Weights whose latent is `(latent - mean) / std`; reconstructions do not change.
 
   Args:
@@ -174,7 +180,9 @@ def with_unit_latents(params: Params, graphdef: nnx.GraphDef, mean: jax.Array, s
   return cast(Params, nnx.state(codec, nnx.Param))
 
 
-def evaluate(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[dict[str, float], jax.Array]:
+def evaluate(
+  params: Params, graphdef: nnx.GraphDef, clips: Float32[Array, "n T height width 3"]
+) -> tuple[dict[str, float], Float32[Array, "n T height width 3"]]:
   """PSNR in dB (of the mean error, and per clip on average and at worst), and the frames in [-1, 1]."""
   codec = nnx.merge(graphdef, params)
   through = lambda clip: codec.decoder.decode(codec.encoder.encode(clip))
@@ -187,7 +195,9 @@ def evaluate(params: Params, graphdef: nnx.GraphDef, clips: jax.Array) -> tuple[
   }, frames
 
 
-def reconstruction_sheet(clips: jax.Array, frames: jax.Array) -> np.ndarray:
+def reconstruction_sheet(
+  clips: Float32[Array, "n T height width 3"], frames: Float32[Array, "n T height width 3"]
+) -> UInt8[np.ndarray, "rows columns 3"]:
   """Picture [height, width, 3] uint8 of six clips: the original above its reconstruction, every tenth frame."""
   pairs = np.stack([np.asarray(clips[:6, ::10]), np.asarray(frames[:6, ::10])], axis=1)
   clip, version, time_step, height, width, colors = pairs.shape

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 from streamt1_jax.config import ConfigError
 
@@ -26,13 +27,13 @@ class LazyTensor:
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  read: Callable[[int, int], np.ndarray] = dataclasses.field(repr=False)
+  read: Callable[[int, int], Shaped[np.ndarray, ...]] = dataclasses.field(repr=False)
 
-  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, ...]:
     array = self.read(0, self.shape[0] if self.shape else 1)
     return array if dtype is None else array.astype(dtype, copy=False)
 
-  def blocks(self, max_bytes: int) -> Iterator[np.ndarray]:
+  def blocks(self, max_bytes: int) -> Iterator[Shaped[np.ndarray, ...]]:
     """The tensor in order, in blocks of whole rows: as many as fit into `max_bytes`, and at least one.
 
     A tensor without numbers is one block, however many rows it has.
@@ -45,7 +46,7 @@ class LazyTensor:
       yield self.read(start, min(start + rows, self.shape[0]))
 
 
-def read_bytes(path: pathlib.Path, offset: int, count: int) -> np.ndarray:
+def read_bytes(path: pathlib.Path, offset: int, count: int) -> UInt8[np.ndarray, " {count}"]:
   """`count` bytes of a file from `offset` on, uint8. Raises ConfigError if the file ends before."""
   try:
     # Compared first, because memory for `count` bytes is taken before they are read.

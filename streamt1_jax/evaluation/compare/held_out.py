@@ -6,6 +6,7 @@ import base64
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import UInt8
 
 from streamt1_jax.config import ConfigError
 from streamt1_jax.data import verify
@@ -42,7 +43,7 @@ class Judge(Protocol):
 
   metrics: tuple[str, ...]
 
-  def __call__(self, frames: np.ndarray, scene: Scene, clock: ChunkClock) -> Found:
+  def __call__(self, frames: UInt8[np.ndarray, "T H W 3"], scene: Scene, clock: ChunkClock) -> Found:
     """Judges frames [T, H, W, 3] uint8."""
     ...
 
@@ -59,7 +60,7 @@ class Verifiers:
     "chunks_until",
   )
 
-  def __call__(self, frames: np.ndarray, scene: Scene, clock: ChunkClock) -> Found:
+  def __call__(self, frames: UInt8[np.ndarray, "T 64 64 3"], scene: Scene, clock: ChunkClock) -> Found:
     prompt = room.Prompt(scene.descriptions, list(scene.begins))
     found = room.judge(frames, prompt, clock.first, clock.later)
     until = found["chunks_until"]
@@ -86,12 +87,12 @@ class RewardJudge:
     singles = [column for column in scorer.columns if not column.endswith("_frames")]
     self.metrics = (singles[-1], *singles[:-1])
 
-  def __call__(self, frames: np.ndarray, scene: Scene, clock: ChunkClock) -> Found:
+  def __call__(self, frames: UInt8[np.ndarray, "T H W 3"], scene: Scene, clock: ChunkClock) -> Found:
     scores = self._scorer(scene.text, frames[self._looks_at])
     return Found(_finite({name: scores[name] for name in self.metrics}), [])
 
 
-def parts(frames: np.ndarray, fps: float) -> list[np.ndarray]:
+def parts(frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> list[UInt8[np.ndarray, "_ H W 3"]]:
   """The video in equal parts of about `WINDOW_SECONDS`, two at least."""
   return np.array_split(frames, max(2, round(len(frames) / fps / WINDOW_SECONDS)))
 
@@ -105,13 +106,13 @@ def measures_motion() -> bool:
   return True
 
 
-def motion_of(frames: np.ndarray, fps: float, torus: bool) -> dict[str, float]:
+def motion_of(frames: UInt8[np.ndarray, "T H W 3"], fps: float, torus: bool) -> dict[str, float]:
   """How much a video moves, by optical flow: `dynamic`, 0 or 1 by VBench's rule, and `speed` in pixels a second."""
   found = motion.measure(frames, fps, torus=torus)
   return {"dynamic": float(found.dynamic), "speed": found.speed}
 
 
-def signature(frames: np.ndarray) -> str:
+def signature(frames: UInt8[np.ndarray, "T H W 3"]) -> str:
   """A few frames made small, by which two videos are compared: base64 of bytes [4, 8, 8, 3]."""
   chosen = frames[np.linspace(0, len(frames) - 1, _SIGNATURE_FRAMES).astype(int)].astype(np.float32)
   for axis in (1, 2):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from streamt1_jax import drivers
 from streamt1_jax.config import SearchConfig, SwitchConfig
@@ -44,7 +45,7 @@ class Finished(NamedTuple):
     compilations: programs that were built meanwhile; with any, the seconds are not those of a warm device.
   """
 
-  frames: np.ndarray
+  frames: UInt8[np.ndarray, "T H W 3"]
   score: float
   made: Counted
   verdict: Counted

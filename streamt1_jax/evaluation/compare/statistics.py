@@ -11,11 +11,11 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 _RESAMPLES = 10_000
 
-Captions = Sequence[Hashable] | np.ndarray
+Captions = Sequence[Hashable] | Shaped[np.ndarray, " cases"]
 
 
 class Decided(NamedTuple):
@@ -26,7 +26,7 @@ class Decided(NamedTuple):
   losses: float
 
 
-def interval(values: np.ndarray, captions: Captions, seed: int = 0) -> dict[str, float]:
+def interval(values: Float[np.ndarray, " cases"], captions: Captions, seed: int = 0) -> dict[str, float]:
   """Mean of [cases] values and its 95 % percentile bootstrap interval.
 
   Where all values are the same it has no width; the usual bound after n equal verdicts is 3 / n.

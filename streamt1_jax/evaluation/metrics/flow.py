@@ -9,7 +9,7 @@ import functools
 import types
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 
 from streamt1_jax.config import ConfigError
 
@@ -57,7 +57,9 @@ class Flow:
     small = cv2.resize(flow, (width + 2 * left, height + 2 * top), interpolation=cv2.INTER_AREA) / scale
     return np.ascontiguousarray(small[top : top + height, left : left + width], np.float32)
 
-  def warp(self, values: np.ndarray, flow: Float32[np.ndarray, "H W 2"]) -> Float32[np.ndarray, "H W C"]:
+  def warp(
+    self, values: Shaped[np.ndarray, "H W C"], flow: Float32[np.ndarray, "H W 2"]
+  ) -> Float32[np.ndarray, "H W C"]:
     """`values` [H, W, C] where `flow` points: what every pixel has become, or come from."""
     cv2 = opencv()
     height, width = flow.shape[:2]

@@ -9,13 +9,14 @@ Tables depend on static sizes alone, so they are numpy arrays, built in float64 
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Float32, Int
 
 from streamt1_jax.rewards.qwen2_vl.config import DecoderConfig, RopeDtype, VisionConfig
 
-Tables = tuple[np.ndarray, np.ndarray]
+Tables = tuple[Float32[np.ndarray, "places pairs"], Float32[np.ndarray, "places pairs"]]
 
 
-def decoder_tables(positions: np.ndarray, config: DecoderConfig, rope_dtype: RopeDtype) -> Tables:
+def decoder_tables(positions: Int[np.ndarray, " places"], config: DecoderConfig, rope_dtype: RopeDtype) -> Tables:
   """Cosine and sine, each float32 [len(positions), head_dim / 2], of integer positions."""
   frequency = _frequencies(config.head_dim, config.rope_theta)
   if rope_dtype == "bf16_reference":

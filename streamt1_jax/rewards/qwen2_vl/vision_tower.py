@@ -17,7 +17,7 @@ from streamt1_jax.rewards.qwen2_vl import mrope
 from streamt1_jax.rewards.qwen2_vl.config import RopeDtype, VisionConfig
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
   """x * sigmoid(1.702 x)."""
   return x * jax.nn.sigmoid(1.702 * x)
 
