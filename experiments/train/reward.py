@@ -4,7 +4,11 @@
   REWARD="python -m experiments.train.reward"
   $REWARD --flagfile=$FLAGFILES/train_hpsv3.flags --run_dir=runs/hpsv3_stage1
   $REWARD --flagfile=$FLAGFILES/train_hpsv3_refine.flags --init_from=runs/hpsv3_stage1/reward --run_dir=runs/hpsv3
-  $REWARD --flagfile=$FLAGFILES/train_videoalign.flags --init_from=runs/hpsv3/reward --run_dir=runs/videoalign
+  $REWARD --flagfile=$FLAGFILES/train_videoalign.flags --init_from=runs/hpsv3/reward --run_dir=runs/videoalign_stage1
+  $REWARD --flagfile=$FLAGFILES/train_videoalign_speed.flags --init_from=runs/videoalign_stage1/reward \
+    --run_dir=runs/videoalign_stage2
+  $REWARD --flagfile=$FLAGFILES/train_videoalign_refine.flags --init_from=runs/videoalign_stage2/reward \
+    --run_dir=runs/videoalign
 
 The architecture is that of the published model, the sizes are `shapes_config()`. The loss is Bradley and Terry's,
 -log sigmoid(r_better - r_worse), over three kinds of pairs (`streamt1_jax.training.preferences`):
