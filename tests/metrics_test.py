@@ -49,6 +49,13 @@ def test_vbench_calls_a_video_dynamic_by_its_fastest_pixels():
   assert not motion.measure(np.repeat(texture()[None], 17, axis=0), 16).dynamic
 
 
+def test_pace_is_what_all_of_motion_says_of_it():
+  frames = moving(2)
+  found, of_all = motion.pace(frames, 16, torus=True), motion.measure(frames, 16, torus=True)
+  assert (found.dynamic, found.speed) == (of_all.dynamic, of_all.speed)
+  np.testing.assert_array_equal(found.speeds, of_all.speeds)
+
+
 def test_a_frozen_video_has_the_best_of_everything_but_motion():
   found = motion.measure(np.repeat(texture()[None], 9, axis=0), 16)
   assert found.speed == pytest.approx(0, abs=0.1)

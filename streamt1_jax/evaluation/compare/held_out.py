@@ -108,7 +108,7 @@ def measures_motion() -> bool:
 
 def motion_of(frames: UInt8[np.ndarray, "T H W 3"], fps: float, torus: bool) -> dict[str, float]:
   """How much a video moves, by optical flow: `dynamic`, 0 or 1 by VBench's rule, and `speed` in pixels a second."""
-  found = motion.measure(frames, fps, torus=torus)
+  found = motion.pace(frames, fps, torus=torus)
   return {"dynamic": float(found.dynamic), "speed": found.speed}
 
 
