@@ -1,7 +1,8 @@
 """Makes tables of the documentation from the folder of a comparison.
 
   streamt1 compare --methods=none,stream_t1:2x2 --split=tune --output=runs/two_5s
-  python docs/make_comparison.py --title="Two objects, 5 s" --name=search_two_5s --output=docs/evidence \\
+  python docs/make_comparison.py --title="Two objects, 5 s" --name=search_two_5s --commit=0a90c71 \\
+    --machine="two CPU cores" --output=docs/evidence \\
     runs/two_5s -- streamt1 compare --methods=none,stream_t1:2x2 --split=tune --output=runs/two_5s
 
 writes NAME_methods.json, NAME_equal_cost.json and NAME_pool.json; the command behind -- is what the tables cite.
@@ -18,7 +19,6 @@ from typing import Any
 from streamt1_jax.evaluation.compare import report
 from streamt1_jax.evaluation.compare.report import Section
 from streamt1_jax.io import manifest
-from streamt1_jax.measuring import device_check
 
 _POOL_SIZES = ("1", "2", "4", "8", "16")
 """Rows of the pool's table that a page shows."""
@@ -27,26 +27,23 @@ _TABLES = {"methods": "Methods", "equal_cost": "At equal cost", "pool": "Best of
 
 
 def tables(comparison: dict[str, Any]) -> dict[str, Section]:
-  """The parts of a comparison that pages show, by the ending of their file; without those that have no table."""
-  found = {section.title: section for section in report.sections(comparison["plan"], comparison["results"])}
+  """The parts of a comparison that pages show, by the ending of their file; without those that have no table.
+
+  What was compared stands above the first of them.
+  """
+  parts = report.sections(comparison["plan"], comparison["results"], comparison["notes"])
+  found = {section.title: section for section in parts}
+  found[_TABLES["methods"]] = found[_TABLES["methods"]]._replace(before=parts[0].before)
   return {ending: found[title] for ending, title in _TABLES.items() if found[title].rows}
 
 
-def document(section: Section, title: str, command: str, plan: dict[str, Any]) -> dict[str, Any]:
-  """One file of the documentation, see `docs/make_evidence.py`."""
+def content(section: Section) -> dict[str, Any]:
+  """What a file of the documentation holds of a part, see `docs/make_evidence.py`."""
   rows = section.rows
   if section.head[0] == "n":
     rows = [row for row in rows if row[0] in _POOL_SIZES]
-  return {
-    "title": title,
-    "command": [command],
-    "date": plan["begun"][:10],
-    "commit": device_check.commit(),
-    "machine": "two CPU cores",
-    "note": " ".join(" ".join([*section.before, *section.after]).split()),
-    "columns": list(section.head),
-    "rows": [list(row) for row in rows],
-  }
+  note = " ".join(" ".join([*section.before, *section.after]).split())
+  return {"note": note, "columns": list(section.head), "rows": [list(row) for row in rows]}
 
 
 def main(argv: list[str]) -> int:
@@ -54,14 +51,21 @@ def main(argv: list[str]) -> int:
   parser.add_argument("folder", type=pathlib.Path)
   parser.add_argument("--title", required=True)
   parser.add_argument("--name", required=True)
+  parser.add_argument("--commit", required=True, help="the code that made the videos")
+  parser.add_argument("--machine", required=True)
   parser.add_argument("--output", type=pathlib.Path, required=True)
   parser.add_argument("command", nargs="+")
   given = parser.parse_args(argv)
   comparison = json.loads((given.folder / "comparison.json").read_text(encoding="utf-8"))
   for ending, section in tables(comparison).items():
-    title = f"{given.title}: {section.title[0].lower()}{section.title[1:]}"
-    found = document(section, title, shlex.join(given.command), comparison["plan"])
-    manifest.write_json(given.output / f"{given.name}_{ending}.json", found)
+    head = {
+      "title": f"{given.title}: {section.title[0].lower()}{section.title[1:]}",
+      "command": [shlex.join(given.command)],
+      "date": comparison["plan"]["begun"][:10],
+      "commit": given.commit,
+      "machine": given.machine,
+    }
+    manifest.write_json(given.output / f"{given.name}_{ending}.json", head | content(section))
   return 0
 
 

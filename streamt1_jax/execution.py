@@ -41,7 +41,7 @@ class Execution:
     """Whether arrays are divided along `axis` of the table `parallel.sharding.RULES`."""
     return self.mesh is not None and self.mesh.shape[RULES[axis]] > 1
 
-  def place(self, *axes: str) -> Callable[[Shaped[Array, "..."]], Shaped[Array, "..."]]:
+  def place(self, *axes: str) -> Callable[[Shaped[Array, " ..."]], Shaped[Array, " ..."]]:
     """A constraint on where a traced array lies, whose leading axes are `axes` of the table."""
     return lambda x: constrain(self.mesh, x, *axes)
 

@@ -14,7 +14,7 @@ from streamt1_jax.typing import IntScalar
 
 
 def explore(step: Step, beams: Beam, seed: Int32[Array, "K B"]) -> tuple[Explored, IntScalar]:
-  """As `Step.explore`, some candidates of each beam at a time, until enough of them are good, or no round is left.
+  """As `Step.explore`, some candidates of each beam at a time, until they are enough (`is_enough`) or no round is left.
 
   Frames and decoder states are not kept. What is not drawn is not usable, and all of it but the seed is 0.
 
@@ -60,11 +60,12 @@ def is_enough(scores: Scores, search: SearchConfig) -> Bool[Array, ""]:
 
 
 def expected_gain(hybrid: Float32[Array, "K B"], usable: Bool[Array, "K B"], top_k: int) -> Float32[Array, ""]:
-  """By how much one more candidate is expected to raise the score of the last survivor.
+  """By how much one more candidate is expected to raise the sum of the survivors' scores.
 
-  Scores are taken as normal, with the mean m and the standard deviation s of those that were drawn. With b the
-  `top_k`-th best of them and z = (b - m) / s it is E[max(x - b, 0)] = s (pdf(z) - z (1 - cdf(z))): the expected
-  improvement of Bayesian optimisation, as a stop rule in BEACON (arXiv 2510.15945).
+  Its score x is assumed to be normally distributed, with the mean m and the standard deviation s of those that were
+  drawn. With b the `top_k`-th best of them and z = (b - m) / s this is E[max(x - b, 0)] = s (pdf(z) - z (1 - cdf(z))),
+  where pdf and cdf are those of the standard normal distribution: the expected improvement of Bayesian optimisation, as
+  a stop rule in BEACON (arXiv 2510.15945).
 
   Args:
     hybrid: scores; only those of usable candidates count.

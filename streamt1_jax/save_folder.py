@@ -134,7 +134,7 @@ def saves_with_state(folder: epath.Path) -> list[int]:
     return [chunks for chunks in saves(folder) if paths.exists(save_path(folder, chunks) / STATE)]
 
 
-def named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, Shaped[np.ndarray, ...]]:
+def named_traces(traces: Sequence[Sequence[ChunkTrace]], first: int) -> dict[str, Shaped[np.ndarray, " ..."]]:
   """What a save stores of every video's chunks, which begin with chunk `first`: arrays by chunk, video and field."""
   return {
     f"{_chunk_name(chunk)}/{video}/{name}": np.asarray(leaf)

@@ -337,15 +337,21 @@ def test_tables_of_the_documentation(tmp_path):
   spec.loader.exec_module(program)
   folder = tmp_path / "comparison"
   folder.mkdir()
-  comparison = {"plan": compared_rows.PLAN | {"begun": "2026-11-30T10:00:00"}, "results": _summary()}
+  plan, results = compared_rows.PLAN | {"begun": "2026-11-30T10:00:00"}, _summary()
+  results["pool"].append(results["pool"][1] | {"n": 3})
+  comparison = {"plan": plan, "results": results, "notes": ["Motion is not measured."]}
   (folder / "comparison.json").write_text(json.dumps(comparison))
   command = ["streamt1", "compare", "--methods=none,greedy:4"]
-  assert program.main(["--title=Two", "--name=two", f"--output={tmp_path}", str(folder), "--", *command]) == 0
+  flags = ["--title=Two", "--name=two", "--commit=0123abc", "--machine=a laptop", f"--output={tmp_path}"]
+  assert program.main([*flags, str(folder), "--", *command]) == 0
   found = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
   assert set(found) == {"two_methods", "two_equal_cost", "two_pool"}
   methods = found["two_methods"]
   assert (methods["title"], methods["date"], methods["command"]) == ("Two: methods", "2026-11-30", [" ".join(command)])
   assert [row[0] for row in methods["rows"]] == ["none", "best_of_n:2", "greedy:4"]
+  assert (methods["commit"], methods["machine"]) == ("0123abc", "a laptop")
+  assert "Primary metric: `all_at_once`. Cases: 2; different captions: 2; split test." in methods["note"]
+  assert "Motion is not measured." in methods["note"]
   assert methods["rows"][2][1] == "1.000 [1.000, 1.000]"
   assert [row[0] for row in found["two_pool"]["rows"]] == ["1", "2"]
   assert all(len(row) == len(each["columns"]) for each in found.values() for row in each["rows"])

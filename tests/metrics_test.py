@@ -49,11 +49,12 @@ def test_vbench_calls_a_video_dynamic_by_its_fastest_pixels():
   assert not motion.measure(np.repeat(texture()[None], 17, axis=0), 16).dynamic
 
 
-def test_pace_is_what_all_of_motion_says_of_it():
-  frames = moving(2)
-  found, of_all = motion.pace(frames, 16, torus=True), motion.measure(frames, 16, torus=True)
-  assert (found.dynamic, found.speed) == (of_all.dynamic, of_all.speed)
-  np.testing.assert_array_equal(found.speeds, of_all.speeds)
+@pytest.mark.parametrize(("frames", "fps"), [(17, 16), (2, 16), (3, 24)])
+def test_the_pace_of_few_frames_is_in_seconds_too(frames, fps):
+  """Fewer frames than pairs are usually apart: the time between them is less, and the speed the same."""
+  found = motion.pace(moving(2)[:frames], fps, torus=True)
+  assert found.speed == pytest.approx(2 * fps, rel=0.05)
+  assert found.dynamic
 
 
 def test_a_frozen_video_has_the_best_of_everything_but_motion():

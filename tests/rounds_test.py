@@ -116,9 +116,10 @@ class TestRounds:
     assert expected_gain(jnp.asarray(scores), jnp.asarray(usable), 4) == np.inf
     assert expected_gain(jnp.full((1, 3), 2.0), jnp.ones((1, 3), bool), 1) == 0.0
 
-  @pytest.mark.parametrize("gain", [0.01, 1.0, 1e3])
-  def test_stops_where_one_more_gains_too_little(self, gain):
+  @pytest.mark.parametrize(("gain", "drawn"), [(0.01, 3), (0.2, 2), (1e3, 1)])
+  def test_stops_where_one_more_gains_too_little(self, gain, drawn):
     search = dataclasses.replace(SEARCH, least_gain=gain)
+    assert {int(trace.rounds) for _, trace in _states(search)} == {drawn}
     for _, trace in _states(search):
       scores = jax.tree.map(jnp.asarray, trace.candidates)
       gains = [float(expected_gain(scores.hybrid[:, :n], scores.usable[:, :n], 1)) for n in (2, 4, 6)]
@@ -146,34 +147,37 @@ class TestRounds:
     assert [each["candidate"] for each in told["candidates"]] == [0, 1]
 
 
-@pytest.fixture(scope="module")
-def searched():
-  return _states(ADAPTIVE)
+@pytest.fixture(scope="module", params=[ADAPTIVE, dataclasses.replace(ADAPTIVE, accept=None, least_gain=0.5)])
+def searched(request):
+  return request.param, _states(request.param)
 
 
 class TestDrivers:
   def test_rollout(self, searched):
-    rolled = drivers.rollout(toy.PARAMS, CONDITION, MODELS, ADAPTIVE, num_chunks=NUM_CHUNKS, seed=SEED)
-    for (_, trace), other in zip(searched, rolled, strict=True):
+    search, found = searched
+    rolled = drivers.rollout(toy.PARAMS, CONDITION, MODELS, search, num_chunks=NUM_CHUNKS, seed=SEED)
+    for (_, trace), other in zip(found, rolled, strict=True):
       chex.assert_trees_all_close(trace, other, rtol=1e-6)
       np.testing.assert_array_equal(trace.survivor, other.survivor)
 
   def test_across_a_stop(self, searched):
-    assert any(state.spare > 0 for state, _ in searched)
-    again = _states(ADAPTIVE, state=jax.tree.map(np.array, searched[1][0]))
-    chex.assert_trees_all_equal(again, searched[2:])
+    search, found = searched
+    assert any(state.spare > 0 for state, _ in found)
+    again = _states(search, state=jax.tree.map(np.array, found[1][0]))
+    chex.assert_trees_all_equal(again, found[2:])
 
   def test_prompts_in_lockstep_on_several_devices(self, searched):
+    search, found = searched
     mesh = jax.make_mesh((1, 2, 2, 1, 1), MESH_AXES, (AxisType.Auto,) * 5, devices=jax.devices()[:4])
     models = dataclasses.replace(MODELS, execution=Execution(mesh=mesh, decoding="in_turn"))
     options = {"condition": drivers.stack_conditions([CONDITION] * 2, mesh), "seed": [12, SEED]}
-    for (states, traces), (state, trace) in zip(_states(ADAPTIVE, models, **options), searched, strict=True):
+    for (states, traces), (state, trace) in zip(_states(search, models, **options), found, strict=True):
       np.testing.assert_array_equal(traces.survivor[1], trace.survivor)
       assert (traces.rounds[1], states.spare[1]) == (trace.rounds, state.spare)
 
   def test_nothing_compiles_in_another_video(self, searched):
     with CompileCounter() as compiles:
-      _states(ADAPTIVE, seed=5)
+      _states(searched[0], seed=5)
     assert compiles.count == 0
 
 

@@ -52,10 +52,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run_check(values: flags.FlagValues) -> None:
   """One check, in this process; the last line on stdout is its result in JSON."""
-  folder, size = (
-    pathlib.Path(values.work_dir) / full_size_stages.CHECKPOINT,
-    (values.latent_height, values.latent_width),
-  )
+  folder = pathlib.Path(values.work_dir) / full_size_stages.CHECKPOINT
+  size = (values.latent_height, values.latent_width)
   checked = full_size_checks.Checked(folder, preset(values.model), jnp.dtype(values.dtype), size, values.chunks)
   result = full_size_checks.CHECKS[values.check](checked)
   print(json.dumps({**result, "environment": manifest.environment()}))

@@ -325,9 +325,9 @@ def _write(
     notes.append("Motion is not measured: it needs the extra eval, pip install 'streamt1_jax[eval]'.")
   if len(plan.cases) == len(plan.scenes):
     notes.append("Diversity is not measured: it compares seeds of one prompt, --num_seeds=2 or more.")
-  manifest.write_json(output / "comparison.json", {"plan": folder.plan, "results": numbers})
   if not plots.available():
     notes.append("There are no plots: they need the extra train, pip install 'streamt1_jax[train]'.")
+  manifest.write_json(output / "comparison.json", {"plan": folder.plan, "results": numbers, "notes": notes})
   page = report.markdown_of(folder.plan, numbers, notes)
   atomic.replace_bytes(output / "comparison.md", page.encode())
   print(page)

@@ -52,8 +52,8 @@ class SearchConfig:
     round_size: candidates of a beam that are drawn at one time, so that a chunk has beam_size / round_size rounds; 0
       draws all at once. Nothing large of a round is kept: winners are decoded again.
     accept: hybrid score that is good enough: no further round is drawn once `top_k` candidates have it. None never is.
-    least_gain: what one more candidate must be expected to gain, in units of the hybrid score; no further round is
-      drawn once it is less, see `rounds.expected_gain`. None draws on.
+    least_gain: by how much one more candidate must be expected to raise the sum of the survivors' hybrid scores; no
+      further round is drawn once it is less, see `rounds.expected_gain`. None draws on.
     round_budget: rounds that a chunk is given. Those that it does not draw are given to later chunks, which have at
       most beam_size / round_size. 0 gives every chunk that many.
   """

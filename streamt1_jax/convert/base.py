@@ -63,7 +63,7 @@ class Flavour:
     """The parameters in memory, as a nested dict of numpy arrays; see `engine.convert`."""
     return engine.convert(self.under_first_names(tensors), self.rules, self.abstract_params, dtype)
 
-  def invert(self, params: Params) -> dict[str, Shaped[np.ndarray, ...]]:
+  def invert(self, params: Params) -> dict[str, Shaped[np.ndarray, " ..."]]:
     """The tensors that `convert` turns into `params`; see `engine.invert`."""
     return engine.invert(params, self.rules)
 

@@ -144,7 +144,7 @@ def compare(tensors: Mapping[str, Any], specs: Mapping[str, jax.ShapeDtypeStruct
 
 
 def convert(
-  tensors: Mapping[str, Shaped[np.ndarray, "..."]],
+  tensors: Mapping[str, Shaped[np.ndarray, " ..."]],
   rules: Sequence[Rule],
   abstract_params: Params,
   dtype: Any = None,
@@ -203,7 +203,7 @@ def stored_leaves(abstract_params: Params, dtype: Any) -> dict[str, jax.ShapeDty
   }
 
 
-def invert(params: Params, rules: Sequence[Rule]) -> dict[str, Shaped[np.ndarray, "..."]]:
+def invert(params: Params, rules: Sequence[Rule]) -> dict[str, Shaped[np.ndarray, " ..."]]:
   """The checkpoint that `convert` turns into `params`: contiguous arrays of the same dtype.
 
   Raises ConfigError if a parameter is written by no rule or by several, or a rule writes no parameter.

@@ -115,11 +115,11 @@ def render(scene: Scene, frame_indices: Int[HostArray, " T"]) -> Float32[Array, 
 
 
 def signed_distance(
-  shape: IntLike | Int[HostArray, ...],
-  radius: FloatLike | Float[HostArray, ...],
-  x: Float[HostArray, ...],
-  y: Float[HostArray, ...],
-) -> Float[Array, ...]:
+  shape: IntLike | Int[HostArray, " ..."],
+  radius: FloatLike | Float[HostArray, " ..."],
+  x: Float[HostArray, " ..."],
+  y: Float[HostArray, " ..."],
+) -> Float[Array, " ..."]:
   """Distance in pixels to the outline of a shape at the origin, negative inside.
 
   All shapes of one radius have the area of the circle of that radius, and their centroid at the origin, so

@@ -117,7 +117,7 @@ def look(frames: UInt8[np.ndarray, "T 64 64 3"], description: Description) -> Si
   return Sight(background, objects, unexplained.sum(axis=(1, 2)), overlap, front_share)
 
 
-def checked(frames: Shaped[np.ndarray, ...]) -> Float32[np.ndarray, "T 64 64 3"]:
+def checked(frames: Shaped[np.ndarray, " ..."]) -> Float32[np.ndarray, "T 64 64 3"]:
   """Frames as float32. Raises ConfigError unless they are at least 2 uint8 frames of 64x64."""
   frames = np.asarray(frames)
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (_SIZE, _SIZE, 3) or len(frames) < 2:

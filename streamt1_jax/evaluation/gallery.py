@@ -19,7 +19,7 @@ def failures(frames: UInt8[np.ndarray, "T 64 64 3"], caption: str) -> list[str]:
 
 def sheet(
   above: Sequence[UInt8[np.ndarray, "T H W 3"]], below: Sequence[UInt8[np.ndarray, "T H W 3"]], columns: int
-) -> UInt8[np.ndarray, "T rows columns 3"]:
+) -> UInt8[np.ndarray, "T sheet_height sheet_width 3"]:
   """Videos in pairs, one above the other, in reading order.
 
   Args:
@@ -28,7 +28,7 @@ def sheet(
     columns: pairs in a row.
 
   Returns:
-    Frames [T, rows, columns, 3] uint8.
+    Frames [T, sheet_height, sheet_width, 3] uint8.
   """
   line = np.full_like(above[0][:, :_WITHIN], _GRAY)
   pairs = [np.concatenate([one, line, other], axis=1) for one, other in zip(above, below, strict=True)]

@@ -12,7 +12,7 @@ from streamt1_jax.config import ConfigError
 from streamt1_jax.io import part_files
 
 
-def is_finite(values: Shaped[np.ndarray, ...]) -> bool:
+def is_finite(values: Shaped[np.ndarray, " ..."]) -> bool:
   """Whether no value is NaN or Inf; integers and booleans always are.
 
   The bits of a positive Inf and of every positive NaN, read as a signed integer, are larger than those of all finite

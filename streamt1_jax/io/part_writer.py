@@ -45,7 +45,7 @@ class Piece(NamedTuple):
   """
 
   name: str
-  rows: Shaped[np.ndarray, ...] | np.generic
+  rows: Shaped[np.ndarray, " ..."] | np.generic
 
 
 def write_part(

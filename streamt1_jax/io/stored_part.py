@@ -51,7 +51,7 @@ class StoredPart:
   stores: Mapping[str, ts.TensorStore]
   not_finite: set[str] = dataclasses.field(default_factory=set)
 
-  def read(self, name: str, box: Box = ()) -> Shaped[np.ndarray, ...]:
+  def read(self, name: str, box: Box = ()) -> Shaped[np.ndarray, " ..."]:
     """One weight, or the part of it in `box`.
 
     Args:
@@ -196,7 +196,7 @@ def _converted(store: ts.TensorStore, dtype: Any) -> ts.TensorStore:
   return store if store.dtype == ts.dtype(dtype) else ts.cast(store, dtype)
 
 
-def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> Shaped[np.ndarray, ...]:
+def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> Shaped[np.ndarray, " ..."]:
   """An array that JAX on the CPU takes over as it is. JAX copies an array of another alignment."""
   size = math.prod(shape) * dtype.itemsize
   memory = np.empty(size + _ALIGNMENT, np.uint8)

@@ -167,7 +167,7 @@ def sheet_of(
   columns: int = 4,
   scale: int = 1,
   gap: int = 4,
-) -> UInt8[np.ndarray, "rows columns 3"]:
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
   """The contact sheet of frames that were picked, in reading order, with the time in seconds under each.
 
   Args:
@@ -179,7 +179,7 @@ def sheet_of(
     gap: pixels between frames and around the sheet.
 
   Returns:
-    uint8 `[rows, columns, 3]` in pixels, RGB.
+    uint8 `[sheet_height, sheet_width, 3]` in pixels, RGB.
 
   Raises ConfigError unless `scale` is a positive integer.
   """
@@ -202,7 +202,7 @@ def write_png(path: epath.PathLike, image: UInt8[np.ndarray, "H W 3"]) -> None:
   atomic.replace_bytes(path, buffer.getvalue())
 
 
-def require_frames(frames: Shaped[np.ndarray, ...]) -> None:
+def require_frames(frames: Shaped[np.ndarray, " ..."]) -> None:
   """Raises ConfigError unless `frames` are uint8 `[T, H, W, 3]`, T at least 1."""
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.size == 0:
     raise ConfigError(f"frames must be uint8 [T, H, W, 3], T at least 1; got {frames.dtype} {list(frames.shape)}")

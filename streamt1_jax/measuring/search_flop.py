@@ -39,8 +39,8 @@ def forward_flop(model: ModelConfig, visible_chunks: float) -> float:
   return c.num_layers * (linear + self_attention + cross_attention) + patches + time
 
 
-def search_flop(model: ModelConfig, search: SearchConfig, visible: Iterable[Float[np.ndarray, " K"]]) -> float:
-  """FLOP of a search; `visible` has, chunk by chunk, how many chunks each beam's candidates saw [K]."""
+def search_flop(model: ModelConfig, search: SearchConfig, visible: Iterable[Float[np.ndarray, " beams"]]) -> float:
+  """FLOP of a search; `visible` has, chunk by chunk, how many chunks each beam of every prompt showed."""
   forwards = search.beam_size * len(model.schedule.denoising_steps) + 1
   return sum(forwards * forward_flop(model, seen) for chunk in visible for seen in chunk)
 

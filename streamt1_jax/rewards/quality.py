@@ -71,7 +71,7 @@ def local_range(frame: Float32[Array, "H W 3"]) -> Float32[Array, "H-2 W-2"]:
   return jnp.linalg.norm(difference, axis=-1)
 
 
-def concentration(edges: Float32[Array, "..."]) -> FloatScalar:
+def concentration(edges: Float32[Array, " ..."]) -> FloatScalar:
   """Hoyer's sparseness (sqrt(n) - |x|_1 / |x|_2) / (sqrt(n) - 1) of n values.
 
   0 if all are equal (also if all are zero), 1 if only one is not zero.
@@ -82,7 +82,7 @@ def concentration(edges: Float32[Array, "..."]) -> FloatScalar:
   return (root - ratio) / (root - 1.0)
 
 
-def edge_strength(edges: Float32[Array, "..."]) -> FloatScalar:
+def edge_strength(edges: Float32[Array, " ..."]) -> FloatScalar:
   """Mean of the values, weighted by their squares: the height of the strong edges, however few they are."""
   return jnp.sum(edges**3) / jnp.maximum(jnp.sum(edges**2), 1e-6)
 

@@ -31,7 +31,7 @@ class Studio:
   encoder: ChunkEncoder
   say: Callable[[str], None]
 
-  def fitted(self, frames: Shaped[np.ndarray, ...], what: str) -> UInt8[np.ndarray, "T height width 3"]:
+  def fitted(self, frames: Shaped[np.ndarray, " ..."], what: str) -> UInt8[np.ndarray, "T height width 3"]:
     """Frames in the model's size. Raises ConfigError for what is no uint8 `[T, height, width, 3]`."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
       raise ConfigError(f"{what} must be uint8 RGB, [..., height, width, 3], got {frames.dtype} {list(frames.shape)}")
@@ -49,6 +49,6 @@ def name_of(given: Any) -> str:
   return os.fspath(given) if isinstance(given, (str, os.PathLike, epath.Path)) else "the given array"
 
 
-def picture_of(given: Any) -> Shaped[np.ndarray, ...]:
+def picture_of(given: Any) -> Shaped[np.ndarray, " ..."]:
   """A picture that is given as an array or as a file."""
   return given if isinstance(given, np.ndarray) else pictures.read_picture(given)

@@ -29,8 +29,8 @@ _READS = {
 }
 """The words that every reader reads, and what it names: for a direction the colour of the object that moves so."""
 
-Readers = dict[str, Float[HostArray, "dim values"]]
-"""A matrix [dim, values] for every attribute that is read."""
+Readers = dict[str, Float[HostArray, "dim _"]]
+"""A matrix [dim, values] for every attribute that is read; every one has values of its own."""
 
 
 def look_at_neighbours(encoder: UMT5Encoder, bias: float) -> None:

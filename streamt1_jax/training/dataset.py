@@ -22,7 +22,7 @@ CHUNKS = 7
 """Chunks of a whole clip."""
 OMISSIONS = tuple(itertools.product((False, True), (False, True), (False, True), (False, True)))
 """What captions leave out: size and speed of the first object, size and speed of the second."""
-EncodeClip = Callable[[Float[Array, "T H W 3"]], Float[Array, "F C h w"]]
+EncodeClip = Callable[[Float[Array, "T height width 3"]], Float[Array, "F C H W"]]
 """Frames [T, height, width, 3] in [-1, 1] to latents [F, C, H, W]."""
 _CODEC_FRAMES = 324  # frames encoded at once; a bound on memory
 
@@ -103,7 +103,7 @@ def encode_states(
 
 def encode_dataset(
   encode_clip: EncodeClip, model: ModelConfig, tokenizer: Tokenizer, size: DatasetSize
-) -> dict[str, Shaped[np.ndarray, "..."]]:
+) -> dict[str, Shaped[np.ndarray, " ..."]]:
   """The fields of a `Dataset`.
 
   Args:
@@ -186,7 +186,7 @@ def read_or_encode(
     return make_dataset(np.load(file))
 
 
-def make_dataset(fields: Mapping[str, Shaped[np.ndarray, "..."]]) -> Dataset:
+def make_dataset(fields: Mapping[str, Shaped[np.ndarray, " ..."]]) -> Dataset:
   """The dataset of what `encode_dataset` made, without clips that a model made."""
   read = {name: jnp.asarray(fields[name]) for name in Dataset._fields if name != "made"}
   return Dataset(**read, made=read["clips"][:0])

@@ -29,8 +29,8 @@ from streamt1_jax.training.pair_labels import FIELDS, MOTION_FIELDS, UNKNOWN, La
 from streamt1_jax.training.reward_text import CaptionTokens
 from streamt1_jax.typing import FloatScalar, HostArray
 
-Readers = dict[str, Float[HostArray, "M values"]]
-"""Matrices [dim, values]."""
+Readers = dict[str, Float[HostArray, "M _"]]
+"""A matrix [M, values] for everything that is read; every one has values of its own."""
 
 
 @runtime_checkable

@@ -27,13 +27,13 @@ class LazyTensor:
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  read: Callable[[int, int], Shaped[np.ndarray, ...]] = dataclasses.field(repr=False)
+  read: Callable[[int, int], Shaped[np.ndarray, " ..."]] = dataclasses.field(repr=False)
 
-  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, ...]:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> Shaped[np.ndarray, " ..."]:
     array = self.read(0, self.shape[0] if self.shape else 1)
     return array if dtype is None else array.astype(dtype, copy=False)
 
-  def blocks(self, max_bytes: int) -> Iterator[Shaped[np.ndarray, ...]]:
+  def blocks(self, max_bytes: int) -> Iterator[Shaped[np.ndarray, " ..."]]:
     """The tensor in order, in blocks of whole rows: as many as fit into `max_bytes`, and at least one.
 
     A tensor without numbers is one block, however many rows it has.

@@ -114,7 +114,7 @@ def load() -> Params:
   return folded(read_state_dict(path))
 
 
-def folded(state: Mapping[str, Shaped[np.ndarray, ...]]) -> Params:
+def folded(state: Mapping[str, Shaped[np.ndarray, " ..."]]) -> Params:
   """Parameters for `features` of the state dict of the published model; its classifier is left out."""
   block_names = sorted({int(name.split(".")[1]) for name in state if name.startswith("_blocks.")})
   return {
@@ -140,7 +140,7 @@ def _folded_layer(state: Mapping[str, np.ndarray], conv: str, norm: str) -> dict
   return {"kernel": jnp.asarray(kernel.transpose(2, 3, 1, 0)), "bias": jnp.asarray(bias).reshape(1, 1, 1, -1)}
 
 
-def read_state_dict(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, ...]]:
+def read_state_dict(path: pathlib.Path) -> dict[str, Shaped[np.ndarray, " ..."]]:
   """The float32 tensors of a state dict in PyTorch's old format; nothing in it is executed.
 
   Raises ConfigError if the file is another one.

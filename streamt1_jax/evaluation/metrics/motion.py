@@ -102,10 +102,11 @@ def pace(frames: UInt8[np.ndarray, "T H W 3"], fps: float, *, torus: bool = Fals
     torus: whether objects leave on one side and come in at the other.
   """
   flow = Flow(torus)
-  step = max(1, round(fps / _DYNAMIC_FPS))
-  sampled = frames[::step] if len(frames) > step else frames[:: len(frames) - 1]
+  wanted = max(1, round(fps / _DYNAMIC_FPS))
+  step = min(wanted, len(frames) - 1)
+  sampled = frames[::step]
   speeds = np.array([_fastest(flow(a, b)) for a, b in zip(sampled, sampled[1:], strict=False)])
-  threshold = _DYNAMIC_LENGTH * min(frames.shape[1:3]) / _DYNAMIC_SIDE
+  threshold = _DYNAMIC_LENGTH * min(frames.shape[1:3]) / _DYNAMIC_SIDE * (step / wanted)
   needed = max(1, round(_DYNAMIC_PAIRS * len(sampled) / _DYNAMIC_FRAMES))
   return Pace(bool((speeds > threshold).sum() >= needed), speeds * (fps / step))
 
