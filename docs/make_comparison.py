@@ -20,7 +20,7 @@ from streamt1_jax.evaluation.compare import report
 from streamt1_jax.evaluation.compare.report import Section
 from streamt1_jax.io import manifest
 
-_POOL_SIZES = ("1", "2", "4", "8", "16")
+_POOL_SIZES = (1, 2, 4, 8, 16)
 """Rows of the pool's table that a page shows."""
 _TABLES = {"methods": "Methods", "equal_cost": "At equal cost", "pool": "Best of n from one pool"}
 """By the ending of the file, the section of the comparison."""
@@ -31,7 +31,9 @@ def tables(comparison: dict[str, Any]) -> dict[str, Section]:
 
   What was compared stands above the first of them.
   """
-  parts = report.sections(comparison["plan"], comparison["results"], comparison["notes"])
+  results = comparison["results"]
+  results = results | {"pool": [row for row in results["pool"] if row["n"] in _POOL_SIZES]}
+  parts = report.sections(comparison["plan"], results, comparison["notes"])
   found = {section.title: section for section in parts}
   found[_TABLES["methods"]] = found[_TABLES["methods"]]._replace(before=parts[0].before)
   return {ending: found[title] for ending, title in _TABLES.items() if found[title].rows}
@@ -39,11 +41,8 @@ def tables(comparison: dict[str, Any]) -> dict[str, Section]:
 
 def content(section: Section) -> dict[str, Any]:
   """What a file of the documentation holds of a part, see `docs/make_evidence.py`."""
-  rows = section.rows
-  if section.head[0] == "n":
-    rows = [row for row in rows if row[0] in _POOL_SIZES]
   note = " ".join(" ".join([*section.before, *section.after]).split())
-  return {"note": note, "columns": list(section.head), "rows": [list(row) for row in rows]}
+  return {"note": note, "columns": list(section.head), "rows": [list(row) for row in section.rows]}
 
 
 def main(argv: list[str]) -> int:

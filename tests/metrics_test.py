@@ -31,7 +31,7 @@ def moving(pixels, frames=17):
 def test_speed_is_that_of_the_motion():
   for pixels in (1, 2):
     found = motion.measure(moving(pixels), 16, torus=True)
-    assert found.speed == pytest.approx(16 * pixels, rel=0.05)
+    assert found.pace.speed == pytest.approx(16 * pixels, rel=0.05)
     assert found.warping_share > 0.95
     # Half a frame's motion away, and moved back: little is left of the frames' own difference.
     assert found.interpolation_error < (1 - found.flicker) / 3
@@ -44,9 +44,9 @@ def test_without_the_torus_what_comes_in_at_a_border_is_no_motion_of_its_own():
 
 def test_vbench_calls_a_video_dynamic_by_its_fastest_pixels():
   # Six pixels at a shorter side of 256 are 1.5 at 64, between frames at 8 frames per second.
-  assert motion.measure(moving(1), 16, torus=True).dynamic
-  assert not motion.measure(moving(1), 8, torus=True).dynamic
-  assert not motion.measure(np.repeat(texture()[None], 17, axis=0), 16).dynamic
+  assert motion.pace(moving(1), 16, torus=True).dynamic
+  assert not motion.pace(moving(1), 8, torus=True).dynamic
+  assert not motion.pace(np.repeat(texture()[None], 17, axis=0), 16).dynamic
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(17, 16), (2, 16), (3, 24)])
@@ -59,7 +59,7 @@ def test_the_pace_of_few_frames_is_in_seconds_too(frames, fps):
 
 def test_a_frozen_video_has_the_best_of_everything_but_motion():
   found = motion.measure(np.repeat(texture()[None], 9, axis=0), 16)
-  assert found.speed == pytest.approx(0, abs=0.1)
+  assert found.pace.speed == pytest.approx(0, abs=0.1)
   assert found.flicker == 1
   assert found.warping_error == pytest.approx(0, abs=1e-6)
   assert found.interpolation_error == pytest.approx(0, abs=1e-4)

@@ -46,11 +46,11 @@ def measure(
     repeats_after: frames after which a perfect video of such a world is the same again; None for other worlds.
 
   Returns:
-    JSON values: the fields of `motion.Motion` but for `speeds`; `consistency`, `coherence_LAGs` (seconds) and
-    `first_last` by features; means of `exposure`; `drift_NAME`, the mean of the last 15 % less that of the first; and
-    `windows`, a list of means over five seconds each. For a world that repeats also `repeats`, a list of
-    `period.Repeat` by number of periods, and `period_error` and `phase_error`, the first of them, None for a video that
-    is too short.
+    JSON values: `dynamic` and `speed` of `motion.Pace`, and all other fields of `motion.Motion`; `consistency`,
+    `coherence_LAGs` (seconds) and `first_last` by features; means of `exposure`; `drift_NAME`, the mean of the last
+    15 % less that of the first; and `windows`, a list of means over five seconds each. For a world that repeats also
+    `repeats`, a list of `period.Repeat` by number of periods, and `period_error` and `phase_error`, the first of them,
+    None for a video that is too short.
 
   Raises ConfigError for a shorter or smaller video, or without the extra `eval`.
   """
@@ -59,8 +59,10 @@ def measure(
   moved = motion.measure(frames, fps, torus=torus)
   found = consistency.features(frames)
   exposed = exposure.measure(frames)
-  curves = exposed | {"speed": moved.speeds, "first_frame_distance": 1 - (found * found[:1]).sum(axis=-1)}
-  of_motion = {name: value for name, value in moved._asdict().items() if name != "speeds"}
+  rest = moved._asdict()
+  pace = rest.pop("pace")
+  of_motion = {"dynamic": pace.dynamic, "speed": pace.speed} | rest
+  curves = exposed | {"speed": pace.speeds, "first_frame_distance": 1 - (found * found[:1]).sum(axis=-1)}
   of_lags = {f"coherence_{lag:g}s": value for lag, value in consistency.coherence(found, fps).items()}
   result = of_motion | {"consistency": consistency.consistency(found)} | of_lags
   result |= {"first_last": consistency.first_last(found)} | {name: float(v.mean()) for name, v in exposed.items()}
