@@ -30,6 +30,8 @@ class Beam(NamedTuple):
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
       decoded from scratch.
+    lineage: its last `settle_within` chunks, oldest first, each by its place among the candidates of its chunk; None for
+      a search without that bound.
   """
 
   memory: Any
@@ -39,6 +41,7 @@ class Beam(NamedTuple):
   past: Shaped[Array, "P ..."] | None
   codec: Any
   latents: Float32[Array, "window F C H W"] | None
+  lineage: Int32[Array, " L"] | None = None
 
 
 class SearchState(NamedTuple):
@@ -194,6 +197,7 @@ def init_state(
       past=jnp.zeros((past, *codec.frame_shape()), codec.frame_dtype()) if past else None,
       codec=codec.init_state(params["codec"]),
       latents=jnp.zeros(window) if search.judges and search.reward_decode == "scratch" else None,
+      lineage=jnp.zeros(search.settle_within, jnp.int32) if search.settle_within else None,
     )
 
   beams = jax.vmap(empty_beam, axis_size=search.top_k)()

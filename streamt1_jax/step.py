@@ -327,14 +327,26 @@ class Step:
   def select(self, scores: Scores) -> Choice:
     """Asks the policy. Raises ConfigError if the choice does not fit the search."""
     policy, key = search_policy(self.search), selection_key(self.state.base_seed, self.chunk_index)
-    choice = policy.select(self.carry, scores, key, self.chunk_index, self.condition.num_chunks)
-    return require_choice(choice, policy, self.search)
+
+    def ask(scores: Scores) -> Choice:
+      choice = policy.select(self.carry, scores, key, self.chunk_index, self.condition.num_chunks)
+      return require_choice(choice, policy, self.search)
+
+    choice, lineage = ask(scores), self.laid_out(self.state.beams.lineage)
+    if lineage is None:
+      return choice
+    # Once more, among those alone that descend from the best survivor's chunk of `settle_within` chunks ago.
+    best = choice.survivor[jnp.argmax(choice.score)] // self.search.beam_size
+    agrees = lineage[:, 0] == lineage[best, 0]
+    return ask(scores._replace(usable=scores.usable & agrees[:, None]))
 
   def close(self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"]) -> tuple[Beam, Candidates]:
     """The beams that the survivors begin the next chunk with, and the survivors."""
     with jax.named_scope("prune"):
       winners = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[survivor], candidates)
       beams = self._gather(beams, survivor // self.search.beam_size)
+      if beams.lineage is not None:
+        beams = beams._replace(lineage=jnp.concatenate([beams.lineage[:, 1:], survivor[:, None]], axis=1))
       winners = self.laid_out(winners, "beam")
     return self.keep(beams, winners)
 
@@ -457,4 +469,5 @@ class Step:
       past=jax.vmap(_append_frames, in_axes=(0, None, 0))(beams.past, self.num_past, winners.frames),
       codec=winners.codec,
       latents=None if beams.latents is None else append_latents(beams.latents, winners.latents, self.chunk_index),
+      lineage=beams.lineage,
     )

@@ -209,7 +209,9 @@ def test_one_call_of_a_large_reward():
   assert 0 < found["weight_bytes"] < 4e6
 
 
+@pytest.mark.slow
 def test_the_decoder_alone():
+  """Slow: it compiles the decoder twice."""
   found = device_speed.decoder(SIZES["small"]())
   for way in ("frame_by_frame", "at_once"):
     assert found[f"{way}_frames_per_second"] == pytest.approx(12 / found[f"{way}_seconds_per_chunk"])

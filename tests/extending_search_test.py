@@ -42,10 +42,11 @@ def test_every_search_has_a_page(name):
   text = (PAGES / f"{name}.md").read_text()
   assert f"`--search={name}`" in text
   headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
-  assert headings[:4] == ["What it does", "When to use it", "Cost", "Source"]
+  assert headings[:5] == ["What it does", "When to use it", "Cost", "Source", "Figures"]
+  assert f"<!-- figures: {name} -->" in text
 
 
-def test_the_table_of_searches_is_what_the_package_says():
+def test_pages_of_searches_are_what_the_package_and_the_evidence_say():
   spec = importlib.util.spec_from_file_location("make_methods", REPOSITORY / "docs/make_methods.py")
   program = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(program)

@@ -42,7 +42,9 @@ def _snapshot(folder: pathlib.Path, repo: str = REPO) -> pathlib.Path:
   return folder / f"hf/hub/models--{repo.replace('/', '--')}/snapshots/{hub_server.COMMIT}"
 
 
+@pytest.mark.slow
 def test_a_video_of_a_model_on_the_hub(tmp_path, server, model):
+  """Slow: it compiles a search, in a process of its own."""
   quick = command_line.quick_compilation(tmp_path / "compiled")
   result = server.run(tmp_path, "generate", *VIDEO, f"--checkpoint=hf://{REPO}@v1", jax_settings=quick)
   assert result.code == 0, result

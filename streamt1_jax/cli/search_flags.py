@@ -35,6 +35,7 @@ _INTEGERS = {
   "sliding_window": "Chunks the video reward sees.",
   "judge_every": "Chunks from one that is judged to the next; the first is judged.",
   "look_ahead": "Chunks by which every candidate is carried on, to be judged by what follows.",
+  "settle_within": "Chunks after which all beams must share a chunk, so that a live stream can show it; 0 sets no bound.",
   "round_size": "Candidates of a beam drawn at a time; 0 draws all at once.",
   "round_budget": "Rounds given to every chunk; a chunk that draws fewer leaves them to later ones.",
   "max_sink_frames": "Latent frames the sinks may grow to.",

@@ -49,6 +49,9 @@ class SearchConfig:
     look_ahead: chunks by which every candidate of a judged chunk is carried on before survivors are chosen; they are
       judged and thrown away. A candidate is ranked by the mean of its own scores and theirs. Nothing is made behind the
       video's last chunk.
+    settle_within: chunks after which all beams must descend from the same chunk. Candidates of beams that then differ
+      from the best survivor's in an older chunk do not survive, so a stream that shows what beams share lags behind by
+      at most so many chunks. A chunk that is not judged decides nothing: the next judged one does. 0 sets no bound.
     round_size: candidates of a beam that are drawn at one time, so that a chunk has beam_size / round_size rounds; 0
       draws all at once. Nothing large of a round is kept: winners are decoded again.
     accept: hybrid score that is good enough: no further round is drawn once `top_k` candidates have it. None never is.
@@ -78,6 +81,7 @@ class SearchConfig:
   sink_distance: int | None = dataclasses.field(default=None, metadata=LATER)
   judge_every: int = dataclasses.field(default=1, metadata=LATER)
   look_ahead: int = dataclasses.field(default=0, metadata=LATER)
+  settle_within: int = dataclasses.field(default=0, metadata=LATER)
   round_size: int = dataclasses.field(default=0, metadata=LATER)
   accept: float | None = dataclasses.field(default=None, metadata=LATER)
   least_gain: float | None = dataclasses.field(default=None, metadata=LATER)
@@ -108,6 +112,11 @@ class SearchConfig:
     require(
       self.judges or self.look_ahead == 0,
       f"judges=False judges nothing that follows: look_ahead must be 0, got {self.look_ahead}",
+    )
+    require(self.settle_within >= 0, f"settle_within must be at least 0 chunks, got {self.settle_within}")
+    require(
+      self.judges or self.settle_within == 0,
+      f"judges=False leaves every beam alone: settle_within must be 0, got {self.settle_within}",
     )
     self._require_rounds()
     require(
@@ -146,7 +155,8 @@ class SearchConfig:
   def unjudged(self) -> SearchConfig:
     """What the same search does in a chunk that it does not judge: one candidate per beam."""
     rounds: dict[str, Any] = {"round_size": 0, "accept": None, "least_gain": None, "round_budget": 0}
-    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, judge_every=1, look_ahead=0, **rounds)
+    others: dict[str, Any] = {"judge_every": 1, "look_ahead": 0, "settle_within": 0}
+    return dataclasses.replace(self, beam_size=1, policy=None, judges=False, **others, **rounds)
 
   @classmethod
   def released(cls, **overrides) -> SearchConfig:

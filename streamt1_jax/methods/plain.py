@@ -37,7 +37,7 @@ BEAM = Method(
   "beam",
   "A beam over chunks: the best of all candidates go on, with independent noise and without added sinks.",
   _beam,
-  ("beam_size", "top_k", "fusion_cap", *JUDGING, "sink_distance"),
+  ("beam_size", "top_k", "fusion_cap", *JUDGING, "sink_distance", "settle_within"),
 )
 GREEDY = Method(
   "greedy",

@@ -11,7 +11,7 @@ _SIZES = ("beam_size", "top_k")
 _NOISE = ("noise_sigma",)
 _SINKS = ("short_threshold", "long_threshold", "max_sink_frames")
 _FUSION = ("fusion_cap",)
-_PARTS = (*_SIZES, *_NOISE, *_SINKS, *_FUSION, *JUDGING, "sink_distance")
+_PARTS = (*_SIZES, *_NOISE, *_SINKS, *_FUSION, *JUDGING, "sink_distance", "settle_within")
 
 
 def _without(*fields: str) -> tuple[str, ...]:

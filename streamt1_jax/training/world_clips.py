@@ -5,7 +5,8 @@ What a chunk sees of its past decides which clips the training of the DiT needs:
   plain   one caption all the time; some begin with a still picture, as a video that goes on from a picture
   far     one caption, but the first chunk, the sink, is from long ago: it says where objects must be by now
   early   the caption changes before anything has left the window
-  late    the first chunk, the sink, is from long ago, when the caption was another; it changes again, or not
+  late    the first chunk, the sink, is from long ago, when the caption was another, and it changes again, or not; or the
+          caption changes for the first time
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class ClipShares:
   Attributes:
     two_objects: how often a clip has two objects.
     early: how often its caption changes early.
-    late: how often its sink is of another caption.
+    late: how often its sink is from long ago, and of another caption.
     still: how often a plain clip begins with a still picture.
     far: how often the sink of another plain clip is from long ago.
     anywhere: how often objects start anywhere and not on the coarse grid.
@@ -116,11 +117,13 @@ def _any_clip(
   kind = rng.random()
   late, early = kind < shares.late, shares.late <= kind < shares.late + shares.early
   if late:
-    # As in a video with several captions: one thing has happened since the first chunk, or two.
-    for _ in range(int(rng.integers(1, 3))):
+    # As in a video with several captions: nothing has happened since the first chunk, or one thing, or two.
+    events = int(rng.integers(3))
+    for _ in range(events):
       description = world.draw_event(rng, description, split)
-    descriptions, begins = [*descriptions, description], [0, begin(1)]
-    switch = int(rng.choice((0, 1 + KEPT_CHUNKS)))
+    if events:
+      descriptions, begins = [*descriptions, description], [0, begin(1)]
+    switch = int(rng.choice((0, 1 + KEPT_CHUNKS))) if events else 1 + KEPT_CHUNKS
   elif early:
     switch = int(rng.integers(1, 2 + KEPT_CHUNKS))
   if switch:
