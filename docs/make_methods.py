@@ -3,7 +3,7 @@
   python docs/make_methods.py           rewrites them
   python docs/make_methods.py --check   exit code 1 if a page is not what the package and the evidence say
 
-Everything between two such lines of a page is generated, and committed:
+Everything between such a pair of lines is generated, and committed:
 
   <!-- methods -->
   <!-- end of methods -->
@@ -54,8 +54,8 @@ def figures(name: str) -> str:
     "|---|---|---|---|---|---|",
     *(f"| {' | '.join(row)} |" for row in rows),
     "",
-    "All at once: share of videos in which everything is as the caption says, with 95 % intervals. "
-    "[What was compared, and how](../evidence/search.md).",
+    "The small model; all at once is the share of videos in which everything is as the caption says. [Whose captions, "
+    "how many, and what the intervals are](../evidence/search.md).",
     "",
   ]
   return "\n".join(lines)

@@ -30,8 +30,8 @@ class Beam(NamedTuple):
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
       decoded from scratch.
-    lineage: its last `settle_within` chunks, oldest first, each by its place among the candidates of its chunk; None for
-      a search without that bound.
+    lineage: its last `settle_within` chunks, oldest first, each by a number that no other survivor of that chunk has;
+      None for a search without that limit.
   """
 
   memory: Any
@@ -41,7 +41,7 @@ class Beam(NamedTuple):
   past: Shaped[Array, "P ..."] | None
   codec: Any
   latents: Float32[Array, "window F C H W"] | None
-  lineage: Int32[Array, " L"] | None = None
+  lineage: Int32[Array, " recent"] | None = None
 
 
 class SearchState(NamedTuple):

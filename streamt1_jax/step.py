@@ -338,7 +338,8 @@ class Step:
     # Once more, among those alone that descend from the best survivor's chunk of `settle_within` chunks ago.
     best = choice.survivor[jnp.argmax(choice.score)] // self.search.beam_size
     agrees = lineage[:, 0] == lineage[best, 0]
-    return ask(scores._replace(usable=scores.usable & agrees[:, None]))
+    settled = ask(scores._replace(usable=scores.usable & agrees[:, None]))
+    return settled._replace(log_weight=choice.log_weight)
 
   def close(self, beams: Beam, candidates: Candidates, survivor: Int32[Array, " K"]) -> tuple[Beam, Candidates]:
     """The beams that the survivors begin the next chunk with, and the survivors."""

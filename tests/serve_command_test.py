@@ -16,11 +16,13 @@ import aiohttp
 import numpy as np
 import pytest
 
-from streamt1_jax.cli import command, live_result, results, serve
+from streamt1_jax.cli import command, live_result, results, search_flags, serve
+from streamt1_jax.cli import generate as generating
 from streamt1_jax.execution import Execution
 from streamt1_jax.io import part_files
 from streamt1_jax.parallel.mesh import make_mesh
 from streamt1_jax.report import account
+from streamt1_jax.serve import presets
 from tests import command_line, trace_schema
 from tests.command_line import call, generate, save_model, small_model
 from tests.live_server import PATIENCE, Client, live
@@ -112,6 +114,12 @@ def test_only_searches_are_offered_that_the_devices_divide():
   divided = [name for name, search in searches.items() if search.beam_size % 4 == 0]
   assert "1x4" in divided
   assert list(serve.offered(searches, in_turn)) == divided != list(searches)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_flags_ask_for_the_search_of_their_name(name):
+  values = command.parse(generating.define_flags, ["--prompt=a", *presets.FLAGS[name]])
+  assert search_flags.search_config(values, small_model()) == presets.PRESETS[name](small_model())
 
 
 class Late:

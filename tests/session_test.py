@@ -1,6 +1,7 @@
 """Sessions: what people say takes effect between chunks, is answered, and can be told again."""
 
 import dataclasses
+import functools
 import gc
 import threading
 
@@ -384,6 +385,15 @@ class TestBeams:
     session.save(tmp_path / "saved")
     rest = list(_resumed(tmp_path / "saved", _ToyRuntime(toy.MODELS, toy.PARAMS)))
     _same(first + rest, whole)
+
+  @pytest.mark.parametrize(("emit", "lag"), [("settled", 1), ("commit", 0)])
+  def test_a_search_with_a_limit_is_saved(self, tmp_path, emit, lag):
+    make = functools.partial(_toy_session, dataclasses.replace(TOY_SEARCH, settle_within=1), emit=emit)
+    whole, session = list(make()), make()
+    assert max(chunk.lag for chunk in whole) == lag
+    first = [next(session)]
+    session.save(tmp_path / "saved")
+    _same(first + list(_resumed(tmp_path / "saved", _ToyRuntime(toy.MODELS, toy.PARAMS))), whole)
 
   def test_a_stopped_session_goes_on_from_what_it_showed(self, tmp_path):
     """What is shown after a stop leads to the best beam, and the other beam, which may win later, is given up."""

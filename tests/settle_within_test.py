@@ -75,6 +75,10 @@ class TestBound:
     assert third.survivor.tolist() == [2 * best + int(np.argmax(third.candidates.hybrid[best]))] * 3
     assert states[2][0].beams.lineage.tolist() == [[second.survivor[best], third.survivor[0]]] * 3
 
+  def test_weights_are_those_of_all_candidates(self):
+    for _, trace in _states(dataclasses.replace(SEARCH, beam_size=1, policy=Particles(40.0, score="sum"))):
+      assert np.isfinite(trace.log_weight).all()
+
   def test_a_bound_that_no_video_reaches_changes_nothing(self):
     for policy in POLICIES:
       usual, bounded = (
@@ -131,6 +135,14 @@ class TestBadInput:
   def test_a_negative_bound(self):
     with pytest.raises(ConfigError, match="settle_within must be at least 0 chunks, got -1"):
       SearchConfig(settle_within=-1)
+
+  def test_rounds(self):
+    with pytest.raises(ConfigError, match="rounds stop by .*settle_within must be 0, got 2"):
+      SearchConfig(beam_size=4, round_size=2, settle_within=2)
+
+  def test_copies_that_would_never_differ(self):
+    with pytest.raises(ConfigError, match="first_candidate must be 'fresh' for settle_within 2 .*got 'reuse'"):
+      SearchConfig(beam_size=1, top_k=2, settle_within=2)
 
   def test_a_search_that_chooses_nothing(self):
     with pytest.raises(ConfigError, match="judges=False .*settle_within must be 0, got 2"):

@@ -35,7 +35,7 @@ _INTEGERS = {
   "sliding_window": "Chunks the video reward sees.",
   "judge_every": "Chunks from one that is judged to the next; the first is judged.",
   "look_ahead": "Chunks by which every candidate is carried on, to be judged by what follows.",
-  "settle_within": "Chunks after which all beams must share a chunk, so that a live stream can show it; 0 sets no bound.",
+  "settle_within": "Chunks after which all beams must share a chunk, so that a live stream can show it; 0: no limit.",
   "round_size": "Candidates of a beam drawn at a time; 0 draws all at once.",
   "round_budget": "Rounds given to every chunk; a chunk that draws fewer leaves them to later ones.",
   "max_sink_frames": "Latent frames the sinks may grow to.",
@@ -160,9 +160,10 @@ def require_usable(search: SearchConfig, model: ModelConfig) -> None:
   window_codecs.require_usable(search.reward_codec)
   if not search.judges:
     return
-  # Both set the size of what every beam carries; more than the longest video has would only fill the memory.
+  # They set the size of what every beam carries; more than the longest video has would only fill the memory.
   frames = model.backbone.max_frames
-  for name, limit in (("sliding_window", frames // model.chunk_frames), ("max_sink_frames", frames)):
+  chunks = frames // model.chunk_frames
+  for name, limit in (("sliding_window", chunks), ("settle_within", chunks), ("max_sink_frames", frames)):
     if getattr(search, name) > limit:
       raise ConfigError(f"{name} must be at most {limit} (rotary tables), got {getattr(search, name)}")
 

@@ -49,9 +49,10 @@ class SearchConfig:
     look_ahead: chunks by which every candidate of a judged chunk is carried on before survivors are chosen; they are
       judged and thrown away. A candidate is ranked by the mean of its own scores and theirs. Nothing is made behind the
       video's last chunk.
-    settle_within: chunks after which all beams must descend from the same chunk. Candidates of beams that then differ
-      from the best survivor's in an older chunk do not survive, so a stream that shows what beams share lags behind by
-      at most so many chunks. A chunk that is not judged decides nothing: the next judged one does. 0 sets no bound.
+    settle_within: chunks after which all beams must share a chunk, so that a stream which shows what they share lags
+      behind by no more. Where beams still differ in an older chunk, only candidates that descend from the same one as
+      the best survivor may survive. In chunks that are not judged nothing is decided; the next judged one does it. 0
+      sets no limit.
     round_size: candidates of a beam that are drawn at one time, so that a chunk has beam_size / round_size rounds; 0
       draws all at once. Nothing large of a round is kept: winners are decoded again.
     accept: hybrid score that is good enough: no further round is drawn once `top_k` candidates have it. None never is.
@@ -113,17 +114,27 @@ class SearchConfig:
       self.judges or self.look_ahead == 0,
       f"judges=False judges nothing that follows: look_ahead must be 0, got {self.look_ahead}",
     )
-    require(self.settle_within >= 0, f"settle_within must be at least 0 chunks, got {self.settle_within}")
-    require(
-      self.judges or self.settle_within == 0,
-      f"judges=False leaves every beam alone: settle_within must be 0, got {self.settle_within}",
-    )
+    self._require_settling()
     self._require_rounds()
     require(
       self.policy is None or _is_policy(self.policy),
       f"policy must have init and select and be an instance of a frozen dataclass, got {self.policy!r}",
     )
     require_choices(self)
+
+  def _require_settling(self) -> None:
+    chunks = self.settle_within
+    require(chunks >= 0, f"settle_within must be at least 0 chunks, got {chunks}")
+    require(self.judges or chunks == 0, f"judges=False leaves every beam alone: settle_within must be 0, got {chunks}")
+    require(
+      self.round_size == 0 or chunks == 0,
+      f"rounds stop by the candidates of all beams: settle_within must be 0, got {chunks}",
+    )
+    require(
+      chunks == 0 or self.beam_size > 1 or self.top_k == 1 or self.first_candidate == "fresh",
+      f"first_candidate must be 'fresh' for settle_within {chunks} with one candidate per beam: copies of a beam would "
+      f"draw the same noise, got {self.first_candidate!r}",
+    )
 
   def _require_rounds(self) -> None:
     size, budget, accept, gain = self.round_size, self.round_budget, self.accept, self.least_gain

@@ -13,8 +13,8 @@ from streamt1_jax.methods.spec import Method
 from streamt1_jax.policies import Particles, PerBeam, ProbabilisticTopK, RankEnsemble, TopK
 
 _UNITS = ("noise_sigma", "max_sink_frames", "short_threshold", "long_threshold")
-_EVERY_CHUNK = ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance", "settle_within")
-_FIELDS = (*_EVERY_CHUNK, "judge_every")
+_EVERY_CHUNK = ("beam_size", "top_k", "fusion_cap", *_UNITS, *JUDGING, "sink_distance")
+_FIELDS = (*_EVERY_CHUNK, "judge_every", "settle_within")
 _PARTICLES = {"alpha": None, "beta": 1.0, "ess_threshold": 0.5}
 
 

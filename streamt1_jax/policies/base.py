@@ -26,7 +26,8 @@ class Scores(NamedTuple):
     short: short-term score.
     long: long-term score.
     hybrid: the two combined.
-    usable: latents and scores are all finite. Others must not survive.
+    usable: latents and scores are all finite, and the search lets it survive (`SearchConfig.settle_within`). Others
+      must not survive.
   """
 
   short: Float32[Array, "K B"]
@@ -65,7 +66,7 @@ class Policy(Protocol):
   def select(
     self, carry: Any, scores: Scores, key: PRNGKeyArray, chunk_index: IntScalar, num_chunks: IntScalar
   ) -> Choice:
-    """Chooses K of the K * B candidates.
+    """Chooses K of the K * B candidates. A search with `settle_within` asks twice, with the same carry and key.
 
     Args:
       carry: what the beams that were drawn from carry, [K, ...].

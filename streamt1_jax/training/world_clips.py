@@ -5,8 +5,8 @@ What a chunk sees of its past decides which clips the training of the DiT needs:
   plain   one caption all the time; some begin with a still picture, as a video that goes on from a picture
   far     one caption, but the first chunk, the sink, is from long ago: it says where objects must be by now
   early   the caption changes before anything has left the window
-  late    the first chunk, the sink, is from long ago, when the caption was another, and it changes again, or not; or the
-          caption changes for the first time
+  late    the first chunk, the sink, is from long ago. The caption has changed since, and changes again or not; or it
+          changes now for the first time
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class ClipShares:
   Attributes:
     two_objects: how often a clip has two objects.
     early: how often its caption changes early.
-    late: how often its sink is from long ago, and of another caption.
+    late: how often its sink is from long ago, and of a caption before the last one.
     still: how often a plain clip begins with a still picture.
     far: how often the sink of another plain clip is from long ago.
     anywhere: how often objects start anywhere and not on the coarse grid.
@@ -61,7 +61,7 @@ class TrainingClip:
     description: of the last caption.
     sink: what the first chunk's caption says.
     switch: chunk with which the last caption begins; 0 if it did not change while a training could see it.
-    late: whether the first chunk is from long ago, of an older caption.
+    late: whether the first chunk is from long ago, of a caption before the last one.
     gap: chunks that are left out behind the first one, less than `PERIOD`; the world went on in the meantime.
   """
 
