@@ -45,8 +45,9 @@ class Particles:
   below `ess_threshold` of their number, and after the last chunk they keep their weights. With more candidates, the
   beams of the next chunk are drawn after every chunk, and after the last one the heaviest candidates stay.
 
-  The target is met exactly with `noise_sigma=0`: copies of a beam share their parent's noise. An infinite `alpha`
-  leaves every beam alone; a tiny one copies the best over all others.
+  The target is met exactly with `noise_sigma=0`, because copies of a beam share their parent's noise, and without
+  `settle_within`, which now and then keeps the heaviest lineage alone. An infinite `alpha` leaves every beam alone; a
+  tiny one copies the best over all others.
 
   Attributes:
     alpha: temperature, in units of the score; `alpha_of` finds it.
