@@ -57,21 +57,3 @@ def test_the_world_repeats_after_the_period():
   starts = world.starts_of(shapes.START_POSITIONS[0])
   begin, end = world.play([clip.description], [0], starts, np.array([0, frames])).center
   np.testing.assert_array_equal(begin, end)
-
-
-def test_captions_behind_a_sink_from_long_ago():
-  """Nothing has happened since, and then the caption changes; or something has, and it changes again, or not."""
-  shown = lambda clip, frame: [values[frame].tolist() for values in clip.states[1:]]
-  chunks = FIRST + LATER * world_clips.KEPT_CHUNKS
-  found = set()
-  for clip in _drawn(dataclasses.replace(PLAIN, late=1.0)):
-    assert clip.late
-    assert clip.gap == 0
-    happened = shown(clip, 0) != shown(clip, FIRST)
-    assert shown(clip, FIRST) == shown(clip, chunks - 1)
-    changes = shown(clip, chunks - 1) != shown(clip, chunks)
-    found.add((happened, changes, clip.switch))
-  # An event may change nothing that is seen in a frame: a direction or a speed.
-  assert {(True, True, 4), (True, False, 0), (False, True, 4)} <= found
-  assert (False, True, 0) not in found
-  assert (True, True, 0) not in found

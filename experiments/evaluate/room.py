@@ -6,7 +6,8 @@
 
 Prints a Markdown table, and in the last line JSON: the share of videos that show all that their captions say, and what
 a perfect judge of 4 and of all would reach, each with a 95 % bootstrap interval over prompts; and how often each
-verdict fails. Every prompt is one line of `--output`. A run that was interrupted goes on behind the last one.
+verdict fails. For timelines a second table says how often a caption holds, by what happens with it. Every prompt is one
+line of `--output`. A run that was interrupted goes on behind the last one.
 """
 
 import json
@@ -17,6 +18,7 @@ from absl import flags
 
 from streamt1_jax.cli import caption_flags, command, files, flag_types, search_flags
 from streamt1_jax.evaluation import room
+from streamt1_jax.io import markdown
 from streamt1_jax.io.rows import Row
 
 
@@ -49,6 +51,8 @@ def run(values: flags.FlagValues) -> None:
   made = caption_flags.rows_of(values, settings, count, begin)
   result = room.summary(made)
   print(room.table(result))
+  if segments > 1:
+    print(markdown.table(["what happens", "objects", "captions", "it holds"], room.by_event(made)))
   print(json.dumps({"settings": settings, "results": result, "failures": room.failures(made)}), flush=True)
 
 

@@ -3,6 +3,7 @@
 A prompt is a timeline of captions; one caption is the shortest one.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -105,6 +106,22 @@ def table(result: Mapping[str, Mapping[str, float]]) -> str:
   """The summary in Markdown."""
   rows = ([name, f"{of['mean']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"] for name, of in result.items())
   return markdown.table(["", "all at once"], rows)
+
+
+def by_event(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  """How often the captions of timelines hold, by what happens with them and how many objects they have.
+
+  Returns:
+    Cells: what happens (`world.kind_of_event`; "begins" for a first caption), objects, captions, share that holds.
+  """
+  held: dict[tuple[str, int], list[bool]] = {}
+  for row in rows:
+    descriptions = [world.parse(caption) for caption in row["captions"]]
+    before = ["begins", *itertools.starmap(world.kind_of_event, itertools.pairwise(descriptions))]
+    for video in row["videos"]:
+      for event, description, until in zip(before, descriptions, video["chunks_until"], strict=True):
+        held.setdefault((event, len(description.things)), []).append(until is not None)
+  return [[event, str(things), str(len(of)), f"{np.mean(of):.2f}"] for (event, things), of in sorted(held.items())]
 
 
 def failures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -83,7 +83,7 @@ class ClipKind(NamedTuple):
 
   Attributes:
     switch: chunk with which the caption changes, or 0.
-    late: whether the first chunk is from long ago, of a caption before the last one.
+    late: whether the first chunk is of an older caption.
     gap: chunks left out behind the first one.
   """
 

@@ -5,8 +5,7 @@ What a chunk sees of its past decides which clips the training of the DiT needs:
   plain   one caption all the time; some begin with a still picture, as a video that goes on from a picture
   far     one caption, but the first chunk, the sink, is from long ago: it says where objects must be by now
   early   the caption changes before anything has left the window
-  late    the first chunk, the sink, is from long ago. The caption has changed since, and changes again or not; or it
-          changes now for the first time
+  late    the first chunk, the sink, is from long ago, when the caption was another; it changes again, or not
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ class ClipShares:
   Attributes:
     two_objects: how often a clip has two objects.
     early: how often its caption changes early.
-    late: how often its sink is from long ago, and of a caption before the last one.
+    late: how often its sink is of another caption.
     still: how often a plain clip begins with a still picture.
     far: how often the sink of another plain clip is from long ago.
     anywhere: how often objects start anywhere and not on the coarse grid.
@@ -61,7 +60,7 @@ class TrainingClip:
     description: of the last caption.
     sink: what the first chunk's caption says.
     switch: chunk with which the last caption begins; 0 if it did not change while a training could see it.
-    late: whether the first chunk is from long ago, of a caption before the last one.
+    late: whether the first chunk is from long ago, of an older caption.
     gap: chunks that are left out behind the first one, less than `PERIOD`; the world went on in the meantime.
   """
 
@@ -117,13 +116,11 @@ def _any_clip(
   kind = rng.random()
   late, early = kind < shares.late, shares.late <= kind < shares.late + shares.early
   if late:
-    # As in a video with several captions: nothing has happened since the first chunk, or one thing, or two.
-    events = int(rng.integers(3))
-    for _ in range(events):
+    # As in a video with several captions: one thing has happened since the first chunk, or two.
+    for _ in range(int(rng.integers(1, 3))):
       description = world.draw_event(rng, description, split)
-    if events:
-      descriptions, begins = [*descriptions, description], [0, begin(1)]
-    switch = int(rng.choice((0, 1 + KEPT_CHUNKS))) if events else 1 + KEPT_CHUNKS
+    descriptions, begins = [*descriptions, description], [0, begin(1)]
+    switch = int(rng.choice((0, 1 + KEPT_CHUNKS)))
   elif early:
     switch = int(rng.integers(1, 2 + KEPT_CHUNKS))
   if switch:
