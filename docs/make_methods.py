@@ -63,10 +63,10 @@ def figures(name: str) -> str:
 
 def _compared(name: str, path: pathlib.Path) -> Iterator[list[str]]:
   evidence = json.loads(path.read_text(encoding="utf-8"))
-  places = [evidence["columns"].index(column) for column in _COLUMNS]
-  for search, *cells in evidence["rows"]:
-    if search.partition(":")[0] == name:
-      yield [evidence["title"].rpartition(":")[0], f"`{search}`", *(cells[place - 1] for place in places)]
+  for row in evidence["rows"]:
+    cells = dict(zip(evidence["columns"], row, strict=True))
+    if cells["method"].partition(":")[0] == name:
+      yield [evidence["title"].rpartition(":")[0], f"`{cells['method']}`", *(cells[column] for column in _COLUMNS)]
 
 
 def fill(page: str) -> str:

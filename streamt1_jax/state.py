@@ -30,8 +30,8 @@ class Beam(NamedTuple):
     codec: decoder state.
     latents: latents of the sliding window's chunks, oldest first, left-aligned; None unless rewards judge what is
       decoded from scratch.
-    lineage: its last `settle_within` chunks, oldest first, each by a number that no other survivor of that chunk has;
-      None for a search without that limit.
+    lineage: its last `settle_within` chunks, oldest first, each by a number that two survivors of a chunk share
+      only if they are the same candidate; None for a search without that limit.
   """
 
   memory: Any

@@ -118,8 +118,8 @@ def test_only_searches_are_offered_that_the_devices_divide():
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_flags_ask_for_the_search_of_their_name(name):
-  values = command.parse(generating.define_flags, ["--prompt=a", *presets.FLAGS[name]])
-  assert search_flags.search_config(values, small_model()) == presets.PRESETS[name](small_model())
+  values = command.parse(generating.define_flags, ["--prompt=a", *presets.PRESETS[name].flags])
+  assert search_flags.search_config(values, small_model()) == presets.PRESETS[name].search(small_model())
 
 
 class Late:

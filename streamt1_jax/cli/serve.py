@@ -60,7 +60,7 @@ from streamt1_jax.planning.memory import WAYS
 from streamt1_jax.report.pictures import FRAMES_PER_STRIP
 from streamt1_jax.rewards import selection
 from streamt1_jax.serve import processes
-from streamt1_jax.serve.presets import FLAGS, PRESETS
+from streamt1_jax.serve.presets import PRESETS
 from streamt1_jax.state import ChunkTrace
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ async def serve(
 
 def find_searches(model: ModelConfig) -> dict[str, SearchConfig]:
   """The searches that clients may choose, as they run in a video without an end. Raises ConfigError."""
-  made = {name: preset(model) for name, preset in PRESETS.items()}
+  made = {name: preset.search(model) for name, preset in PRESETS.items()}
   return {name: dataclasses.replace(search, sink_distance=SINK_DISTANCE) for name, search in made.items()}
 
 
@@ -264,7 +264,7 @@ def make_studio(pipeline: Pipeline, searches: Mapping[str, SearchConfig], values
 
   def keep(start: Start) -> LiveResult:
     name = start.search or default
-    options: dict[str, Any] = {"method": name, "flags": [*model_flags, *FLAGS[name]], "rewards": rewards}
+    options: dict[str, Any] = {"method": name, "flags": [*model_flags, *PRESETS[name].flags], "rewards": rewards}
     options |= {"session": SessionConfig(searches[name]), "prompt": start.prompt, "picture": _picture(start)}
     return LiveResult(os.path.abspath(values.output_dir), pipeline, **options)
 
